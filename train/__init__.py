@@ -1,0 +1,1 @@
+"""The dual-branch model, its objective, its three stages and its sampler."""

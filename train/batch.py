@@ -1,0 +1,61 @@
+"""What flows through training: latents of a batch, the branches' inputs that a task makes of them, and the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REFERENCE, CONDITION, NOISY = 0, 1, 2
+"""Role of a token: clean reference, clean condition, or the noisy part that is denoised and scored."""
+
+
+@dataclass
+class LatentBatch:
+    """A batch after the codecs and before a task is chosen. All clips of a batch have the same length and size.
+
+    video [B, 48, T, h, w]; reference [B, 48, 1, h, w] (one frame of the same person); mel [B, 100, L];
+    reference_mel [B, 100, Lr] (the same voice, other words where there are any); caption [B, Lc, Dc] with
+    caption_mask bool [B, Lc]; speech_ids int64 [B, Ls] (text to be spoken, as byte ids) with speech_mask bool [B, Ls];
+    face [B, T, h/2, w/2] in 0..1, share of a video token inside the face oval. Video members are None in audio-only work.
+    """
+
+    keys: list[str]
+    mel: Tensor
+    reference_mel: Tensor
+    speech_ids: Tensor
+    speech_mask: Tensor
+    video: Tensor | None = None
+    reference: Tensor | None = None
+    caption: Tensor | None = None
+    caption_mask: Tensor | None = None
+    face: Tensor | None = None
+
+
+@dataclass
+class BranchInput:
+    """One branch's `[ref | cond | noisy]` sequence; frames are latent frames (video) or mel frames (audio).
+
+    latent: video [B, 48, N, h, w], audio [B, 100, N]; role int64 [N]; clock int64 [N]: position on the clip's own
+    clock (latent index or mel index), so that a condition and the noisy part of the same instant share it, and
+    negative for references; timestep float [B]: diffusion time in 0..1 of the noisy part (1 is noise), clean parts are
+    at 0; text: video [B, Lc, Dc] features, audio int64 [B, Ls] byte ids; text_mask bool, True where there is text.
+    """
+
+    latent: Tensor
+    role: Tensor
+    clock: Tensor
+    timestep: Tensor
+    text: Tensor
+    text_mask: Tensor
+
+
+@dataclass
+class DualOutput:
+    """Velocities shaped like the inputs' latents (None for an absent branch); face_masks [layers, B, N, h/2 * w/2]."""
+
+    video: Tensor | None
+    audio: Tensor | None
+    face_masks: Tensor | None

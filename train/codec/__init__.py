@@ -1,0 +1,1 @@
+"""What stands between media and tokens: video, audio and text codecs."""

@@ -1,0 +1,1 @@
+"""The model as modules: backbones, interaction, face-aware modulation."""
