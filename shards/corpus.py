@@ -89,6 +89,11 @@ def _schemas() -> dict[str, pa.Schema]:
     }
 
 
+def schema(table: str) -> pa.Schema:
+    """Columns and types of a table, by name."""
+    return _schemas()[table]
+
+
 KEYS = {"sources": "source_id", "clips": "clip_id", "failures": "uri", "decisions": "clip_id"}
 
 
@@ -121,7 +126,9 @@ class Corpus:
             part.write_text(json.dumps({"corpus_version": CORPUS_VERSION}) + "\n")
             os.replace(part, marker)
         except OSError as error:
-            raise UserError(f"the corpus cannot be written: {error.strerror}", where=path, do="check rights and space") from error
+            raise UserError(
+                f"the corpus cannot be written: {error.strerror}", where=path, do="check rights and space"
+            ) from error
         return Corpus(path)
 
     @staticmethod
@@ -197,7 +204,7 @@ class Corpus:
                     connection.register(name, self.read(name))
             for name, table in tables.items():
                 connection.register(name, table)
-            return connection.execute(sql).to_arrow_table()
+            return connection.sql(sql).to_arrow_table()
 
     def versions(self) -> dict[str, int]:
         """Version of every table; -1 where it was never written."""

@@ -129,7 +129,7 @@ def decode_video(data: bytes) -> np.ndarray:
     import av
     import numpy as np
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), mode="r") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 

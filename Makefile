@@ -1,0 +1,39 @@
+# Everything runs inside .venv; the stamp file makes a second run reuse it without touching the network.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+INSTALL := orchestration/install
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format ui clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## prepare .venv (pip, pinned) and say what the machine still lacks
+
+$(STAMP): pyproject.toml $(INSTALL)/constraints.txt $(INSTALL)/install.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash $(INSTALL)/install.sh
+	@touch $@
+
+demo: install ## the whole road on a small real corpus: videos -> corpus -> shards -> model -> sampled video
+	@$(BIN)/uniavgen demo
+
+test: install ## every test, with what it covers
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: install ## format check, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: install ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+ui: install ## MLflow on the demo's runs
+	@$(BIN)/uniavgen ui --folder demo-output/mlflow
+
+clean: ## remove the environment and the demo's output
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,100 @@
+"""What the demo's people say and what each source video is: sentences, casting, shots, containers and planted defects.
+
+Every sentence is our own. Each lasts about five seconds when spoken, so that two never fit one ten-second clip. The
+pronunciation must keep one token a word (espeak joins "of the" and the like); a unit test holds that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SENTENCES: tuple[str, ...] = (
+    "The old lighthouse above our harbour guides every fishing boat safely home before any winter storm arrives.",
+    "My neighbour keeps seven brown hens, and they follow him around his garden like small patient dogs.",
+    "Please send both reports before Friday afternoon, because our bank closes early every summer and autumn.",
+    "Fresh bread smells wonderful, but good bakers wake long before sunrise and rarely see their own children eat breakfast.",
+    "When rain finally came, farmers stood outside their houses and laughed while water filled every dusty field.",
+    "Our train left Vienna just after midnight and crossed several snowy mountains before anybody noticed one missing suitcase.",
+    "She paints large blue windows, empty chairs, and quiet kitchens where somebody has clearly just left.",
+    "A careful pilot checks fuel, weather, weight, and wind twice before leaving any airport behind.",
+    "Children learn music faster when nobody forces them, and when grandparents sing badly but often.",
+    "Every library should keep one warm corner where people may sleep while heavy snow falls outside.",
+    "Seventeen students built a wooden bridge across our narrow river and tested it with two elephants.",
+    "He repairs broken clocks, forgotten radios, and cameras that nobody has opened since nineteen fifty.",
+    "Most honey bees never travel farther than three miles, yet each hive visits several million flowers.",
+    "Yesterday our doctor explained why good sleep helps memory more than another cup of strong coffee.",
+    "Wild geese flew over our village this morning, calling loudly, heading south much earlier than usual.",
+    "Nobody believed her story about a talking parrot until that bird politely ordered a large pizza.",
+    "Hot tea with lemon, a thick blanket, and some funny books will cure almost any cold.",
+    "The museum opens eight new rooms next month, including a gallery filled with ancient maps and compasses.",
+    "Our city planted four thousand young trees last spring, mostly maples, oaks, and some wild cherries.",
+    "Before computers, engineers drew each machine by hand, using sharp pencils and very long wooden tables.",
+    "Mountain goats climb steep walls easily because their hooves grip small stones like soft rubber shoes.",
+    "Two brothers opened a tiny restaurant near our station and now people wait hours for noodles.",
+    "Salt water freezes more slowly than fresh water, which helps ships reach northern ports during winter.",
+    "Grandmother wrote hundreds of letters during those years, and my family still keeps them inside one drawer.",
+    "Good teachers ask simple questions, wait patiently, and let silence do some work before anyone answers.",
+    "Modern telescopes collect light that left distant stars long before people learned how farming works.",
+    "Their dog waits beside our gate every evening until somebody brings him yesterday's newspaper and a biscuit.",
+    "Strong ropes hold our tent during storms, but clever knots make packing everything quick afterwards.",
+    "Some rivers disappear underground for many miles before rising again between green hills and cattle farms.",
+    "Carpenters measure wood twice, mark one clean line, and finally cut slowly with steady hands.",
+    "Winter mornings here begin with frozen windows, loud crows, and fresh tracks across white fields.",
+    "Both cooks agreed that ripe tomatoes need nothing except salt, pepper, and patience before dinner.",
+    "Sailors once believed whistling brought bad wind, so silent sailors often kept their jobs longest.",
+    "Tomorrow we visit three schools, plant some apple trees, and play football with every class.",
+    "Nine planets fit neatly between our moon and Earth, at least according to my younger cousin.",
+    "The theatre smelled like dust and roses, and every single seat creaked during quiet scenes.",
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One shot: who speaks (a key of `speech.VOICES`, or "reader"), which look, which sentences.
+
+    For the reader the numbers name passages of the recording instead of sentences.
+    """
+
+    voice: str
+    look: str
+    lines: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """One source video: its scenes, how it is stored, and what is wrong with it ("" = nothing)."""
+
+    name: str
+    scenes: tuple[Scene, ...]
+    fps: int = 25
+    size: int = 384
+    video: str = "libx264"
+    audio: str = "aac"
+    rate: int = 44_100
+    channels: int = 2
+    defect: str = ""
+
+
+SOUND_LATE_MS = 400.0
+"""How late the sound of the planted late source is."""
+
+PLANS: tuple[SourcePlan, ...] = (
+    SourcePlan("joe_lighthouse.mp4", (Scene("joe", "astronaut", (0, 1, 2)),)),
+    SourcePlan("joe_night_train.mkv", (Scene("joe", "astronaut", (3, 5, 7)),), audio="libvorbis", rate=48_000),
+    SourcePlan("joe_clocks.mov", (Scene("joe", "astronaut", (11, 13)),), fps=30, audio="pcm_s16le", rate=48_000),
+    SourcePlan("ann_windows.mov", (Scene("ann", "mirror", (6, 8, 9)),), fps=30, channels=1),
+    SourcePlan("ann_geese.webm", (Scene("ann", "mirror", (14, 16)),), video="libvpx", audio="libopus", rate=48_000),
+    SourcePlan("bob_trees.mp4", (Scene("bob", "dark", (18, 19, 20)),), video="mpeg4", rate=22_050, channels=1),
+    SourcePlan("bob_rivers.mkv", (Scene("bob", "dark", (28, 22)),), fps=24, audio="flac", rate=32_000),
+    SourcePlan("reader_best_of_times.mp4", (Scene("reader", "warm", (0, 1)),), fps=24, rate=48_000),
+    SourcePlan("reader_before_us.avi", (Scene("reader", "warm", (2, 3)),), video="mpeg4", audio="pcm_s16le"),
+    SourcePlan("talk_joe_ann.mp4", (Scene("joe", "astronaut", (12,)), Scene("ann", "mirror", (15,)), Scene("joe", "astronaut", (21,)))),
+    SourcePlan("talk_bob_ann.mkv", (Scene("bob", "dark", (23,)), Scene("ann", "mirror", (24,)), Scene("bob", "dark", (29,))), fps=30),
+    SourcePlan("two_shots_ann.mp4", (Scene("ann", "mirror", (25,)), Scene("ann", "close", (26,)))),
+    SourcePlan("two_shots_bob.mp4", (Scene("bob", "dark", (30,)), Scene("bob", "warm", (31,))), fps=30),
+    SourcePlan("bad_no_sound.mp4", (Scene("joe", "astronaut", (32,)),), audio="", defect="no-sound"),
+    SourcePlan("bad_no_face.mp4", (Scene("ann", "", (33,)),), defect="no-face"),
+    SourcePlan("bad_sound_late.mp4", (Scene("bob", "dark", (34, 35)),), defect="sound-late"),
+    SourcePlan("bad_truncated.mp4", (Scene("joe", "close", (4,)),), defect="truncated"),
+    SourcePlan("bad_text_file.mp4", (), defect="not-a-video"),
+)

@@ -1,0 +1,191 @@
+"""MLflow: one run per corpus build, one parent run per training plan with a child per stage.
+
+Runs are addressed by id through the client, never through MLflow's global state, so that the command line, Ray workers
+and tests may all write at once. The ids stand in a small `tracking.json` beside what they track; a second command on the
+same corpus, or a resumed stage, continues its run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from shards.corpus import Corpus
+
+
+class TrackingConfig(BaseModel):
+    """Where runs are recorded."""
+
+    model_config = ConfigDict(extra="forbid")
+    uri: str = Field("", description="MLflow tracking URI; empty: $MLFLOW_TRACKING_URI, else a sqlite file in `folder`")
+    folder: str = Field("mlflow", description="home of mlflow.db and artifacts where no server is named")
+    experiment: str = Field("uniavgen", description="MLflow experiment that holds every run")
+
+    def resolved_uri(self) -> str:
+        """The URI that is really used."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(self.folder).absolute()}/mlflow.db"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One MLflow run. It holds no connection, so it can be sent to another process."""
+
+    uri: str
+    id: str
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; one that was logged before keeps its first value, as MLflow demands."""
+        from mlflow.entities import Param
+
+        client = _client(self.uri)
+        known = client.get_run(self.id).data.params
+        new = [Param(key, str(value)[:6000]) for key, value in values.items() if key not in known]
+        for start in range(0, len(new), 100):
+            client.log_batch(self.id, params=new[start : start + 100])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log finite metrics of one step (MLflow's database refuses the others)."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        logged = [Metric(key, float(value), now, step) for key, value in values.items() if math.isfinite(value)]
+        _client(self.uri).log_batch(self.id, metrics=logged)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            _client(self.uri).set_tag(self.id, key, value)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Store a file, or every file of a folder."""
+        client = _client(self.uri)
+        (client.log_artifacts if path.is_dir() else client.log_artifact)(self.id, str(path), folder or None)
+
+    def dataset(self, corpus: Corpus, version: str, profile: Mapping[str, Any]) -> None:
+        """Name the corpus version as this run's input, visible in MLflow's lineage."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": str(corpus.root)})
+        dataset = Dataset(corpus.root.name, version, "local", source, profile=json.dumps(profile))
+        _client(self.uri).log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def end(self, status: str = "FINISHED") -> None:
+        _client(self.uri).set_terminated(self.id, status)
+
+
+@dataclass(frozen=True)
+class StepLogger:
+    """Builds the trainer's `on_metrics`: picklable, sent to rank 0, which calls it to get the function.
+
+    A tracker that fails must not stop training: the first failure is told, the rest of the metrics stay in the run
+    folder's own log.
+    """
+
+    run: Run
+
+    def __call__(self) -> Callable[[int, dict[str, float]], None]:
+        told = False
+
+        def log(step: int, values: dict[str, float]) -> None:
+            nonlocal told
+            try:
+                self.run.metrics(values, step)
+            except Exception as error:  # any tracker defect is survivable
+                if not told:
+                    print(f"warning: MLflow does not take metrics ({error}); training goes on", flush=True)
+                told = True
+
+        return log
+
+
+def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | None = None) -> Run:
+    """The run that tracks the folder `home`: the one noted in its `tracking.json`, else a new one, noted there.
+
+    Raises UserError where the tracking store cannot be reached.
+    """
+    uri = config.resolved_uri()
+    note = home / "tracking.json"
+    try:
+        client = _client(uri)
+        if note.is_file():
+            noted = json.loads(note.read_text())
+            if noted["uri"] == uri and _exists(client, noted["run_id"]):
+                client.update_run(noted["run_id"], status="RUNNING")
+                return Run(uri, noted["run_id"])
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment:
+            experiment_id = experiment.experiment_id
+        else:
+            store = (Path(config.folder).absolute() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+            experiment_id = client.create_experiment(config.experiment, artifact_location=store)
+        tags = {"mlflow.runName": name, "code_version": code_version(), "python": platform.python_version()}
+        if parent:
+            tags["mlflow.parentRunId"] = parent.id
+        run = Run(uri, client.create_run(experiment_id, tags=tags).info.run_id)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"the MLflow store does not answer: {reason}", where=uri, do="start it or set tracking.uri") from error
+    home.mkdir(parents=True, exist_ok=True)
+    part = note.with_suffix(".part")
+    part.write_text(json.dumps({"uri": uri, "run_id": run.id}) + "\n")
+    os.replace(part, note)
+    return run
+
+
+def code_version() -> str:
+    """Release and, in a checkout, the commit."""
+    from importlib.metadata import version
+
+    release = version("uniavgen")
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return f"{release}+{done.stdout.strip()}" if done.returncode == 0 else release
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, the way `--set` writes them."""
+    result: dict[str, Any] = {}
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{name}.")
+        else:
+            result[name] = value
+    return result
+
+
+def _client(uri: str) -> MlflowClient:
+    import logging
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException:
+        return False

@@ -1,0 +1,76 @@
+"""The corpus tables: committing twice is harmless, and every unusable folder is one clear line."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.corpus import SIGNALS, Corpus, clip_id
+from shards.errors import UserError
+
+
+def source(name: str, duration_s: float = 1.0) -> dict[str, object]:
+    return {"source_id": name, "uri": f"{name}.mp4", "duration_s": duration_s}
+
+
+def test_upsert_replaces_by_key_and_adds_the_rest(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    corpus.upsert("sources", [source("a"), source("b")])
+    corpus.upsert("sources", [source("b", 2.0), source("c")])
+    rows = corpus.query("SELECT source_id, duration_s FROM sources ORDER BY 1").to_pylist()
+    assert [(row["source_id"], row["duration_s"]) for row in rows] == [("a", 1.0), ("b", 2.0), ("c", 1.0)]
+
+
+def test_removed_rows_are_gone_and_unknown_keys_ignored(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    corpus.upsert("failures", [{"uri": "it's.mp4", "stage": "probe"}, {"uri": "b.mp4", "stage": "probe"}])
+    corpus.remove("failures", ["it's.mp4", "never.mp4"])
+    assert corpus.read("failures", ["uri"]).column("uri").to_pylist() == ["b.mp4"]
+
+
+def test_tables_never_written_read_as_empty_with_their_columns(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    clips = corpus.read("clips")
+    assert len(clips) == 0
+    assert set(SIGNALS) <= set(clips.column_names)
+    assert corpus.versions() == {"sources": -1, "clips": -1, "failures": -1, "decisions": -1}
+
+
+def test_replace_commits_a_whole_table(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    schema = corpus.read("decisions").schema
+    for kept in (True, False):
+        row = {"clip_id": "x", "kept": kept, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train"}
+        corpus.replace("decisions", pa.Table.from_pylist([row], schema=schema))
+    assert corpus.read("decisions").to_pylist() == [
+        {"clip_id": "x", "kept": False, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train"}
+    ]
+    assert corpus.versions()["decisions"] == 1
+
+
+def test_opening_what_is_no_corpus_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="uniavgen ingest"):
+        Corpus.open(tmp_path)
+
+
+def test_a_corpus_of_another_version_is_refused(tmp_path: Path) -> None:
+    Corpus.create(tmp_path / "c")
+    (tmp_path / "c" / "corpus.json").write_text(json.dumps({"corpus_version": 99}))
+    with pytest.raises(UserError, match="version 99"):
+        Corpus.open(tmp_path / "c")
+
+
+def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        Corpus.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@given(st.text(min_size=1), st.floats(0, 1e5), st.floats(0, 1e5))
+def test_clip_ids_depend_on_source_and_milliseconds_only(name: str, start: float, end: float) -> None:
+    assert clip_id(name, start, end) == clip_id(name, round(start, 3), round(end, 3))
+    assert clip_id(name, start, end) != clip_id(name, start + 0.01, end)

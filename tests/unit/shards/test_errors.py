@@ -1,0 +1,15 @@
+"""The error for people: one line, and it survives the way between processes."""
+
+import pickle
+
+from shards.errors import UserError
+
+
+def test_it_says_what_where_and_what_to_do_in_one_line() -> None:
+    error = UserError("no sound\ntrack", where="a.mp4", do="choose another file")
+    assert str(error) == "no sound track (a.mp4); choose another file"
+
+
+def test_it_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(UserError("what", where="here", do="that", kind="slug")))
+    assert (str(error), error.kind) == ("what (here); that", "slug")
