@@ -35,6 +35,7 @@ class Signal:
 
 
 SIGNALS: dict[str, Signal] = {
+    "has_audio": Signal("0 or 1", "1 where the source has a sound track"),
     "duration_s": Signal("s", "length of the clip"),
     "width_px": Signal("px", "width of the source picture"),
     "height_px": Signal("px", "height of the source picture"),

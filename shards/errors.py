@@ -30,5 +30,9 @@ class UserError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.do, self.kind)
 
 
+class UsageError(UserError):
+    """The command was typed wrongly (an unknown setting, a value of the wrong type): exit code 2."""
+
+
 def _rebuild(cls: type[UserError], what: str, where: str, do: str, kind: str) -> UserError:
     return cls(what, where=where, do=do, kind=kind)

@@ -8,6 +8,7 @@ mono), `.face.npz` (per-frame face oval, box and score, resolution-free) and `.j
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,13 +125,25 @@ def from_members(members: dict[str, Any]) -> Sample:
     return Sample(meta, members["mp4"], members["flac"], face)
 
 
-def decode_video(data: bytes) -> np.ndarray:
-    """Every frame of an encoded video: uint8 [F, H, W, 3] in RGB."""
+def decode_video(data: bytes, indices: Collection[int] | None = None) -> np.ndarray:
+    """Frames of an encoded video in order of time: uint8 [F, H, W, 3] in RGB; with `indices`, only those.
+
+    Raises UserError where a wanted frame is not there.
+    """
     import av
     import numpy as np
 
+    wanted = None if indices is None else set(indices)
+    frames: list[np.ndarray] = []
     with av.open(io.BytesIO(data), mode="r") as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        for index, frame in enumerate(container.decode(video=0)):
+            if wanted is not None and len(frames) == len(wanted):
+                break
+            if wanted is None or index in wanted:
+                frames.append(frame.to_ndarray(format="rgb24"))
+    if not frames or (wanted is not None and len(frames) < len(wanted)):
+        raise UserError(f"the video gives {len(frames)} of {len(wanted or [0])} frames", kind="damaged-sample")
+    return np.stack(frames)
 
 
 def decode_audio(data: bytes) -> np.ndarray:

@@ -79,7 +79,9 @@ def _read_members(data: bytes, shard: str) -> dict[str, Any]:
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     try:
-        samples = list(group_by_keys(tar_file_iterator(io.BytesIO(data))))
+        # webdataset wants to know of every member which file it is from
+        members_of = ({**member, "__url__": shard} for member in tar_file_iterator(io.BytesIO(data)))
+        samples = list(group_by_keys(members_of))
     except Exception as error:  # tarfile and webdataset raise many kinds; each means the same here
         raise UserError(f"a sample cannot be read: {error}", where=shard, kind="damaged-sample") from error
     if len(samples) != 1:

@@ -1,0 +1,248 @@
+"""Shards: anyone's tar and webdataset read them, two runs give the same bytes, and a kill never leaves a broken set."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.corpus import Corpus
+from shards.errors import UserError
+from shards.plan import PlannedSample, ShardConfig, ShardPlan, plan_shards
+from shards.sample import REQUIRED_MEMBERS, decode_audio, decode_video, from_members
+from shards.stream import SampleStream
+from shards.writer import write_shard, write_shards
+
+Make = Callable[..., Any]
+ONE_TAR = ShardConfig()
+
+
+def named(row: Mapping[str, Any]) -> tuple[str, str]:
+    return f"a caption of {row['clip_id']}", "test-v1"
+
+
+@pytest.fixture
+def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
+    """Three voices, four clips each; voice c is val; one clip is rejected."""
+    made: Corpus = make_corpus([make_clip(person, 2.0 * i, person) for person in "abc" for i in range(4)])
+    decide(made)
+    return made
+
+
+def decide(corpus: Corpus, drop: str = "") -> None:
+    """Decisions without curation (a floor above): the first clip of voice b and the clip `drop` are rejected."""
+    rows = []
+    for row in corpus.read("clips").sort_by([("source_id", "ascending"), ("start_s", "ascending")]).to_pylist():
+        kept = row["clip_id"] != drop and not (row["source_id"] == "b" and row["start_s"] == 0)
+        row = {"clip_id": row["clip_id"], "kept": kept, "split": "val" if row["source_id"] == "c" else "train"}
+        rows.append({**row, "reason": "" if kept else "test", "failed_rules": [], "policy_digest": "d1"})
+    corpus.upsert("decisions", rows)
+
+
+def manifest(corpus: Corpus) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((corpus.root / "shards" / "manifest.json").read_text())
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_plain_tar_lists_the_members_and_plain_webdataset_reads_the_samples(corpus: Corpus) -> None:
+    import webdataset
+
+    write_shards(corpus, ONE_TAR, caption=named)
+    kept = corpus.query("SELECT clip_id FROM decisions WHERE kept AND split = 'train' ORDER BY clip_id")["clip_id"].to_pylist()
+    tar = corpus.root / "shards" / "train-000000.tar"
+    listed = subprocess.run(["tar", "tf", str(tar)], capture_output=True, text=True, check=True).stdout.split()
+    assert [name.split(".", 1)[0] for name in listed[::4]] == kept
+    assert {name.split(".", 1)[1] for name in listed} == set(REQUIRED_MEMBERS)
+    read = list(webdataset.WebDataset(str(tar), shardshuffle=False))
+    assert [sample["__key__"] for sample in read] == kept
+    sample = from_members(read[0])
+    assert sample.meta.caption == f"a caption of {kept[0]}"
+    assert sample.meta.versions == {"ingest": "1"}
+    assert [word.text for word in sample.meta.words] == ["hello", "dear", "world"]
+    assert decode_video(sample.video).shape == (32, 96, 128, 3)
+    assert len(decode_audio(sample.audio)) == 48_000
+
+
+def test_every_span_of_the_index_is_one_whole_sample(corpus: Corpus) -> None:
+    write_shards(corpus, ONE_TAR, caption=named)
+    data = (corpus.root / "shards" / "train-000000.tar").read_bytes()
+    spans = json.loads((corpus.root / "shards" / "train-000000.tar.index.json").read_text())["samples"]
+    assert spans[0]["offset"] == 0
+    for span in spans:
+        assert span["seconds"] == 2.0
+        with tarfile.open(fileobj=io.BytesIO(data[span["offset"] : span["offset"] + span["length"]])) as part:
+            assert sorted(part.getnames()) == sorted(f"{span['key']}.{name}" for name in REQUIRED_MEMBERS)
+    stream = SampleStream(str(corpus.root / "shards"), "train")
+    assert {stream.sample_at(i).key for i in range(len(stream))} == {span["key"] for span in spans}
+
+
+def test_the_manifest_counts_and_hashes_what_stands(corpus: Corpus) -> None:
+    summary = write_shards(corpus, ONE_TAR, caption=named)
+    found = manifest(corpus)
+    assert (summary.samples, summary.shards) == ({"train": 7, "val": 4}, {"train": 1, "val": 1})
+    assert summary.hours["train"] == pytest.approx(14 / 3600)
+    assert found["policy_digest"] == "d1"
+    assert found["tables"]["clips"] == corpus.versions()["clips"]
+    for shard in found["shards"]:
+        data = (corpus.root / "shards" / shard["name"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+    assert sum(shard["samples"] for shard in found["shards"]) == 11
+
+
+def test_two_corpora_of_the_same_content_give_identical_files(make_corpus: Make, make_clip: Make, corpus: Corpus) -> None:
+    other = make_corpus([make_clip(person, 2.0 * i, person) for person in "cba" for i in (3, 1, 0, 2)], "other")
+    decide(other)
+    for one in (corpus, other):
+        write_shards(one, ONE_TAR, caption=named)
+    assert contents(corpus.root / "shards") == contents(other.root / "shards")
+
+
+def test_writing_the_same_again_does_nothing(corpus: Corpus) -> None:
+    write_shards(corpus, ONE_TAR, caption=named)
+    before = {path: path.stat().st_mtime_ns for path in (corpus.root / "shards").iterdir()}
+    again = write_shards(corpus, ONE_TAR, caption=named)
+    assert (again.written, again.reused, again.removed) == (0, 2, 0)
+    assert {path: path.stat().st_mtime_ns for path in (corpus.root / "shards").iterdir()} == before
+
+
+def test_appended_clips_go_to_a_new_tar_and_the_old_ones_stay(corpus: Corpus, make_corpus: Make, make_clip: Make) -> None:
+    write_shards(corpus, ONE_TAR, caption=named)
+    before = contents(corpus.root / "shards")
+    more = make_corpus([make_clip("d", 2.0 * i, "d") for i in range(2)], "more")
+    corpus.upsert("clips", more.read("clips").to_pylist())
+    shutil.copytree(more.root / "media", corpus.root / "media", dirs_exist_ok=True)
+    assert write_shards(corpus, ONE_TAR, caption=named).undecided == 2
+    decide(corpus)
+    summary = write_shards(corpus, ONE_TAR, caption=named)
+    after = contents(corpus.root / "shards")
+    assert (summary.written, summary.reused, summary.removed) == (1, 2, 0)
+    assert {name: after[name] for name in before if name.endswith(".tar")} == {
+        n: d for n, d in before.items() if n.endswith(".tar")
+    }
+    assert "train-000001.tar" in after
+
+
+def test_a_clip_that_is_no_longer_kept_is_in_no_tar(corpus: Corpus) -> None:
+    write_shards(corpus, ONE_TAR, caption=named)
+    victim = json.loads((corpus.root / "shards" / "val-000000.tar.index.json").read_text())["samples"][1]["key"]
+    decide(corpus, drop=victim)
+    summary = write_shards(corpus, ONE_TAR, caption=named)
+    assert (summary.written, summary.reused, summary.removed, summary.samples["val"]) == (1, 1, 1, 3)
+    assert not any(victim.encode() in data for data in contents(corpus.root / "shards").values())
+
+
+def test_another_caption_or_shard_size_writes_anew(corpus: Corpus) -> None:
+    write_shards(corpus, ONE_TAR, caption=named)
+    assert write_shards(corpus, ONE_TAR, caption=lambda row: ("other", "test-v2")).written == 2
+    assert write_shards(corpus, ShardConfig(max_samples=100), caption=lambda row: ("other", "test-v2")).written == 2
+
+
+@pytest.mark.parametrize("stage", ["tar", "index", "manifest"])
+def test_a_kill_before_any_rename_leaves_the_manifest_in_force_whole(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    write_shards(corpus, ONE_TAR, caption=named)
+    endings = {"tar": ".tar", "index": ".index.json", "manifest": "manifest.json"}
+    real = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(endings[stage]):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    plan = plan_shards(corpus, ShardConfig(max_samples=6), caption=named)
+    assert not plan.kept
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(corpus, ShardConfig(max_samples=6), caption=named)
+    for shard in manifest(corpus)["shards"]:
+        assert hashlib.sha256((corpus.root / "shards" / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
+    assert len(SampleStream(str(corpus.root / "shards"), "train")) == 7
+
+
+def filled(planned: Any, caption: Any) -> list[ShardPlan]:
+    from dataclasses import replace
+
+    from shards.plan import clip_rows, sample_meta
+
+    metas = [sample_meta(row, caption).model_dump_json() for row in clip_rows(planned.clips)]
+    return [replace(plan, metas=tuple(metas[sample.row] for sample in plan.samples)) for plan in planned.new]
+
+
+def test_a_tar_that_an_interrupted_run_finished_is_taken_and_leftovers_are_cleared(corpus: Corpus) -> None:
+    planned = plan_shards(corpus, ONE_TAR, caption=named)
+    (corpus.root / "shards").mkdir()
+    entry = write_shard(filled(planned, named)[0])
+    stamp = (corpus.root / "shards" / entry.name).stat().st_mtime_ns
+    (corpus.root / "shards" / ".train-000007.tar.part").write_bytes(b"half")
+    (corpus.root / "shards" / "train-000009.tar").write_bytes(b"stale")
+    (corpus.root / "shards" / "notes.txt").write_text("not ours")
+    summary = write_shards(corpus, ONE_TAR, caption=named)
+    assert (corpus.root / "shards" / entry.name).stat().st_mtime_ns == stamp
+    assert summary.removed == 1
+    assert sorted(path.name for path in (corpus.root / "shards").iterdir() if "-" not in path.name) == [
+        "manifest.json",
+        "notes.txt",
+    ]
+    assert len(list((corpus.root / "shards").glob("*.tar"))) == 2
+
+
+@pytest.mark.slow
+def test_several_tars_are_written_by_ray_and_a_damaged_clip_is_named(corpus: Corpus) -> None:
+    import ray
+
+    seen: list[tuple[int, int]] = []
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        summary = write_shards(
+            corpus, ShardConfig(max_samples=3), caption=named, on_progress=lambda done, total: seen.append((done, total))
+        )
+        assert summary.shards == {"train": 3, "val": 2}
+        assert seen == [(i, 5) for i in range(1, 6)]
+        assert len(SampleStream(str(corpus.root / "shards"), "train")) == 7
+        victim = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][0].as_py()
+        corpus.media_path(victim, "face.npz").write_bytes(b"no archive")
+        before = manifest(corpus)
+        with pytest.raises(UserError, match=f"media of clip {victim} are damaged"):
+            write_shards(corpus, ShardConfig(max_samples=2), caption=named)
+        assert manifest(corpus) == before
+    finally:
+        ray.shutdown()
+
+
+def test_missing_media_an_undecided_and_an_empty_corpus_say_what_to_do(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="uniavgen curate"):
+        write_shards(Corpus.create(tmp_path / "fresh"), ONE_TAR, caption=named)
+    victim = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][0].as_py()
+    corpus.media_path(victim, "flac").unlink()
+    with pytest.raises(UserError, match=f"media of 1 kept clips are missing, first {victim}.flac"):
+        write_shards(corpus, ONE_TAR, caption=named)
+    rejected = [{**row, "kept": False} for row in corpus.read("decisions").to_pylist()]
+    corpus.upsert("decisions", rejected)
+    with pytest.raises(UserError, match="the policy keeps no clip"):
+        write_shards(corpus, ONE_TAR, caption=named)
+    assert not (corpus.root / "shards").exists()
+
+
+def test_samples_are_spread_evenly_in_order(tmp_path: Path) -> None:
+    from shards.plan import pack
+
+    samples = [PlannedSample(f"{i:04d}", "train", i, 5.0, 700_000 + 1000 * (i % 7), "") for i in range(100)]
+    packs = pack(samples, ShardConfig(shard_mb=20))
+    sizes = [sum(sample.bytes for sample in one) for one in packs]
+    assert [sample for one in packs for sample in one] == samples
+    assert len(packs) == 4
+    assert max(sizes) - min(sizes) <= 1_500_000
+    assert max(len(one) for one in pack(samples, ShardConfig(max_samples=9))) == 9
