@@ -1,0 +1,109 @@
+"""Deciding over a real corpus: one row per clip, nothing to do twice, and every decision explained."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from curation.captions import MODEL, caption
+from curation.config import SplitConfig
+from curation.decisions import decide, decided_policy, explain, what_if
+from curation.policy import load_policy, parse_policy
+from shards.corpus import Corpus
+from shards.errors import UserError
+
+Make = Callable[..., Any]
+
+
+def rows(make_clip: Make) -> list[dict[str, Any]]:
+    good = [make_clip(f"src{i}", 2.0 * j, person) for i, person in enumerate("aabbcc") for j in range(3)]
+    bad = [make_clip("src6", 0.0, "d", language="ru"), make_clip("src6", 2.0, "d", face_height_px=None, snr_db=1.0)]
+    return good + bad
+
+
+def test_every_clip_gets_a_decision_with_its_reason_and_side(make_corpus: Make, make_clip: Make) -> None:
+    corpus = make_corpus(rows(make_clip))
+    summary = decide(corpus, load_policy("default"))
+    decisions = corpus.read("decisions").to_pylist()
+    assert {row["clip_id"] for row in decisions} == set(corpus.read("clips")["clip_id"].to_pylist())
+    assert (summary.clips, summary.kept, summary.train + summary.val) == (20, 18, 18)
+    assert summary.reasons == {"language": 1, "missing: face_height_px": 1}
+    assert summary.kept_hours == pytest.approx(18 * 2 / 3600)
+    assert sum(row.failed_first for row in summary.funnel) == 2
+    both = next(row for row in decisions if row["reason"] == "missing: face_height_px")
+    assert both["failed_rules"] == ["missing: face_height_px", "snr"]
+    assert {row["policy_digest"] for row in decisions} == {summary.policy_digest}
+
+
+def test_train_and_val_share_no_voice_across_sources(make_corpus: Make, make_clip: Make) -> None:
+    corpus = make_corpus(rows(make_clip))
+    decide(corpus, load_policy("default"))
+    found = corpus.query("SELECT right(speaker, 1) AS person, split FROM clips JOIN decisions USING (clip_id) WHERE kept")
+    pairs = {(row["person"], row["split"]) for row in found.to_pylist()}
+    assert len(pairs) == 3
+    assert {split for _, split in pairs} == {"train", "val"}
+
+
+def test_deciding_the_same_again_writes_nothing(make_corpus: Make, make_clip: Make) -> None:
+    corpus = make_corpus(rows(make_clip))
+    assert decide(corpus, load_policy("default")).written
+    versions = corpus.versions()
+    again = decide(Corpus.open(corpus.root), load_policy("default"))
+    assert not again.written
+    assert corpus.versions() == versions
+
+
+def test_another_policy_moves_no_clip_to_the_other_side(make_corpus: Make, make_clip: Make) -> None:
+    corpus = make_corpus(rows(make_clip))
+    decide(corpus, load_policy("default"), SplitConfig(val_share=0.3))
+    before = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    loose = parse_policy("extends: default\ndrop: [language]\nrules: []", where="loose")
+    summary = decide(corpus, loose, SplitConfig(val_share=0.3))
+    after = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    assert summary.kept == 19
+    assert after == before
+
+
+def test_what_if_answers_and_writes_nothing(make_corpus: Make, make_clip: Make) -> None:
+    corpus = make_corpus(rows(make_clip))
+    decide(corpus, load_policy("default"))
+    versions = corpus.versions()
+    strict = parse_policy("extends: default\nrules: [{name: snr, column: snr_db, min: 99, says: s, source: t}]", where="strict")
+    assert next(row for row in what_if(corpus, strict) if row.rule == "snr").failed == 20
+    assert corpus.versions() == versions
+    assert decided_policy(corpus) == load_policy("default")
+
+
+def test_a_clip_is_explained_rule_by_rule(make_corpus: Make, make_clip: Make) -> None:
+    corpus = make_corpus(rows(make_clip))
+    decide(corpus, load_policy("default"))
+    told = {row["rule"]: row for row in explain(corpus, rows(make_clip)[-1]["clip_id"])}
+    assert told["language"]["verdict"] == "passed"
+    assert told["face_height"]["verdict"] == "missing"
+    assert (told["snr"]["verdict"], told["snr"]["values"]) == ("failed", {"snr_db": 1.0})
+    with pytest.raises(UserError, match="no such clip"):
+        explain(corpus, "it's nothing")
+
+
+def test_an_empty_corpus_and_an_undecided_one_say_what_to_do(tmp_path: Any) -> None:
+    corpus = Corpus.create(tmp_path / "corpus")
+    with pytest.raises(UserError, match="uniavgen ingest"):
+        decide(corpus, load_policy("default"))
+    with pytest.raises(UserError, match="uniavgen curate"):
+        decided_policy(corpus)
+
+
+def test_a_caption_says_what_was_measured_and_names_itself(make_clip: Make) -> None:
+    text, model = caption(make_clip("s", 0.0, "a"))
+    assert model == MODEL == "measurements-v1"
+    assert text == (
+        "One person speaks English at a lively pace. A close-up, facing the camera, the head is still. "
+        "The picture is evenly lit. The sound is clear."
+    )
+
+
+def test_a_caption_leaves_out_what_was_not_measured(make_clip: Make) -> None:
+    blank = make_clip("s", 0.0, "a")
+    blank = {name: None if isinstance(value, float) else value for name, value in blank.items()}
+    assert caption({**blank, "transcript": ""})[0] == "Nobody is seen and no words are heard."
+    assert caption({**blank, "face_coverage": 1.0, "snr_db": float("nan")})[0] == "One person speaks English."

@@ -1,0 +1,211 @@
+"""The policy compiler against a naive evaluator, its messages, and the default policy's reasons."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.policy import Policy, Rule, funnel, judge, load_policy, parse_policy, policy_from, policy_names
+from shards.corpus import schema
+from shards.errors import UserError
+
+NUMBERS = ("snr_db", "luma", "fps")
+
+
+def naive_verdict(rule: Rule, row: dict[str, Any]) -> str | None:
+    """What one rule says of one clip: None passed, "-" not applied, else the reason. Written without SQL."""
+    if rule.when:  # the strategies only make `<column> >= <number>`
+        column, bound = rule.when.split(" >= ")
+        if missing(row[column]):
+            return f"missing: {column}"
+        if row[column] < float(bound):
+            return "-"
+    value = row[rule.column]
+    if missing(value):
+        return f"missing: {rule.column}"
+    good = (
+        (rule.min is None or value >= rule.min)
+        and (rule.max is None or value <= rule.max)
+        and (rule.equals is None or value == rule.equals)
+        and (rule.one_of is None or value in rule.one_of)
+    )
+    return None if good else rule.name
+
+
+def missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def table(rows: list[dict[str, Any]]) -> Any:
+    import pyarrow as pa
+
+    filled = [{"clip_id": f"c{i}", "start_s": 0.0, "end_s": 3.6, **row} for i, row in enumerate(rows)]
+    return pa.Table.from_pylist(filled, schema=schema("clips"))
+
+
+def policy(*rules: dict[str, Any]) -> Policy:
+    filled = [{"name": f"r{i}", "says": "a sentence", "source": "test", **rule} for i, rule in enumerate(rules)]
+    return policy_from({"name": "test", "rules": filled}, where="test")
+
+
+numbers = st.sampled_from([None, math.nan, -1.5, 0.0, 1.0, 2.0, 1e300, math.inf])
+bounds = st.sampled_from([-1.5, 0.0, 1.0, 1.5, 2.0])
+clips = st.fixed_dictionaries(dict.fromkeys(NUMBERS, numbers) | {"language": st.sampled_from([None, "", "en", "ru", "it's"])})
+numeric_rule = st.fixed_dictionaries(
+    {"column": st.sampled_from(NUMBERS)},
+    optional={"min": bounds, "max": bounds, "equals": bounds, "in": st.lists(bounds, min_size=1, max_size=3)},
+).filter(lambda rule: len(rule) > 1)
+text_rule = st.fixed_dictionaries(
+    {"column": st.just("language"), "in": st.lists(st.sampled_from(["en", "it's"]), min_size=1, max_size=2)}
+)
+conditions = st.tuples(st.sampled_from(NUMBERS), bounds).map(lambda pair: {"when": f"{pair[0]} >= {pair[1]}"})
+rules = st.tuples(numeric_rule | text_rule, st.just({}) | conditions).map(lambda pair: pair[0] | pair[1])
+
+
+@given(st.lists(clips, min_size=1, max_size=12), st.lists(rules, min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_the_compiled_query_agrees_with_a_naive_evaluator(rows: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> None:
+    made = policy(*chosen)
+    verdicts = [[naive_verdict(rule, row) for rule in made.rules] for row in rows]
+    failures = [[verdict for verdict in row if verdict not in (None, "-")] for row in verdicts]
+    judged = sorted(judge(table(rows), made).to_pylist(), key=lambda row: int(row["clip_id"][1:]))
+    assert [row["failed_rules"] for row in judged] == failures
+    assert [row["reason"] for row in judged] == [failed[0] if failed else "" for failed in failures]
+    assert [row["kept"] for row in judged] == [not failed for failed in failures]
+    left = list(range(len(rows)))
+    for place, line in enumerate(funnel(table(rows), made)):
+        fails = [i for i, row in enumerate(verdicts) if row[place] not in (None, "-")]
+        first = [i for i in left if i in fails]
+        assert (line.clips_in, line.failed_first, line.failed) == (len(left), len(first), len(fails))
+        assert math.isclose(line.hours_in, len(left) / 1000)
+        assert math.isclose(line.hours_failed_first, len(first) / 1000)
+        assert line.missing == sum(str(row[place]).startswith("missing: ") for row in verdicts)
+        assert line.not_applied == sum(row[place] == "-" for row in verdicts)
+        left = [i for i in left if i not in fails]
+
+
+def test_an_expression_may_join_columns_and_a_missing_one_is_named() -> None:
+    made = policy({"sql": "abs(snr_db) > 3 OR luma > 5"}, {"sql": "len(words) > 0"})
+    rows = [{"snr_db": -4.0, "luma": 0.0, "words": []}, {"snr_db": math.nan, "luma": 9.0}, {"snr_db": 1.0, "luma": 1.0}]
+    reasons = [row["failed_rules"] for row in judge(table(rows), made).to_pylist()]
+    assert reasons == [["r1"], ["missing: snr_db", "missing: words"], ["r0", "missing: words"]]
+
+
+def test_an_expression_without_an_answer_is_missing_and_not_a_pass() -> None:
+    made = policy({"sql": "try_cast(language AS DOUBLE) > 0"})
+    assert judge(table([{"language": "en"}]), made)["reason"].to_pylist() == ["missing: r0"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "tells"),
+    [
+        ({"column": "sync_confidnce", "min": 1}, "did you mean 'sync_confidence'"),
+        ({"sql": "snr > 1"}, "no column 'snr'"),
+        ({"column": "snr_db", "minimum": 1}, "did you mean 'min'"),
+        ({"column": "snr_db"}, "needs min, max, equals or in"),
+        ({"column": "snr_db", "sql": "true"}, "not both"),
+        ({"column": "snr_db", "equals": "loud"}, "holds numbers, not text"),
+        ({"column": "language", "min": 1}, "holds text"),
+        ({"column": "words", "equals": 1}, "is a list"),
+        ({"column": "snr_db", "min": math.nan}, "min"),
+        ({"sql": "snr_db > "}, "is not SQL"),
+        ({"sql": "snr_db > 1) -- "}, "is not SQL"),
+        ({"sql": "snr_db > 1); SELECT (1"}, "is not one expression"),
+        ({"sql": "snr_db > 1) FROM (SELECT 1"}, "is not one expression"),
+        ({"sql": "snr_db > (SELECT 1)"}, "without subqueries"),
+        ({"name": "Bad Name", "sql": "true"}, "name"),
+    ],
+)
+def test_a_wrong_rule_is_told_in_one_line_that_names_it(rule: dict[str, Any], tells: str) -> None:
+    with pytest.raises(UserError) as told:
+        policy(rule)
+    assert tells in str(told.value)
+    assert "\n" not in str(told.value)
+    assert told.value.kind == "bad-policy"
+
+
+@pytest.mark.parametrize(
+    ("text", "tells"),
+    [
+        ("rules: [", "not YAML"),
+        ("just text", "needs `name` and a list of `rules`"),
+        ("name: x\nrules: []", "at least one rule"),
+        ("name: x\nruels: []\nrules: []", "did you mean 'rules'"),
+        ("extends: defualt\nrules: []", "did you mean 'default'"),
+        ("extends: default\ndrop: [snrr]\nrules: []", "did you mean 'snr'"),
+        ("rules: [{name: a, says: x, source: y, sql: 'true'}, {name: a, says: x, source: y, sql: 'true'}]", "two rules"),
+        ("rules: [3]", "rule number 1"),
+    ],
+)
+def test_a_wrong_policy_file_is_told_in_one_line(text: str, tells: str) -> None:
+    with pytest.raises(UserError) as told:
+        parse_policy(text, where="mine.yaml")
+    assert tells in str(told.value)
+    assert "mine.yaml" in str(told.value)
+
+
+def test_an_expression_that_cannot_run_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="cannot be evaluated"):
+        judge(table([{"language": "en"}]), policy({"sql": "language + 1 > avg(snr_db)"}))
+
+
+def test_a_name_that_is_neither_a_policy_nor_a_file_lists_what_there_is() -> None:
+    with pytest.raises(UserError, match="default"):
+        load_policy("no/such/file.yaml")
+
+
+def test_own_rules_extend_replace_and_drop_those_of_a_shipped_policy() -> None:
+    text = """
+        name: mine
+        extends: default
+        drop: [frozen]
+        rules:
+          - {name: snr, column: snr_db, min: 20, says: quieter, source: mine}
+          - {name: sharp, column: sharpness, min: 50, says: sharp, source: mine}
+    """
+    base, mine = load_policy("default"), parse_policy(text, where="mine")
+    names = [rule.name for rule in base.rules if rule.name != "frozen"]
+    assert [rule.name for rule in mine.rules] == [*names, "sharp"]
+    assert next(rule for rule in mine.rules if rule.name == "snr").min == 20
+
+
+def test_the_digest_follows_what_is_decided_and_not_the_prose() -> None:
+    one = policy({"column": "snr_db", "min": 8})
+    assert one.digest == policy({"column": "snr_db", "min": 8.0, "says": "other words"}).digest
+    assert one.digest != policy({"column": "snr_db", "min": 9}).digest
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_a_shipped_policy_reads_back_from_its_document(name: str) -> None:
+    shipped = load_policy(name)
+    assert policy_from(shipped.document(), where=name) == shipped
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"has_audio": 0.0, "transcript": "", "language": None, "snr_db": None}, "has_audio"),
+        ({"transcript": "", "language": ""}, "speech"),
+        ({"language": "ru", "face_count": 4.0}, "language"),
+        ({"language_probability": 0.3}, "language_probability"),
+        ({"duration_s": 1.2}, "duration"),
+        ({"face_coverage": 0.4}, "face_coverage"),
+        ({"face_count": 4.0}, "face_count"),
+        ({"face_height_px": 60.0}, "face_height"),
+        ({"face_height_px": None}, "missing: face_height_px"),
+        ({"face_yaw_deg": 70.0}, "face_yaw"),
+        ({"overlap_ratio": 0.5}, "overlap"),
+        ({"sync_offset_ms": 400.0}, "sync"),
+        ({"sync_offset_ms": 400.0, "sync_confidence": 0.05}, ""),
+        ({"sync_confidence": None}, "missing: sync_confidence"),
+        ({"snr_db": math.nan}, "missing: snr_db"),
+        ({"luma": 2.0}, "luma"),
+    ],
+)
+def test_the_default_policy_names_the_defect(make_clip: Any, changes: dict[str, Any], reason: str) -> None:
+    judged = judge(table([make_clip("s", 0.0, "a", **changes)]), load_policy("default")).to_pylist()[0]
+    assert judged["reason"] == reason
+    assert judged["kept"] == (reason == "")
