@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 REFERENCE, CONDITION, NOISY = 0, 1, 2
 """Role of a token: clean reference, clean condition, or the noisy part that is denoised and scored."""
+
+
+class Segment(NamedTuple):
+    """A run of latent frames (video) or mel frames (audio) that share a role and follow one another in time.
+
+    `start` is the first one's place on the clip's own clock (latent index or mel index), so that a condition and the
+    noisy part of the same instant share it; references lie before the clip, at negative places.
+    """
+
+    role: int
+    start: int
+    length: int
+
+
+Layout = tuple[Segment, ...]
+"""A branch's sequence, `[ref | cond | noisy]`, as plain numbers: shapes and index tables follow from it on the host."""
 
 
 @dataclass
@@ -33,23 +50,40 @@ class LatentBatch:
     caption_mask: Tensor | None = None
     face: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> LatentBatch:
+        """The same batch with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if hasattr(getattr(self, f.name), "device")}
+        return replace(self, **moved)
+
 
 @dataclass
 class BranchInput:
     """One branch's `[ref | cond | noisy]` sequence; frames are latent frames (video) or mel frames (audio).
 
-    latent: video [B, 48, N, h, w], audio [B, 100, N]; role int64 [N]; clock int64 [N]: position on the clip's own
-    clock (latent index or mel index), so that a condition and the noisy part of the same instant share it, and
-    negative for references; timestep float [B]: diffusion time in 0..1 of the noisy part (1 is noise), clean parts are
-    at 0; text: video [B, Lc, Dc] features, audio int64 [B, Ls] byte ids; text_mask bool, True where there is text.
+    latent: video [B, 48, N, h, w], audio [B, 100, N]; layout: the N frames' roles and clock places; timestep float [B]:
+    diffusion time in 0..1 of the noisy part (1 is noise), clean parts are at 0; text: video [B, Lc, Dc] features,
+    audio int64 [B, Ls] byte ids; text_mask bool [B, Lc | Ls], True where there is text.
     """
 
     latent: Tensor
-    role: Tensor
-    clock: Tensor
+    layout: Layout
     timestep: Tensor
     text: Tensor
     text_mask: Tensor
+
+    @property
+    def role(self) -> Tensor:
+        """Role of every frame: int64 [N] on the CPU."""
+        import torch
+
+        return torch.cat([torch.full((s.length,), s.role, device="cpu") for s in self.layout])
+
+    @property
+    def clock(self) -> Tensor:
+        """Place of every frame on the clip's clock: int64 [N] on the CPU, negative for references."""
+        import torch
+
+        return torch.cat([torch.arange(s.start, s.start + s.length, device="cpu") for s in self.layout])
 
 
 @dataclass

@@ -1,0 +1,75 @@
+"""Text: captions to features for the video branch's cross-attention, speech text to byte ids for the audio branch.
+
+captions: B strings -> features [B, Lc, Dc] and mask bool [B, Lc]      (minilm: Dc 384, umt5: Dc 4096)
+speech:   B strings -> ids int64 [B, Ls], 1..256 for bytes and 0 where there is none, and mask bool [B, Ls]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shards import weights
+from shards.errors import UserError
+
+
+class CaptionEncoder:
+    """A frozen transformer whose token features (last hidden state, before any pooling) condition the video branch."""
+
+    def __init__(self, name: str, description: str, tokenizer: Any, model: Any) -> None:
+        self.name = name
+        self.description = description
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(self, captions: list[str], tokens: int) -> tuple[Tensor, Tensor]:
+        """Features [B, tokens, Dc] (zero where there is no token, as Wan does) and mask bool [B, tokens].
+
+        The length is fixed, not the longest of the batch, so that a caption's features do not depend on its neighbours.
+        """
+        given = self.tokenizer(captions, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+        given = given.to(self.model.device)
+        features = self.model(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state
+        mask = given.attention_mask.bool()
+        return features.float() * mask[..., None], mask
+
+
+def load_minilm(source: str = "", device: str = "cpu") -> CaptionEncoder:
+    """MiniLM sentence encoder from a named folder, or the embedded weights. Raises UserError where they cannot be had."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = weights.resolve("minilm", source or None)
+    model = AutoModel.from_pretrained(folder, add_pooling_layer=False).to(device)
+    return CaptionEncoder("minilm", "MiniLM token features: a stand-in for umT5", AutoTokenizer.from_pretrained(folder), model)
+
+
+def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
+    """umT5-XXL encoder from a folder or hub id (Wan's diffusers repositories hold it as `text_encoder` and `tokenizer`)."""
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    do = "name data.codecs.caption_weights (google/umt5-xxl, or a Wan2.2 diffusers folder), or use data.codecs.caption=minilm"
+    if not source:
+        raise UserError(
+            "caption encoder umt5 needs weights", where="data.codecs.caption_weights", do=do, kind="missing-weights"
+        )
+    split = (Path(source) / "text_encoder").is_dir()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(Path(source) / "tokenizer" if split else source)
+        model = UMT5EncoderModel.from_pretrained(Path(source) / "text_encoder" if split else source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"umT5 cannot be loaded: {reason}", where=source, do=do, kind="missing-weights") from error
+    return CaptionEncoder("umt5", "umT5 token features, as in the paper", tokenizer, model.to(device))
+
+
+def encode_speech(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """Byte ids [B, length] and mask; UTF-8 bytes shifted by one, what is longer than `length` is cut at the end."""
+    ids = torch.zeros(len(texts), length, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        data = text.encode()[:length]
+        ids[row, : len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
+    return ids, ids > 0

@@ -1,0 +1,227 @@
+"""Starts a stage through Ray Train and says what came of it.
+
+In: a TrainConfig, the name of a stage, a shards folder, a run folder. Out: StageResult. `ray.init()` finds a cluster
+where there is one; else Ray starts on this machine. On several nodes both folders must be shared by all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from shards.errors import UserError
+from train.checkpoint import RunFolder, changed_fields, write_text
+from train.stages import TrainConfig
+
+if TYPE_CHECKING:
+    from train.trainer import Job, MetricsFactory
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage. `ran` is False where it had been finished before; losses are by modality (video, audio, mask)."""
+
+    stage: str
+    ran: bool
+    steps: int
+    seconds: float
+    loss_start: dict[str, float]
+    loss_end: dict[str, float]
+    samples_per_s: float
+    data_wait_share: float
+    counts: dict[str, float]
+    parameters: dict[str, int]
+    key_report: list[str]
+    checkpoint: Path
+    weights: Path
+    wall_seconds: float
+
+
+def run_stage(
+    config: TrainConfig,
+    stage: str,
+    shards_dir: str | Path,
+    run_dir: str | Path,
+    on_metrics_factory: MetricsFactory | None = None,
+) -> StageResult:
+    """Train a stage, or go on from its last checkpoint, or do nothing where it is done.
+
+    `on_metrics_factory()` runs in the first worker and gives the function that receives (steps done, metrics). Raises
+    UserError for a stage without its predecessor, a changed configuration, too few CPUs or GPUs, and failing workers.
+    """
+    began = time.monotonic()
+    plan = config.stage(stage)
+    folder = RunFolder(run_dir, stage)
+    known = folder.read()
+    if folder.done:
+        _check_same_plan(folder, known, config, stage)
+        return _result(folder, ran=False, began=began)
+    if plan.takes_from and not RunFolder(run_dir, plan.takes_from).done:
+        raise UserError(
+            f"stage {stage} starts from stage {plan.takes_from}, which is not done",
+            where=Path(run_dir).absolute() / plan.takes_from,
+            do=f"run first: uniavgen train {plan.takes_from}",
+            kind="missing-stage",
+        )
+    config.micro_batch(plan, config.workers)
+    _check_shards(shards_dir)
+    folder.write(config=config.model_dump(mode="json"), done=False)
+    device = _start_ray(config)
+    _fit(config, folder, device, _job(config, stage, shards_dir, run_dir, device, on_metrics_factory))
+    return _result(folder, ran=True, began=began)
+
+
+def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConfig, stage: str) -> None:
+    """A finished stage answers for the plan it was trained with, not for another."""
+    from train.trainer import settings_that_matter
+
+    try:
+        before = TrainConfig.model_validate(known["config"])
+    except (KeyError, ValidationError) as error:
+        raise UserError("stage.json holds no readable plan", where=folder.path, do="use another --run folder") from error
+    changed = changed_fields(
+        settings_that_matter(before, before.stage(stage)), settings_that_matter(config, config.stage(stage))
+    )
+    if changed:
+        raise UserError(
+            f"stage {stage} is done, with another {', '.join(changed[:4])}",
+            where=folder.path,
+            do="use another --run folder for the new plan, or delete the stage's folder to train it again",
+            kind="changed-configuration",
+        )
+
+
+def _check_shards(shards_dir: str | Path) -> None:
+    from shards.stream import SampleStream
+
+    SampleStream(str(shards_dir), "train")
+
+
+def _job(
+    config: TrainConfig, stage: str, shards_dir: str | Path, run_dir: str | Path, device: str, factory: MetricsFactory | None
+) -> Job:
+    from train.trainer import Job
+
+    shards = str(shards_dir) if "://" in str(shards_dir) else str(Path(shards_dir).absolute())
+    return Job(config, stage, shards, str(Path(run_dir).absolute()), device, factory)
+
+
+def _start_ray(config: TrainConfig) -> str:
+    """Connect to Ray and choose the device. Raises UserError where the cluster is too small for the workers."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    there = ray.cluster_resources()
+    gpus, cpus, wanted = there.get("GPU", 0), there.get("CPU", 0), config.workers * config.cpus_per_worker
+    device = config.device if config.device != "auto" else ("cuda" if gpus >= config.workers else "cpu")
+    if device == "cuda" and gpus < config.workers:
+        raise UserError(
+            f"{config.workers} workers need {config.workers} GPUs, Ray has {gpus:g}", do="lower train.workers", kind="too-small"
+        )
+    if cpus < wanted:
+        raise UserError(
+            f"{config.workers} workers need {wanted} CPUs, Ray has {cpus:g}",
+            do="lower train.workers or train.cpus_per_worker",
+            kind="too-small",
+        )
+    return device
+
+
+def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    _failure_path(folder).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=device == "cuda",
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if device == "cuda" else {})},
+        ),
+        run_config=RunConfig(
+            name=f"{folder.stage}",
+            storage_path=str(folder.path / ".ray"),
+            failure_config=FailureConfig(max_failures=config.max_restarts),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _told(folder, error) from error
+
+
+def _work(given: dict[str, Any]) -> None:
+    """The body of a Ray Train worker: train, or leave word of why not and fail."""
+    import torch
+
+    job: Job = given["job"]
+    torch.set_num_threads(job.config.cpus_per_worker)
+    folder = RunFolder(job.run_dir, job.stage)
+    try:
+        from train.trainer import train_stage
+
+        train_stage(job)
+    except Exception as error:
+        _leave_word(folder, error)
+        raise
+
+
+def _failure_path(folder: RunFolder) -> Path:
+    return folder.path / "failure.json"
+
+
+def _leave_word(folder: RunFolder, error: Exception) -> None:
+    """Note the error for the driver. The first worker to fail is heard; the others only lost their connection to it."""
+    if _failure_path(folder).exists():
+        return
+    if isinstance(error, UserError):
+        word = {"what": error.what, "where": error.where, "do": error.do, "kind": error.kind}
+    else:
+        line = (str(error).strip().splitlines() or [""])[0]
+        word = {
+            "what": f"a training worker failed: {type(error).__name__}: {line}",
+            "where": "",
+            "do": "",
+            "kind": "worker-failed",
+        }
+    write_text(_failure_path(folder), json.dumps(word) + "\n")
+
+
+def _told(folder: RunFolder, error: Exception) -> UserError:
+    """One clear line out of what the workers left or, where they could leave nothing, out of Ray's report."""
+    path = _failure_path(folder)
+    if path.is_file():
+        word = json.loads(path.read_text())
+        return UserError(word["what"], where=word["where"] or folder.path, do=word["do"], kind=word["kind"])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    died = next((line for line in lines if "died" in line or "killed" in line or "memory" in line), lines[-1])
+    return UserError(
+        f"a training worker was lost: {died[:200]}",
+        where=folder.path,
+        do="run the same command again: it goes on from the last checkpoint",
+        kind="worker-lost",
+    )
+
+
+def _result(folder: RunFolder, *, ran: bool, began: float) -> StageResult:
+    content = folder.read()
+    steps = folder.steps()
+    return StageResult(
+        stage=folder.stage,
+        ran=ran,
+        **content["outcome"],
+        key_report=content.get("key_report", []),
+        checkpoint=folder.checkpoint(steps[-1]) if steps else folder.checkpoints,
+        weights=folder.weights,
+        wall_seconds=time.monotonic() - began,
+    )

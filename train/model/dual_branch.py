@@ -1,0 +1,142 @@
+"""The dual-branch model: two diffusion transformers side by side, meeting in the interaction layers.
+
+In: a `BranchInput` per branch; either may be absent (stage 1 trains the audio branch alone). Out: a `DualOutput`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from shards.errors import UserError
+from train.batch import BranchInput, DualOutput
+from train.model.alignment import Alignment, align
+from train.model.config import ModelConfig
+from train.model.dit import Block, Branch, Rope, Rows, Stream
+from train.model.interaction import Interaction
+from train.model.speech_text import SpeechText
+
+
+def _self_attention(block: Block, x: Tensor, rows: Rows, stream: Stream) -> Tensor:
+    return block.attend_self(x, rows, stream.layout, stream.rope)
+
+
+def _cross_attention(block: Block, x: Tensor, rows: Rows, stream: Stream) -> Tensor:
+    return block.attend_text(x, stream.context, stream.context_mask)
+
+
+def _feed_forward(block: Block, x: Tensor, rows: Rows, stream: Stream) -> Tensor:
+    return block.feed_forward(x, rows, stream.layout)
+
+
+STEPS: dict[str, Callable[..., Tensor]] = {
+    "before-self-attention": _self_attention,
+    "before-cross-attention": _cross_attention,
+    "before-ffn": _feed_forward,
+}
+"""The three parts of a block, each under the name of the place that comes before it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a forward pass needs beside its inputs: tables that depend on shapes and layouts only."""
+
+    video_rope: Rope | None
+    audio_rope: Rope | None
+    alignment: Alignment | None
+
+
+class DualBranch(nn.Module):
+    """UniAVGen's model. `interactions` holds one module per interacting layer, keyed by the layer's index."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.video, self.audio = Branch(config.video), Branch(config.audio)
+        self.speech_text = SpeechText(config.speech_text)
+        indices = config.interaction.layer_indices(config.video.layers)
+        self.interactions = nn.ModuleDict({str(index): Interaction(config) for index in indices})
+
+    def forward(
+        self,
+        video: BranchInput | None,
+        audio: BranchInput | None,
+        *,
+        interact: bool = True,
+        checkpointing: bool = False,
+    ) -> DualOutput:
+        """Velocities of both branches, and the face masks of every interacting layer.
+
+        `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch. `checkpointing` keeps
+        only the streams between layers and computes the rest again in the backward pass.
+        """
+        return self.run(video, audio, self.plan(video, audio, interact), checkpointing)
+
+    def plan(self, video: BranchInput | None, audio: BranchInput | None, interact: bool = True) -> Plan:
+        """Rotary and alignment tables of these shapes and layouts; host work, kept for the next call. Raises UserError."""
+        if video is None and audio is None:
+            raise UserError("the model needs at least one branch's input", kind="bad-shape")
+        alignment = None
+        if video is not None and audio is not None and interact:
+            alignment = align(self.config.interaction, video.layout, audio.layout, video.latent.device)
+        return Plan(
+            None if video is None else self.video.rope(video),
+            None if audio is None else self.audio.rope(audio),
+            alignment,
+        )
+
+    def run(self, video: BranchInput | None, audio: BranchInput | None, plan: Plan, checkpointing: bool) -> DualOutput:
+        """The forward pass itself, tensors only: `model.run = torch.compile(model.run, fullgraph=True)` compiles it whole."""
+        v = a = None
+        if video is not None and plan.video_rope is not None:
+            v = self.video.begin(video, video.text, plan.video_rope)
+        if audio is not None and plan.audio_rope is not None:
+            a = self.audio.begin(audio, self.speech_text(audio.text, audio.text_mask), plan.audio_rope)
+        masks = []
+        for index in range(self.config.video.layers):
+            arguments = (index, v, a, plan.alignment, None if v is None else v.x, None if a is None else a.x)
+            if checkpointing and torch.is_grad_enabled():
+                vx, ax, mask = checkpoint(self._layer, *arguments, use_reentrant=False)
+            else:
+                vx, ax, mask = self._layer(*arguments)
+            if v is not None:
+                v.x = vx
+            if a is not None:
+                a.x = ax
+            if mask is not None:
+                masks.append(mask)
+        return DualOutput(
+            video=None if v is None else self.video.finish(v),
+            audio=None if a is None else self.audio.finish(a).flatten(2),
+            face_masks=torch.stack(masks) if masks else None,
+        )
+
+    def _layer(
+        self, index: int, v: Stream | None, a: Stream | None, alignment: Alignment | None, vx: Tensor | None, ax: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Layer `index` of both branches, with the interaction at its place: tokens in, tokens and mask out."""
+        mask = None
+        # a stage that trains one branch alone is built without the other
+        video = cast(Block, None if v is None else self.video.blocks[index])
+        audio = cast(Block, None if a is None else self.audio.blocks[index])
+        meeting = self.config.interaction.position if alignment is not None and str(index) in self.interactions else None
+        video_rows = None if v is None else video.modulation(v.modulation)
+        audio_rows = None if a is None else audio.modulation(a.modulation)
+        for place, step in STEPS.items():
+            if place == meeting:
+                vx, ax, mask = self.interactions[str(index)](vx, ax, alignment)
+            if v is not None:
+                vx = step(video, vx, video_rows, v)
+            if a is not None:
+                ax = step(audio, ax, audio_rows, a)
+        return vx, ax, mask
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by component, and their `total`."""
+        counts = {name: sum(p.numel() for p in child.parameters()) for name, child in self.named_children()}
+        return counts | {"total": sum(counts.values())}

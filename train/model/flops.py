@@ -1,0 +1,71 @@
+"""Floating-point operations of a forward pass, by formula; imports no torch, so a plan can be made anywhere.
+
+A multiplication and its addition count as two, as in torch's counter; element-wise work is left out. A training step costs
+three forward passes, four with activation checkpointing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shards.clock import frames_for_latents
+from train.model.config import BranchConfig, ModelConfig
+
+
+class Shapes(BaseModel):
+    """Sizes of one sample's input; latents and mels count the references and conditions in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    latents: int = Field(ge=0, description="Video latent frames, 0 without video.")
+    height: int = Field(ge=0, description="Latent rows.")
+    width: int = Field(ge=0, description="Latent columns.")
+    mels: int = Field(ge=0, description="Mel frames, 0 without audio.")
+    caption_tokens: int = Field(default=512, ge=0, description="Text tokens of the caption.")
+    speech_tokens: int = Field(default=128, ge=0, description="Bytes of the text to be spoken.")
+
+
+def forward_flops(config: ModelConfig, shapes: Shapes, *, interact: bool = True) -> dict[str, float]:
+    """FLOPs of one sample's forward pass by component (`video`, `audio`, `speech_text`, `interactions`) and in `total`."""
+    ph, pw = config.video.patch
+    side = (shapes.height // ph) * (shapes.width // pw)
+    speech = config.speech_text
+    counts = {
+        "video": _branch(config.video, shapes.latents * side, shapes.caption_tokens),
+        "audio": _branch(config.audio, shapes.mels, shapes.speech_tokens),
+        "speech_text": 2.0
+        * shapes.speech_tokens
+        * speech.layers
+        * (2 * speech.dim**2 * speech.expansion + speech.dim * speech.kernel),
+    }
+    if not shapes.mels:
+        counts["speech_text"] = 0.0
+    layers = len(config.interaction.layer_indices(config.video.layers))
+    meets = interact and shapes.latents and shapes.mels
+    counts["interactions"] = layers * _interaction(config, shapes.latents, side, shapes.mels) if meets else 0.0
+    return counts | {"total": sum(counts.values())}
+
+
+def _branch(config: BranchConfig, tokens: int, text: int) -> float:
+    """Two FLOPs for every weight and token, and for every pair of tokens and channel, twice (scores and values)."""
+    if not tokens:
+        return 0.0
+    text = text if config.text_len is None else config.text_len
+    dim, patch = config.dim, config.in_channels * math.prod(config.patch)
+    per_token = 4 * dim**2 + 2 * dim**2 + 2 * dim * config.ffn_dim
+    layer = tokens * per_token + text * 2 * dim**2 + 2 * dim * tokens * (tokens + text)
+    times = 2 * (config.freq_dim * dim + dim**2 + 6 * dim**2)
+    return 2.0 * (config.layers * layer + 2 * tokens * patch * dim + times + text * (config.text_dim * dim + dim**2))
+
+
+def _interaction(config: ModelConfig, latents: int, side: int, mels: int) -> float:
+    """Projections of both directions, and attention over what each aligner lets a query see."""
+    video, audio, how = config.video.dim, config.audio.dim, config.interaction
+    tokens = latents * side
+    per_latent = mels / frames_for_latents(latents) * 4
+    blocks = {"frame": 1 + how.window / 2, "latent": 1 + 2 * how.window}[how.window_unit]
+    heard = {"sgi": mels, "sti": per_latent, "ati": min(mels, blocks * per_latent)}[how.a2v]
+    seen = {"sgi": tokens, "sti": side, "ati": 2 * side}[how.v2a]
+    projections = tokens * 2 * video**2 + mels * 2 * audio * video + mels * 2 * audio**2 + tokens * 2 * audio * video
+    return 2.0 * (projections + 2 * video * tokens * heard + 2 * audio * mels * seen)

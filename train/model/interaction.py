@@ -1,0 +1,114 @@
+"""The asymmetric cross-modal interaction (paper, section 3.2), vectorised over frames, tokens and samples.
+
+In: video tokens Hv [B, N, S, Dv], audio tokens Ha [B, L, Da] and the `Alignment` of their clocks. Out: both streams with
+their noisy part updated; conditions serve as keys and values and come out unchanged, references take no part. The
+equations, with H normalised first if `pre_norm` says so:
+
+    A2V   C_i = [Ha_(i-w) .. Ha_(i+w)]                  Hv_i += M * Wo (Hv_i + Attn(Wq Hv_i, Wk C_i, Wv C_i))
+    V2A   C_j = (1 - a) M Hv_i + a M Hv_(i+1)           Ha_j += Wo (Ha_j + Attn(Wq Ha_j, Wk C_j, Wv C_j))
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.model.alignment import Alignment, AudioWindows, LatentPairs, Queries
+from train.model.config import InteractionConfig, ModelConfig
+from train.model.dit import ZeroLinear, normalise
+from train.model.face_modulation import FaceMask
+
+
+class CrossModal(nn.Module):
+    """Wq, Wk, Wv and the zero-initialised Wo of one direction; width and heads are those of the branch that asks."""
+
+    def __init__(self, asking: int, answering: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(asking, asking)
+        self.k, self.v = nn.Linear(answering, asking), nn.Linear(answering, asking)
+        self.o = ZeroLinear(asking, asking)
+
+    def attend_windows(self, video: Tensor, audio: Tensor, table: AudioWindows) -> Tensor:
+        """Wo (Hv + Attn): video [B, T, S, Dv] asks audio [B, L, Da], each frame its own window of tokens."""
+        batch, frames, _, _ = video.shape
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(video), self.k(audio), self.v(audio)))
+        if table.index is None:
+            out = attend(q.flatten(1, 2), k, v).reshape_as(video)
+        else:
+            k, v = (part.index_select(1, table.index).unflatten(1, (frames, -1)).flatten(0, 1) for part in (k, v))
+            bias = None if table.bias is None else table.bias.to(q.dtype).repeat(batch, 1, 1, 1)
+            out = attend(q.flatten(0, 1), k, v, bias).reshape_as(video)
+        return self.o(video + out)
+
+    def attend_latents(self, audio: Tensor, video: Tensor, table: LatentPairs) -> Tensor:
+        """Wo (Ha + Attn): audio [B, n, Da] asks video [B, T, S, Dv], each token its own pair of latents.
+
+        Keys and values are projected once per latent: the projections are affine and the weights of a pair sum to 1, so
+        interpolating after them is exact. One call serves all: [(1 - a) q, a q] . [k_i, k_(i+1)] is q . k interpolated.
+        """
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(audio), self.k(video), self.v(video)))
+        if table.ask is None or table.answer is None or table.frames is None:
+            return self.o(audio + attend(q, k.flatten(1, 2), v.flatten(1, 2)).flatten(2))
+        batch, size, groups = len(q), q.shape[-1], len(table.ask)
+        pair = 1 if table.alpha is None else 2
+        groups = len(table.frames) // (table.slots * pair)
+        q = q.index_select(1, table.ask).unflatten(1, (groups, -1))
+        k, v = (_pairs(part, table.frames, groups, pair) for part in (k, v))
+        alpha = None if table.alpha is None else table.alpha.to(q.dtype)
+        if alpha is not None:
+            q = torch.cat([(1 - alpha) * q, alpha * q], dim=-1)
+        bias = None
+        if table.bias is not None:
+            bias = table.bias.to(q.dtype).repeat_interleave(video.shape[2], dim=1)[:, None, None, :].repeat(batch, 1, 1, 1)
+        out = attend(q.flatten(0, 1), k, v, bias, size**-0.5).unflatten(0, (batch, groups))
+        if alpha is not None:
+            own, after = out.split(size, dim=-1)
+            out = torch.lerp(own, after, alpha.expand_as(own))
+        return self.o(audio + out.flatten(1, 2).index_select(1, table.answer).flatten(2))
+
+
+def _pairs(part: Tensor, frames: Tensor, groups: int, pair: int) -> Tensor:
+    """Keys or values [B, T, S, h, d] of each group: [B * G, m * S, h, pair * d], a latent and the next side by side."""
+    chosen = part.index_select(1, frames).unflatten(1, (groups, -1, pair))
+    return chosen.permute(0, 1, 2, 4, 5, 3, 6).flatten(5).flatten(2, 3).flatten(0, 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Attention over [B, L, h, d], heads kept apart: [B, Lq, h, d]."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
+
+
+def add_update(stream: Tensor, update: Tensor, queries: Queries) -> Tensor:
+    """The stream [B, N, ...] with `update` added to the run that asked."""
+    before, run, after = stream.split([queries.start, queries.stop - queries.start, stream.shape[1] - queries.stop], dim=1)
+    return torch.cat([before, run + queries.gate * update, after], dim=1)
+
+
+class Interaction(nn.Module):
+    """Both directions and the face mask of one layer, from the same incoming streams."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config: InteractionConfig = config.interaction
+        self.eps = config.video.eps
+        self.a2v = CrossModal(config.video.dim, config.audio.dim, config.video.heads)
+        self.v2a = CrossModal(config.audio.dim, config.video.dim, config.audio.heads)
+        self.face = None if config.face.mode == "none" else FaceMask(config.video.dim, config.video.eps)
+
+    def forward(self, video: Tensor, audio: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hv [B, N, S, Dv], Ha [B, L, 1, Da] -> both updated, and M [B, N, S] (None without face modulation)."""
+        mask = None if self.face is None else self.face(video)
+        hv, ha = (normalise(x, self.eps).to(x.dtype) if self.config.pre_norm else x for x in (video, audio))
+        ha = ha.squeeze(2)
+        a2v, v2a = alignment.a2v, alignment.v2a
+        asks, keys = slice(a2v.queries.start, a2v.queries.stop), slice(*a2v.keys)
+        to_video = self.a2v.attend_windows(hv[:, asks], ha[:, keys], a2v)
+        seen = hv if mask is None else mask * hv
+        to_video = to_video if mask is None else mask[:, asks] * to_video
+        asks, keys = slice(v2a.queries.start, v2a.queries.stop), slice(*v2a.keys)
+        to_audio = self.v2a.attend_latents(ha[:, asks], seen[:, keys], v2a).unsqueeze(2)
+        masks = None if mask is None else mask.squeeze(-1)
+        return add_update(video, to_video, a2v.queries), add_update(audio, to_audio, v2a.queries), masks

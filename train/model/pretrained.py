@@ -1,0 +1,173 @@
+"""Pretrained Wan weights into a branch, from the original layout or the diffusers layout, with a report on every key.
+
+In: a `.safetensors` file, or a folder of them (sharded, with or without an index). The model is built on the meta device
+and takes the file's tensors as they are, one at a time, so no second copy is ever held.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shards.errors import UserError
+from train.model.config import ModelConfig
+from train.model.dit import Branch
+from train.model.dual_branch import DualBranch
+
+FROM_DIFFUSERS = (
+    (r"^condition_embedder\.(time|text)_embedder\.linear_1\.", r"\1_embedding.0."),
+    (r"^condition_embedder\.(time|text)_embedder\.linear_2\.", r"\1_embedding.2."),
+    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".o."),
+    (r"\.norm2\.", ".norm3."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"\.scale_shift_table$", ".modulation"),
+    (r"^proj_out\.", "head.head."),
+)
+"""Names of diffusers' WanTransformer3DModel, turned into those of the original repository, in this order."""
+
+IMAGE_KEYS = (
+    r"^img_emb\.|\.(k_img|v_img|norm_k_img|norm_added_[qk]|add_[kv]_proj)\.|^condition_embedder\.image_embedder\.|^freqs$"
+)
+"""Known weights of Wan's image-to-video siblings, which this model has no place for."""
+
+
+@dataclass
+class KeyReport:
+    """What became of every key: `taken` as named, `renamed` (file's name -> ours), `unused`, and `new` in the model."""
+
+    taken: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = f"{len(self.taken)} taken, {len(self.renamed)} renamed, {len(self.new)} new, {len(self.unused)} unused"
+        named = [f"{name}: {', '.join(keys)}" for name, keys in (("new", self.new), ("unused", self.unused)) if keys]
+        return "; ".join([counts, *named])
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    video: str | Path | None = None,
+    audio: str | Path | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> tuple[DualBranch, dict[str, KeyReport]]:
+    """A model whose branches hold the named checkpoints and whose rest is initialised from `seed`, on the CPU.
+
+    Returns it with a report per loaded branch. Raises UserError for unknown keys, other shapes and unreadable files.
+    """
+    with torch.device("meta"):
+        model = DualBranch(config)
+    reports = {}
+    for name, branch, path in (("video", model.video, video), ("audio", model.audio, audio)):
+        if path is not None:
+            reports[name] = load_branch(branch, path, dtype=dtype)
+    initialise(model, seed)
+    return (model if dtype is None else model.to(dtype)), reports
+
+
+def load_branch(branch: Branch, path: str | Path, *, skip: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> KeyReport:
+    """Assign a checkpoint's tensors to a branch; `skip` leaves out our names that begin so (they stay new).
+
+    Raises UserError naming the first key that is unknown or of another shape; the branch is then not to be used.
+    """
+    report, shapes = KeyReport(), {name: value.shape for name, value in branch.state_dict().items()}
+    missing = set(shapes)
+    for key, tensor in checkpoint_tensors(Path(path)):
+        name = branch_key(key)
+        if re.search(IMAGE_KEYS, key) or any(name.startswith(prefix) for prefix in skip):
+            report.unused.append(key)
+            continue
+        if name not in shapes:
+            raise UserError(f"unknown key {key} in the checkpoint", where=path, kind="unknown-key")
+        if name == "patch_embedding.weight":
+            tensor = tensor.flatten(1)
+        if tensor.shape != shapes[name]:
+            raise UserError(
+                f"{key} has shape {list(tensor.shape)}, the model's is {list(shapes[name])}",
+                where=path,
+                do="choose the configuration that the checkpoint was made with",
+                kind="wrong-shape",
+            )
+        branch.load_state_dict({name: tensor if dtype is None else tensor.to(dtype)}, strict=False, assign=True)
+        missing.discard(name)
+        if name == key:
+            report.taken.append(key)
+        else:
+            report.renamed[key] = name
+    report.new = sorted(missing)
+    return report
+
+
+def branch_key(key: str) -> str:
+    """Our name of a Wan weight, whichever layout it comes from."""
+    key = key.removeprefix("model.diffusion_model.")
+    for pattern, name in FROM_DIFFUSERS:
+        key = re.sub(pattern, name, key)
+    return re.sub(r"(^|\.)modulation$", r"\1modulation.table", key)
+
+
+def wan_state_dict(branch: Branch) -> dict[str, Tensor]:
+    """A branch's weights under the original Wan names and shapes; the inverse of loading them."""
+    ph, pw = branch.config.patch
+    state = {}
+    for name, value in branch.state_dict().items():
+        if name == "patch_embedding.weight":
+            value = value.unflatten(1, (branch.config.in_channels, 1, ph, pw))
+        state[name.replace("modulation.table", "modulation")] = value
+    return state
+
+
+def checkpoint_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every key and tensor of a safetensors file or folder, one at a time. Raises UserError for what is not there."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in _files(path):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    yield key, tensors.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"unreadable checkpoint: {error}", where=file, kind="damaged-checkpoint") from error
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    indexes = sorted(path.glob("*.safetensors.index.json"))
+    if indexes:
+        files = [path / name for name in sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files or not all(file.is_file() for file in files):
+        lost = [file.name for file in files if not file.is_file()] or ["*.safetensors"]
+        raise UserError(f"no {', '.join(lost)}", where=path, do="name a file or folder of safetensors", kind="missing-weights")
+    return files
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Give every module whose parameters are still on the meta device its start values, from `seed`, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in model.named_modules():
+            own = list(module.parameters(recurse=False))
+            if not any(p.is_meta for p in own):
+                continue
+            if not all(p.is_meta for p in own):
+                raise UserError(f"the checkpoint holds only a part of {name}", kind="unknown-key")
+            module.to_empty(device="cpu", recurse=False)
+            module.reset_parameters()

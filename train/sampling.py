@@ -1,0 +1,127 @@
+"""Sampling: Euler steps from noise to latents for any of the five tasks, with modality-aware guidance.
+
+In: a model, the conditions as a `LatentBatch`, a task and a seed. Out: video latents and mels; codecs decode them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from shards.clock import MELS_PER_FRAME
+from shards.errors import UserError
+from train import flow
+from train.batch import NOISY, BranchInput, DualOutput, LatentBatch
+from train.options import SamplerConfig, Task
+from train.tasks import Given, Model, build, given, validate_batch
+
+Velocities = tuple[Tensor | None, Tensor | None]
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    batch: LatentBatch,
+    task: Task,
+    config: SamplerConfig,
+    seed: int,
+    *,
+    sample_indices: tuple[int, ...] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    mels_per_frame: Fraction = MELS_PER_FRAME,
+) -> tuple[Tensor | None, Tensor]:
+    """Video latents [B, 48, T, h, w] (None without a video) and mels [B, 100, L] of the whole clip, given parts included.
+
+    `batch` holds the conditions: what the task gives is read from `video` and `mel`, of the rest only the shapes (zeros
+    will do). Noise is a function of the seed and of each sample's index (0, 1, .. if None), not of the batch around it.
+    `on_step(done, steps)` reports progress. Raises UserError for conditions that do not fit, and for an empty speech text
+    where speech is to be made.
+    """
+    validate_batch(batch, mels_per_frame)
+    if "audio" in task.scored and not bool(batch.speech_mask.any(dim=1).all()):
+        raise UserError("the text to be spoken is empty", do="give the words, or drive the video by sound", kind="empty-text")
+    latents = None if batch.video is None else batch.video.shape[2]
+    share = config.continuation_latents / latents if latents else 0.5
+    voice = batch.reference_mel.shape[2] > 0
+    parts = given(task, latents, batch.mel.shape[2], share=share, reference_audio=voice, mels_per_frame=mels_per_frame)
+    indices = sample_indices or tuple(range(len(batch.mel)))
+    states: Velocities = (_noise(batch.video, seed, indices, "video-noise"), _noise(batch.mel, seed, indices, "audio-noise"))
+    times = time_grid(config.steps, config.shift)
+    for step, (now, after) in enumerate(pairwise(times)):
+        moves = guided_velocities(model, batch, parts, states, now, config)
+        states = tuple(euler(x, u, now, after) for x, u in zip(states, moves, strict=True))  # type: ignore[assignment]
+        if on_step is not None:
+            on_step(step + 1, config.steps)
+    video, audio = build(batch, parts, _checked(states), _full(batch, 0.0))
+    mels = audio.latent[:, :, -batch.mel.shape[2] :]
+    return (None if video is None or latents is None else video.latent[:, :, -latents:]), mels
+
+
+def time_grid(steps: int, shift: float) -> list[float]:
+    """Times 1 = t_0 > .. > t_steps = 0, evenly spaced and then shifted."""
+    return [flow.shift_time(1 - step / steps, shift) for step in range(steps + 1)]
+
+
+def euler(x: Tensor | None, u: Tensor | None, now: float, after: float) -> Tensor | None:
+    """x at the next, smaller time: x + (t' - t) dx/dt."""
+    return x if x is None or u is None else x + (after - now) * u
+
+
+def guided_velocities(
+    model: Model, batch: LatentBatch, parts: Given, states: Velocities, t: float, config: SamplerConfig
+) -> Velocities:
+    """Velocities of both clips at time t: u0 + s (u - u0) inside the interval (one pass each for u and u0), else u."""
+    full = _full(batch, t)
+    video, audio = build(batch, parts, _checked(states), full)
+    u = _clips(model(video, audio), batch)
+    if config.guidance == "none" or not config.interval[0] <= t <= config.interval[1]:
+        return u
+    if config.guidance == "text" or config.empty_text:
+        batch = _without_text(batch)
+        video, audio = build(batch, parts, _checked(states), full)
+    if config.guidance == "text":
+        u0 = _clips(model(video, audio), batch)
+    else:
+        # without interaction, a branch that generates nothing has no say
+        u0 = _clips(model(_if_noisy(video), _if_noisy(audio), interact=False), batch)
+    return guide(u0[0], u[0], config.video_scale), guide(u0[1], u[1], config.audio_scale)
+
+
+def guide(u0: Tensor | None, u: Tensor | None, scale: float) -> Tensor | None:
+    """u0 + s (u - u0) (paper, MA-CFG)."""
+    return u if u is None or u0 is None else u0 + scale * (u - u0)
+
+
+def _clips(out: DualOutput, batch: LatentBatch) -> Velocities:
+    """The clip's part of a model's output: without the references that stand before it."""
+    video = None if out.video is None or batch.video is None else out.video[:, :, -batch.video.shape[2] :].float()
+    return video, None if out.audio is None else out.audio[:, :, -batch.mel.shape[2] :].float()
+
+
+def _if_noisy(data: BranchInput | None) -> BranchInput | None:
+    return None if data is None or data.layout[-1].role != NOISY else data
+
+
+def _without_text(batch: LatentBatch) -> LatentBatch:
+    caption = None if batch.caption_mask is None else torch.zeros_like(batch.caption_mask)
+    return replace(batch, speech_mask=torch.zeros_like(batch.speech_mask), caption_mask=caption)
+
+
+def _full(batch: LatentBatch, t: float) -> Tensor:
+    return torch.full((len(batch.mel),), t, device=batch.mel.device)
+
+
+def _checked(states: Velocities) -> tuple[Tensor | None, Tensor]:
+    assert states[1] is not None
+    return states[0], states[1]
+
+
+def _noise(like: Tensor | None, seed: int, indices: tuple[int, ...], purpose: str) -> Tensor | None:
+    if like is None:
+        return None
+    return torch.stack([flow.noise_for(seed, 0, i, like.shape[1:], purpose) for i in indices]).to(like.device)

@@ -1,0 +1,222 @@
+"""The plan of a training run: model, data, DeepSpeed, and the stages audio -> joint -> multitask. Imports nothing heavy.
+
+The defaults are the `tiny` run, which a 2-core machine trains in minutes; `paper_stages` holds the paper's own table.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from shards.clock import latents_for_frames, mels_for_frames
+from shards.errors import UserError
+from train.codec.config import TOKEN_STRIDE, CodecConfig
+from train.model.config import FaceConfig, ModelConfig
+from train.options import PAPER_MIX, ObjectiveConfig, Task
+
+StageName = Literal["audio", "joint", "multitask"]
+
+AUDIO_PARTS = ("audio", "speech_text")
+ALL_PARTS = ("video", *AUDIO_PARTS, "interactions")
+"""Parts of the dual-branch model, as its parameters' names begin."""
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StageConfig(_Config):
+    """One stage: what it trains, on which tasks, how long, and what it takes from the stage before."""
+
+    name: StageName = Field(description="audio: the audio branch alone; joint and multitask: both branches")
+    batch: int = Field(default=4, gt=0, description="samples per optimizer step over all workers together")
+    lr: float = Field(
+        default=1e-3, gt=0, description="AdamW learning rate after the warm-up; constant, as the paper names no decay"
+    )
+    steps: int = Field(default=40, gt=0, description="optimizer steps")
+    warmup: int = Field(default=4, ge=0, description="steps of linear warm-up (the paper is silent; ours)")
+    grad_clip: float = Field(
+        default=1.0, ge=0, description="largest global gradient norm, 0 for none (the paper is silent; Wan's is 1)"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's decay (the paper is silent; PyTorch's default)")
+    lambda_start: float | None = Field(
+        default=None, ge=0, description="lambda_m at the first step; none: model.face.lambda_start"
+    )
+    lambda_end: float | None = Field(default=None, ge=0, description="lambda_m at the last step; none: model.face.lambda_end")
+    tasks: dict[Task, int] = Field(default_factory=lambda: {Task.JOINT: 1}, description="task mix, as integer weights")
+    takes_from: StageName | None = Field(
+        default=None, description="stage whose weights this one starts from; none: random weights"
+    )
+    trains: list[str] = Field(default_factory=list, description="parts that learn, by name prefix; empty: all the stage has")
+    starts_fresh: list[str] = Field(
+        default_factory=list, description="parts, by name prefix, that the stage before did not have and that start at random"
+    )
+
+    @property
+    def picture(self) -> bool:
+        """Whether the stage has a video branch, so that its data needs pictures."""
+        return self.name != "audio"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of the model that the stage has; the others are not built into its weights."""
+        return ALL_PARTS if self.picture else AUDIO_PARTS
+
+
+def tiny_stages() -> list[StageConfig]:
+    """The default: three short stages, every mechanism of the paper's run at a size for two cores."""
+    return [
+        StageConfig(name="audio"),
+        StageConfig(name="joint", takes_from="audio", starts_fresh=["video", "interactions"]),
+        StageConfig(name="multitask", takes_from="joint", tasks=PAPER_MIX, lambda_start=0.0, lambda_end=0.0),
+    ]
+
+
+def paper_stages() -> list[StageConfig]:
+    """The paper's table: batch 256 / 32 / 32, learning rate 2e-5 / 5e-6 / 5e-6, 160k / 30k / 10k steps.
+
+    Warm-up is ours; lambda_m reaches 0 at the end of the joint stage and stays there.
+    """
+    audio, joint, multitask = tiny_stages()
+    return [
+        audio.model_copy(update={"batch": 256, "lr": 2e-5, "steps": 160_000, "warmup": 1000}),
+        joint.model_copy(update={"batch": 32, "lr": 5e-6, "steps": 30_000, "warmup": 500}),
+        multitask.model_copy(update={"batch": 32, "lr": 5e-6, "steps": 10_000, "warmup": 100}),
+    ]
+
+
+class DataConfig(_Config):
+    """The crop of a sample that training sees, and the codecs that turn it into latents."""
+
+    frames: int = Field(default=17, gt=1, description="pixel frames of the window at 16 fps, 4n + 1 (paper-sized: 81)")
+    height: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 480)")
+    width: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 832)")
+    reference_frames: int = Field(default=17, gt=0, description="length of the reference sound, in pixel frames of time")
+    caption_tokens: int = Field(default=32, gt=0, description="caption length in tokens; longer ones are cut (Wan: 512)")
+    speech_bytes: int = Field(default=64, gt=0, description="speech text length in bytes; longer ones are cut and counted")
+    seed: int = Field(default=0, ge=0, description="order of the samples and choice of their windows")
+    prefetch: int = Field(default=2, ge=0, description="batches made ahead of the step that uses them")
+    codecs: CodecConfig = Field(default_factory=CodecConfig, description="video, caption and sound codecs")
+
+    @field_validator("frames")
+    @classmethod
+    def _whole_latents(cls, frames: int) -> int:
+        try:
+            latents_for_frames(frames)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return frames
+
+    @field_validator("height", "width")
+    @classmethod
+    def _whole_tokens(cls, side: int) -> int:
+        if side % TOKEN_STRIDE:
+            raise ValueError(f"must be a multiple of {TOKEN_STRIDE} px (VAE 16 x patch 2), got {side}")
+        return side
+
+    @property
+    def mels(self) -> int:
+        """Mel frames L of the window."""
+        return mels_for_frames(self.frames)
+
+    @property
+    def reference_mels(self) -> int:
+        """Mel frames Lr of the reference sound."""
+        return mels_for_frames(self.reference_frames)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Video latent (T, h, w) of the window."""
+        return latents_for_frames(self.frames), self.height // (TOKEN_STRIDE // 2), self.width // (TOKEN_STRIDE // 2)
+
+
+class DeepSpeedConfig(_Config):
+    """What of DeepSpeed a run uses; the file it reads is made from this by `train.trainer.deepspeed_file`."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2, description="ZeRO: 1 shards optimizer states, 2 gradients too, 3 parameters too"
+    )
+    dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 keeps fp32 master weights")
+    offload: Literal["none", "cpu"] = Field(
+        default="none", description="cpu: optimizer states (and at stage 3 parameters) in host memory"
+    )
+    micro_batch: int = Field(
+        default=0, ge=0, description="samples per forward on one worker; 0: its whole share. The rest is accumulated"
+    )
+    activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+
+
+class CheckpointConfig(_Config):
+    """When to save and what to keep."""
+
+    every: int = Field(default=500, gt=0, description="steps between checkpoints; the last step always saves")
+    keep: int = Field(default=2, gt=0, description="newest checkpoints kept per stage")
+
+
+class TrainConfig(_Config):
+    """A whole run, from which any of its stages can be started."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the dual-branch model")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="the loss; each stage sets its own `mix`")
+    data: DataConfig = Field(default_factory=DataConfig, description="windows and codecs")
+    deepspeed: DeepSpeedConfig = Field(default_factory=DeepSpeedConfig, description="how the model is spread over workers")
+    stages: list[StageConfig] = Field(default_factory=tiny_stages, description="the stages, in order")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="saving")
+    workers: int = Field(default=2, gt=0, description="training processes, one per GPU or CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where the cluster has a GPU per worker"
+    )
+    cpus_per_worker: int = Field(
+        default=1, gt=0, description="CPUs that Ray reserves, and threads that PyTorch uses, per worker"
+    )
+    max_restarts: int = Field(
+        default=0, ge=0, description="times Ray restarts the workers from the last checkpoint after a crash"
+    )
+    seed: int = Field(default=0, ge=0, description="initial weights, tasks, noise and timesteps")
+
+    @model_validator(mode="after")
+    def _stages_make_sense(self) -> TrainConfig:
+        seen: list[str] = []
+        for stage in self.stages:
+            if stage.name in seen:
+                raise ValueError(f"stage {stage.name} stands twice")
+            if stage.takes_from and stage.takes_from not in seen:
+                raise ValueError(f"stage {stage.name} takes from {stage.takes_from}, which does not come before it")
+            seen.append(stage.name)
+            if not stage.tasks or any(weight < 0 for weight in stage.tasks.values()) or not any(stage.tasks.values()):
+                raise ValueError(f"stage {stage.name} needs a task with a positive weight")
+        return self
+
+    def stage(self, name: str) -> StageConfig:
+        """The stage of that name. Raises UserError listing the stages there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(
+            f"no stage {name!r} in this plan", do=f"stages: {', '.join(s.name for s in self.stages)}", kind="unknown-stage"
+        )
+
+    def micro_batch(self, stage: StageConfig, world_size: int) -> int:
+        """Samples per forward on each of `world_size` workers. Raises UserError where the batch cannot be split evenly."""
+        share, rest = divmod(stage.batch, world_size)
+        micro = self.deepspeed.micro_batch or share
+        if rest or not share or share % micro:
+            raise UserError(
+                f"batch {stage.batch} of stage {stage.name} does not split into {world_size} workers x {micro or 1} samples",
+                where=f"stages.{stage.name}.batch",
+                do="make the batch a multiple of workers x deepspeed.micro_batch",
+                kind="bad-batch",
+            )
+        return micro
+
+
+def lr_at(stage: StageConfig, step: int) -> float:
+    """Learning rate of 0-based `step`: linear warm-up, then constant."""
+    return stage.lr * min(1.0, (step + 1) / (stage.warmup + 1))
+
+
+def face_for(config: TrainConfig, stage: StageConfig) -> FaceConfig:
+    """The face configuration with the stage's own lambda_m schedule, where it names one."""
+    named = {"lambda_start": stage.lambda_start, "lambda_end": stage.lambda_end}
+    return config.model.face.model_copy(update={name: value for name, value in named.items() if value is not None})
