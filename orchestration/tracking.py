@@ -91,25 +91,28 @@ class Run:
 class StepLogger:
     """Builds the trainer's `on_metrics`: picklable, sent to rank 0, which calls it to get the function.
 
-    A tracker that fails must not stop training: the first failure is told, the rest of the metrics stay in the run
-    folder's own log.
+    Every step is first a line of `log` (JSON), then metrics of `run`. A tracker that fails does not stop training: the
+    first failure is told, and the lines stay.
     """
 
     run: Run
+    log: Path
 
     def __call__(self) -> Callable[[int, dict[str, float]], None]:
         told = False
 
-        def log(step: int, values: dict[str, float]) -> None:
+        def on_metrics(step: int, values: dict[str, float]) -> None:
             nonlocal told
+            with self.log.open("a") as lines:
+                lines.write(json.dumps({"step": step, **values}) + "\n")
             try:
                 self.run.metrics(values, step)
-            except Exception as error:  # any tracker defect is survivable
+            except Exception as error:  # any defect of the tracker is survivable
                 if not told:
-                    print(f"warning: MLflow does not take metrics ({error}); training goes on", flush=True)
+                    print(f"warning: MLflow does not take metrics ({error}); they stay in {self.log}", flush=True)
                 told = True
 
-        return log
+        return on_metrics
 
 
 def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | None = None) -> Run:

@@ -14,7 +14,7 @@ SENTENCES: tuple[str, ...] = (
     "Please send both reports before Friday afternoon, because our bank closes early every summer and autumn.",
     "Fresh bread smells wonderful, but good bakers wake long before sunrise and rarely see their own children eat breakfast.",
     "When rain finally came, farmers stood outside their houses and laughed while water filled every dusty field.",
-    "Our train left Vienna just after midnight and crossed several snowy mountains before anybody noticed one missing suitcase.",
+    "Our train left Vienna just after midnight and crossed several snowy mountains before anybody noticed a missing suitcase.",
     "She paints large blue windows, empty chairs, and quiet kitchens where somebody has clearly just left.",
     "A careful pilot checks fuel, weather, weight, and wind twice before leaving any airport behind.",
     "Children learn music faster when nobody forces them, and when grandparents sing badly but often.",
@@ -88,8 +88,12 @@ PLANS: tuple[SourcePlan, ...] = (
     SourcePlan("bob_rivers.mkv", (Scene("bob", "dark", (28, 22)),), fps=24, audio="flac", rate=32_000),
     SourcePlan("reader_best_of_times.mp4", (Scene("reader", "warm", (0, 1)),), fps=24, rate=48_000),
     SourcePlan("reader_before_us.avi", (Scene("reader", "warm", (2, 3)),), video="mpeg4", audio="pcm_s16le"),
-    SourcePlan("talk_joe_ann.mp4", (Scene("joe", "astronaut", (12,)), Scene("ann", "mirror", (15,)), Scene("joe", "astronaut", (21,)))),
-    SourcePlan("talk_bob_ann.mkv", (Scene("bob", "dark", (23,)), Scene("ann", "mirror", (24,)), Scene("bob", "dark", (29,))), fps=30),
+    SourcePlan(
+        "talk_joe_ann.mp4", (Scene("joe", "astronaut", (12,)), Scene("ann", "mirror", (15,)), Scene("joe", "astronaut", (21,)))
+    ),
+    SourcePlan(
+        "talk_bob_ann.mkv", (Scene("bob", "dark", (23,)), Scene("ann", "mirror", (24,)), Scene("bob", "dark", (29,))), fps=30
+    ),
     SourcePlan("two_shots_ann.mp4", (Scene("ann", "mirror", (25,)), Scene("ann", "close", (26,)))),
     SourcePlan("two_shots_bob.mp4", (Scene("bob", "dark", (30,)), Scene("bob", "warm", (31,))), fps=30),
     SourcePlan("bad_no_sound.mp4", (Scene("joe", "astronaut", (32,)),), audio="", defect="no-sound"),

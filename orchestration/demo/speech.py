@@ -1,9 +1,9 @@
 """The demo's voices: speech whose words, phones and turns are known.
 
-In: sentences and a seed. Out: utterances with word and phone times, and sound tracks put together from them.
+In: sentences. Out: utterances with word and phone times, and sound tracks put together from them.
 Three voices come from one Piper model: played faster or slower (with the speaking rate set against it) pitch and
 formants move together, and a speaker embedder hears different people. The fourth is a real recorded reading.
-Same seed, same samples, on one version of onnxruntime: its noise generators are seeded when a session is made.
+A sentence in a voice gives the same samples every time: the model's noise is a fixed array.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import json
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from orchestration.demo.reading import PASSAGES, PHRASES
 from orchestration.demo.visemes import Phone
 from shards.weights import resolve
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    from onnx import ModelProto
+    from piper import PiperVoice
 
 RATE = 48_000
 """Sample rate of all demo speech before a source's codec changes it."""
@@ -29,27 +33,11 @@ VOICES: dict[str, Fraction] = {"joe": Fraction(1), "ann": Fraction(11, 9), "bob"
 """Piper voices by name: how much faster than recorded they are played. ECAPA cosine between them is 0.0-0.4, within 0.8."""
 
 PIPER_LATE_S = 0.050
-"""Piper's phone times come this much after the sound they stand for (measured; subtracted here)."""
+"""Piper's phone times come this much after the sound they stand for (measured on word starts; subtracted here)."""
 
-PASSAGES: tuple[tuple[float, float, str], ...] = (
-    (1.00, 8.45, "it was the best of times it was the worst of times it was the age of wisdom it was the age of foolishness"),
-    (13.15, 20.70, "it was the season of light it was the season of darkness it was the spring of hope it was the winter of despair"),
-    (
-        20.98,
-        28.50,
-        "we had everything before us we had nothing before us we were all going direct to heaven "
-        "we were all going direct the other way",
-    ),
-    (
-        28.90,
-        36.75,
-        "in short the period was so far like the present period that some of its noisiest authorities "
-        "insisted on its being received",
-    ),
-)
-"""Parts of the recorded reading (start, end in seconds, words), cut in its pauses."""
+MOUTH_LAG_S = 0.027
+"""The lips follow the corrected phones by this much: then lips and sound move together within 10 ms in every voice."""
 
-_VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
 _STRESS, _LENGTHENING, _PUNCTUATION = "ˈˌ", "ːʲ", ",.;:!?"
 
 
@@ -93,75 +81,48 @@ class Track:
         return len(self.waveform) / RATE
 
 
-class Narrator:
-    """Speaks sentences with the Piper voice. A new one with the same seed speaks the same samples."""
+def say(sentence: str, voice: str) -> Utterance:
+    """One sentence in a voice of `VOICES`: the same samples every time.
 
-    def __init__(self, seed: int) -> None:
-        import onnxruntime
-        from piper import PiperVoice
-        from piper.config import PiperConfig
+    Raises ValueError where a word of it has no phones of its own.
+    """
+    from piper import SynthesisConfig
 
-        folder = resolve("piper-joe")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        onnxruntime.set_seed(seed)  # noise nodes take their seed from here when the session is made
-        session = onnxruntime.InferenceSession(_patched_model(), sess_options=options, providers=["CPUExecutionProvider"])
-        config = PiperConfig.from_dict(json.loads((folder / "voice.onnx.json").read_text()))
-        self._voice = PiperVoice(session=session, config=config)
-
-    def say(self, sentence: str, voice: str) -> Utterance:
-        """One sentence in a voice of `VOICES`. Raises ValueError where a word of it has no phones of its own."""
-        from piper import SynthesisConfig
-
-        speed = VOICES[voice]
-        settings = SynthesisConfig(length_scale=float(speed) * 1.04, noise_scale=0.5, noise_w_scale=0.5)
-        chunks = list(self._voice.synthesize(sentence, settings, include_alignments=True))
-        if len(chunks) != 1 or not chunks[0].phoneme_alignments:
-            raise ValueError(f"not one aligned sentence: {sentence!r}")
-        clock = float(chunks[0].sample_rate * speed)
-        spans = [(a.phoneme, int(a.num_samples) / clock) for a in chunks[0].phoneme_alignments]
-        words, phones = _words_and_phones(sentence, spans, PIPER_LATE_S / float(speed))
-        waveform = _resample(chunks[0].audio_float_array, Fraction(chunks[0].sample_rate) * speed)
-        return Utterance(voice, _level(waveform), words, phones, exact=True)
+    speed = VOICES[voice]
+    settings = SynthesisConfig(length_scale=float(speed) * 1.04, noise_scale=0.5, noise_w_scale=0.5)
+    chunks = list(_piper().synthesize(sentence, settings, include_alignments=True))
+    if len(chunks) != 1 or not chunks[0].phoneme_alignments:
+        raise ValueError(f"not one aligned sentence: {sentence!r}")
+    clock = float(chunks[0].sample_rate * speed)
+    spans = [(a.phoneme, int(a.num_samples) / clock) for a in chunks[0].phoneme_alignments]
+    words, phones = _words_and_phones(sentence, spans, PIPER_LATE_S / float(speed))
+    waveform = _resample(chunks[0].audio_float_array, Fraction(chunks[0].sample_rate) * speed)
+    seen = tuple(phone.shifted(MOUTH_LAG_S / float(speed)) for phone in phones)
+    return Utterance(voice, _level(waveform), words, seen, exact=True)
 
 
 def read_passage(number: int) -> Utterance:
-    """A passage of the real reading; its times come from forced alignment by pocketsphinx (about 10 ms, not exact)."""
+    """A passage of the real reading (`reading.PASSAGES`); its times were aligned, not planted."""
     import soundfile
 
-    start_s, end_s, text = PASSAGES[number]
     waveform, rate = soundfile.read(resolve("two-cities") / "two_cities.wav", dtype="float32")
-    part = waveform[round(start_s * rate) : round(end_s * rate)]
-    words, phones = align(_resample(part, Fraction(rate), 16_000), text)
-    return Utterance("reader", _level(_resample(part, Fraction(rate))), words, phones, exact=False)
-
-
-def align(waveform: np.ndarray, text: str) -> tuple[tuple[SpokenWord, ...], tuple[Phone, ...]]:
-    """Words and phones of `text` in sound float32 [n] at 16 kHz.
-
-    Phones share their word's time by weight (vowels 2, consonants 1): the aligner's own phone pass fails on long pauses.
-    """
-    import numpy as np
-    from pocketsphinx import Decoder
-
-    decoder = Decoder(samprate=16_000, loglevel="FATAL")
-    decoder.set_align_text(text)
-    decoder.start_utt()
-    decoder.process_raw((np.clip(waveform, -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
-    decoder.end_utt()
-    words, phones = [], []
-    for segment in decoder.seg():
-        if segment.word.startswith("<"):
-            continue
-        start_s, end_s = segment.start_frame / 100, (segment.end_frame + 1) / 100
-        words.append(SpokenWord(segment.word.split("(")[0], start_s, end_s))
-        symbols = decoder.lookup_word(segment.word).split()
-        edges = np.cumsum([0.0] + [2.0 if s in _VOWELS else 1.0 for s in symbols])
-        edges = start_s + (end_s - start_s) * edges / edges[-1]
-        phones += [Phone(s, float(a), float(b)) for s, a, b in zip(symbols, edges, edges[1:], strict=False)]
-    if [w.text for w in words] != text.split():
-        raise ValueError(f"the words were not found in the sound: {text!r}")
-    return tuple(words), tuple(phones)
+    words: list[SpokenWord] = []
+    phones: list[Phone] = []
+    for text, start, spoken in chain.from_iterable(PHRASES[slice(*PASSAGES[number])]):
+        clock = start / 100
+        for symbol, length in (phone.split(":") for phone in spoken.split()):
+            phones.append(Phone(symbol, clock, clock + int(length) / 100))
+            clock += int(length) / 100
+        words.append(SpokenWord(text, start / 100, clock))
+    begin_s = words[0].start_s - 0.15
+    part = waveform[round(begin_s * rate) : round((words[-1].end_s + 0.15) * rate)]
+    return Utterance(
+        "reader",
+        _level(_resample(part, Fraction(rate))),
+        tuple(w.shifted(-begin_s) for w in words),
+        tuple(p.shifted(-begin_s) for p in phones),
+        exact=False,
+    )
 
 
 def assemble(utterances: Sequence[Utterance], seed: int) -> Track:
@@ -170,7 +131,7 @@ def assemble(utterances: Sequence[Utterance], seed: int) -> Track:
 
     rng = np.random.default_rng(seed)
     parts, words, phones, turns, gaps = [], [], [], [], []
-    clock = 0.40
+    clock, pause_before = 0.40, 0.0
     for index, utterance in enumerate(utterances):
         first, last = utterance.words[0].start_s, utterance.words[-1].end_s
         pause = 0.55 + 0.25 * float(rng.random())
@@ -192,15 +153,42 @@ def assemble(utterances: Sequence[Utterance], seed: int) -> Track:
 
 
 @lru_cache(maxsize=1)
-def _patched_model() -> bytes:
-    """The voice model with its phone durations as a second output."""
+def _piper() -> PiperVoice:
+    """The voice, with phone durations as a second output and its noise made constant."""
     import onnx
+    import onnxruntime
+    from piper import PiperVoice
+    from piper.config import PiperConfig
     from piper.patch_voice_with_alignment import add_alignment_output
 
-    model = onnx.load(str(resolve("piper-joe") / "voice.onnx"))
+    folder = resolve("piper-joe")
+    model = onnx.load(str(folder / "voice.onnx"))
     add_alignment_output(model)
-    data: bytes = model.SerializeToString()
-    return data
+    _freeze_noise(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return PiperVoice(session, PiperConfig.from_dict(json.loads((folder / "voice.onnx.json").read_text())))
+
+
+def _freeze_noise(model: ModelProto) -> None:
+    """Let every random node take its values from one fixed Gaussian array: the runtime's own generator has no reset."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    noise = np.random.default_rng(0).standard_normal((1, 192, 4096)).astype(np.float32)  # 47 s of speech
+    model.graph.initializer.append(numpy_helper.from_array(noise, "fixed_noise"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.int64), "fixed_noise_start"))
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "RandomNormalLike":
+            nodes.append(node)
+            continue
+        shape = f"{node.output[0]}_shape"
+        nodes.append(helper.make_node("Shape", [node.input[0]], [shape]))
+        nodes.append(helper.make_node("Slice", ["fixed_noise", "fixed_noise_start", shape], [node.output[0]]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _words_and_phones(

@@ -1,0 +1,108 @@
+"""One configuration for every command: the sections of the five floors, composed from preset, file and `--set`.
+
+Each section is defined beside the component that it configures; this module only joins them. Order, later wins:
+defaults in code (the `tiny` preset) -> `--preset NAME` -> `--config FILE` -> `--set a.b=c`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from curation.config import CurateConfig, ReportConfig
+from ingest.config import IngestConfig
+from orchestration.tracking import TrackingConfig
+from shards.errors import UsageError, UserError
+from shards.writer import ShardConfig
+from train.stages import TrainConfig
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Config(BaseModel):
+    """Every setting of the product, by command."""
+
+    model_config = ConfigDict(extra="forbid")
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    curate: CurateConfig = Field(default_factory=CurateConfig)
+    shard: ShardConfig = Field(default_factory=ShardConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+
+def load_config(preset: str = "tiny", file: Path | None = None, assignments: Sequence[str] = ()) -> Config:
+    """Compose the configuration. Raises UserError for a bad file and UsageError for a bad preset or `--set`."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    composed = OmegaConf.merge(OmegaConf.create(Config().model_dump(mode="json")), _layer(preset_file(preset)))
+    if file:
+        composed = OmegaConf.merge(composed, _layer(file))
+    try:
+        Config.model_validate(OmegaConf.to_container(composed, resolve=True))
+    except ValidationError as error:
+        raise UserError(_first_problem(error), where=file or preset_file(preset), do="correct the file") from error
+    try:
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise UsageError(f"--set takes KEY=VALUE, got {assignment!r}", do="for example --set train.seed=1")
+            OmegaConf.update(composed, key, yaml.safe_load(value), force_add=True)
+        return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
+    except ValidationError as error:
+        raise UsageError(_first_problem(error), where="--set") from error
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
+        raise UsageError(f"{assignment}: {' '.join(str(error).split())}", where="--set") from error
+
+
+def preset_names() -> list[str]:
+    """Presets that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_file(name: str) -> Path:
+    """The file of a preset. Raises UsageError naming the known ones."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(f"unknown preset {name!r}", do=f"known: {', '.join(preset_names())}")
+    return path
+
+
+def _layer(path: Path) -> Any:
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.create(yaml.safe_load(path.read_text()) or {})
+    except OSError as error:
+        raise UserError(f"the configuration cannot be read: {error.strerror}", where=path, do="check the path") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the configuration is no YAML: {' '.join(str(error).split())}", where=path, do="correct it") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first validation problem as a sentence, with the nearest known key for a misspelt one."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['msg']} (got {problem.get('input')!r})"
+    near = difflib.get_close_matches(key, known_keys(Config), n=1, cutoff=0.4)
+    return f"unknown setting {key}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every setting's dotted name."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,130 @@
+"""The training commands: start stages through Ray Train, sample from what they made, record both in MLflow.
+
+A run folder has one parent run; each stage is a child run of it, and a resumed stage continues its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestration import console
+from orchestration.jobs import corpus_version
+from orchestration.movie import write_movie
+from orchestration.tracking import Run, StepLogger, flat, open_run
+from shards.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from orchestration.config import Config
+    from shards.corpus import Corpus
+    from train.launch import StageResult
+
+
+def train_stages(stage: str, root: Path, run_dir: Path, settings: Config) -> dict[str, Any]:
+    """`uniavgen train STAGE`: one stage, or `all` in the plan's order."""
+    from shards.corpus import Corpus
+    from train.launch import check_stage
+
+    plan = [entry.name for entry in settings.train.stages]
+    if stage != "all" and stage not in plan:
+        raise UsageError(f"unknown stage {stage!r}", do=f"one of: {', '.join(plan)}, all")
+    names = plan if stage == "all" else [stage]
+    corpus = Corpus.open(root)
+    check_stage(settings.train, names[0], corpus.root / "shards", run_dir)
+    parent = open_run(settings.tracking, run_dir, f"training {run_dir.name}")
+    try:
+        results = [_train_stage(name, corpus, run_dir, settings, parent) for name in names]
+    except BaseException:
+        parent.end("FAILED")
+        raise
+    parent.end()
+    console.table(
+        f"training in {run_dir}",
+        ("stage", "steps", "loss at start", "loss at end", "samples/s", "seconds", ""),
+        [_row(result) for result in results],
+    )
+    return {"command": "train", "run": str(run_dir), "stages": [dataclasses.asdict(result) for result in results]}
+
+
+def sample_movie(
+    run_dir: Path,
+    root: Path,
+    settings: Config,
+    *,
+    task: str,
+    clip: str | None = None,
+    image: Path | None = None,
+    text: str | None = None,
+    caption: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`uniavgen sample`: generate a movie for a task and attach it to the run."""
+    from train.generate import conditions_from, generate
+    from train.options import Task
+
+    tasks = [entry.value for entry in Task]
+    if task not in tasks:
+        raise UsageError(f"unknown task {task!r}", do=f"one of: {', '.join(tasks)}")
+    return {}
+
+
+def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, parent: Run) -> StageResult:
+    """Train one stage as a child run; the child ends as failed where the stage does."""
+    from train.launch import run_stage
+
+    home = run_dir / name
+    child = open_run(settings.tracking, home, f"stage {name}", parent=parent)
+    version = corpus_version(corpus)
+    for run in (parent, child):
+        run.dataset(corpus, version, {"shards": str(corpus.root / "shards")})
+    child.params(flat(settings.train.model_dump(mode="json"), "train.") | {"stage": name, "corpus_version": version})
+    logger = StepLogger(child, (home / "metrics.jsonl").absolute())
+    try:
+        with _followed(name, settings.train.stage(name).steps, logger.log):
+            result = run_stage(settings.train, name, corpus.root / "shards", run_dir, logger)
+    except BaseException:
+        child.end("FAILED")
+        raise
+    child.params({f"parameters.{part}": count for part, count in result.parameters.items()})
+    child.metrics({f"loss_start/{part}": loss for part, loss in result.loss_start.items()})
+    child.metrics({f"loss_end/{part}": loss for part, loss in result.loss_end.items()})
+    child.metrics({"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share})
+    child.end()
+    for line in result.key_report:
+        console.console.print(f"  {line}", style="dim")
+    return result
+
+
+@contextmanager
+def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
+    """Show the progress of workers in other processes, by reading the lines that they log."""
+    finished = threading.Event()
+    with console.progress(f"{name}: starting workers", steps) as bar:
+
+        def follow() -> None:
+            while not finished.wait(0.5):
+                lines = log.read_text().splitlines() if log.is_file() else []
+                if lines:
+                    last = json.loads(lines[-1])
+                    label = f"{name}: loss {last['loss/total']:.3f}"
+                    bar.update(bar.task_ids[0], completed=last["step"], description=label)
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            follower.join()
+
+
+def _row(result: StageResult) -> tuple[Any, ...]:
+    losses = [", ".join(f"{part} {loss:.3f}" for part, loss in values.items()) for values in (result.loss_start, result.loss_end)]
+    state = "" if result.ran else "was done"
+    return result.stage, result.steps, *losses, round(result.samples_per_s, 2), round(result.wall_seconds, 1), state

@@ -1,0 +1,71 @@
+"""Settings: what composes, what is refused and what the refusal says."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestration.config import Config, known_keys, load_config, preset_names
+from shards.errors import UsageError, UserError
+from train.model.config import ModelConfig
+from train.stages import paper_stages
+
+
+def test_the_tiny_preset_is_the_defaults_in_code() -> None:
+    assert load_config("tiny") == Config()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid(name: str) -> None:
+    assert [stage.name for stage in load_config(name).train.stages] == ["audio", "joint", "multitask"]
+
+
+def test_the_paper_preset_is_the_published_model_and_table() -> None:
+    train = load_config("paper").train
+    assert train.model == ModelConfig.paper()
+    assert train.stages == paper_stages()
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {seed: 5, workers: 1}\n")
+    train = load_config("tiny", file, ["train.seed=7", "train.stages.1.steps=3"]).train
+    assert (train.seed, train.workers, train.stages[1].steps) == (7, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.sed=1", "unknown setting train.sed, did you mean train.seed"),
+        ("nothing.at.all=1", "unknown setting nothing"),
+        ("train.seed=x", "train.seed: Input should be a valid integer"),
+        ("train.seed", "--set takes KEY=VALUE"),
+        ("train.data.frames=80", "use frames=81"),
+        ("train.stages.joint.steps=3", "train.stages.joint"),
+    ],
+)
+def test_a_wrong_assignment_is_a_usage_error_in_one_line(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config("tiny", None, [assignment])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for content, message in (("train: {sed: 1}", "did you mean train.seed"), ("a: [", "no YAML")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message) as caught:
+            load_config("tiny", file)
+        assert str(file) in str(caught.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config("tiny", tmp_path / "absent.yaml")
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="laptop, paper, tiny"):
+        load_config("huge")
+
+
+def test_known_keys_reach_into_every_section() -> None:
+    keys = known_keys(Config)
+    assert {"train.seed", "curate.split.val_share", "tracking.uri"} <= set(keys)
