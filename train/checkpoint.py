@@ -122,10 +122,10 @@ class RunFolder:
         for file in part.rglob("*"):
             if file.is_file():
                 sync(file)
-        if whole.exists():
-            # a rename cannot replace a full folder; the name with a dot is not a checkpoint and is swept by the next `begin`
-            os.replace(whole, self.checkpoints / f".step-{step}.old")
-        os.replace(part, whole)
+        if whole.exists():  # the same step of the same run: what stands is as good
+            shutil.rmtree(part)
+        else:
+            os.replace(part, whole)
         sync(self.checkpoints)
         for old in self.steps()[:-keep]:
             # renamed first, so that a kill in the middle of removing leaves nothing that looks whole

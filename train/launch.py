@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage. `ran` is False where it had been finished before; losses are by modality (video, audio, mask)."""
+    """A finished stage. `ran` is False where it had been finished before; the figures are those of `train.meters.Outcome`."""
 
     stage: str
     ran: bool
@@ -32,6 +32,8 @@ class StageResult:
     seconds: float
     loss_start: dict[str, float]
     loss_end: dict[str, float]
+    fixed_start: dict[str, float]
+    fixed_end: dict[str, float]
     samples_per_s: float
     data_wait_share: float
     counts: dict[str, float]
@@ -168,9 +170,9 @@ def _work(given: dict[str, Any]) -> None:
     torch.set_num_threads(job.config.cpus_per_worker)
     folder = RunFolder(job.run_dir, job.stage)
     try:
-        from train.trainer import train_stage
+        from train.trainer import StageTrainer
 
-        train_stage(job)
+        StageTrainer(job).run()
     except Exception as error:
         _leave_word(folder, error)
         raise

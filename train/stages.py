@@ -163,6 +163,9 @@ class TrainConfig(_Config):
     deepspeed: DeepSpeedConfig = Field(default_factory=DeepSpeedConfig, description="how the model is spread over workers")
     stages: list[StageConfig] = Field(default_factory=tiny_stages, description="the stages, in order")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="saving")
+    fixed_steps: int = Field(
+        default=10, ge=0, description="batches, the same before and after a stage, whose losses tell what it learnt"
+    )
     workers: int = Field(default=2, gt=0, description="training processes, one per GPU or CPU")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where the cluster has a GPU per worker"

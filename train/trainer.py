@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from shards.errors import UserError
 from shards.stream import SampleStream
@@ -24,6 +23,7 @@ from train.checkpoint import RunFolder, changed_fields, hand_over, under
 from train.codec.registry import load_codecs
 from train.data import BatchLoader, Loaded, prefetched
 from train.engine import begin_engine, full_weights, grad_norm, load_state, save_state
+from train.meters import History, Meter, Outcome
 from train.model.dual_branch import DualBranch
 from train.model.face_modulation import lambda_at
 from train.options import Task
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 """Called on the first worker after every step with the number of steps done and their metrics."""
-LOSS_WINDOW = 10
-"""Steps over which the losses at the start and at the end of a stage are averaged."""
 
 
 class MetricsFactory(Protocol):
@@ -56,76 +54,113 @@ class Job:
     on_metrics_factory: MetricsFactory | None = None
 
 
-@dataclass
-class Outcome:
-    """What a stage came to. Losses are means over the first and last steps that scored the modality; `samples_per_s`
-    and `data_wait_share` leave the first step out, which starts things up."""
+class StageTrainer:
+    """One worker's part of one stage. Every worker builds one and calls `run`; each gets the same Outcome."""
 
-    steps: int = 0
-    seconds: float = 0.0
-    loss_start: dict[str, float] = field(default_factory=dict)
-    loss_end: dict[str, float] = field(default_factory=dict)
-    samples_per_s: float = 0.0
-    data_wait_share: float = 0.0
-    counts: dict[str, float] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
+    def __init__(self, job: Job) -> None:
+        """Raises UserError for missing or misfitting weights, shards, or a checkpoint of another configuration."""
+        self.config, self.stage = job.config, job.config.stage(job.stage)
+        config, stage = self.config, self.stage
+        rank, world = dist.get_rank(), dist.get_world_size()
+        self.folder = RunFolder(job.run_dir, stage.name)
+        model = build_model(job, stage, rank)
+        self.parameters = model.parameter_counts()
+        self.engine: Any = begin_engine(model, config, stage, world, job.device)
+        self.history, self.start = resume(self.engine, self.folder, config, stage, world)
+        codecs = load_codecs(config.data.codecs, picture=stage.picture, device=job.device)
+        stream = SampleStream(job.shards_dir, "train", config.data.seed)
+        self.loader = BatchLoader(stream, config.data, codecs, stage.batch)
+        self.places = split_batch(stage.batch, world, rank, config.micro_batch(stage, world))
+        self.face = face_for(config, stage)
+        self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
 
+    def run(self) -> Outcome:
+        """Train from where the stage stands to its end, and leave its weights in the run folder."""
+        if not self.start:
+            self.history.fixed = self.fixed_losses()
+            self.on_metrics(0, prefixed("fixed", self.history.fixed))
+        batches = self.batches(range(self.start, self.stage.steps))
+        for step in range(self.start, self.stage.steps):
+            metrics = self.train_step(step, batches)
+            self.history.add(metrics, first=step == self.start)
+            check_finite(metrics, step)
+            self.on_metrics(step + 1, metrics)
+            if (step + 1) % self.config.checkpoint.every == 0 or step + 1 == self.stage.steps:
+                state = checkpoint_state(self.config, self.stage, self.history)
+                save_state(self.engine, self.folder, step + 1, state, self.config.checkpoint.keep)
+        return self.finish()
 
-def train_stage(job: Job) -> Outcome:
-    """Train one stage to its end. Every worker calls this; each returns the same Outcome. Raises UserError."""
-    config, stage = job.config, job.config.stage(job.stage)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    folder = RunFolder(job.run_dir, stage.name)
-    model, parameters = build_model(job, stage, rank)
-    engine = begin_engine(model, config, stage, world, job.device)
-    history, start = resume(engine, folder, config, stage, world)
-    codecs = load_codecs(config.data.codecs, picture=stage.picture, device=job.device)
-    loader = BatchLoader(SampleStream(job.shards_dir, "train", config.data.seed), config.data, codecs, stage.batch)
-    on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
-    objective, face = config.objective.model_copy(update={"mix": stage.tasks}), face_for(config, stage)
-
-    micro_batches = split_batch(stage.batch, world, rank, config.micro_batch(stage, world))
-    keys = ((step, indices) for step in range(start, stage.steps) for indices in micro_batches)
-    batches = prefetched(lambda key: loader.load(*key), keys, config.data.prefetch)
-    for step in range(start, stage.steps):
-        meter = Meter()
-        task = task_at(config.seed, step, stage.tasks)
-        lambda_m = lambda_at(face, step / max(1, stage.steps - 1))
-        lr = engine.optimizer.param_groups[0]["lr"] = lr_at(stage, step)
-        for indices in micro_batches:
+    def train_step(self, step: int, batches: Iterator[Loaded]) -> dict[str, float]:
+        """One optimizer step of the global batch: its metrics, the same on all workers."""
+        meter, task = Meter(), task_at(self.config.seed, step, self.stage.tasks)
+        lambda_m = lambda_at(self.face, step / max(1, self.stage.steps - 1))
+        lr = self.engine.optimizer.param_groups[0]["lr"] = lr_at(self.stage, step)
+        for places in self.places:
             loaded = meter.wait_for(batches)
-            draw = Draw(config.seed, step, indices)
-            losses = total_loss(engine, loaded.batch.to(engine.device), task, draw, objective, face, lambda_m)
-            engine.backward(losses["total"])
+            losses = self.losses(loaded, step, places, task, lambda_m)
+            self.engine.backward(losses["total"])
             meter.add(losses, loaded)
-            meter.grad_norm = grad_norm(engine, meter.grad_norm)
-            engine.step()
-        meter.grad_norm = grad_norm(engine, meter.grad_norm)
-        metrics = meter.metrics(task, stage) | {"lambda_m": lambda_m, "lr": lr}
-        history.add(metrics)
-        check_finite(metrics, step, task)
-        on_metrics(step + 1, metrics)
-        if (step + 1) % config.checkpoint.every == 0 or step + 1 == stage.steps:
-            save_state(engine, folder, step + 1, checkpoint_state(config, stage, world, history), config.checkpoint.keep)
-    return finish(engine, folder, stage, history, parameters)
+            meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
+            self.engine.step()
+        meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
+        return meter.metrics(task, self.stage) | {"lambda_m": lambda_m, "lr": lr}
+
+    def losses(self, loaded: Loaded, step: int, places: tuple[int, ...], task: Task, lambda_m: float) -> dict[str, Tensor]:
+        """Forward of one micro-batch: `places` are its samples' indices in the global batch of `step`."""
+        draw, batch = Draw(self.config.seed, step, places), loaded.batch.to(self.engine.device)
+        checkpointing = self.config.deepspeed.activation_checkpointing
+        objective = self.config.objective.model_copy(update={"mix": self.stage.tasks})
+        return total_loss(self.engine, batch, task, draw, objective, self.face, lambda_m, checkpointing=checkpointing)
+
+    def batches(self, steps: range) -> Iterator[Loaded]:
+        """This worker's micro-batches of those steps, in order, made ahead of their use."""
+        keys = ((step, places) for step in steps for places in self.places)
+        return prefetched(lambda key: self.loader.load(*key), keys, self.config.data.prefetch)
+
+    def fixed_losses(self) -> dict[str, float]:
+        """Losses on draws that the stage does not train on, always the same: mean over the steps that score them."""
+        steps = range(self.stage.steps, self.stage.steps + self.config.fixed_steps)
+        found: dict[str, list[float]] = {}
+        batches = self.batches(steps)
+        for step in steps:
+            task, meter = task_at(self.config.seed, step, self.stage.tasks), Meter()
+            for places in self.places:
+                loaded = meter.wait_for(batches)
+                with torch.no_grad():
+                    meter.add(self.losses(loaded, step, places, task, 0.0), loaded)
+            for name, value in meter.metrics(task, self.stage).items():
+                if name in ("loss/video", "loss/audio", "loss/mask"):
+                    found.setdefault(name.removeprefix("loss/"), []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def finish(self) -> Outcome:
+        """Write the stage's weights and mark it done."""
+        fixed = self.fixed_losses()
+        self.on_metrics(self.stage.steps, prefixed("fixed", fixed))
+        outcome = self.history.outcome(self.stage, fixed, self.parameters)
+        weights = full_weights(self.engine)
+        if dist.get_rank() == 0:
+            self.folder.write_weights(weights)
+            self.folder.write(done=True, step=self.stage.steps, outcome=asdict(outcome))
+        dist.barrier()
+        return outcome
 
 
 def split_batch(batch: int, world: int, rank: int, micro: int) -> list[tuple[int, ...]]:
-    """Places in the global batch that a worker computes, one tuple per forward: consecutive, the same for any division."""
+    """Places in the global batch that a worker computes, one tuple per forward; all workers' together are 0..batch-1."""
     share = batch // world
     mine = range(rank * share, (rank + 1) * share)
     return [tuple(mine[at : at + micro]) for at in range(0, share, micro)]
 
 
-def build_model(job: Job, stage: StageConfig, rank: int) -> tuple[DualBranch, dict[str, int]]:
-    """The stage's parts of the model with the weights of the stage before, and the number of parameters by part."""
+def build_model(job: Job, stage: StageConfig, rank: int) -> DualBranch:
+    """The stage's parts of the model with the weights of the stage before; the key report goes to stage.json and the log."""
     torch.manual_seed(job.config.seed)
     model = DualBranch(job.config.model)
     for part in dict(model.named_children()):
         if part not in stage.parts:
             delattr(model, part)
-    fresh = stage.starts_fresh if stage.takes_from else list(stage.parts)
-    report = hand_over(model, job.run_dir, stage.takes_from, fresh)
+    report = hand_over(model, job.run_dir, stage.takes_from, stage.starts_fresh)
     trainable = stage.trains or list(stage.parts)
     unknown = [part for part in trainable if not any(under(name, [part]) for name, _ in model.named_parameters())]
     if unknown:
@@ -134,19 +169,18 @@ def build_model(job: Job, stage: StageConfig, rank: int) -> tuple[DualBranch, di
         parameter.requires_grad_(under(name, trainable))
     if rank == 0:
         RunFolder(job.run_dir, stage.name).write(key_report=report.lines())
-        for line in report.lines():
-            log.info("%s", line)
-    return model, model.parameter_counts()
+        log.info("%s", "\n".join(report.lines()))
+    return model
 
 
 def resume(engine: Any, folder: RunFolder, config: TrainConfig, stage: StageConfig, world: int) -> tuple[History, int]:
-    """Restore the newest checkpoint, if there is one: the losses so far and the number of steps done.
+    """Restore the newest checkpoint, if there is one: the figures so far and the number of steps done.
 
     Raises UserError where it was made by another configuration or number of workers.
     """
     steps = folder.steps()
     if not steps:
-        return History(), 0
+        return History.begin(stage), 0
     state = folder.state(steps[-1])
     changed = changed_fields(state["settings"], settings_that_matter(config, stage))
     if changed:
@@ -168,135 +202,30 @@ def resume(engine: Any, folder: RunFolder, config: TrainConfig, stage: StageConf
 
 
 def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, Any]:
-    """What must not change between the start of a stage and its resumption: all that the losses depend on."""
+    """What must not change between the start of a stage and its resumption: all that its losses depend on."""
     free = {"stages", "checkpoint", "workers", "device", "cpus_per_worker", "max_restarts"}
     return {**config.model_dump(mode="json", exclude=free), "stage": stage.model_dump(mode="json")}
 
 
-def checkpoint_state(config: TrainConfig, stage: StageConfig, world: int, history: History) -> dict[str, Any]:
-    return {"settings": settings_that_matter(config, stage), "world_size": world, "history": asdict(history)}
+def checkpoint_state(config: TrainConfig, stage: StageConfig, history: History) -> dict[str, Any]:
+    """What state.json of a checkpoint holds beside its step."""
+    return {"settings": settings_that_matter(config, stage), "world_size": dist.get_world_size(), "history": asdict(history)}
 
 
-def check_finite(metrics: dict[str, float], step: int, task: Task) -> None:
+def check_finite(metrics: dict[str, float], step: int) -> None:
     """Raise UserError, on all workers alike, where the loss of the global batch is not a number."""
     if not math.isfinite(metrics["loss/total"]):
+        tasks = {name.split("/")[1] for name in metrics if name.startswith("task/")}
         raise UserError(
-            f"the loss is {metrics['loss/total']} at step {step + 1} (task {task})",
+            f"the loss is {metrics['loss/total']} at step {step + 1} (task {', '.join(tasks)})",
             do="lower the learning rate, or look at the samples of this step; the last checkpoint is whole",
             kind="loss-not-finite",
         )
 
 
+def prefixed(prefix: str, figures: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in figures.items()}
+
+
 def ignore_metrics(step: int, metrics: dict[str, float]) -> None:
-    """Metrics of workers other than the first, and of runs that no one follows."""
-
-
-def finish(engine: Any, folder: RunFolder, stage: StageConfig, history: History, parameters: dict[str, int]) -> Outcome:
-    """Write the stage's weights and mark it done."""
-    weights = full_weights(engine)
-    outcome = history.outcome(stage, parameters)
-    if dist.get_rank() == 0:
-        folder.write_weights(weights)
-        folder.write(done=True, step=stage.steps, outcome=asdict(outcome))
-    dist.barrier()
-    return outcome
-
-
-@dataclass
-class History:
-    """Of the steps so far, what the Outcome needs; it is saved with each checkpoint."""
-
-    first: dict[str, list[float]] = field(default_factory=dict)
-    last: dict[str, list[float]] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
-    timed_steps: int = 0
-    timed_seconds: float = 0.0
-    waited: float = 0.0
-
-    def add(self, metrics: dict[str, float]) -> None:
-        for name in ("video", "audio", "mask"):
-            value = metrics.get(f"loss/{name}")
-            if value is not None:
-                first, last = self.first.setdefault(name, []), self.last.setdefault(name, [])
-                if len(first) < LOSS_WINDOW:
-                    first.append(value)
-                self.last[name] = [*last[1 - LOSS_WINDOW :], value]
-        for name, value in metrics.items():
-            if name.startswith("clips/"):
-                self.counts[name.removeprefix("clips/")] = self.counts.get(name.removeprefix("clips/"), 0) + value
-        self.steps += 1
-        self.seconds += metrics["time/step_s"]
-        if self.steps > 1:
-            self.timed_steps += 1
-            self.timed_seconds += metrics["time/step_s"]
-            self.waited += metrics["time/data_wait_s"]
-
-    def outcome(self, stage: StageConfig, parameters: dict[str, int]) -> Outcome:
-        timed = max(self.timed_seconds, 1e-9)
-        return Outcome(
-            steps=self.steps,
-            seconds=self.seconds,
-            loss_start={name: sum(values) / len(values) for name, values in self.first.items()},
-            loss_end={name: sum(values) / len(values) for name, values in self.last.items()},
-            samples_per_s=self.timed_steps * stage.batch / timed,
-            data_wait_share=self.waited / timed,
-            counts=self.counts,
-            parameters=parameters,
-        )
-
-
-class Meter:
-    """Measures one step on one worker, and brings the workers' figures together."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.waited = 0.0
-        self.grad_norm = 0.0
-        self.micro_steps = 0
-        self.losses: dict[str, torch.Tensor] = {}
-        self.counts: Counter[str] = Counter()
-
-    def wait_for(self, batches: Iterator[Loaded]) -> Loaded:
-        """The next batch; the time until it is there is waiting for data."""
-        asked = time.monotonic()
-        loaded = next(batches)
-        self.waited += time.monotonic() - asked
-        return loaded
-
-    def add(self, losses: dict[str, torch.Tensor], loaded: Loaded) -> None:
-        self.micro_steps += 1
-        self.counts += loaded.counts
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value.detach()
-
-    def metrics(self, task: Task, stage: StageConfig) -> dict[str, float]:
-        """Means of losses over the global batch, sums of counts, the slowest worker's times. All workers call this.
-
-        A modality that the task does not generate, or that the stage does not have, has no loss.
-        """
-        names, counted = sorted(self.losses), ("short", "damaged", "reference_inside", "speech_cut")
-        sums = torch.stack([self.losses[name].double() / self.micro_steps for name in names]).cpu()
-        sums = torch.cat([sums / dist.get_world_size(), torch.tensor([self.counts[name] for name in counted]).double()])
-        worst = torch.tensor([time.monotonic() - self.started, self.waited], dtype=torch.float64)
-        reduce_over_workers(sums, dist.ReduceOp.SUM)
-        reduce_over_workers(worst, dist.ReduceOp.MAX)
-        found = dict(zip([*(f"loss/{n}" for n in names), *(f"clips/{n}" for n in counted)], sums.tolist(), strict=True))
-        scored = [name for name in task.scored if stage.picture or name == "audio"]
-        for name in {"video", "audio"} - set(scored):
-            del found[f"loss/{name}"]
-        if not stage.picture:
-            del found["loss/mask"]
-        found |= {f"task/{task}/{name}": found[f"loss/{name}"] for name in scored}
-        seconds, waited = worst.tolist()
-        times = {"time/step_s": seconds, "time/data_wait_s": waited, "time/samples_per_s": stage.batch / seconds}
-        return found | times | {"grad_norm": self.grad_norm}
-
-
-def reduce_over_workers(values: torch.Tensor, operation: Any) -> None:
-    """All-reduce figures that stand on the CPU, in place, on whatever device the workers talk over."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    moved = values.to(device)
-    dist.all_reduce(moved, operation)
-    values.copy_(moved)
+    """The receiver on workers other than the first, and of runs that no one follows."""

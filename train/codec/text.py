@@ -43,7 +43,7 @@ def load_minilm(source: str = "", device: str = "cpu") -> CaptionEncoder:
     from transformers import AutoModel, AutoTokenizer
 
     folder = weights.resolve("minilm", source or None)
-    model = AutoModel.from_pretrained(folder, add_pooling_layer=False).to(device)
+    model = AutoModel.from_pretrained(folder).to(device)
     return CaptionEncoder("minilm", "MiniLM token features: a stand-in for umT5", AutoTokenizer.from_pretrained(folder), model)
 
 

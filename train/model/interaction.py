@@ -51,7 +51,7 @@ class CrossModal(nn.Module):
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(audio), self.k(video), self.v(video)))
         if table.ask is None or table.answer is None or table.frames is None:
             return self.o(audio + attend(q, k.flatten(1, 2), v.flatten(1, 2)).flatten(2))
-        batch, size, groups = len(q), q.shape[-1], len(table.ask)
+        batch, size = len(q), q.shape[-1]
         pair = 1 if table.alpha is None else 2
         groups = len(table.frames) // (table.slots * pair)
         q = q.index_select(1, table.ask).unflatten(1, (groups, -1))

@@ -1,0 +1,149 @@
+"""Figures of a training run: of one step, of the steps so far, and of a finished stage."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from train.data import Loaded
+from train.options import Task
+from train.stages import StageConfig
+
+LOSS_WINDOW = 10
+"""Most steps over which the losses at the start and at the end of a stage are averaged: one round of the paper's mix."""
+COUNTS = ("short", "damaged", "reference_inside", "speech_cut")
+"""What the loader counts, in the order in which it crosses the workers."""
+
+
+@dataclass
+class Outcome:
+    """What a stage came to; losses by modality (video, audio, mask).
+
+    `loss_start` and `loss_end` are means over the first and the last training steps. `fixed_start` and `fixed_end` are
+    taken before and after training on the same draws, which training does not use: they tell of small changes too.
+    `samples_per_s` and `data_wait_share` leave the first step out, which starts things up.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    loss_start: dict[str, float] = field(default_factory=dict)
+    loss_end: dict[str, float] = field(default_factory=dict)
+    fixed_start: dict[str, float] = field(default_factory=dict)
+    fixed_end: dict[str, float] = field(default_factory=dict)
+    samples_per_s: float = 0.0
+    data_wait_share: float = 0.0
+    counts: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class History:
+    """Of the steps so far, what the Outcome needs; it is saved with each checkpoint."""
+
+    window: int
+    first: dict[str, list[float]] = field(default_factory=dict)
+    last: dict[str, list[float]] = field(default_factory=dict)
+    fixed: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+    timed_steps: int = 0
+    timed_seconds: float = 0.0
+    waited: float = 0.0
+
+    @staticmethod
+    def begin(stage: StageConfig) -> History:
+        return History(window=max(1, min(LOSS_WINDOW, stage.steps // 4)))
+
+    def add(self, metrics: dict[str, float], *, first: bool) -> None:
+        """Take in a step's metrics; `first` marks the first step since the process started."""
+        for name in ("video", "audio", "mask"):
+            value = metrics.get(f"loss/{name}")
+            if value is not None:
+                start, end = self.first.setdefault(name, []), self.last.setdefault(name, [])
+                if self.steps < self.window:
+                    start.append(value)
+                end.append(value)
+                del end[: -self.window]
+        for name in COUNTS:
+            self.counts[name] = self.counts.get(name, 0) + metrics[f"clips/{name}"]
+        self.steps += 1
+        self.seconds += metrics["time/step_s"]
+        if not first:
+            self.timed_steps += 1
+            self.timed_seconds += metrics["time/step_s"]
+            self.waited += metrics["time/data_wait_s"]
+
+    def outcome(self, stage: StageConfig, fixed: dict[str, float], parameters: dict[str, int]) -> Outcome:
+        timed = max(self.timed_seconds, 1e-9)
+        return Outcome(
+            steps=self.steps,
+            seconds=self.seconds,
+            loss_start={name: sum(values) / len(values) for name, values in self.first.items() if values},
+            loss_end={name: sum(values) / len(values) for name, values in self.last.items()},
+            fixed_start=self.fixed,
+            fixed_end=fixed,
+            samples_per_s=self.timed_steps * stage.batch / timed,
+            data_wait_share=self.waited / timed,
+            counts=self.counts,
+            parameters=parameters,
+        )
+
+
+class Meter:
+    """Measures one step on one worker, and brings the workers' figures together."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.waited = 0.0
+        self.grad_norm = 0.0
+        self.micro_steps = 0
+        self.losses: dict[str, torch.Tensor] = {}
+        self.counts: Counter[str] = Counter()
+
+    def wait_for(self, batches: Iterator[Loaded]) -> Loaded:
+        """The next batch; the time until it is there is waiting for data."""
+        asked = time.monotonic()
+        loaded = next(batches)
+        self.waited += time.monotonic() - asked
+        return loaded
+
+    def add(self, losses: dict[str, torch.Tensor], loaded: Loaded) -> None:
+        self.micro_steps += 1
+        self.counts += loaded.counts
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value.detach()
+
+    def metrics(self, task: Task, stage: StageConfig) -> dict[str, float]:
+        """Means of losses over the global batch, sums of counts, the slowest worker's times. All workers call this.
+
+        A modality that the task does not generate, or that the stage does not have, has no loss.
+        """
+        names = sorted(self.losses)
+        sums = [float(self.losses[name]) / self.micro_steps / dist.get_world_size() for name in names]
+        sums = over_workers([*sums, *(float(self.counts[name]) for name in COUNTS)], dist.ReduceOp.SUM)
+        found = dict(zip([*(f"loss/{name}" for name in names), *(f"clips/{name}" for name in COUNTS)], sums, strict=True))
+        scored = [name for name in task.scored if stage.picture or name == "audio"]
+        for name in {"video", "audio"} - set(scored):
+            del found[f"loss/{name}"]
+        if not stage.picture:
+            del found["loss/mask"]
+        found |= {f"task/{task}/{name}": found[f"loss/{name}"] for name in scored}
+        seconds, waited = over_workers([time.monotonic() - self.started, self.waited], dist.ReduceOp.MAX)
+        times = {"time/step_s": seconds, "time/data_wait_s": waited, "time/samples_per_s": stage.batch / seconds}
+        return found | times | {"grad_norm": self.grad_norm}
+
+
+def over_workers(values: list[float], operation: Any) -> list[float]:
+    """Figures brought together over all workers; all of them call this and get the same."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    together = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(together, operation)
+    brought: list[float] = together.tolist()
+    return brought
