@@ -105,5 +105,5 @@ def test_a_caption_says_what_was_measured_and_names_itself(make_clip: Make) -> N
 def test_a_caption_leaves_out_what_was_not_measured(make_clip: Make) -> None:
     blank = make_clip("s", 0.0, "a")
     blank = {name: None if isinstance(value, float) else value for name, value in blank.items()}
-    assert caption({**blank, "transcript": ""})[0] == "Nobody is seen and no words are heard."
+    assert caption({**blank, "transcript": ""})[0] == "Nobody is seen; no words are heard."
     assert caption({**blank, "face_coverage": 1.0, "snr_db": float("nan")})[0] == "One person speaks English."

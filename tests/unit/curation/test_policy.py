@@ -65,7 +65,7 @@ rules = st.tuples(numeric_rule | text_rule, st.just({}) | conditions).map(lambda
 
 
 @given(st.lists(clips, min_size=1, max_size=12), st.lists(rules, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_compiled_query_agrees_with_a_naive_evaluator(rows: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> None:
     made = policy(*chosen)
     verdicts = [[naive_verdict(rule, row) for rule in made.rules] for row in rows]
@@ -88,7 +88,11 @@ def test_the_compiled_query_agrees_with_a_naive_evaluator(rows: list[dict[str, A
 
 def test_an_expression_may_join_columns_and_a_missing_one_is_named() -> None:
     made = policy({"sql": "abs(snr_db) > 3 OR luma > 5"}, {"sql": "len(words) > 0"})
-    rows = [{"snr_db": -4.0, "luma": 0.0, "words": []}, {"snr_db": math.nan, "luma": 9.0}, {"snr_db": 1.0, "luma": 1.0}]
+    rows: list[dict[str, Any]] = [
+        {"snr_db": -4.0, "luma": 0.0, "words": []},
+        {"snr_db": math.nan, "luma": 9.0},
+        {"snr_db": 1.0, "luma": 1.0},
+    ]
     reasons = [row["failed_rules"] for row in judge(table(rows), made).to_pylist()]
     assert reasons == [["r1"], ["missing: snr_db", "missing: words"], ["r0", "missing: words"]]
 
@@ -189,6 +193,7 @@ def test_a_shipped_policy_reads_back_from_its_document(name: str) -> None:
         ({}, ""),
         ({"has_audio": 0.0, "transcript": "", "language": None, "snr_db": None}, "has_audio"),
         ({"transcript": "", "language": ""}, "speech"),
+        ({"transcript": "", "language": "", "face_coverage": 0.0, "face_height_px": None}, "face_coverage"),
         ({"language": "ru", "face_count": 4.0}, "language"),
         ({"language_probability": 0.3}, "language_probability"),
         ({"duration_s": 1.2}, "duration"),

@@ -28,7 +28,7 @@ Make = Callable[..., Any]
 def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
     """Two voices that are kept, and one clip for each of five reasons; one of them has no media."""
     good = [make_clip(f"src-{person}", 2.0 * i, person) for person in "ab" for i in range(3)]
-    defects = [
+    defects: list[dict[str, Any]] = [
         {"language": "ru"},
         {"face_count": 4.0},
         {"snr_db": None},

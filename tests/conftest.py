@@ -1,0 +1,111 @@
+"""A small corpus with real tables and real media (H.264, FLAC, face.npz), for tests that need one without ingest."""
+
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.clock import SAMPLE_RATE, VIDEO_FPS
+from shards.corpus import SIGNALS, Corpus, clip_id
+from shards.sample import FaceTrack
+
+GOOD = {
+    "has_audio": 1.0, "duration_s": 2.0, "width_px": 640.0, "height_px": 480.0, "fps": 25.0, "speech_ratio": 0.9,
+    "overlap_ratio": 0.0, "speaker_count": 1.0, "words_per_s": 2.5, "word_score": 0.9, "language_probability": 0.98,
+    "asr_log_probability": -0.3, "no_speech_probability": 0.05, "face_coverage": 1.0, "face_count": 1.0,
+    "face_height_px": 240.0, "face_yaw_deg": 5.0, "face_steadiness": 0.99, "mouth_motion": 0.5, "sync_offset_ms": 10.0,
+    "sync_confidence": 0.7, "snr_db": 25.0, "loudness_db": -22.0, "clipping_ratio": 0.0, "luma": 110.0,
+    "sharpness": 200.0, "frozen_ratio": 0.02, "black_ratio": 0.0, "face_score": 0.9, "asr_compression_ratio": 1.4,
+    "word_count": 3.0,
+}  # fmt: skip
+"""Signals of a clip that the default policy keeps."""
+
+
+def voice(speaker: str) -> list[float]:
+    """A unit vector [192] that depends on the speaker's name: two names are nearly orthogonal."""
+    import numpy as np
+
+    seed = int.from_bytes(speaker.encode()[:8].ljust(8, b"\0"), "big")
+    vector = np.random.default_rng(seed).standard_normal(192)
+    found: list[float] = (vector / np.linalg.norm(vector)).astype(np.float32).tolist()
+    return found
+
+
+def clip_row(source: str, start_s: float, speaker: str, **changes: Any) -> dict[str, Any]:
+    """A clips row that the default policy keeps, 2 s long, but for `changes` of any column."""
+    times = [0.2, 0.7, 1.3]
+    words = [
+        {"text": text, "start_s": at, "end_s": at + 0.4, "score": 0.9}
+        for text, at in zip(["hello", "dear", "world"], times, strict=True)
+    ]
+    row = {
+        "clip_id": clip_id(source, start_s, start_s + 2), "source_id": source, "start_s": start_s, "end_s": start_s + 2,
+        "speaker": f"{source}-{speaker}", "voice": voice(speaker), "transcript": "hello dear world", "words": words,
+        "language": "en", "versions": {"ingest": "1"}, **{name: GOOD.get(name) for name in SIGNALS},
+    }  # fmt: skip
+    return row | changes
+
+
+@cache
+def media(frames: int = 32) -> dict[str, bytes]:
+    """The three files of a clip: a bright disc that moves over grey, a tone, and the disc's outline as the face."""
+    import av
+    import numpy as np
+    import soundfile
+
+    movie = io.BytesIO()
+    grid = np.mgrid[0:96, 0:128]
+    at = [(48.0, 44.0 + i) for i in range(frames)]
+    with av.open(movie, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=VIDEO_FPS)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for y, x in at:
+            picture = np.full((96, 128, 3), 60, np.uint8)
+            picture[(grid[0] - y) ** 2 + (grid[1] - x) ** 2 < 24**2] = 210
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    sound = io.BytesIO()
+    seconds = np.arange(frames * SAMPLE_RATE // VIDEO_FPS) / SAMPLE_RATE
+    wave = 0.3 * np.sin(440 * 2 * np.pi * seconds) * np.sin(1.5 * np.pi * seconds)
+    soundfile.write(sound, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+    outline = np.stack([np.cos(angle) * 24 / 128, np.sin(angle) * 24 / 96], axis=1)
+    oval = np.stack([np.add(outline, (x / 128, y / 96)) for y, x in at]).astype(np.float32)
+    box = np.concatenate([oval.min(axis=1), oval.max(axis=1)], axis=1)
+    track = FaceTrack(oval, box, np.ones(frames, np.float32))
+    return {"mp4": movie.getvalue(), "flac": sound.getvalue(), "face.npz": track.to_bytes()}
+
+
+def source_row(source: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "source_id": source, "uri": f"/videos/{source}.mp4", "duration_s": 20.0, "width": 640, "height": 480, "fps": 25.0,
+        "video_codec": "h264", "audio_codec": "aac", "has_audio": True, "turns": [], "shots": [], "step_seconds": {},
+        "digest": "0", **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
+    """`make_corpus(rows, name="corpus")`: a corpus with these clips, a source row for each source, and media."""
+
+    def make(rows: list[dict[str, Any]], name: str = "corpus") -> Corpus:
+        corpus = Corpus.create(tmp_path / name)
+        corpus.upsert("clips", rows)
+        corpus.upsert("sources", [source_row(source) for source in sorted({row["source_id"] for row in rows})])
+        for row in rows:
+            for extension, data in media().items():
+                path = corpus.media_path(row["clip_id"], extension)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        return corpus
+
+    return make
+
+
+@pytest.fixture
+def make_clip() -> Callable[..., dict[str, Any]]:
+    """`make_clip(source, start_s, speaker, **changes)`: a clips row that the default policy keeps, but for the changes."""
+    return clip_row

@@ -1,0 +1,173 @@
+"""The whole road, once, and everything that it promises, measured against the truth that was planted."""
+
+import hashlib
+import json
+import subprocess
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import Demo, uniavgen
+
+from shards.corpus import Corpus
+from shards.sample import decode_audio, decode_video, from_members
+from shards.stream import SampleStream
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def test_measurements_agree_with_the_truth(demo: Demo) -> None:
+    score = demo.summary["score"]
+    assert score["word_error_rate"] <= 0.06
+    assert score["diarization_error_rate"] <= 0.10
+    assert score["word_start_median_ms"] <= 30
+    assert score["face_iou_median"] >= 0.85
+    assert score["sync_error_median_ms"] <= 40
+    assert score["cuts_found"] == score["cuts_planted"]
+
+
+def test_every_input_is_in_sources_or_failures_and_in_one_of_them(demo: Demo) -> None:
+    corpus = Corpus.open(demo.corpus)
+    places = Counter(corpus.read("sources")["uri"].to_pylist() + corpus.read("failures")["uri"].to_pylist())
+    videos = {str(path) for path in (demo.folder / "videos").iterdir() if path.name != "truth.json"}
+    assert set(places) == videos
+    assert set(places.values()) == {1}
+
+
+def test_every_planted_defect_is_caught_by_its_own_rule(demo: Demo) -> None:
+    caught = {entry["planted"]: entry["caught_by"] for entry in demo.summary["score"]["caught"]}
+    assert caught["no-sound"] == "rule: has_audio"
+    assert caught["no-face"] == "rule: face_coverage"
+    assert caught["sound-late"] == "rule: sync"
+    assert caught["truncated"].startswith("failure: ")
+    assert caught["not-a-video"].startswith("failure: ")
+
+
+def test_good_sources_are_kept_and_every_clip_has_a_reason(demo: Demo) -> None:
+    score = demo.summary["score"]
+    assert score["good_sources_kept"] == score["good_sources"]
+    rows = Corpus.open(demo.corpus).query("SELECT kept, reason FROM clips LEFT JOIN decisions USING (clip_id)").to_pylist()
+    assert rows
+    assert all(row["kept"] is not None and row["kept"] == (row["reason"] == "") for row in rows)
+
+
+def test_clips_are_within_their_lengths_and_hold_whole_words(demo: Demo) -> None:
+    rows = Corpus.open(demo.corpus).query("SELECT clips.* FROM clips JOIN decisions USING (clip_id) WHERE kept").to_pylist()
+    for row in rows:
+        assert 2 <= row["end_s"] - row["start_s"] <= 10
+        assert all(0 <= word["start_s"] < word["end_s"] <= row["duration_s"] + 1e-6 for word in row["words"])
+
+
+def test_plain_tar_and_plain_webdataset_read_the_shards(demo: Demo) -> None:
+    import webdataset
+
+    shards = demo.corpus / "shards"
+    manifest = json.loads((shards / "manifest.json").read_text())
+    speakers: dict[str, set[str]] = {"train": set(), "val": set()}
+    for shard in manifest["shards"]:
+        path = shards / shard["name"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
+        listed = subprocess.run(["tar", "tf", str(path)], capture_output=True, text=True, check=True).stdout.split()
+        assert len(listed) == 4 * shard["samples"]
+        samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+        assert len(samples) == shard["samples"]
+        for members in samples:
+            sample = from_members(members)
+            frames, sound = decode_video(sample.video), decode_audio(sample.audio)
+            assert abs(len(frames) / 16 - len(sound) / 24_000) <= 1 / 16
+            assert len(sample.face.oval) == len(frames)
+            speakers[shard["split"]].add(sample.meta.speaker)
+    assert speakers["train"]
+    assert speakers["val"]
+    assert not speakers["train"] & speakers["val"]
+
+
+def test_no_member_is_a_link_or_a_pickle(demo: Demo) -> None:
+    for path in (demo.corpus / "shards").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert member.isfile()
+                assert member.name.split(".", 1)[1] in {"mp4", "flac", "face.npz", "json"}
+
+
+def test_the_stream_visits_every_sample_once_an_epoch(demo: Demo) -> None:
+    stream = SampleStream(str(demo.corpus / "shards"), "train", seed=3)
+    epochs = [[stream.sample_at(epoch * len(stream) + place).key for place in range(len(stream))] for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(stream.keys)
+    assert epochs[0] != epochs[1]
+
+
+def test_the_loss_falls_in_every_stage(demo: Demo) -> None:
+    stages = {result["stage"]: result for result in demo.summary["train"]["stages"]}
+    assert set(stages) == {"audio", "joint", "multitask"}
+    for name, fresh in (("audio", ["audio"]), ("joint", ["video"]), ("multitask", ["video", "audio"])):
+        for modality in fresh:
+            assert stages[name]["loss_end"][modality] < stages[name]["loss_start"][modality], (name, modality)
+
+
+def test_mlflow_tells_the_story(demo: Demo) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{demo.folder / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("uniavgen")
+    assert experiment is not None
+    runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"corpus corpus", "training run", "stage audio", "stage joint", "stage multitask"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    corpus, parent = runs["corpus corpus"], runs["training run"]
+    assert corpus.data.metrics["corpus/clips"] > 20
+    assert corpus.data.params["policy_digest"]
+    assert {item.path for item in client.list_artifacts(corpus.info.run_id)} == {"funnel", "report", "shards"}
+    for stage in ("audio", "joint", "multitask"):
+        run = runs[f"stage {stage}"]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [run.data.params["corpus_version"]]
+        assert {"loss/total", "lr", "grad_norm", "time/samples_per_s", "lambda_m"} <= set(run.data.metrics)
+    lambdas = [metric.value for metric in client.get_metric_history(runs["stage joint"].info.run_id, "lambda_m")]
+    assert lambdas[0] == pytest.approx(0.1)
+    assert lambdas[-1] == pytest.approx(0)
+    tasks = {key.split("/")[1] for key in runs["stage multitask"].data.metrics if key.startswith("task/")}
+    assert tasks == {"joint", "reference", "continuation", "dubbing", "audio-driven"}
+    assert [item.path for item in client.list_artifacts(parent.info.run_id, "samples")]
+
+
+def test_the_sampled_movie_has_picture_and_sound(demo: Demo) -> None:
+    import av
+
+    with av.open(demo.summary["sample"]["movie"], mode="r") as movie:
+        assert (len(movie.streams.video), len(movie.streams.audio)) == (1, 1)
+        frames = sum(1 for _ in movie.decode(video=0))
+    assert frames == demo.summary["sample"]["frames"]
+
+
+@pytest.mark.parametrize("task", ["reference", "continuation", "dubbing", "audio-driven"])
+def test_every_task_can_be_sampled(demo: Demo, task: str, tmp_path: Path) -> None:
+    places = ("--run", demo.folder / "run", "--corpus", demo.corpus, "--out", tmp_path / "movie.mp4")
+    uniavgen("sample", *places, "--task", task, "--set", "sample.steps=2", "--set", f"tracking.folder={tmp_path}")
+    assert (tmp_path / "movie.mp4").stat().st_size > 1000
+
+
+def test_the_report_shows_funnel_signals_and_clips(demo: Demo) -> None:
+    page = Path(demo.summary["report"]).read_text()
+    assert len(page) < 8_000_000
+    for reason in ("has_audio", "face_coverage", "sync"):
+        assert reason in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    clips = sorted((demo.corpus / "report").rglob("*.mp4"))
+    assert len(clips) >= 12
+
+
+def test_running_again_changes_nothing(demo: Demo) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (demo.corpus / "shards").iterdir()}
+    versions = Corpus.open(demo.corpus).versions()
+    again = uniavgen("demo", "--folder", demo.folder)
+    assert again["ingest"]["sources"] == 0
+    assert again["ingest"]["failures"] == {}
+    assert all(not stage["ran"] for stage in again["train"]["stages"])
+    assert Corpus.open(demo.corpus).versions() == versions
+    after = {path: path.stat().st_mtime_ns for path in (demo.corpus / "shards").iterdir()}
+    assert {path: at for path, at in after.items() if path.suffix == ".tar"} == {
+        path: at for path, at in before.items() if path.suffix == ".tar"
+    }
+    assert again["total_seconds"] < 90

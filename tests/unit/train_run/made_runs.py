@@ -1,0 +1,100 @@
+"""Runs of a very small model over several worker processes, without Ray: many configurations in one start-up."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
+from train.stages import CheckpointConfig, DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+
+SMALL_MODEL = ModelConfig(
+    video=BranchConfig(dim=32, layers=2, heads=2, ffn_dim=64, in_channels=48, patch=(2, 2), text_dim=384, freq_dim=32),
+    audio=BranchConfig(dim=32, layers=2, heads=2, ffn_dim=64, in_channels=100, text_dim=16, freq_dim=32, rope_axes="time"),
+    speech_text=SpeechTextConfig(dim=16, layers=1),
+)
+SMALL_DATA = DataConfig(frames=13, height=64, width=64, reference_frames=5, caption_tokens=12, prefetch=1)
+
+
+def small_plan(stages: Sequence[StageConfig], workers: int = 2, every: int = 100, **deepspeed: Any) -> TrainConfig:
+    return TrainConfig(
+        model=SMALL_MODEL,
+        data=SMALL_DATA,
+        stages=list(stages),
+        workers=workers,
+        fixed_steps=2,
+        checkpoint=CheckpointConfig(every=every, keep=5),
+        deepspeed=DeepSpeedConfig(**deepspeed),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stage to train into a folder of its own; `from_checkpoint` is put there first, as if the run had been interrupted."""
+
+    config: TrainConfig
+    stage: str
+    run_dir: Path
+    from_checkpoint: Path | None = None
+
+
+def write_metrics(path: Path):
+    """A metrics receiver that appends lines of JSON."""
+
+    def receive(step: int, metrics: dict[str, float]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps([step, metrics]) + "\n")
+
+    return receive
+
+
+def read_metrics(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step; the fixed draws' are merged into theirs."""
+    found: dict[int, dict[str, float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        step, metrics = json.loads(line)
+        found.setdefault(step, {}).update(metrics)
+    return found
+
+
+def train_together(runs: Sequence[Run], shards_dir: Path, world: int) -> None:
+    """Train the runs one after another on the same `world` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(runs, shards_dir, rank, world, port)) for rank in range(world)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    assert codes == [0] * world, codes
+
+
+def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    import torch
+
+    from train.trainer import Job, StageTrainer
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    for run in runs:
+        if run.from_checkpoint and rank == 0:
+            shutil.copytree(run.from_checkpoint, run.run_dir / run.stage / "checkpoints" / run.from_checkpoint.name)
+        torch.distributed.barrier()
+        factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
+        StageTrainer(Job(run.config, run.stage, str(shards_dir), str(run.run_dir), "cpu", factory)).run()
+    torch.distributed.destroy_process_group()
