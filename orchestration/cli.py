@@ -57,6 +57,7 @@ def ingest(
         list[str], typer.Argument(help="Videos, folders, globs, or .txt files that list them.", metavar="SRC...")
     ],
     corpus: CorpusOption,
+    retry: Annotated[bool, typer.Option("--retry", help="Also try sources that failed before.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any source failed.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -68,7 +69,7 @@ def ingest(
     def work(settings: Config) -> dict[str, Any]:
         from orchestration.jobs import ingest_corpus
 
-        return ingest_corpus(sources, corpus, settings)
+        return ingest_corpus(sources, corpus, settings, retry=retry)
 
     summary = _command(work, preset, config, set_, json_)
     if strict and summary["failures"]:

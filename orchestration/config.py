@@ -18,6 +18,7 @@ from ingest.config import IngestConfig
 from orchestration.tracking import TrackingConfig
 from shards.errors import UsageError, UserError
 from shards.writer import ShardConfig
+from train.options import SamplerConfig
 from train.stages import TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -32,6 +33,7 @@ class Config(BaseModel):
     shard: ShardConfig = Field(default_factory=ShardConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    sample: SamplerConfig = Field(default_factory=SamplerConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 

@@ -66,10 +66,10 @@ def _machine() -> list[Finding]:
 
 
 def _programs() -> list[Finding]:
-    from ingest.media import ffmpeg_binary
+    from ingest.media import ffmpeg_path
 
     try:
-        ffmpeg, ok = ffmpeg_binary(), True
+        ffmpeg, ok = ffmpeg_path(), True
     except UserError as error:
         ffmpeg, ok = str(error), False
     compiler = shutil.which("g++")

@@ -15,6 +15,7 @@ from orchestration.tracking import Run, flat, open_run
 
 if TYPE_CHECKING:
     from curation.decisions import CurationSummary
+    from ingest.pipeline import Progress
     from orchestration.config import Config
     from shards.corpus import Corpus
 
@@ -31,17 +32,20 @@ def corpus_run(corpus: Corpus, settings: Config) -> Run:
     return open_run(settings.tracking, corpus.root, f"corpus {corpus.root.name}")
 
 
-def ingest_corpus(sources: list[str], root: Path, settings: Config) -> dict[str, Any]:
+def ingest_corpus(sources: list[str], root: Path, settings: Config, *, retry: bool = False) -> dict[str, Any]:
     """`uniavgen ingest`: measure videos into the corpus."""
     from ingest.pipeline import ingest
     from shards.corpus import Corpus
 
-    with console.progress("ingest") as bar:
+    with console.progress("ingest: starting workers") as bar:
 
-        def advance(done: int, total: int, note: str) -> None:
-            bar.update(bar.task_ids[0], completed=done, total=total, description=f"ingest {note}"[:60])
+        def advance(progress: Progress) -> None:
+            name = Path(progress.uri).name
+            if progress.failure:
+                console.console.print(f"  failed: {progress.failure}", style="yellow")
+            bar.update(bar.task_ids[0], completed=progress.done, total=progress.total, description=f"ingest: {name}"[:48])
 
-        summary = dataclasses.asdict(ingest(sources, root, settings.ingest, on_progress=advance))
+        summary = ingest(sources, root, settings.ingest, on_progress=advance, retry=retry).to_dict()
     corpus = Corpus.open(root)
     _show_ingest(summary)
     run = corpus_run(corpus, settings)
@@ -111,7 +115,7 @@ def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
     from shards.corpus import Corpus
 
     corpus = Corpus.open(root)
-    page = write_report(corpus, settings.report)
+    page = write_report(corpus, settings.report).page
     console.console.print(f"report: open [bold]{page}[/] in a browser")
     run = corpus_run(corpus, settings)
     run.artifact(page.parent, "report")
@@ -123,6 +127,12 @@ def _show_ingest(summary: dict[str, Any]) -> None:
     """What came in, what failed and why, and where the time went."""
     rows = [(key.replace("_", " "), value) for key, value in summary.items() if isinstance(value, int | float)]
     console.table("ingested", ("what", "figure"), rows)
+    if summary["passed_over"]:
+        console.console.print(f"passed over, no videos by their names: {', '.join(sorted(summary['passed_over']))}")
+    for copy, first in sorted(summary["duplicates"].items()):
+        console.console.print(f"same content, ingested once: {copy} = {first}")
+    if summary["skipped_failed"]:
+        console.console.print(f"{summary['skipped_failed']} sources failed before and were left alone; try them: --retry")
     if summary["failures"]:
         console.table("failures (rows in the failures table)", ("kind", "sources"), sorted(summary["failures"].items()))
     if summary["step_seconds"]:

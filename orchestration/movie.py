@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest.media import ffmpeg_binary
+from ingest.media import ffmpeg_path
 from shards.clock import SAMPLE_RATE, VIDEO_FPS
 from shards.errors import UserError
 
@@ -42,7 +42,7 @@ def write_movie(
             movflags="+faststart",
         )
         try:
-            movie.run(cmd=ffmpeg_binary(), input=frames.tobytes(), quiet=True)
+            movie.run(cmd=ffmpeg_path(), input=frames.tobytes(), quiet=True)
         except ffmpeg.Error as error:
             lines = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
             raise UserError(f"ffmpeg cannot write the movie: {lines[-1]}", where=path, do="check space and rights") from error

@@ -20,8 +20,11 @@ from orchestration.tracking import Run, StepLogger, flat, open_run
 from shards.errors import UsageError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from orchestration.config import Config
     from shards.corpus import Corpus
+    from shards.sample import Sample
     from train.launch import StageResult
 
 
@@ -65,13 +68,58 @@ def sample_movie(
     seed: int = 0,
 ) -> dict[str, Any]:
     """`uniavgen sample`: generate a movie for a task and attach it to the run."""
+    from shards.corpus import Corpus
+    from train.checkpoint import load_trained
     from train.generate import conditions_from, generate
     from train.options import Task
 
     tasks = [entry.value for entry in Task]
     if task not in tasks:
         raise UsageError(f"unknown task {task!r}", do=f"one of: {', '.join(tasks)}")
-    return {}
+    data = load_trained(run_dir)[1].data
+    source = _sample(Corpus.open(root), clip)
+    given = conditions_from(source, data, seed)
+    own: dict[str, Any] = {"speech": text, "caption": caption, "reference": read_picture(image) if image else None}
+    given = dataclasses.replace(given, **{name: value for name, value in own.items() if value is not None})
+    sampler = settings.sample
+    with console.progress(f"sample {task}", sampler.steps) as bar:
+        made = generate(
+            run_dir,
+            task,
+            given,
+            sampler,
+            seed,
+            on_step=lambda done, steps: bar.update(bar.task_ids[0], completed=done, total=steps),
+        )
+    path = out or run_dir / "samples" / f"{task}-{source.key}-seed{seed}.mp4"
+    movie = write_movie(path, made.frames, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
+    run = open_run(settings.tracking, run_dir, f"training {run_dir.name}")
+    run.artifact(movie, "samples")
+    run.end()
+    console.console.print(f"wrote [bold]{movie}[/]: task {task}, conditions of clip {source.key}, {len(made.frames)} frames")
+    return {"command": "sample", "movie": str(movie), "task": task, "clip": source.key, "frames": len(made.frames)}
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture file as uint8 [H, W, 3] in RGB. Raises UserError where it is none."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError("the picture cannot be read", where=path, do="give a PNG or JPEG file") from error
+
+
+def _sample(corpus: Corpus, clip: str | None) -> Sample:
+    """The clip named, from either split, or the first of val."""
+    from shards.stream import SampleStream
+
+    val = SampleStream(str(corpus.root / "shards"), "val")
+    if clip is None or clip in val.keys:
+        return val.sample_named(clip or val.keys[0])
+    return SampleStream(str(corpus.root / "shards"), "train").sample_named(clip)
 
 
 def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, parent: Run) -> StageResult:
@@ -110,8 +158,9 @@ def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
         def follow() -> None:
             while not finished.wait(0.5):
                 lines = log.read_text().splitlines() if log.is_file() else []
-                if lines:
-                    last = json.loads(lines[-1])
+                steps_done = [line for line in lines if "loss/total" in line]
+                if steps_done:
+                    last = json.loads(steps_done[-1])
                     label = f"{name}: loss {last['loss/total']:.3f}"
                     bar.update(bar.task_ids[0], completed=last["step"], description=label)
 
@@ -125,6 +174,7 @@ def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
 
 
 def _row(result: StageResult) -> tuple[Any, ...]:
-    losses = [", ".join(f"{part} {loss:.3f}" for part, loss in values.items()) for values in (result.loss_start, result.loss_end)]
+    ends = (result.loss_start, result.loss_end)
+    losses = [", ".join(f"{part} {loss:.3f}" for part, loss in values.items()) for values in ends]
     state = "" if result.ran else "was done"
     return result.stage, result.steps, *losses, round(result.samples_per_s, 2), round(result.wall_seconds, 1), state

@@ -57,12 +57,26 @@ def run_stage(
     UserError for a stage without its predecessor, a changed configuration, too few CPUs or GPUs, and failing workers.
     """
     began = time.monotonic()
+    folder = RunFolder(run_dir, stage)
+    if check_stage(config, stage, shards_dir, run_dir):
+        return _result(folder, ran=False, began=began)
+    folder.write(config=config.model_dump(mode="json"), done=False)
+    device = _start_ray(config)
+    _fit(config, folder, device, _job(config, stage, shards_dir, run_dir, device, on_metrics_factory))
+    return _result(folder, ran=True, began=began)
+
+
+def check_stage(config: TrainConfig, stage: str, shards_dir: str | Path, run_dir: str | Path) -> bool:
+    """Whether a stage is done already; touches nothing.
+
+    Raises UserError where it cannot be trained: its predecessor is not done, its plan changed since it was, its batch does
+    not split, or there are no shards.
+    """
     plan = config.stage(stage)
     folder = RunFolder(run_dir, stage)
-    known = folder.read()
     if folder.done:
-        _check_same_plan(folder, known, config, stage)
-        return _result(folder, ran=False, began=began)
+        _check_same_plan(folder, folder.read(), config, stage)
+        return True
     if plan.takes_from and not RunFolder(run_dir, plan.takes_from).done:
         raise UserError(
             f"stage {stage} starts from stage {plan.takes_from}, which is not done",
@@ -72,10 +86,7 @@ def run_stage(
         )
     config.micro_batch(plan, config.workers)
     _check_shards(shards_dir)
-    folder.write(config=config.model_dump(mode="json"), done=False)
-    device = _start_ray(config)
-    _fit(config, folder, device, _job(config, stage, shards_dir, run_dir, device, on_metrics_factory))
-    return _result(folder, ran=True, began=began)
+    return False
 
 
 def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConfig, stage: str) -> None:
@@ -136,6 +147,7 @@ def _start_ray(config: TrainConfig) -> str:
 
 
 def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -158,7 +170,7 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
     )
     try:
         trainer.fit()
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:
         raise _told(folder, error) from error
 
 

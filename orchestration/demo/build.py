@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingest.media import ffmpeg_path
 from orchestration.demo import face, film, speech
 from orchestration.demo.script import PLANS, SENTENCES, SOUND_LATE_MS, SourcePlan
 from orchestration.demo.truth import (
@@ -56,7 +57,7 @@ def build_demo(
     done = _finished(target, digest)
     if done:
         return done
-    film.ffmpeg_binary()
+    ffmpeg_path()
     for name in ("piper-joe", "two-cities", "astronaut", "face-landmarker"):  # here, so that workers never race for them
         resolve(name)
     try:
@@ -162,7 +163,7 @@ def _make_all(
     todo = sorted((p for p in plans if p.name not in sources), key=lambda p: -sum(len(s.lines) for s in p.scenes))
     context = multiprocessing.get_context("spawn")  # forked children would share the parent's threads and locks
     with ProcessPoolExecutor(max(1, min(workers, len(todo))), mp_context=context, initializer=_quiet_worker) as pool:
-        jobs = {pool.submit(_make_part, target, plan, digest): plan for plan in todo}
+        jobs = {pool.submit(make_part, target, plan, digest): plan for plan in todo}
         try:
             for job in as_completed(jobs):
                 sources[jobs[job].name] = job.result()
@@ -174,7 +175,7 @@ def _make_all(
     return sources
 
 
-def _make_part(target: Path, plan: SourcePlan, digest: str) -> SourceTruth:
+def make_part(target: Path, plan: SourcePlan, digest: str) -> SourceTruth:
     """In a worker: make one video in `.parts`, move it to its place, then write the proof."""
     parts = target / PARTS
     truth = make_source(parts, plan)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ingest.media import ffmpeg_path
 from orchestration.demo.script import SourcePlan
 from orchestration.demo.speech import RATE
 from shards.errors import UserError
@@ -26,19 +26,6 @@ _VIDEO_OPTIONS: dict[str, dict[str, Any]] = {
     "libvpx": {"deadline": "realtime", "cpu-used": 6, "b:v": "1500k"},
 }
 """Settings of each encoder: clear pictures, short work (our choice)."""
-
-
-def ffmpeg_binary() -> str:
-    """The ffmpeg on PATH, else the one inside the imageio-ffmpeg wheel. Raises UserError where there is none."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    try:
-        import imageio_ffmpeg
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
-        raise UserError("no ffmpeg", do="install ffmpeg or `pip install imageio-ffmpeg`", kind="no-ffmpeg") from error
 
 
 def write_film(path: Path, plan: SourcePlan, frames: Iterable[np.ndarray], waveform: np.ndarray) -> None:
@@ -60,7 +47,7 @@ def write_film(path: Path, plan: SourcePlan, frames: Iterable[np.ndarray], wavef
             options |= {"acodec": plan.audio, "ar": plan.rate, "ac": plan.channels}
         options |= {"threads": 1, "fflags": "+bitexact", "flags": "+bitexact", "map_metadata": -1, "loglevel": "error"}
         process = ffmpeg.output(*streams, str(part), **options).run_async(
-            cmd=ffmpeg_binary(), pipe_stdin=True, pipe_stderr=True, overwrite_output=True
+            cmd=ffmpeg_path(), pipe_stdin=True, pipe_stderr=True, overwrite_output=True
         )
         try:
             with contextlib.suppress(BrokenPipeError):  # ffmpeg has stopped: its message follows
