@@ -45,19 +45,14 @@ def _between(value: float | None, names: str, *bounds: float) -> str:
 
 
 def _person(row: Mapping[str, Any]) -> str:
-    faces, count = row.get("face_coverage"), row.get("face_count")
-    who = (
-        "Nobody is seen while a voice"
-        if not faces
-        else "One person"
-        if not count or count < 1.5
-        else "Several people are seen; one"
-    )
+    several = (row.get("face_count") or 1) >= 1.5
     if not (row.get("transcript") or "").strip():
-        return "Nobody is seen and no words are heard." if not faces else f"{who} is seen; no words are heard."
+        seen = "Nobody is" if not row.get("face_coverage") else "Several people are" if several else "One person is"
+        return f"{seen} seen; no words are heard."
+    who = "A voice" if not row.get("face_coverage") else "One of several people" if several else "One person"
     language = _LANGUAGES.get(row.get("language") or "", "an unnamed language")
     pace = _between(row.get("words_per_s"), "slowly,at a calm pace,at a lively pace,fast", 1.5, 2.5, 3.5)
-    return f"{who} speaks {' '.join(part for part in (language, pace) if part)}."
+    return f"{who} speaks {f'{language} {pace}'.strip()}."
 
 
 def _framing(row: Mapping[str, Any]) -> str:

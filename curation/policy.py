@@ -163,26 +163,35 @@ def judge(clips: pa.Table, policy: Policy) -> pa.Table:
 
 def funnel(clips: pa.Table, policy: Policy) -> list[FunnelRow]:
     """What every rule takes away, in the policy's order; writes nothing, so any policy can be asked what it would do."""
-    fails = [f"(r{i} IS NOT NULL AND r{i} <> {_literal(_SKIPPED)})" for i in range(len(policy.rules))]
-    first = " ".join(f"WHEN {fail} THEN {i}" for i, fail in enumerate(fails))
+    ranks = range(len(policy.rules))
+    codes = ", ".join(
+        f"CASE WHEN r{i} IS NULL THEN 0 WHEN r{i} = {_literal(_SKIPPED)} THEN 1 "
+        f"WHEN starts_with(r{i}, {_literal(_MISSING)}) THEN 2 ELSE 3 END::TINYINT AS k{i}"
+        for i in ranks
+    )
+    first = " ".join(f"WHEN k{i} >= 2 THEN {i}" for i in ranks)
     columns = [
         part
-        for i, fail in enumerate(fails)
+        for i in ranks
         for part in (
             f"count(*) FILTER (first >= {i})",
             f"coalesce(sum(hours) FILTER (first >= {i}), 0)",
             f"count(*) FILTER (first = {i})",
             f"coalesce(sum(hours) FILTER (first = {i}), 0)",
-            f"count(*) FILTER ({fail})",
-            f"count(*) FILTER (starts_with(r{i}, {_literal(_MISSING)}))",
-            f"count(*) FILTER (r{i} = {_literal(_SKIPPED)})",
+            f"count(*) FILTER (k{i} >= 2)",
+            f"count(*) FILTER (k{i} = 2)",
+            f"count(*) FILTER (k{i} = 1)",
         )
     ]
-    named = ", ".join(f"{column} AS c{i}" for i, column in enumerate(columns))
-    ranked = f"SELECT *, CASE {first} ELSE {len(fails)} END AS first FROM ({_verdicts(policy)})"
-    numbers = list(_run(f"SELECT {named} FROM ({ranked})", clips).to_pylist()[0].values())
-    per_rule = len(columns) // len(fails)
-    rows = [numbers[i * per_rule : (i + 1) * per_rule] for i in range(len(fails))]
+    numbers = _run(
+        f"""WITH coded AS MATERIALIZED (SELECT hours, {codes} FROM ({_verdicts(policy)})),
+        ranked AS MATERIALIZED (SELECT *, CASE {first} ELSE {len(policy.rules)} END AS first FROM coded)
+        SELECT {", ".join(f"{column} AS c{i}" for i, column in enumerate(columns))} FROM ranked""",
+        clips,
+    )
+    per_rule = len(columns) // len(policy.rules)
+    values = list(numbers.to_pylist()[0].values())
+    rows = [values[i * per_rule : (i + 1) * per_rule] for i in ranks]
     return [FunnelRow(rule.name, rule.says, rule.source, *row) for rule, row in zip(policy.rules, rows, strict=True)]
 
 

@@ -1,6 +1,6 @@
 """Train and val, apart by voice: a speaker heard in two videos never stands on both sides.
 
-In: clips with their speaker and voice embedding, and the sides of an earlier decision. Out: a side for every clip.
+In: speakers with a voice embedding, and the sides that an earlier decision gave them. Out: a side for every speaker.
 Speakers are joined into voice groups wherever two embeddings are closer than a stated cosine (connected components, so
 no pair above it is ever torn apart), and whole groups are assigned.
 """
@@ -8,29 +8,29 @@ no pair above it is ever torn apart), and whole groups are assigned.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from curation.config import SplitConfig
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
 TRAIN, VAL = "train", "val"
-_BLOCK = 2048  # speakers compared at a time: bounds the similarity matrix to 2048 x n
+_BLOCK = 2048  # speakers compared at a time: bounds the similarities held to 2048 x n
 
 
 @dataclass(frozen=True)
-class ClipVoice:
-    """What splitting needs of a clip. `voice` float [192] or None; `seconds` is 0 for a clip that was not kept."""
+class Speaker:
+    """A speaker of one source. `voice` float [d] or None; `seconds` of kept clips; `before`: the sides its clips had."""
 
-    clip_id: str
-    source_id: str
-    speaker: str
-    voice: Sequence[float] | None
+    id: str
+    source: str
+    voice: np.ndarray | None
     seconds: float
-    before: str = ""
+    before: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,22 @@ class Group:
         return int.from_bytes(lowest[:8], "big") / 2**64
 
 
-def assign_splits(clips: Sequence[ClipVoice], config: SplitConfig) -> dict[str, str]:
-    """`train` or `val` for every clip id. Clips without a speaker go by their source. See `assign_groups` for the rule."""
-    of_clip = {clip.clip_id: clip.speaker or f"source:{clip.source_id}" for clip in clips}
-    group_of = group_speakers(clips, config)
-    members: dict[int, set[str]] = {}
-    seconds: dict[int, float] = {}
-    before: dict[int, set[str]] = {}
-    for clip in clips:
-        group = group_of[of_clip[clip.clip_id]]
-        members.setdefault(group, set()).add(of_clip[clip.clip_id])
-        seconds[group] = seconds.get(group, 0.0) + clip.seconds
-        before.setdefault(group, set()).add(clip.before)
-    groups = {
-        # a voice that turns out to link both sides goes to train: val never holds what may have been trained on
-        i: Group(tuple(sorted(members[i])), seconds[i], TRAIN if TRAIN in before[i] else VAL if VAL in before[i] else "")
-        for i in members
-    }
+def assign_splits(speakers: Sequence[Speaker], config: SplitConfig) -> dict[str, str]:
+    """`train` or `val` for every speaker id. See `assign_groups` for the rule."""
+    group_of = group_speakers(speakers, config)
+    members: dict[int, list[Speaker]] = {}
+    for speaker in speakers:
+        members.setdefault(group_of[speaker.id], []).append(speaker)
+    groups = {i: _group(part) for i, part in members.items()}
     sides = dict(zip(groups, assign_groups(list(groups.values()), config), strict=True))
-    return {clip: sides[group_of[speaker]] for clip, speaker in of_clip.items()}
+    return {speaker: sides[group] for speaker, group in group_of.items()}
+
+
+def _group(speakers: Sequence[Speaker]) -> Group:
+    before = frozenset().union(*(speaker.before for speaker in speakers))
+    # a voice that turns out to link both sides goes to train: val never holds what may have been trained on
+    side = TRAIN if TRAIN in before else VAL if VAL in before else ""
+    return Group(tuple(sorted(speaker.id for speaker in speakers)), sum(speaker.seconds for speaker in speakers), side)
 
 
 def assign_groups(groups: Sequence[Group], config: SplitConfig) -> list[str]:
@@ -91,49 +88,37 @@ def assign_groups(groups: Sequence[Group], config: SplitConfig) -> list[str]:
     return sides
 
 
-def group_speakers(clips: Sequence[ClipVoice], config: SplitConfig) -> dict[str, int]:
-    """Number of the voice group of every speaker id; a clip without a speaker counts as speaker `source:<source id>`."""
+def group_speakers(speakers: Sequence[Speaker], config: SplitConfig) -> dict[str, int]:
+    """Number of the voice group of every speaker id. Raises UserError where voices come from two embedders."""
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    speakers = sorted({clip.speaker or f"source:{clip.source_id}" for clip in clips})
-    place = {speaker: i for i, speaker in enumerate(speakers)}
-    edges = [_voice_edges(_mean_voices(clips, place), config.same_voice)]
+    ordered = sorted(speakers, key=lambda speaker: speaker.id)
+    edges = [_voice_edges(ordered, config.same_voice)]
     if config.join_sources:
         first: dict[str, int] = {}
-        pairs = {(place[c.speaker], first.setdefault(c.source_id, place[c.speaker])) for c in clips if c.speaker}
-        edges.append(np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2))
+        pairs = [(i, first.setdefault(speaker.source, i)) for i, speaker in enumerate(ordered)]
+        edges.append(np.array(pairs, dtype=np.int64).reshape(-1, 2))
     rows, columns = np.concatenate(edges).T
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(speakers), len(speakers)))
-    labels = connected_components(graph, directed=False)[1]
-    return dict(zip(speakers, labels.tolist(), strict=True))
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(ordered), len(ordered)))
+    labels = connected_components(graph, directed=False)[1].tolist()
+    return {speaker.id: label for speaker, label in zip(ordered, labels, strict=True)}
 
 
-def _mean_voices(clips: Sequence[ClipVoice], place: Mapping[str, int]) -> dict[int, np.ndarray]:
-    """Unit-length mean embedding [192] of every speaker that has one: clips weigh alike."""
-    import numpy as np
-
-    sums: dict[int, np.ndarray] = {}
-    for clip in clips:
-        if clip.speaker and clip.voice is not None and len(clip.voice):
-            voice = np.asarray(clip.voice, np.float64)
-            norm = np.linalg.norm(voice)
-            if np.isfinite(norm) and norm > 0:
-                sums[place[clip.speaker]] = sums.get(place[clip.speaker], 0.0) + voice / norm
-    return {i: total / max(np.linalg.norm(total), 1e-12) for i, total in sums.items()}
-
-
-def _voice_edges(voices: Mapping[int, np.ndarray], same_voice: float) -> np.ndarray:
+def _voice_edges(speakers: Sequence[Speaker], same_voice: float) -> np.ndarray:
     """Pairs of speakers, int64 [n, 2], whose embeddings have at least the cosine `same_voice`."""
     import numpy as np
 
-    if not voices:
+    voiced = [(i, s.voice) for i, s in enumerate(speakers) if s.voice is not None and 0 < np.linalg.norm(s.voice) < np.inf]
+    if len({voice.shape for _, voice in voiced}) > 1:
+        raise UserError("voices in this corpus come from two embedders", do="ingest its sources again with one of them")
+    if not voiced:
         return np.zeros((0, 2), np.int64)
-    index = np.array(list(voices), np.int64)
-    matrix = np.stack(list(voices.values()))
+    index = np.array([i for i, _ in voiced], np.int64)
+    matrix = np.stack([voice / np.linalg.norm(voice) for _, voice in voiced]).astype(np.float32)
     pairs = []
     for start in range(0, len(matrix), _BLOCK):
-        rows, columns = np.nonzero(matrix[start : start + _BLOCK] @ matrix.T >= same_voice)
-        pairs.append(np.stack([index[rows + start], index[columns]], axis=1))
+        rows, columns = np.nonzero(matrix[start : start + _BLOCK] @ matrix[start:].T >= same_voice)
+        pairs.append(np.stack([index[rows + start], index[columns + start]], axis=1))
     return np.concatenate(pairs)

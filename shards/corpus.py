@@ -35,7 +35,7 @@ class Signal:
 
 
 SIGNALS: dict[str, Signal] = {
-    "has_audio": Signal("0 or 1", "1 where the source has a sound track"),
+    "has_audio": Signal("0 or 1", "whether the source has a sound track"),
     "duration_s": Signal("s", "length of the clip"),
     "width_px": Signal("px", "width of the source picture"),
     "height_px": Signal("px", "height of the source picture"),
@@ -43,26 +43,29 @@ SIGNALS: dict[str, Signal] = {
     "speech_ratio": Signal("0..1", "share of the clip in which its speaker speaks"),
     "overlap_ratio": Signal("0..1", "share of the clip in which another speaker speaks too"),
     "speaker_count": Signal("speakers", "speakers heard within the clip"),
+    "word_count": Signal("words", "whole words said in the clip"),
     "words_per_s": Signal("words/s", "speaking rate"),
     "word_score": Signal("0..1", "mean confidence of the words"),
     "language_probability": Signal("0..1", "confidence that the language is the one named"),
     "asr_log_probability": Signal("nats", "mean log-probability of the transcript's tokens"),
     "no_speech_probability": Signal("0..1", "Whisper's probability that nothing is said"),
+    "asr_compression_ratio": Signal("ratio", "text size over its compressed size; a high one betrays a loop"),
     "face_coverage": Signal("0..1", "share of analysed frames with at least one face"),
-    "face_count": Signal("faces", "largest number of faces in one frame that last (95th percentile)"),
+    "face_count": Signal("faces", "largest number of faces seen together in a fifth of the frames or more"),
     "face_height_px": Signal("px", "median height of the main face in the source picture"),
     "face_yaw_deg": Signal("deg", "median absolute yaw of the main face"),
     "face_steadiness": Signal("0..1", "1 minus the face's movement between frames over its own size"),
+    "face_score": Signal("0..1", "median confidence of the face detector in the main face"),
     "mouth_motion": Signal("1/s", "mean absolute change of the mouth opening over the face height"),
     "sync_offset_ms": Signal("ms", "how late the sound is against the lips; positive: sound late"),
-    "sync_confidence": Signal("0..1", "peak of the lip-sound correlation; low means unknown"),
+    "sync_confidence": Signal("0..1", "0.5: the lips fit the sound better than 95 % of unrelated sounds; below, the offset is unknown"),
     "snr_db": Signal("dB", "speech level over background level"),
     "loudness_db": Signal("dBFS", "RMS level of the sound"),
     "clipping_ratio": Signal("0..1", "share of audio samples at full scale"),
     "luma": Signal("0..255", "mean brightness"),
-    "sharpness": Signal("variance", "variance of the Laplacian of the face region"),
+    "sharpness": Signal("variance", "variance of the Laplacian of the main face, scaled to 128 px of height"),
+    "black_ratio": Signal("0..1", "share of frames that are nearly black"),
     "frozen_ratio": Signal("0..1", "share of frames equal to the one before"),
-    "text_area_ratio": Signal("0..1", "share of the picture under burned-in text"),
 }
 """Every signal column of the clips table; ingest fills them, policies judge them, the report shows them."""
 
@@ -80,6 +83,7 @@ def _schemas() -> dict[str, pa.Schema]:
     clip += [("voice", pa.list_(pa.float32())), ("transcript", text), ("words", pa.list_(word)), ("language", text)]
     clip += [("versions", pa.map_(text, text))] + [(name, number) for name in SIGNALS]
     failure = [("uri", text), ("stage", text), ("error_type", text), ("message", text), ("attempts", count)]
+    failure += [("source_id", text), ("digest", text)]
     decision = [("clip_id", text), ("kept", flag), ("reason", text), ("failed_rules", pa.list_(text))]
     decision += [("policy_digest", text), ("split", text)]
     return {

@@ -32,6 +32,7 @@ class SampleStream:
         self._files, self._root = fsspec.core.url_to_fs(str(root))
         manifest = self._json("manifest.json", missing="no shards here", do="write them: uniavgen shard --corpus DIR")
         self._spans: list[tuple[str, int, int]] = []
+        self.keys: list[str] = []
         for shard in manifest["shards"]:
             if shard["split"] == split:
                 index = self._json(f"{shard['name']}.index.json", missing="a shard has no index", do="run uniavgen shard again")
@@ -40,6 +41,7 @@ class SampleStream:
                         f"index version {index.get('version')} is unknown", where=shard["name"], do="write shards anew"
                     )
                 self._spans += [(shard["name"], entry["offset"], entry["length"]) for entry in index["samples"]]
+                self.keys += [entry["key"] for entry in index["samples"]]
         if not self._spans:
             raise UserError(f"the {split} split is empty", where=root, do="loosen the policy or add videos, then shard again")
 
@@ -50,7 +52,16 @@ class SampleStream:
     def sample_at(self, position: int) -> Sample:
         """The sample at a position of the endless order. Raises UserError naming the shard where it is damaged."""
         epoch, place = divmod(position, len(self._spans))
-        shard, offset, length = self._spans[_epoch_order(len(self._spans), self.seed, epoch)[place]]
+        return self._read(_epoch_order(len(self._spans), self.seed, epoch)[place])
+
+    def sample_named(self, key: str) -> Sample:
+        """The sample of that key. Raises UserError where the split has none."""
+        if key not in self.keys:
+            raise UserError(f"no sample {key} in split {self.split}", where=self._root, do=f"the first one is {self.keys[0]}")
+        return self._read(self.keys.index(key))
+
+    def _read(self, place: int) -> Sample:
+        shard, offset, length = self._spans[place]
         data = self._files.cat_file(f"{self._root}/{shard}", start=offset, end=offset + length)
         return from_members(_read_members(data, shard))
 

@@ -32,7 +32,7 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
         {"language": "ru"},
         {"face_count": 4.0},
         {"snr_db": None},
-        {"sync_offset_ms": 400.0},
+        {"sync_offset_ms": 400.0, "duration_s": 6.0},
         {"transcript": "", "words": []},
     ]
     bad = [make_clip("src-bad <b>", 2.0 * i, "c", **defect) for i, defect in enumerate(defects)]
