@@ -48,7 +48,7 @@ def train_stages(stage: str, root: Path, run_dir: Path, settings: Config) -> dic
     parent.end()
     console.table(
         f"training in {run_dir}",
-        ("stage", "steps", "loss at start", "loss at end", "samples/s", "seconds", ""),
+        ("stage", "steps", "loss before", "loss after", "samples/s", "seconds", ""),
         [_row(result) for result in results],
     )
     return {"command": "train", "run": str(run_dir), "stages": [dataclasses.asdict(result) for result in results]}
@@ -140,8 +140,6 @@ def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, par
         child.end("FAILED")
         raise
     child.params({f"parameters.{part}": count for part, count in result.parameters.items()})
-    child.metrics({f"loss_start/{part}": loss for part, loss in result.loss_start.items()})
-    child.metrics({f"loss_end/{part}": loss for part, loss in result.loss_end.items()})
     child.metrics({"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share})
     child.end()
     for line in result.key_report:
@@ -174,7 +172,7 @@ def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
 
 
 def _row(result: StageResult) -> tuple[Any, ...]:
-    ends = (result.loss_start, result.loss_end)
+    ends = (result.fixed_start, result.fixed_end)
     losses = [", ".join(f"{part} {loss:.3f}" for part, loss in values.items()) for values in ends]
     state = "" if result.ran else "was done"
     return result.stage, result.steps, *losses, round(result.samples_per_s, 2), round(result.wall_seconds, 1), state

@@ -218,7 +218,7 @@ class BatchLoader:
                 log.log(logging.INFO if error.kind == "short-clip" else logging.WARNING, "passed over: %s", error)
         raise UserError(
             f"{TRIES} samples in a row cannot be used; the last: {reasons[-1]}",
-            do="lower data.frames to what the clips hold, or check the shards",
+            do="lower train.data.frames to what the clips hold, or check the shards",
             kind="no-usable-sample",
         )
 

@@ -196,7 +196,8 @@ def _failure_path(folder: RunFolder) -> Path:
 
 def _leave_word(folder: RunFolder, error: Exception) -> None:
     """Note the error for the driver. The first worker to fail is heard; the others only lost their connection to it."""
-    if _failure_path(folder).exists():
+    lost_a_peer = not isinstance(error, UserError) and any(name in str(error) for name in ("gloo", "NCCL", "Connection"))
+    if lost_a_peer or _failure_path(folder).exists():
         return
     if isinstance(error, UserError):
         word = {"what": error.what, "where": error.where, "do": error.do, "kind": error.kind}
@@ -217,8 +218,10 @@ def _told(folder: RunFolder, error: Exception) -> UserError:
     if path.is_file():
         word = json.loads(path.read_text())
         return UserError(word["what"], where=word["where"] or folder.path, do=word["do"], kind=word["kind"])
+    # Ray's report is long; its line about a death says the most, and without one the peers' lost connections are all there is
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    died = next((line for line in lines if "died" in line or "killed" in line or "memory" in line), lines[-1])
+    dead = [line for line in lines if any(word in line.lower() for word in ("died", "killed", "out of memory", "oom"))]
+    died = (dead or ["its process ended without a word, as when it is killed or memory runs out"])[0]
     return UserError(
         f"a training worker was lost: {died[:200]}",
         where=folder.path,

@@ -207,8 +207,8 @@ class TrainConfig(_Config):
         if rest or not share or share % micro:
             raise UserError(
                 f"batch {stage.batch} of stage {stage.name} does not split into {world_size} workers x {micro or 1} samples",
-                where=f"stages.{stage.name}.batch",
-                do="make the batch a multiple of workers x deepspeed.micro_batch",
+                where=f"train.stages.{stage.name}.batch",
+                do="make the batch a multiple of train.workers x train.deepspeed.micro_batch",
                 kind="bad-batch",
             )
         return micro

@@ -164,7 +164,9 @@ def build_model(job: Job, stage: StageConfig, rank: int) -> DualBranch:
     trainable = stage.trains or list(stage.parts)
     unknown = [part for part in trainable if not any(under(name, [part]) for name, _ in model.named_parameters())]
     if unknown:
-        raise UserError(f"stages.{stage.name}.trains names no part of the model: {', '.join(unknown)}", kind="unknown-part")
+        raise UserError(
+            f"train.stages.{stage.name}.trains names no part of the model: {', '.join(unknown)}", kind="unknown-part"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(under(name, trainable))
     if rank == 0:

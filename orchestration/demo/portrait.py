@@ -69,12 +69,17 @@ class Look:
     suit_hue: int = 0
 
 
+_GREY = (0.42, 0.40, 0.42)
+_RED = (0.95, 0.62, 0.45)
+_DEEP = (0.90, 0.86, 0.82)
 LOOKS: dict[str, Look] = {
     "astronaut": Look(),
-    "mirror": Look(mirror=True, width=0.93, jaw=0.90, hair=(0.95, 0.62, 0.45), room=(0.80, 0.92, 1.05), suit_hue=100),
-    "dark": Look(width=1.07, jaw=1.12, hair=(0.42, 0.40, 0.42), room=(0.72, 0.77, 0.82), skin=(0.90, 0.86, 0.82), suit_hue=55),
+    "astronaut_close": Look(zoom=1.2, room=(0.85, 0.95, 0.88)),
+    "mirror": Look(mirror=True, width=0.93, jaw=0.90, hair=_RED, room=(0.80, 0.92, 1.05), suit_hue=100),
+    "mirror_close": Look(zoom=1.15, width=0.93, jaw=0.90, hair=_RED, room=(0.95, 0.80, 0.85), suit_hue=100),
+    "dark": Look(width=1.07, jaw=1.12, hair=_GREY, room=(0.72, 0.77, 0.82), skin=_DEEP, suit_hue=55),
+    "dark_close": Look(True, 1.2, width=1.07, jaw=1.12, hair=_GREY, room=(0.88, 0.80, 0.66), skin=_DEEP, suit_hue=55),
     "warm": Look(mirror=True, width=1.03, jaw=0.97, hair=(0.85, 0.85, 0.95), room=(1.0, 0.86, 0.72), suit_hue=150),
-    "close": Look(zoom=1.15, width=0.93, jaw=0.90, hair=(0.95, 0.62, 0.45), room=(0.95, 0.80, 0.85), suit_hue=100),
 }
 
 

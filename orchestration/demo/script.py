@@ -1,7 +1,8 @@
 """What the demo's people say and what each source video is: sentences, casting, shots, containers and planted defects.
 
-Every sentence is our own. Each lasts about five seconds when spoken, so that two never fit one ten-second clip. The
-pronunciation must keep one token a word (espeak joins "of the" and the like); a unit test holds that.
+Every sentence is our own. Each lasts about five seconds when spoken, so that two seldom fit one ten-second clip, and
+most videos cut to another shot between them. The pronunciation must keep one token a word (espeak joins "of the" and
+the like); a unit test holds that.
 """
 
 from __future__ import annotations
@@ -79,13 +80,35 @@ SOUND_LATE_MS = 400.0
 """How late the sound of the planted late source is."""
 
 PLANS: tuple[SourcePlan, ...] = (
-    SourcePlan("joe_lighthouse.mp4", (Scene("joe", "astronaut", (0, 1, 2)),)),
-    SourcePlan("joe_night_train.mkv", (Scene("joe", "astronaut", (3, 5)),), audio="libvorbis", rate=48_000),
+    SourcePlan(
+        "joe_lighthouse.mp4",
+        (Scene("joe", "astronaut", (0,)), Scene("joe", "astronaut_close", (1,)), Scene("joe", "astronaut", (2,))),
+    ),
+    SourcePlan(
+        "joe_night_train.mkv",
+        (Scene("joe", "astronaut", (3,)), Scene("joe", "astronaut_close", (5,))),
+        audio="libvorbis",
+        rate=48_000,
+    ),
     SourcePlan("joe_clocks.mov", (Scene("joe", "astronaut", (11, 13)),), fps=30, audio="pcm_s16le", rate=48_000),
     SourcePlan("ann_windows.mov", (Scene("ann", "mirror", (6, 8, 9)),), fps=30, channels=1),
-    SourcePlan("ann_geese.webm", (Scene("ann", "mirror", (14, 16)),), video="libvpx", audio="libopus", rate=48_000),
-    SourcePlan("bob_trees.mp4", (Scene("bob", "dark", (18, 20)),), video="mpeg4", rate=22_050, channels=1),
-    SourcePlan("bob_rivers.mkv", (Scene("bob", "dark", (28, 22)),), fps=24, audio="flac", rate=32_000),
+    SourcePlan(
+        "ann_geese.webm",
+        (Scene("ann", "mirror", (14,)), Scene("ann", "mirror_close", (16,))),
+        video="libvpx",
+        audio="libopus",
+        rate=48_000,
+    ),
+    SourcePlan(
+        "bob_trees.mp4",
+        (Scene("bob", "dark_close", (18,)), Scene("bob", "dark", (20,))),
+        video="mpeg4",
+        rate=22_050,
+        channels=1,
+    ),
+    SourcePlan(
+        "bob_rivers.mkv", (Scene("bob", "dark", (28,)), Scene("bob", "dark_close", (22,))), fps=24, audio="flac", rate=32_000
+    ),
     SourcePlan("reader_best_of_times.mp4", (Scene("reader", "warm", (0, 1)),), fps=24, rate=48_000),
     SourcePlan("reader_before_us.avi", (Scene("reader", "warm", (2, 3)),), video="mpeg4", audio="pcm_s16le"),
     SourcePlan(
@@ -94,11 +117,11 @@ PLANS: tuple[SourcePlan, ...] = (
     SourcePlan(
         "talk_bob_ann.mkv", (Scene("bob", "dark", (23,)), Scene("ann", "mirror", (24,)), Scene("bob", "dark", (29,))), fps=30
     ),
-    SourcePlan("two_shots_ann.mp4", (Scene("ann", "mirror", (25,)), Scene("ann", "close", (26,)))),
-    SourcePlan("two_shots_bob.mp4", (Scene("bob", "dark", (30,)), Scene("bob", "warm", (31,))), fps=30),
+    SourcePlan("two_shots_ann.mp4", (Scene("ann", "mirror", (25,)), Scene("ann", "mirror_close", (26,)))),
+    SourcePlan("two_shots_bob.mp4", (Scene("bob", "dark", (30,)), Scene("bob", "dark_close", (31,))), fps=30),
     SourcePlan("bad_no_sound.mp4", (Scene("joe", "astronaut", (32,)),), audio="", defect="no-sound"),
     SourcePlan("bad_no_face.mp4", (Scene("ann", "", (33,)),), defect="no-face"),
     SourcePlan("bad_sound_late.mp4", (Scene("bob", "dark", (34, 35)),), defect="sound-late"),
-    SourcePlan("bad_truncated.mp4", (Scene("joe", "close", (4,)),), defect="truncated"),
+    SourcePlan("bad_truncated.mp4", (Scene("joe", "astronaut_close", (4,)),), defect="truncated"),
     SourcePlan("bad_text_file.mp4", (), defect="not-a-video"),
 )

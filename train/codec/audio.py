@@ -123,15 +123,17 @@ class Vocos:
     @staticmethod
     def load(source: str, codec: MelCodec, device: str = "cpu") -> Vocos:
         """Load from a folder with `config.yaml` and `pytorch_model.bin`, or from a hub id. Raises UserError where it cannot."""
-        do = "name data.codecs.vocoder_weights (charactr/vocos-mel-24khz), or use data.codecs.vocoder=griffin-lim"
+        do = "name train.data.codecs.vocoder_weights (charactr/vocos-mel-24khz), or use train.data.codecs.vocoder=griffin-lim"
         try:
             from vocos import Vocos as Model
         except ImportError as error:
             raise UserError(
-                "the vocos package is not installed", do="pip install vocos, or use data.codecs.vocoder=griffin-lim"
+                "the vocos package is not installed", do="pip install vocos, or use train.data.codecs.vocoder=griffin-lim"
             ) from error
         if not source:
-            raise UserError("vocoder vocos needs weights", where="data.codecs.vocoder_weights", do=do, kind="missing-weights")
+            raise UserError(
+                "vocoder vocos needs weights", where="train.data.codecs.vocoder_weights", do=do, kind="missing-weights"
+            )
         try:
             if not Path(source).is_dir():
                 model = Model.from_pretrained(source)

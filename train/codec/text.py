@@ -51,10 +51,10 @@ def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
     """umT5-XXL encoder from a folder or hub id (Wan's diffusers repositories hold it as `text_encoder` and `tokenizer`)."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    do = "name data.codecs.caption_weights (google/umt5-xxl, or a Wan2.2 diffusers folder), or use data.codecs.caption=minilm"
+    do = "name train.data.codecs.caption_weights (umt5-xxl or a Wan2.2 folder), or use train.data.codecs.caption=minilm"
     if not source:
         raise UserError(
-            "caption encoder umt5 needs weights", where="data.codecs.caption_weights", do=do, kind="missing-weights"
+            "caption encoder umt5 needs weights", where="train.data.codecs.caption_weights", do=do, kind="missing-weights"
         )
     split = (Path(source) / "text_encoder").is_dir()
     try:

@@ -56,7 +56,9 @@ def check_frames(frames: Tensor) -> None:
     for side, length in zip(("height", "width"), frames.shape[2:4], strict=True):
         if length % VIDEO_STRIDE or not length:
             raise UserError(
-                f"{side} is {length} px, codecs take multiples of {VIDEO_STRIDE}", do=f"change data.{side}", kind="bad-size"
+                f"{side} is {length} px, codecs take multiples of {VIDEO_STRIDE}",
+                do=f"change train.data.{side}",
+                kind="bad-size",
             )
 
 
@@ -178,8 +180,8 @@ class WanCodec:
         if not folder or not (path / "config.json").is_file():
             raise UserError(
                 "no Wan2.2 VAE here" if folder else "codec wan2.2 needs weights",
-                where=folder or "data.codecs.video_weights",
-                do="download Wan-AI/Wan2.2-TI2V-5B-Diffusers (folder vae) and name it, or use data.codecs.video=dct",
+                where=folder or "train.data.codecs.video_weights",
+                do="download Wan-AI/Wan2.2-TI2V-5B-Diffusers (folder vae) and name it, or use train.data.codecs.video=dct",
                 kind="missing-weights",
             )
         vae = AutoencoderKLWan.from_pretrained(path, torch_dtype=torch.float32).to(device)

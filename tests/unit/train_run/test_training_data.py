@@ -189,7 +189,7 @@ def test_a_stream_of_short_clips_only_is_an_error_that_says_what_to_do() -> None
             return make_sample("short", 4)
 
     loader = data.BatchLoader(Short(), SMALL, Codecs(MelCodec(SMALL.codecs.mel)), 1)
-    with pytest.raises(UserError, match="lower data.frames"):
+    with pytest.raises(UserError, match="lower train.data.frames"):
         loader.load(0, [0])
 
 

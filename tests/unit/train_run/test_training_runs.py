@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_runs import SMALL_DATA, Run, read_metrics, small_plan, train_together, write_metrics
+from made_runs import Run, read_metrics, small_plan, train_together, write_metrics
 from made_samples import make_sample, write_shards
 
 from shards import weights
@@ -45,7 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> dict[str
     bf16 = Run(small_plan([MIXED], 2, zero_stage=2, dtype="bf16"), "multitask", folders["bf16"])
     half = RunFolder(folders["zero2"], "multitask").checkpoint(2)
     resumed = Run(of["zero2"].config, "multitask", folders["resumed"], half)
-    train_together([*(run for name, run in of.items() if RUNS[name][0] == 2), bf16, resumed], shards_dir, 2)
+    # ZeRO-3 replaces PyTorch's linear by one that rounds differently, for the rest of the process: it goes last
+    two = [of["zero0"], of["zero1"], of["zero2"], resumed, of["micro"], bf16, of["zero3"]]
+    train_together(two, shards_dir, 2)
     train_together([of["alone"]], shards_dir, 1)
     return folders
 
@@ -115,7 +117,9 @@ def test_another_configuration_or_world_size_does_not_resume(runs: dict[str, Pat
 def ray_cluster():
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # the workers must find the receiver of metrics, which stands beside this file
+    there = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=there)
     yield
     ray.shutdown()
 
@@ -145,9 +149,8 @@ def test_ray_train_runs_a_stage_once_and_tells_failures_in_one_line(
         run_stage(small_plan([AUDIO.model_copy(update={"lr": 1.0}), JOINT]), "audio", shards_dir, tmp_path)
 
     short = write_shards(tmp_path / "short", [make_sample("s", 6)])
-    with pytest.raises(UserError, match=r"lower data\.frames") as caught:
+    with pytest.raises(UserError, match=r"lower train\.data\.frames") as caught:
         run_stage(plan, "joint", short, tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="CPUs"):
         run_stage(plan.model_copy(update={"workers": 2, "cpus_per_worker": 8}), "joint", shards_dir, tmp_path)
-    assert SMALL_DATA.frames > 6

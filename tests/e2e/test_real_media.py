@@ -1,0 +1,115 @@
+"""Ten real videos end as they should: each one a source row, its clips measured sanely, its files cut to the clock."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from ingest.pipeline import IngestSummary, ingest
+from shards.clock import SAMPLE_RATE, VIDEO_FPS
+from shards.corpus import Corpus
+from shards.sample import FaceTrack, decode_video
+
+MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the development videos are not here ({MEDIA})"),
+]
+
+SPEAKING = ["address_english_mpeg4", "closeup_english", "studio_english_16khz", "interview_english_30fps_hevc"]
+SILENT = ["cartoon_no_audio", "multi_shot_no_audio"]
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, IngestSummary]:
+    root = tmp_path_factory.mktemp("media") / "corpus"
+    summary = ingest([str(MEDIA)], root)
+    return Corpus.open(root), summary
+
+
+@pytest.fixture(scope="module")
+def clips(ingested: tuple[Corpus, IngestSummary]) -> dict[str, list[dict[str, Any]]]:
+    """Clip rows by the stem of their video's name, in order of time."""
+    rows = (
+        ingested[0]
+        .query("SELECT s.uri, c.* FROM clips c JOIN sources s USING (source_id) ORDER BY s.uri, c.start_s")
+        .to_pylist()
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(Path(row["uri"]).stem, []).append(row)
+    return found
+
+
+def test_every_video_is_a_source_and_none_fails(
+    ingested: tuple[Corpus, IngestSummary], clips: dict[str, list[dict[str, Any]]]
+) -> None:
+    corpus, summary = ingested
+    videos = sorted(path.stem for path in MEDIA.iterdir() if path.suffix in (".mp4", ".mov", ".mpg"))
+    assert (summary.sources, summary.failures) == (len(videos), {})
+    assert sorted(clips) == videos
+    assert [Path(path).name for path in summary.passed_over] == ["SHA256SUMS"]
+    assert len(corpus.read("failures")) == 0
+
+
+def test_one_speaking_face_is_measured_as_one_speaking_face(clips: dict[str, list[dict[str, Any]]]) -> None:
+    for name in SPEAKING:
+        for row in clips[name]:
+            assert row["language"] == "en"
+            assert row["language_probability"] > 0.9
+            assert row["face_coverage"] > 0.9
+            assert (row["face_count"], row["speaker_count"], row["overlap_ratio"]) == (1, 1, 0)
+            assert row["face_height_px"] > 200
+            assert row["speech_ratio"] > 0.8
+            assert 1 < row["words_per_s"] < 6
+            assert row["snr_db"] > 15
+            assert len(row["voice"]) == 192
+            assert row["transcript"] == " ".join(word["text"] for word in row["words"])
+            assert 2 <= row["duration_s"] <= 10
+            assert row["sync_confidence"] < 0.5 or abs(row["sync_offset_ms"]) < 160
+
+
+def test_what_is_wrong_with_the_others_shows_in_their_signals(clips: dict[str, list[dict[str, Any]]]) -> None:
+    for name in SILENT:
+        assert {(row["has_audio"], row["transcript"], row["loudness_db"]) for row in clips[name]} == {(0, "", None)}
+    assert len(clips["multi_shot_no_audio"]) > 3
+    assert {row["language"] for row in clips["russian_speech_hevc"]} == {"ru"}
+    four = clips["four_people_captions_english"]
+    assert max(row["face_count"] for row in four) == 4 or max(row["face_coverage"] for row in four) < 0.5
+    midway = clips["face_appears_midway"]
+    assert min(row["face_coverage"] for row in midway) < 0.5
+    (sentence,) = clips["one_sentence_mpeg1"]
+    assert sentence["language_probability"] < 0.5
+    assert sentence["word_count"] >= 1
+
+
+def test_words_lie_within_their_clips_in_order(clips: dict[str, list[dict[str, Any]]]) -> None:
+    for row in (row for rows in clips.values() for row in rows):
+        at = 0.0
+        for word in row["words"]:
+            assert at - 0.07 <= word["start_s"] <= word["end_s"] <= row["end_s"] - row["start_s"] + 1e-3
+            assert 0 <= word["score"] <= 1
+            at = word["end_s"]
+
+
+def test_media_are_cut_to_the_sample_s_clock(
+    ingested: tuple[Corpus, IngestSummary], clips: dict[str, list[dict[str, Any]]]
+) -> None:
+    corpus, _ = ingested
+    for rows in clips.values():
+        row = rows[0]
+        frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
+        pictures = decode_video(corpus.media_path(row["clip_id"], "mp4").read_bytes())
+        assert len(pictures) == frames
+        assert max(pictures.shape[1:3]) <= 512
+        face = FaceTrack.from_bytes(corpus.media_path(row["clip_id"], "face.npz").read_bytes())
+        assert face.oval.shape == (frames, 36, 2)
+        flac = corpus.media_path(row["clip_id"], "flac")
+        assert flac.exists() == bool(row["has_audio"])
+        if flac.exists():
+            assert (soundfile.info(flac).samplerate, soundfile.info(flac).frames) == (
+                SAMPLE_RATE,
+                frames * SAMPLE_RATE // VIDEO_FPS,
+            )
