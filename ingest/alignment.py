@@ -7,6 +7,7 @@ neighbours.
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -30,8 +31,8 @@ class WordAligner:
     def __init__(self) -> None:
         from pocketsphinx import Decoder
 
-        # wide beams: a passage of half a minute dies of one odd word otherwise
-        self._decoder = Decoder(lm=None, loglevel="FATAL", samprate=AUDIO_RATE, beam=1e-80, pbeam=1e-80, wbeam=1e-60)
+        # wide beams: a whole passage is lost to one misheard or half-cut word otherwise
+        self._decoder = Decoder(lm=None, loglevel="FATAL", samprate=AUDIO_RATE, beam=1e-120, pbeam=1e-120, wbeam=1e-100)
 
     def retime(self, pcm: np.ndarray, words: list[SpokenWord]) -> list[SpokenWord]:
         """The words with aligned times; unchanged where the sound cannot be aligned with them."""
@@ -78,9 +79,7 @@ def spelled_pronunciation(word: str) -> str:
     return " ".join(SOUNDS[hit] for hit in re.findall("|".join(SOUNDS), word)) or "AH"
 
 
-def fill_gaps(
-    spans: list[tuple[float, float] | None], weights: list[int], end_s: float
-) -> list[tuple[float, float]]:
+def fill_gaps(spans: list[tuple[float, float] | None], weights: list[int], end_s: float) -> list[tuple[float, float]]:
     """Spans for every word: those that are None divide the time between their neighbours, by their weights."""
     filled: list[tuple[float, float]] = []
     index = 0
@@ -95,7 +94,7 @@ def fill_gaps(
         following = spans[after] if after < len(spans) else None
         end = following[0] if following else end_s
         edges = start + (end - start) * np.cumsum([0, *weights[index:after]]) / max(1, sum(weights[index:after]))
-        filled += [(float(a), float(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        filled += [(float(a), float(b)) for a, b in itertools.pairwise(edges)]
         index = after
     return filled
 

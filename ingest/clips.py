@@ -50,7 +50,7 @@ def unspoken_proposals(words: list[SpokenWord], shots: list[Span], end_s: float,
         start, end = _grid_up(shot.start_s), _grid_down(min(shot.end_s, limit))
         parts = max(1, math.ceil((end - start) / config.max_s - EPSILON))
         edges = [_grid_down(start + (end - start) * part / parts) for part in range(parts + 1)]
-        spans += [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b - a >= config.min_s - EPSILON]
+        spans += [(a, b) for a, b in itertools.pairwise(edges) if b - a >= config.min_s - EPSILON]
     if not spans:
         spans = [(0.0, max(1 / VIDEO_FPS, _grid_down(min(end_s, config.max_s))))]
     found = []

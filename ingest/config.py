@@ -24,7 +24,10 @@ STEP_VERSIONS = {
 """Version of each step's code: raise one when its answers change, and sources are measured anew."""
 
 MEDIA_EXTENSIONS = frozenset(
-    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
+    [
+        *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+        *(".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    ]
 )
 """Names that a folder's files must end with to be taken for videos (our choice); a file named outright is always taken."""
 
@@ -50,7 +53,9 @@ class ShotConfig(_Section):
 
     fps: int = Field(25, ge=5, le=60, description="frames per second that the detector sees (it was trained near 25)")
     threshold: float = Field(0.5, gt=0, lt=1, description="cut probability (the detector's own default)")
-    quiet_ratio: float = Field(2.5, ge=0, description="a sudden change below this multiple of the usual is no cut; 0: look everywhere")
+    quiet_ratio: float = Field(
+        2.5, ge=0, description="a sudden change below this multiple of the usual is no cut; 0: look everywhere"
+    )
     quiet_drift: float = Field(12.0, ge=0, description="a change over half a second below this (of 255) is no dissolve")
 
 
@@ -69,7 +74,9 @@ class DiarizationConfig(_Section):
 class TranscriptionConfig(_Section):
     """Words by WhisperX (Whisper in CTranslate2), their times by pocketsphinx forced alignment for English."""
 
-    model: str = Field("whisper-base", description="`whisper-base`, a folder with a CTranslate2 model, or a WhisperX model name")
+    model: str = Field(
+        "whisper-base", description="`whisper-base`, a folder with a CTranslate2 model, or a WhisperX model name"
+    )
     language: str | None = Field(None, description="fix the language; empty: detect it for each source")
     compute_type: str = Field("int8", description="CTranslate2 number format: int8 on CPUs, float16 on GPUs")
     beam_size: int = Field(5, ge=1, description="beams (WhisperX's default)")
@@ -87,6 +94,9 @@ class FaceConfig(_Section):
     agreement_iou: float = Field(0.25, ge=0, le=1, description="a face counts if the detector finds it too, with this overlap")
     track_iou: float = Field(0.3, ge=0, le=1, description="overlap that joins faces of neighbouring frames")
     track_gap: int = Field(4, ge=0, description="frames that a track may miss")
+    tile_confidence: float = Field(
+        0.6, ge=0, le=1, description="a small face in a tile needs this much: badges look like faces there"
+    )
     tile_every: int = Field(8, ge=0, description="look for small faces in tiles on every n-th frame; 0: never")
 
 

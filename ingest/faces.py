@@ -81,18 +81,23 @@ class FaceReader:
                 faces.append(face)
         return sorted(faces, key=lambda face: -(face.box[3] - face.box[1]))
 
-    def count(self, picture: np.ndarray) -> int:
-        """Faces of any size: found in the picture or in one of four overlapping tiles, where small ones are large enough."""
-        boxes = self._detections(picture)
+    def count(self, picture: np.ndarray, faces: list[Face]) -> int:
+        """Faces of any size: those that `read` gave for the picture, and those that landmarks confirm in one of four
+        overlapping tiles, where small faces are large enough to be found."""
+        boxes: list[tuple[float, ...]] = [face.box for face in faces]
         height, width = picture.shape[:2]
         tile_h, tile_w = round(height * 0.6), round(width * 0.6)
         for y in (0, height - tile_h):
             for x in (0, width - tile_w):
-                for (x0, y0, x1, y1), score in self._detections(picture[y : y + tile_h, x : x + tile_w]):
-                    box = ((x0 * tile_w + x) / width, (y0 * tile_h + y) / height,
-                           (x1 * tile_w + x) / width, (y1 * tile_h + y) / height)  # fmt: skip
-                    if all(overlap(box, known) < 0.2 for known, _ in boxes):
-                        boxes.append((box, score))
+                tile = picture[y : y + tile_h, x : x + tile_w]
+                place = np.array([x / width, y / height] * 2)
+                scale = np.array([tile_w / width, tile_h / height] * 2)
+                sure = self.config.tile_confidence
+                hits = [place + scale * box for box, score in self._detections(tile) if score >= sure]
+                if all(any(_same_face(tuple(hit), known) for known in boxes) for hit in hits):
+                    continue  # nothing new: spare the landmarks
+                found = [tuple((place + scale * face.box).tolist()) for face in self.read(tile) if face.score >= sure]
+                boxes += [box for box in found if not any(_same_face(box, known) for known in boxes)]
         return len(boxes)
 
     def close(self) -> None:
@@ -123,7 +128,11 @@ class FaceTracker:
         """Faces of one frame; frames come in order."""
         self._open = {t: seen for t, seen in self._open.items() if frame - seen[0] <= self.config.track_gap + 1}
         pairs = sorted(
-            ((overlap(face.box, box), index, track) for index, face in enumerate(faces) for track, (_, box) in self._open.items()),
+            (
+                (overlap(face.box, box), index, track)
+                for index, face in enumerate(faces)
+                for track, (_, box) in self._open.items()
+            ),
             key=lambda pair: (-pair[0], pair[1], pair[2]),
         )
         assigned: dict[int, int] = {}
@@ -161,6 +170,13 @@ def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
+def _same_face(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """A face at a tile's edge is found in part: two boxes are one face if they share a third of the smaller."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return width > 0 and height > 0 and width * height > smaller / 3
+
+
 def yaw_degrees(pose: np.ndarray) -> float:
     """Turn of the head to the side, from MediaPipe's 4 x 4 pose: 0 looks into the camera."""
     return float(np.degrees(np.arctan2(pose[0, 2], pose[2, 2])))
@@ -180,7 +196,9 @@ def _face(
     pixels = mesh * (width, height)
     face_height = float(np.linalg.norm(pixels[FOREHEAD] - pixels[CHIN]))
     gap = float(np.mean([np.linalg.norm(pixels[up] - pixels[low]) for up, low in INNER_LIPS]))
-    return Face((x0, y0, x1, y1), oval, score, gap / max(face_height, 1e-6), yaw_degrees(pose), _sharpness(picture, (x0, y0, x1, y1)))
+    return Face(
+        (x0, y0, x1, y1), oval, score, gap / max(face_height, 1e-6), yaw_degrees(pose), _sharpness(picture, (x0, y0, x1, y1))
+    )
 
 
 def _sharpness(picture: np.ndarray, box: tuple[float, float, float, float]) -> float:

@@ -159,7 +159,8 @@ def _sound_signals(record: SourceRecord, start: float, end: float) -> dict[str, 
 
 
 def _face_signals(record: SourceRecord, start: float, end: float, config: IngestConfig) -> dict[str, float | None]:
-    assert record.frames is not None and record.probe is not None
+    assert record.frames is not None
+    assert record.probe is not None
     first, last = round(start * VIDEO_FPS), round(end * VIDEO_FPS)
     looked = int(record.frames.looked[first:last].sum())
     names = (
@@ -208,9 +209,9 @@ def _picture_signals(record: SourceRecord, start: float, end: float) -> dict[str
 
 
 def _lasting_count(counts: np.ndarray) -> float | None:
-    """Faces seen together in at least one counted frame in twenty: the 95th percentile."""
+    """Faces seen together in at least a fifth of the counted frames: the 80th percentile."""
     counted = counts[counts >= 0]
-    return float(np.percentile(counted, 95, method="lower")) if len(counted) else None
+    return float(np.percentile(counted, 80, method="lower")) if len(counted) else None
 
 
 def _faces_within(record: SourceRecord, first: int, last: int) -> FaceTable:

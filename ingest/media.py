@@ -132,7 +132,8 @@ def cut_clip(
         heard = source.audio.filter("aresample", SAMPLE_RATE).filter("atrim", start=f"{ahead:.6f}")
         heard = heard.filter("asetpts", f"PTS-{ahead:.6f}/TB")
         heard = heard.filter("aresample", **{"async": 1, "first_pts": 0}).filter("apad", whole_len=samples)
-        heard = heard.filter("atrim", end_sample=samples)
+        # the encoder takes its block size from the first frame, which the first trim may have left with 8 samples
+        heard = heard.filter("atrim", end_sample=samples).filter("asetnsamples", n=1024, pad=0)
         outputs.append(ffmpeg.output(heard, str(flac), ac=1, ar=SAMPLE_RATE, acodec="flac", sample_fmt="s16", map_metadata=-1))
     graph = ffmpeg.merge_outputs(*outputs) if sound else outputs[0]
     with _child(_command(graph), _deadline(frames / VIDEO_FPS + ahead, limits), limits) as child:
@@ -212,7 +213,9 @@ class _Child:
             self.code = self.process.wait()
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 4096))
         lines = self.log.read().decode("utf-8", "replace").strip().splitlines()
-        self.complaint = lines[-1][:200] if lines else f"exit code {self.code}"
+        # ffmpeg names the cause first and its consequences after it, Python the other way round
+        cause = lines[-1 if lines[0].startswith("Traceback") else 0] if lines else f"exit code {self.code}"
+        self.complaint = cause[:200]
 
 
 @contextmanager

@@ -116,6 +116,7 @@ def ray_running() -> Iterator[None]:
 
     A local one is always new: the remains of a killed run must not be joined.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it prints its own worries to the console otherwise
     import ray
 
     if ray.is_initialized():
@@ -151,7 +152,7 @@ class StageWorker:
             import torch
 
             torch.set_num_threads(getattr(settings.stages, stage).threads)
-        extra = {"cut": {"corpus_root": corpus_root, "work": work}}
+        extra = {"watch": {"work": work}, "cut": {"corpus_root": corpus_root, "work": work}}
         self._steps = [STEPS[name](settings, **extra.get(name, {})) for name in STAGES[stage]]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +168,7 @@ def _stream(todo: list[SourceRecord], corpus_root: str, work: str, config: Inges
     """Finished records, in the order in which they finish."""
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    _quieten(ray.data.DataContext.get_current())
     cpus = float(ray.cluster_resources().get("CPU", 1))
     dataset = ray.data.from_items([{"record": record.pack()} for record in todo], override_num_blocks=len(todo))
     arguments = {"config": config.model_dump_json(), "corpus_root": corpus_root, "work": work}
@@ -183,12 +181,22 @@ def _stream(todo: list[SourceRecord], corpus_root: str, work: str, config: Inges
                 fn_constructor_kwargs={"stage": stage, **arguments},
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus or None,
-                concurrency=(1, workers) if workers > 1 else 1,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
             )
         else:
-            dataset = dataset.map(_as_task(stage, arguments), num_cpus=options.num_cpus, concurrency=workers)
+            pool = ray.data.TaskPoolStrategy(size=workers)
+            dataset = dataset.map(_as_task(stage, arguments), num_cpus=options.num_cpus, compute=pool)
     for row in dataset.iter_rows():
         yield SourceRecord.unpack(row["record"])
+
+
+def _quieten(context: Any) -> None:
+    """Ray Data speaks to the console by default; what it has to say is in its own log files, and here in the summary."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 def _as_task(stage: str, arguments: dict[str, str]) -> Callable[[dict[str, Any]], dict[str, Any]]:

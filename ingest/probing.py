@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf"
-"""libavformat's names of the containers that are opened; `hls`, `concat`, `dash`, `image2` and other openers of files are not."""
+"""libavformat's names of the containers that are opened; `hls`, `concat`, `image2` and other openers of files are not."""
 
 
 def describe(path: str, max_pixels: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import numpy as np
 from ingest.config import ShotConfig
 from ingest.records import Span
 
-
 EDGE, KEPT = 25, 50
 """A window of the network: 25 frames of context, 50 that count, 25 of context."""
 

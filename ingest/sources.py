@@ -85,7 +85,9 @@ def _take_list(path: Path, found: Found) -> None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the list cannot be read: {error}", where=path, do="give a UTF-8 text file", kind="no-sources") from error
+        raise UserError(
+            f"the list cannot be read: {error}", where=path, do="give a UTF-8 text file", kind="no-sources"
+        ) from error
     named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not named:
         raise UserError("the list names no video", where=path, do="write one path a line", kind="no-sources")

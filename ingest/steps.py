@@ -115,11 +115,12 @@ class Watching:
 
     name = "watch"
 
-    def __init__(self, config: IngestConfig) -> None:
+    def __init__(self, config: IngestConfig, work: str) -> None:
         from ingest.faces import FaceReader
         from ingest.shots import ShotDetector
 
         self.config = config
+        self.work = work
         self._reader = FaceReader(config.faces)
         self._shots = ShotDetector(config.shots, config.device)
 
@@ -131,7 +132,7 @@ class Watching:
         tracker = FaceTracker(self.config.faces)
         luma, change, looked, count = [], [], [], []
         before: np.ndarray | None = None
-        with tempfile.TemporaryDirectory(prefix="uniavgen-") as folder:
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
             shot_file = Path(folder) / "shots.rgb"
             pictures = media.decode_frames(
                 record.uri, record.probe, self.config.faces.analysis_side, self.config.shots.fps, shot_file, self.config.limits
@@ -145,11 +146,15 @@ class Watching:
                 faces = self._reader.read(picture) if looked[-1] else []
                 tracker.add(frame, faces)
                 counting = looked[-1] and self.config.faces.tile_every and frame % self.config.faces.tile_every == 0
-                count.append(max(len(faces), self._reader.count(picture)) if counting else -1)
+                count.append(self._reader.count(picture, faces) if counting else -1)
             tiny = np.fromfile(shot_file, np.uint8)
         check_complete(record, len(luma) / VIDEO_FPS)
         record.frames = FrameTable(
-            np.array(luma, np.float32), np.array(change, np.float32), np.array(looked), np.array(count, np.int16), tracker.table()
+            np.array(luma, np.float32),
+            np.array(change, np.float32),
+            np.array(looked),
+            np.array(count, np.int16),
+            tracker.table(),
         )
         record.shots = self._shots.shots(tiny[: len(tiny) // 3888 * 3888].reshape(-1, 27, 48, 3), len(luma) / VIDEO_FPS)
 
@@ -207,8 +212,7 @@ class Cutting:
 
 
 STEPS: dict[str, Callable[..., Step]] = {
-    step.name: step  # type: ignore[attr-defined]
-    for step in (Probing, Sound, Diarizing, Transcribing, Watching, Proposing, Measuring, Cutting)
+    step.name: step for step in (Probing, Sound, Diarizing, Transcribing, Watching, Proposing, Measuring, Cutting)
 }
 
 
@@ -243,4 +247,3 @@ def check_complete(record: SourceRecord, decoded_s: float) -> None:
             do="fetch it again",
             kind="truncated",
         )
-

@@ -33,7 +33,9 @@ def whisper_source(config: TranscriptionConfig) -> str:
     if config.model in REGISTRY:
         return str(resolve(config.model))
     if os.sep in config.model and not (Path(config.model) / "model.bin").is_file():
-        raise UserError("no CTranslate2 Whisper model here", where=config.model, do="name a folder with model.bin", kind="missing-weights")
+        raise UserError(
+            "no CTranslate2 Whisper model here", where=config.model, do="name a folder with model.bin", kind="missing-weights"
+        )
     return config.model
 
 
@@ -46,7 +48,9 @@ class Transcriber:
         from whisperx.asr import find_numeral_symbol_tokens, load_model
 
         self.config = config
-        self._model = _remembering_model()(whisper_source(config), device=device, compute_type=config.compute_type, cpu_threads=threads)
+        self._model = _remembering_model()(
+            whisper_source(config), device=device, compute_type=config.compute_type, cpu_threads=threads
+        )
         suppressed = [-1]
         if config.spell_numbers:
             suppressed += find_numeral_symbol_tokens(self._tokenizer("en"))
@@ -77,7 +81,7 @@ class Transcriber:
         return passages, [with_speaker(word, turns) for word in words]
 
     def _language(self, sound: np.ndarray) -> tuple[str, float]:
-        """The language of up to 30 s of sound, and its probability; a language that the user fixed has what Whisper gives it."""
+        """The language of up to 30 s of sound and its probability; one that the user fixed has what Whisper gives it."""
         encoded = self._model.encode(self._features(sound))
         ranked = [(token[2:-2], float(p)) for token, p in self._model.model.detect_language(encoded)[0]]
         if self.config.language:
@@ -92,7 +96,9 @@ class Transcriber:
         log_probability = float(found[0]["avg_logprob"]) if found else 0.0
         tokenizer = self._tokenizer(language)
         encoded = self._model.encode(self._features(sound))
-        asked = self._model.model.generate(encoded, [list(tokenizer.sot_sequence)], max_length=8, beam_size=1, return_no_speech_prob=True)
+        asked = self._model.model.generate(
+            encoded, [list(tokenizer.sot_sequence)], max_length=8, beam_size=1, return_no_speech_prob=True
+        )
         passage = Passage(
             chunk.start_s, chunk.end_s, text, language, probability, log_probability,
             float(asked[0].no_speech_prob), compression_ratio(text),

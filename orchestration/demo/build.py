@@ -225,6 +225,8 @@ def _quiet_worker() -> None:
     """One thread a worker: the pool is the parallelism. Set before numpy and OpenCV are imported."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    # MediaPipe's native log cannot be turned down; exceptions come back through the pool all the same
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     import cv2
 
     cv2.setNumThreads(1)

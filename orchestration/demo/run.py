@@ -16,6 +16,7 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from orchestration.config import Config
+    from orchestration.demo.truth import DemoTruth
 
 DISK_NEEDED_GB = 2
 
@@ -30,7 +31,7 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     started = time.monotonic()
     with console.step("1/6 build: videos with known truth, the good and the bad", seconds):
-        truth = build_demo(videos)
+        truth = _build(videos)
     with console.step("2/6 ingest: measure every video", seconds):
         ingested = ingest_corpus([str(videos)], corpus, settings)
     with console.step("3/6 curate, shard, report", seconds):
@@ -61,6 +62,15 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
         "score": measured.as_dict(),
         "report": page,
     }
+
+
+def _build(videos: Path) -> DemoTruth:
+    with console.progress("making videos") as bar:
+
+        def advance(done: int, total: int, name: str) -> None:
+            bar.update(bar.task_ids[0], completed=done, total=total, description=f"making {name}")
+
+        return build_demo(videos, on_progress=advance)
 
 
 def _show(

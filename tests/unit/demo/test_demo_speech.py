@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 
@@ -26,7 +24,8 @@ def _times_by_aligner(waveform: np.ndarray, text: str) -> list[tuple[str, float]
 
 
 def _at_16k(waveform: np.ndarray) -> np.ndarray:
-    return waveform.reshape(-1, 3).mean(axis=1) if len(waveform) % 3 == 0 else _at_16k(waveform[: len(waveform) // 3 * 3])
+    """48 kHz to 16 kHz by the mean of three samples: good enough for the references."""
+    return waveform[: len(waveform) // 3 * 3].reshape(-1, 3).mean(axis=1)
 
 
 def test_every_sentence_of_the_script_has_one_pronounced_token_a_word() -> None:
@@ -72,7 +71,8 @@ def test_the_reading_holds_the_words_that_are_written_down_for_it() -> None:
     first, last = PASSAGES[3]
     phrases = PHRASES[first:last]
     begin_s, end_s = phrases[0][0][1] / 100 - 0.3, phrases[-1][-1][1] / 100 + 1.0
-    part = speech._resample(waveform[round(begin_s * rate) : round(end_s * rate)], Fraction(rate), 16_000)
+    part = _at_16k(waveform[round(begin_s * rate) : round(end_s * rate)])
+    assert rate == 48_000
     written = [(text, start / 100 - begin_s) for phrase in phrases for text, start, _ in phrase]
     found = _times_by_aligner(part, " ".join(text for text, _ in written))
     assert [w for w, _ in found] == [w for w, _ in written]

@@ -1,0 +1,90 @@
+"""Clip proposals keep their promises for any words and shots."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.clips import propose_clips, spoken_proposals
+from ingest.config import ClipConfig
+from ingest.records import Span, SpokenWord
+
+CONFIG = ClipConfig()
+FRAME = 1 / 16
+
+
+@st.composite
+def talks(draw: st.DrawFn) -> tuple[list[SpokenWord], list[Span], float]:
+    """Words of up to two speakers in sequence, pauses from none to 3 s, and up to three cuts."""
+    at, words = draw(st.floats(0, 2)), []
+    for _ in range(draw(st.integers(0, 60))):
+        at += draw(st.sampled_from([0.0, 0.0, 0.02, 0.3, 0.9, 3.0]))
+        end = at + draw(st.floats(0.05, 0.9))
+        words.append(SpokenWord("word", at, end, 1.0, draw(st.sampled_from(["A", "A", "A", "B", ""]))))
+        at = end
+    end_s = round((at + draw(st.floats(0.1, 3))) * 16 + 1) / 16
+    cuts = sorted(draw(st.lists(st.floats(0.1, max(0.2, end_s - 0.1)), max_size=3)))
+    edges = [0.0, *cuts, end_s]
+    return words, [Span(a, b) for a, b in itertools.pairwise(edges)], end_s
+
+
+@given(talks())
+@settings(deadline=None, max_examples=150)
+def test_clips_of_speech_hold_whole_words_of_one_speaker_in_one_shot(talk: tuple[list[SpokenWord], list[Span], float]) -> None:
+    words, shots, end_s = talk
+    clips = spoken_proposals(words, shots, end_s, CONFIG)
+    for clip in clips:
+        assert CONFIG.min_s - 1e-6 <= clip.end_s - clip.start_s <= CONFIG.max_s + 1e-6
+        assert (clip.start_s * 16).is_integer()
+        assert (clip.end_s * 16).is_integer()
+        assert any(shot.start_s - 1e-6 <= clip.start_s and clip.end_s <= shot.end_s + 1e-6 for shot in shots)
+        assert {word.speaker for word in clip.words} == {clip.speaker}
+        assert clip.speaker
+        inside = [w for w in words if w.start_s >= clip.start_s + FRAME and w.end_s <= clip.end_s - FRAME]
+        assert all(word in clip.words for word in inside)
+        for word in words:
+            if word in clip.words:
+                assert word.start_s >= clip.start_s - 1e-6
+                assert word.end_s <= clip.end_s + 1e-6
+            else:  # a neighbour is touched by less than a frame, where there is no silence between words
+                assert min(word.end_s, clip.end_s) - max(word.start_s, clip.start_s) < FRAME
+    for before, after in itertools.pairwise(clips):
+        assert before.end_s <= after.start_s + 1e-6
+
+
+@given(talks())
+@settings(deadline=None, max_examples=100)
+def test_every_source_gives_at_least_one_clip_within_its_pictures(talk: tuple[list[SpokenWord], list[Span], float]) -> None:
+    words, shots, end_s = talk
+    clips = propose_clips(words, shots, end_s, CONFIG)
+    assert clips
+    assert all(0 <= clip.start_s < clip.end_s <= end_s + 1e-6 for clip in clips)
+
+
+def test_the_longest_stretch_is_taken_first_and_the_rest_is_used() -> None:
+    words = [SpokenWord(str(i), i * 0.5, i * 0.5 + 0.4, 1.0, "A") for i in range(60)]
+    clips = spoken_proposals(words, [Span(0, 30.0)], 30.0, CONFIG)
+    assert max(clip.end_s - clip.start_s for clip in clips) > 9.4
+    assert sum(clip.end_s - clip.start_s for clip in clips) > 25
+
+
+def test_speakers_taking_turns_are_never_in_one_clip() -> None:
+    words = [SpokenWord("w", t, t + 0.3, 1.0, "A" if t < 4 else "B") for t in [i * 0.4 for i in range(20)]]
+    assert [clip.speaker for clip in spoken_proposals(words, [Span(0, 9.0)], 9.0, CONFIG)] == ["A", "B"]
+
+
+def test_a_long_pause_ends_a_clip() -> None:
+    words = [SpokenWord("w", t, t + 0.4, 1.0, "A") for t in (0.3, 0.8, 1.3, 1.8, 2.3, 6.0, 6.5, 7.0, 7.5, 8.0)]
+    assert len(spoken_proposals(words, [Span(0, 9.0)], 9.0, CONFIG)) == 2
+
+
+def test_a_silent_source_is_divided_by_its_shots() -> None:
+    clips = propose_clips([], [Span(0, 1.0), Span(1.0, 26.0)], 26.0, CONFIG)
+    assert [clip.start_s for clip in clips] == pytest.approx([1.0, 9.3125, 17.625], abs=0.07)
+    assert all(not clip.speaker and not clip.words for clip in clips)
+
+
+def test_a_very_short_source_gives_one_clip_of_its_own_length() -> None:
+    clips = propose_clips([], [Span(0, 0.5)], 0.5, CONFIG)
+    assert [(clip.start_s, clip.end_s) for clip in clips] == [(0.0, 0.5)]
