@@ -113,3 +113,35 @@ def test_media_are_cut_to_the_sample_s_clock(
                 SAMPLE_RATE,
                 frames * SAMPLE_RATE // VIDEO_FPS,
             )
+
+
+FATES = {
+    "address_english_mpeg4": {""},
+    "closeup_english": {""},
+    "studio_english_16khz": {""},
+    "interview_english_30fps_hevc": {""},
+    "russian_speech_hevc": {"language"},
+    "four_people_captions_english": {"face_count"},
+    "one_sentence_mpeg1": {"language"},
+    "cartoon_no_audio": {"has_audio"},
+    "multi_shot_no_audio": {"has_audio"},
+    "face_appears_midway": {"face_coverage", "speech"},
+}
+"""Reasons that the default policy gives the clips of each video; "" is kept."""
+
+
+def test_every_video_ends_as_it_should_for_the_reason_it_should(ingested: tuple[Corpus, IngestSummary]) -> None:
+    from curation.decisions import decide
+    from curation.policy import load_policy
+
+    corpus = ingested[0]
+    decide(corpus, load_policy("default"))
+    rows = corpus.query(
+        """SELECT s.uri, d.reason FROM clips c JOIN decisions d USING (clip_id) JOIN sources s USING (source_id)
+        ORDER BY s.uri, c.start_s"""
+    ).to_pylist()
+    fates: dict[str, list[str]] = {}
+    for row in rows:
+        fates.setdefault(Path(row["uri"]).stem, []).append(row["reason"])
+    assert {name: set(reasons) for name, reasons in fates.items()} == FATES
+    assert fates["face_appears_midway"][0] == "face_coverage"
