@@ -24,6 +24,7 @@ from ingest.commits import commit
 from ingest.config import IngestConfig, StageConfig
 from ingest.records import Failure, SourceRecord
 from ingest.sources import content_id, find_sources
+from shards.cluster import ray_running
 from shards.corpus import Corpus
 from shards.errors import UserError
 
@@ -108,37 +109,6 @@ def ingest(
             committer.take_all(_stream(todo, str(corpus.root), str(work), config))
     summary.seconds = time.perf_counter() - began
     return summary
-
-
-@contextmanager
-def ray_running() -> Iterator[None]:
-    """A Ray to run on: the one that runs in this process, the cluster that RAY_ADDRESS names, else a new local one.
-
-    A local one is always new: the remains of a killed run must not be joined.
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it prints its own worries to the console otherwise
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYANNOTE_METRICS_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PATH": os.environ.get("PATH", ""),
-    }
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": environment}}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-    else:
-        # the stages' shares add up to two CPUs; on a single core they take turns
-        ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class StageWorker:

@@ -176,12 +176,13 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _client(uri: str) -> MlflowClient:
     import logging
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow.tracking import MlflowClient
 
+    # after the import, which sets its own levels; creating the database is no news
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(uri)
 
 

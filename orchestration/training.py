@@ -9,7 +9,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from orchestration import console
 from orchestration.jobs import corpus_version
 from orchestration.movie import write_movie
 from orchestration.tracking import Run, StepLogger, flat, open_run
+from shards.cluster import ray_running
 from shards.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def train_stages(stage: str, root: Path, run_dir: Path, settings: Config) -> dict[str, Any]:
     """`uniavgen train STAGE`: one stage, or `all` in the plan's order."""
     from shards.corpus import Corpus
+    from train.checkpoint import RunFolder
     from train.launch import check_stage
 
     plan = [entry.name for entry in settings.train.stages]
@@ -41,7 +43,9 @@ def train_stages(stage: str, root: Path, run_dir: Path, settings: Config) -> dic
     check_stage(settings.train, names[0], corpus.root / "shards", run_dir)
     parent = open_run(settings.tracking, run_dir, f"training {run_dir.name}")
     try:
-        results = [_train_stage(name, corpus, run_dir, settings, parent) for name in names]
+        # a plan that is done needs no workers
+        with nullcontext() if all(RunFolder(run_dir, name).done for name in names) else ray_running():
+            results = [_train_stage(name, corpus, run_dir, settings, parent) for name in names]
     except BaseException:
         parent.end("FAILED")
         raise

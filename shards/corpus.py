@@ -58,7 +58,9 @@ SIGNALS: dict[str, Signal] = {
     "face_score": Signal("0..1", "median confidence of the face detector in the main face"),
     "mouth_motion": Signal("1/s", "mean absolute change of the mouth opening over the face height"),
     "sync_offset_ms": Signal("ms", "how late the sound is against the lips; positive: sound late"),
-    "sync_confidence": Signal("0..1", "0.5: the lips fit the sound better than 95 % of unrelated sounds; below, the offset is unknown"),
+    "sync_confidence": Signal(
+        "0..1", "0.5: the lips fit the sound better than 95 % of unrelated sounds; below, the offset is unknown"
+    ),
     "snr_db": Signal("dB", "speech level over background level"),
     "loudness_db": Signal("dBFS", "RMS level of the sound"),
     "clipping_ratio": Signal("0..1", "share of audio samples at full scale"),

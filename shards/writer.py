@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shards.cluster import ray_running
 from shards.corpus import Corpus
 from shards.errors import UserError
 from shards.plan import (
@@ -160,7 +159,7 @@ def _write_all(planned: Planned, caption: Caption, on_progress: Callable[[int, i
         return
     import ray
 
-    with _ray_running():
+    with ray_running():
         task = ray.remote(num_cpus=1)(write_shard)
         limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         plans, done = iter(planned.new), 0
@@ -187,21 +186,6 @@ def _worth_ray(planned: Planned) -> bool:
 
     size = sum(sample.bytes for plan in planned.new for sample in plan.samples)
     return ray.is_initialized() or size >= _START_RAY_BYTES
-
-
-@contextmanager
-def _ray_running() -> Iterator[None]:
-    """Ray as it runs already, else one started for this and stopped after it."""
-    import ray
-
-    mine = not ray.is_initialized()
-    if mine:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        if mine:
-            ray.shutdown()
 
 
 def _manifest(corpus: Corpus, config: ShardConfig, entries: Sequence[ShardEntry]) -> dict[str, Any]:

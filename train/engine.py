@@ -50,6 +50,8 @@ def begin_engine(model: nn.Module, config: TrainConfig, stage: StageConfig, worl
         os.environ["DS_ACCELERATOR"] = "cpu"
     # where DeepSpeed builds an extension it looks for ninja, which stands beside the interpreter
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # importing it would start a pool of compiler processes, which nothing here uses
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     import deepspeed
 
     # its shared-memory transport is compiled on first use, and a build that was killed blocks the next one; gloo will do

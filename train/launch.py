@@ -1,7 +1,7 @@
 """Starts a stage through Ray Train and says what came of it.
 
-In: a TrainConfig, the name of a stage, a shards folder, a run folder. Out: StageResult. `ray.init()` finds a cluster
-where there is one; else Ray starts on this machine. On several nodes both folders must be shared by all.
+In: a TrainConfig, the name of a stage, a shards folder, a run folder. Out: StageResult. Ray is the one that runs
+already, the cluster that RAY_ADDRESS names, or one on this machine. On several nodes both folders must be shared by all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from shards.cluster import ray_running
 from shards.errors import UserError
 from train.checkpoint import RunFolder, changed_fields, write_text
 from train.stages import TrainConfig
@@ -61,8 +62,9 @@ def run_stage(
     if check_stage(config, stage, shards_dir, run_dir):
         return _result(folder, ran=False, began=began)
     folder.write(config=config.model_dump(mode="json"), done=False)
-    device = _start_ray(config)
-    _fit(config, folder, device, _job(config, stage, shards_dir, run_dir, device, on_metrics_factory))
+    with ray_running():
+        device = _device(config)
+        _fit(config, folder, device, _job(config, stage, shards_dir, run_dir, device, on_metrics_factory))
     return _result(folder, ran=True, began=began)
 
 
@@ -124,12 +126,10 @@ def _job(
     return Job(config, stage, shards, str(Path(run_dir).absolute()), device, factory)
 
 
-def _start_ray(config: TrainConfig) -> str:
-    """Connect to Ray and choose the device. Raises UserError where the cluster is too small for the workers."""
+def _device(config: TrainConfig) -> str:
+    """The device that the workers use. Raises UserError where the cluster is too small for them."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
     there = ray.cluster_resources()
     gpus, cpus, wanted = there.get("GPU", 0), there.get("CPU", 0), config.workers * config.cpus_per_worker
     device = config.device if config.device != "auto" else ("cuda" if gpus >= config.workers else "cpu")

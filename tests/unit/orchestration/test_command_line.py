@@ -69,7 +69,7 @@ def test_a_mistake_is_one_clear_line(arguments: tuple[str, ...], code: int, mess
     Corpus.create(tmp_path / "corpus")
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "corpus.json").write_text(json.dumps({"corpus_version": 0}))
-    before = {path for path in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code
     assert message in done.stderr
