@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 WAVE_BARS = 160
 _AUDIO_BIT_RATE = 96_000
+_POSTER_SIDE = 384
 
 
 def preview(corpus: Corpus, clip_id: str, target: Path) -> dict[str, Any] | None:
     """Write `<clip_id>.mp4` into the folder `target` unless it is there, and return what the page needs to show it.
 
-    `file` (name), `width`, `height`, `wave` (peaks 0..100, one per bar; empty without sound), `oval` (see `oval_data`).
+    `file` (name), `width`, `height`, `poster` (JPEG of the first picture as a data URL), `wave` (peaks 0..100, one per bar;
+    empty without sound), `oval` (see `oval_data`).
     None where the clip has no picture or its media cannot be read: the page says so.
     """
     video, audio, face = (corpus.media_path(clip_id, extension) for extension in ("mp4", "flac", "face.npz"))
@@ -34,12 +36,12 @@ def preview(corpus: Corpus, clip_id: str, target: Path) -> dict[str, Any] | None
     try:
         if not path.is_file():
             _mux(video, audio, path)
-        width, height = _size(path)
+        width, height, poster = _first_picture(path)
         oval = oval_data(FaceTrack.from_bytes(face.read_bytes())) if face.is_file() else None
         wave = wave_bars(audio) if audio.is_file() else []
-    except (OSError, ValueError, KeyError, RuntimeError):  # PyAV's and soundfile's errors are among these
+    except (OSError, ValueError, KeyError, RuntimeError, StopIteration):  # PyAV's and soundfile's errors are among these
         return None
-    return {"file": path.name, "width": width, "height": height, "wave": wave, "oval": oval}
+    return {"file": path.name, "width": width, "height": height, "poster": poster, "wave": wave, "oval": oval}
 
 
 def wave_bars(audio: Path, bars: int = WAVE_BARS) -> list[int]:
@@ -67,12 +69,17 @@ def oval_data(track: FaceTrack) -> dict[str, Any]:
     return {"points": int(track.oval.shape[1]), "data": base64.b64encode(scaled.tobytes()).decode()}
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _first_picture(path: Path) -> tuple[int, int, str]:
     import av
 
     with av.open(str(path), mode="r") as container:
         stream = container.streams.video[0]
-        return stream.width, stream.height
+        picture = next(container.decode(stream)).to_image()
+    size = picture.size
+    picture.thumbnail((_POSTER_SIDE, _POSTER_SIDE))
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=75)
+    return *size, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
 
 
 def _mux(video: Path, audio: Path, path: Path) -> None:
