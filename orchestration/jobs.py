@@ -29,7 +29,7 @@ def corpus_version(corpus: Corpus) -> str:
 
 def corpus_run(corpus: Corpus, settings: Config) -> Run:
     """The MLflow run of this corpus."""
-    return open_run(settings.tracking, corpus.root, f"corpus {corpus.root.name}")
+    return open_run(settings.tracking, corpus.root, "corpus build")
 
 
 def ingest_corpus(sources: list[str], root: Path, settings: Config, *, retry: bool = False) -> dict[str, Any]:

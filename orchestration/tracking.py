@@ -129,16 +129,10 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
             if noted["uri"] == uri and _exists(client, noted["run_id"]):
                 client.update_run(noted["run_id"], status="RUNNING")
                 return Run(uri, noted["run_id"])
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment:
-            experiment_id = experiment.experiment_id
-        else:
-            store = (Path(config.folder).absolute() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-            experiment_id = client.create_experiment(config.experiment, artifact_location=store)
         tags = {"mlflow.runName": name, "code_version": code_version(), "python": platform.python_version()}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
-        run = Run(uri, client.create_run(experiment_id, tags=tags).info.run_id)
+        run = Run(uri, client.create_run(experiment_id(config), tags=tags).info.run_id)
     except UserError:
         raise
     except Exception as error:
@@ -149,6 +143,17 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
     part.write_text(json.dumps({"uri": uri, "run_id": run.id}) + "\n")
     os.replace(part, note)
     return run
+
+
+def experiment_id(config: TrackingConfig) -> str:
+    """The experiment that holds every run, made where there is none; a sqlite store keeps its artifacts beside it."""
+    uri = config.resolved_uri()
+    client = _client(uri)
+    found = client.get_experiment_by_name(config.experiment)
+    if found:
+        return str(found.experiment_id)
+    store = (Path(config.folder).absolute() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(config.experiment, artifact_location=store))
 
 
 def code_version() -> str:

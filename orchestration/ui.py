@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import console
-from orchestration.tracking import TrackingConfig
+from orchestration.tracking import TrackingConfig, experiment_id
 from shards.errors import UserError
 
 
@@ -25,7 +25,8 @@ def serve(tracking: TrackingConfig, port: int) -> dict[str, Any]:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise UserError(f"port {port} is taken", where="127.0.0.1", do="choose another: --port N") from error
-    console.console.print(f"MLflow on [bold]http://127.0.0.1:{port}[/] for {uri} (Ctrl-C ends it)")
+    page = f"http://127.0.0.1:{port}/#/experiments/{experiment_id(tracking)}/runs"
+    console.console.print(f"MLflow: open [bold]{page}[/] (Ctrl-C ends it); the runs are in {uri}")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     try:
         code = subprocess.run([*command, "--workers", "1"]).returncode

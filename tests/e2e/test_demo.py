@@ -113,9 +113,9 @@ def test_mlflow_tells_the_story(demo: Demo) -> None:
     experiment = client.get_experiment_by_name("uniavgen")
     assert experiment is not None
     runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"corpus corpus", "training run", "stage audio", "stage joint", "stage multitask"}
+    assert set(runs) == {"corpus build", "training run", "stage audio", "stage joint", "stage multitask"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    corpus, parent = runs["corpus corpus"], runs["training run"]
+    corpus, parent = runs["corpus build"], runs["training run"]
     assert corpus.data.metrics["corpus/clips"] > 20
     assert corpus.data.params["policy_digest"]
     assert {item.path for item in client.list_artifacts(corpus.info.run_id)} == {"funnel", "report", "shards"}
