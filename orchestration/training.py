@@ -96,7 +96,8 @@ def sample_movie(
             on_step=lambda done, steps: bar.update(bar.task_ids[0], completed=done, total=steps),
         )
     path = out or run_dir / "samples" / f"{task}-{source.key}-seed{seed}.mp4"
-    movie = write_movie(path, made.frames, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
+    size = made.frames.shape[1:3]
+    movie = write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
     run = open_run(settings.tracking, run_dir, f"training {run_dir.name}")
     run.artifact(movie, "samples")
     run.end()
