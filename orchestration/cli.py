@@ -64,7 +64,7 @@ def ingest(
     json_: JsonOption = False,
     preset: PresetOption = "tiny",
 ) -> None:
-    """Measure raw videos into a corpus: speech, words, faces, sync, clips."""
+    """Measure raw videos into a corpus of clips."""
 
     def work(settings: Config) -> dict[str, Any]:
         from orchestration.jobs import ingest_corpus
@@ -192,7 +192,7 @@ def doctor(
     json_: JsonOption = False,
     preset: PresetOption = "tiny",
 ) -> None:
-    """What this machine can run, which weights it has, what is missing and how to get it."""
+    """What this machine can run, what is missing, how to get it."""
 
     def work(settings: Config) -> dict[str, Any]:
         from orchestration.doctor import examine
@@ -213,7 +213,7 @@ def ui(
     json_: JsonOption = False,
     preset: PresetOption = "tiny",
 ) -> None:
-    """Open MLflow on loopback, on the runs recorded here; Ctrl-C ends it."""
+    """Open MLflow on the runs recorded here; Ctrl-C ends it."""
 
     def work(settings: Config) -> dict[str, Any]:
         from orchestration.ui import serve
