@@ -165,3 +165,19 @@ def test_odd_names_are_only_names(tmp_path: Path, name: str) -> None:
     film = flash_and_beep(tmp_path / "a.mp4", "25", 2).rename(tmp_path / name)
     assert probe(str(film), LIMITS).duration_s == pytest.approx(2, abs=0.1)
     assert len(decode_audio(str(film), 2, LIMITS)) == pytest.approx(32_000, abs=1600)
+
+
+def test_without_any_ffmpeg_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import imageio_ffmpeg
+
+    def none_here() -> str:
+        raise RuntimeError("No ffmpeg exe could be found")
+
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none_here)
+    ffmpeg_path.cache_clear()
+    try:
+        with pytest.raises(UserError, match="ffmpeg is missing; install ffmpeg"):
+            ffmpeg_path()
+    finally:
+        ffmpeg_path.cache_clear()
