@@ -73,14 +73,14 @@ def sample_movie(
 ) -> dict[str, Any]:
     """`uniavgen sample`: generate a movie for a task and attach it to the run."""
     from shards.corpus import Corpus
-    from train.checkpoint import load_trained
+    from train.checkpoint import trained_config
     from train.generate import conditions_from, generate
     from train.options import Task
 
     tasks = [entry.value for entry in Task]
     if task not in tasks:
         raise UsageError(f"unknown task {task!r}", do=f"one of: {', '.join(tasks)}")
-    data = load_trained(run_dir)[1].data
+    data = trained_config(run_dir)[1].data
     source = _sample(Corpus.open(root), clip)
     given = conditions_from(source, data, seed)
     own: dict[str, Any] = {"speech": text, "caption": caption, "reference": read_picture(image) if image else None}

@@ -194,17 +194,23 @@ def hand_over(model: nn.Module, run_dir: str | Path, source: str | None, starts_
     return KeyReport(f"stage {source}", list(tensors), [name for name in names if name not in tensors])
 
 
-def load_weights(run_dir: str | Path, stage: str) -> dict[str, Tensor]:
-    """The finished weights of a stage. Raises UserError where there are none or the file is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def finished(run_dir: str | Path, stage: str) -> RunFolder:
+    """The folder of a stage that is done. Raises UserError where it is not."""
     folder = RunFolder(run_dir, stage)
     if not folder.done:
         began = "has not finished" if folder.read() else "was never trained"
         raise UserError(
             f"stage {stage} {began}", where=folder.path, do=f"run first: uniavgen train {stage}", kind="missing-stage"
         )
+    return folder
+
+
+def load_weights(run_dir: str | Path, stage: str) -> dict[str, Tensor]:
+    """The finished weights of a stage. Raises UserError where there are none or the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = finished(run_dir, stage)
     try:
         return load_file(folder.weights)
     except (SafetensorError, OSError) as error:
@@ -242,25 +248,30 @@ def _by_part(names: Sequence[str]) -> list[tuple[str, int]]:
     return sorted(counts.items())
 
 
-def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
-    """A finished stage's model on the CPU in eval mode, and the configuration it was trained with.
+def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, TrainConfig]:
+    """A finished stage and the configuration it was trained with, without its weights.
 
     `stage` None takes the last finished stage that has both branches. Raises UserError where there is none.
     """
-    from train.model.dual_branch import DualBranch
-
     if stage is None:
-        finished = [name for name in ("multitask", "joint") if RunFolder(run_dir, name).done]
-        if not finished:
+        done = [name for name in ("multitask", "joint") if RunFolder(run_dir, name).done]
+        if not done:
             raise UserError(
                 "no finished joint or multitask stage in this run",
                 where=run_dir,
                 do="run: uniavgen train all",
                 kind="missing-stage",
             )
-        stage = finished[0]
+        stage = done[0]
+    return stage, TrainConfig.model_validate(finished(run_dir, stage).read()["config"])
+
+
+def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
+    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config` does."""
+    from train.model.dual_branch import DualBranch
+
+    stage, config = trained_config(run_dir, stage)
     tensors = load_weights(run_dir, stage)
-    config = TrainConfig.model_validate(RunFolder(run_dir, stage).read()["config"])
     model = DualBranch(config.model)
     model.load_state_dict(tensors)
     return model.eval(), config
