@@ -41,12 +41,15 @@ Scalar = bool | int | float | str
 
 
 class Rule(BaseModel):
-    """One filter: a column and its bounds, or an SQL expression; `says` is the sentence that people read."""
+    """One filter: a column and its bounds, or an SQL expression.
+
+    `says` is the sentence that people read, `source` where the threshold comes from.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     says: str
-    source: str
+    source: str = "not stated"
     column: str = ""
     min: float | None = Field(default=None, allow_inf_nan=False)
     max: float | None = Field(default=None, allow_inf_nan=False)

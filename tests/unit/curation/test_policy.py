@@ -215,3 +215,15 @@ def test_the_default_policy_names_the_defect(make_clip: Any, changes: dict[str, 
     judged = judge(table([make_clip("s", 0.0, "a", **changes)]), load_policy("default")).to_pylist()[0]
     assert judged["reason"] == reason
     assert judged["kept"] == (reason == "")
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_threshold_that_ships_says_where_it_comes_from(name: str) -> None:
+    assert [rule.name for rule in load_policy(name).rules if rule.source == "not stated"] == []
+
+
+def test_a_users_rule_needs_no_more_than_name_column_bound_and_sentence() -> None:
+    text = "name: closer\nextends: default\nrules: [{name: face_height, column: face_height_px, min: 256, says: close}]\n"
+    policy = parse_policy(text, where="closer.yaml")
+    assert {rule.name: rule.min for rule in policy.rules}["face_height"] == 256
+    assert len(policy.rules) == len(load_policy("default").rules)
