@@ -48,14 +48,13 @@ def ingest_corpus(sources: list[str], root: Path, settings: Config, *, retry: bo
         summary = ingest(sources, root, settings.ingest, on_progress=advance, retry=retry).to_dict()
     corpus = Corpus.open(root)
     _show_ingest(summary)
-    run = corpus_run(corpus, settings)
-    run.params(flat(settings.ingest.model_dump(), "ingest."))
-    counts = {
-        name: len(corpus.read(name, [key])) for name, key in (("sources", "uri"), ("clips", "clip_id"), ("failures", "uri"))
-    }
-    speed = {key: summary[key] for key in ("seconds", "video_seconds")} if summary["sources"] else {}
-    run.metrics({f"corpus/{key}": value for key, value in (counts | speed).items()})
-    run.end()
+    with corpus_run(corpus, settings) as run:
+        run.params(flat(settings.ingest.model_dump(), "ingest."))
+        counts = {
+            name: len(corpus.read(name, [key])) for name, key in (("sources", "uri"), ("clips", "clip_id"), ("failures", "uri"))
+        }
+        speed = {key: summary[key] for key in ("seconds", "video_seconds")} if summary["sources"] else {}
+        run.metrics({f"corpus/{key}": value for key, value in (counts | speed).items()})
     return {"command": "ingest", "corpus": str(corpus.root), **summary}
 
 
@@ -69,15 +68,14 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
     policy = load_policy(policy_name or settings.curate.policy)
     summary = decide(corpus, policy, settings.curate.split)
     _show_funnel(summary)
-    run = corpus_run(corpus, settings)
-    run.params({"policy": summary.policy, "policy_digest": summary.policy_digest})
-    run.tags({"policy_digest": summary.policy_digest, "corpus_version": corpus_version(corpus)})
-    run.metrics({"corpus/kept": summary.kept, "corpus/kept_hours": summary.kept_hours, "corpus/train": summary.train})
-    run.metrics({f"rejected/{reason.replace(':', ' ')}": count for reason, count in summary.reasons.items()})
-    funnel = corpus.root / "policies" / f"funnel-{summary.policy_digest}.json"
-    funnel.write_text(json.dumps([dataclasses.asdict(row) for row in summary.funnel], indent=1) + "\n")
-    run.artifact(funnel, "funnel")
-    run.end()
+    with corpus_run(corpus, settings) as run:
+        run.params({"policy": summary.policy, "policy_digest": summary.policy_digest})
+        run.tags({"policy_digest": summary.policy_digest, "corpus_version": corpus_version(corpus)})
+        run.metrics({"corpus/kept": summary.kept, "corpus/kept_hours": summary.kept_hours, "corpus/train": summary.train})
+        run.metrics({f"rejected/{reason.replace(':', ' ')}": count for reason, count in summary.reasons.items()})
+        funnel = corpus.root / "policies" / f"funnel-{summary.policy_digest}.json"
+        funnel.write_text(json.dumps([dataclasses.asdict(row) for row in summary.funnel], indent=1) + "\n")
+        run.artifact(funnel, "funnel")
     return {"command": "curate", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
 
 
@@ -101,11 +99,10 @@ def shard_corpus(root: Path, settings: Config) -> dict[str, Any]:
         f"{summary.written} written, {summary.reused} reused, {summary.removed} removed, {summary.bytes / 1e6:.1f} MB in all"
     )
     console.console.print(state + (f"; {summary.undecided} clips undecided: run curate" if summary.undecided else ""))
-    run = corpus_run(corpus, settings)
-    run.tags({"corpus_version": corpus_version(corpus)})
-    run.metrics({f"shards/{split}_samples": count for split, count in summary.samples.items()})
-    run.artifact(summary.manifest, "shards")
-    run.end()
+    with corpus_run(corpus, settings) as run:
+        run.tags({"corpus_version": corpus_version(corpus)})
+        run.metrics({f"shards/{split}_samples": count for split, count in summary.samples.items()})
+        run.artifact(summary.manifest, "shards")
     return {"command": "shard", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
 
 
@@ -117,9 +114,8 @@ def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
     corpus = Corpus.open(root)
     page = write_report(corpus, settings.report).page
     console.console.print(f"report: open [bold]{page}[/] in a browser")
-    run = corpus_run(corpus, settings)
-    run.artifact(page.parent, "report")
-    run.end()
+    with corpus_run(corpus, settings) as run:
+        run.artifact(page.parent, "report")
     return {"command": "report", "corpus": str(corpus.root), "page": str(page)}
 
 

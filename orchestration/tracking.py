@@ -43,7 +43,10 @@ class TrackingConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """One MLflow run. It holds no connection, so it can be sent to another process."""
+    """One MLflow run. It holds no connection, so it can be sent to another process.
+
+    As a context manager it ends the run: as finished, or as failed where an error leaves the block.
+    """
 
     uri: str
     id: str
@@ -83,8 +86,11 @@ class Run:
         dataset = Dataset(corpus.root.name, version, "local", source, profile=json.dumps(profile))
         _client(self.uri).log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
-    def end(self, status: str = "FINISHED") -> None:
-        _client(self.uri).set_terminated(self.id, status)
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _client(self.uri).set_terminated(self.id, "FAILED" if kind else "FINISHED")
 
 
 @dataclass(frozen=True)

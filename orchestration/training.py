@@ -41,15 +41,10 @@ def train_stages(stage: str, root: Path, run_dir: Path, settings: Config) -> dic
     names = plan if stage == "all" else [stage]
     corpus = Corpus.open(root)
     check_stage(settings.train, names[0], corpus.root / "shards", run_dir)
-    parent = open_run(settings.tracking, run_dir, f"training {run_dir.name}")
-    try:
-        # a plan that is done needs no workers
-        with nullcontext() if all(RunFolder(run_dir, name).done for name in names) else ray_running():
-            results = [_train_stage(name, corpus, run_dir, settings, parent) for name in names]
-    except BaseException:
-        parent.end("FAILED")
-        raise
-    parent.end()
+    # a plan that is done needs no workers
+    workers = nullcontext() if all(RunFolder(run_dir, name).done for name in names) else ray_running()
+    with open_run(settings.tracking, run_dir, f"training {run_dir.name}") as parent, workers:
+        results = [_train_stage(name, corpus, run_dir, settings, parent) for name in names]
     console.table(
         f"training in {run_dir}",
         ("stage", "steps", "loss before", "loss after", "samples/s", "seconds", ""),
@@ -98,9 +93,8 @@ def sample_movie(
     path = out or run_dir / "samples" / f"{task}-{source.key}-seed{seed}.mp4"
     size = made.frames.shape[1:3]
     movie = write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
-    run = open_run(settings.tracking, run_dir, f"training {run_dir.name}")
-    run.artifact(movie, "samples")
-    run.end()
+    with open_run(settings.tracking, run_dir, f"training {run_dir.name}") as run:
+        run.artifact(movie, "samples")
     console.console.print(f"wrote [bold]{movie}[/]: task {task}, conditions of clip {source.key}, {len(made.frames)} frames")
     return {"command": "sample", "movie": str(movie), "task": task, "clip": source.key, "frames": len(made.frames)}
 
@@ -132,21 +126,16 @@ def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, par
     from train.launch import run_stage
 
     home = run_dir / name
-    child = open_run(settings.tracking, home, f"stage {name}", parent=parent)
     version = corpus_version(corpus)
-    for run in (parent, child):
-        run.dataset(corpus, version, {"shards": str(corpus.root / "shards")})
-    child.params(flat(settings.train.model_dump(mode="json"), "train.") | {"stage": name, "corpus_version": version})
-    logger = StepLogger(child, (home / "metrics.jsonl").absolute())
-    try:
-        with _followed(name, settings.train.stage(name).steps, logger.log):
-            result = run_stage(settings.train, name, corpus.root / "shards", run_dir, logger)
-    except BaseException:
-        child.end("FAILED")
-        raise
-    child.params({f"parameters.{part}": count for part, count in result.parameters.items()})
-    child.metrics({"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share})
-    child.end()
+    log = (home / "metrics.jsonl").absolute()
+    with open_run(settings.tracking, home, f"stage {name}", parent=parent) as child:
+        for run in (parent, child):
+            run.dataset(corpus, version, {"shards": str(corpus.root / "shards")})
+        child.params(flat(settings.train.model_dump(mode="json"), "train.") | {"stage": name, "corpus_version": version})
+        with _followed(name, settings.train.stage(name).steps, log):
+            result = run_stage(settings.train, name, corpus.root / "shards", run_dir, StepLogger(child, log))
+        child.params({f"parameters.{part}": count for part, count in result.parameters.items()})
+        child.metrics({"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share})
     for line in result.key_report:
         console.console.print(f"  {line}", style="dim")
     return result
