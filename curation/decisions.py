@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from curation.config import SplitConfig
-from curation.policy import FunnelRow, Policy, columns_needed, funnel, judge, policy_from
-from curation.splits import VAL, Speaker, assign_splits
+from curation.identities import SPEAKER, components, likeness
+from curation.policy import FunnelRow, Policy, funnel, judge, policy_from
+from curation.questions import clips_for
+from curation.splits import NEITHER, VAL, Group, assign_sides, group_speakers, stratum_of
 from shards.corpus import Corpus
 from shards.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_VOICES = 4
+BOTH_SIDES = "split: on both sides"
+"""Reason of clips whose person may be somebody of train and somebody of val at once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def decide(corpus: Corpus, policy: Policy, split: SplitConfig | None = None) -> 
     Raises UserError where the corpus has no clips or the policy cannot be evaluated; nothing is written then.
     """
     started = time.monotonic()
-    clips = _clips(corpus, policy)
+    clips = clips_for(corpus, policy)
     verdicts = judge(clips, policy)
     data = _with_splits(corpus, verdicts, policy, split or SplitConfig())
     written = not _same(corpus.read("decisions"), data)
@@ -57,11 +60,6 @@ def decide(corpus: Corpus, policy: Policy, split: SplitConfig | None = None) -> 
         _keep_policy(corpus, policy)
         corpus.replace("decisions", data)
     return _summary(clips, data, policy, written, time.monotonic() - started)
-
-
-def what_if(corpus: Corpus, policy: Policy) -> list[FunnelRow]:
-    """The funnel that a policy would give on this corpus; writes nothing."""
-    return funnel(_clips(corpus, policy), policy)
 
 
 def decided_policy(corpus: Corpus) -> Policy:
@@ -75,76 +73,62 @@ def decided_policy(corpus: Corpus) -> Policy:
     return policy_from(json.loads(path.read_text()), where=str(path))
 
 
-def explain(corpus: Corpus, clip_id: str) -> list[dict[str, Any]]:
-    """Every rule for one clip: `rule`, `says`, `source`, `verdict` (passed, failed, missing, not applied), `values`.
-
-    Raises UserError where the clip is unknown.
-    """
-    policy = decided_policy(corpus)
-    clips = corpus.query(
-        f"SELECT * FROM clips WHERE clip_id = '{clip_id.replace(chr(39), chr(39) * 2)}'",
-        clips=corpus.read("clips", columns=columns_needed(policy)),
-    )
-    if not len(clips):
-        raise UserError("no such clip", where=clip_id, do="take a clip_id from the report or the clips table")
-    values = clips.to_pylist()[0]
-    told = []
-    for row, rule in zip(funnel(clips, policy), policy.rules, strict=True):
-        verdict = "missing" if row.missing else "not applied" if row.not_applied else "failed" if row.failed else "passed"
-        needed = columns_needed(Policy(policy.name, (rule,)))
-        shown = {name: values[name] for name in needed if name not in ("clip_id", "start_s", "end_s")}
-        told.append({"rule": rule.name, "says": rule.says, "source": rule.source, "verdict": verdict, "values": shown})
-    return told
-
-
-def _clips(corpus: Corpus, policy: Policy) -> pa.Table:
-    clips = corpus.read("clips", columns=columns_needed(policy))
-    if not len(clips):
-        raise UserError(
-            "the corpus has no clips", where=corpus.root, do="ingest videos first: uniavgen ingest", kind="no-clips"
-        )
-    return clips
-
-
 def _with_splits(corpus: Corpus, verdicts: pa.Table, policy: Policy, split: SplitConfig) -> pa.Table:
     """Verdicts with the digest and every clip's side, in the order of clip ids. Rejected clips have a side too: a
-    looser policy then moves nobody."""
+    looser policy then moves nobody. A clip that would pass but ties both sides together is rejected for that."""
     import pyarrow as pa
 
-    clips = corpus.query(
-        """SELECT clip_id, source_id, coalesce(nullif(speaker, ''), 'source:' || source_id) AS speaker, voice,
-        CASE WHEN kept THEN greatest(end_s - start_s, 0) ELSE 0 END AS seconds, before.split AS before
-        FROM clips JOIN verdicts USING (clip_id) LEFT JOIN before USING (clip_id)""",
-        clips=corpus.read("clips", columns=["clip_id", "source_id", "speaker", "voice", "start_s", "end_s"]),
-        verdicts=verdicts,
-        before=corpus.read("decisions", columns=["clip_id", "split"]),
-    )
-    sides = assign_splits(_speakers(corpus, clips), split)
+    sides = _sides(corpus, verdicts, split)
     named = {"speaker": pa.array(list(sides), pa.string()), "split": pa.array(list(sides.values()), pa.string())}
     return corpus.query(
-        f"""SELECT clip_id, kept, reason, failed_rules, '{policy.digest}' AS policy_digest, split
-        FROM verdicts JOIN of_clip USING (clip_id) JOIN sides USING (speaker) ORDER BY clip_id""",
+        f"""SELECT clip_id, kept AND split <> '{NEITHER}' AS kept,
+        CASE WHEN kept AND split = '{NEITHER}' THEN '{BOTH_SIDES}' ELSE reason END AS reason,
+        CASE WHEN split = '{NEITHER}' THEN list_append(failed_rules, '{BOTH_SIDES}') ELSE failed_rules END AS failed_rules,
+        '{policy.digest}' AS policy_digest, split
+        FROM verdicts JOIN (SELECT clip_id, {SPEAKER} AS speaker FROM clips) USING (clip_id) JOIN sides USING (speaker)
+        ORDER BY clip_id""",
         verdicts=verdicts,
-        of_clip=clips.select(["clip_id", "speaker"]),
         sides=pa.table(named),
     )
 
 
-def _speakers(corpus: Corpus, clips: pa.Table) -> list[Speaker]:
-    """Every speaker once; the voice is the mean of at most four clips' (ingest gives a speaker one voice per source)."""
+def _sides(corpus: Corpus, verdicts: pa.Table, split: SplitConfig) -> dict[str, str]:
+    """The side of every speaker."""
     import numpy as np
 
-    found = corpus.query(
-        f"""SELECT speaker, min(source_id) AS source, sum(seconds) AS seconds,
-        list(DISTINCT before) FILTER (before IS NOT NULL) AS before,
-        arg_min(voice, clip_id, {_VOICES}) FILTER (len(voice) > 0) AS voices FROM spoken GROUP BY speaker ORDER BY speaker""",
-        spoken=clips,
+    alike = likeness(corpus, split)
+    facts = _speaker_facts(corpus, verdicts)
+    same = [alike.same]
+    if split.join_sources:
+        first: dict[str, int] = {}
+        pairs = [(first.setdefault(facts[name]["source"], i), i) for i, name in enumerate(alike.speakers)]
+        same.append(np.array(pairs, np.int64).reshape(-1, 2))
+    labels = components(len(alike.speakers), same)
+    members, near = group_speakers(alike.speakers, labels.tolist(), alike.near.tolist())
+    groups = [_group(names, [facts[name] for name in names], split) for names in members]
+    sides = assign_sides(groups, near, split)
+    return {name: side for names, side in zip(members, sides, strict=True) for name in names}
+
+
+def _group(names: tuple[str, ...], facts: list[dict[str, Any]], split: SplitConfig) -> Group:
+    """One person of its speakers; the one with most kept seconds says the stratum."""
+    main = max(facts, key=lambda fact: (fact["seconds"], fact["speaker"]))
+    before = frozenset(side for fact in facts for side in fact["before"] or ())
+    stratum = stratum_of(split, main["language"], main["pitch_hz"], main["clip_s"])
+    return Group(names, sum(fact["seconds"] for fact in facts), before, stratum)
+
+
+def _speaker_facts(corpus: Corpus, verdicts: pa.Table) -> dict[str, dict[str, Any]]:
+    """Of every speaker: its source, its kept seconds, the sides it had, and what its stratum is made of."""
+    rows = corpus.query(
+        f"""SELECT {SPEAKER} AS speaker, min(source_id) AS source, mode(language) AS language, median(pitch_hz) AS pitch_hz,
+        median(end_s - start_s) AS clip_s, sum(CASE WHEN kept THEN greatest(end_s - start_s, 0) ELSE 0 END) AS seconds,
+        list(DISTINCT earlier.split) FILTER (earlier.split IS NOT NULL) AS before
+        FROM clips JOIN verdicts USING (clip_id) LEFT JOIN earlier USING (clip_id) GROUP BY 1""",
+        verdicts=verdicts.select(["clip_id", "kept"]),
+        earlier=corpus.read("decisions", columns=["clip_id", "split"]),
     )
-    speakers = []
-    for name, source, seconds, before, voices in zip(*(found[column] for column in found.column_names), strict=True):
-        mean = np.mean([voice.values.to_numpy() for voice in voices], axis=0) if voices.is_valid else None
-        speakers.append(Speaker(name.as_py(), source.as_py(), mean, seconds.as_py(), frozenset(before.as_py() or ())))
-    return speakers
+    return {row["speaker"]: row for row in rows.to_pylist()}
 
 
 def _same(before: pa.Table, data: pa.Table) -> bool:

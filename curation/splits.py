@@ -1,45 +1,36 @@
-"""Train and val, apart by voice: a speaker heard in two videos never stands on both sides.
+"""Train and val, apart by person: one who is heard or seen in two videos never stands on both sides.
 
-In: speakers with a voice embedding, and the sides that an earlier decision gave them. Out: a side for every speaker.
-Speakers are joined into voice groups wherever two embeddings are closer than a stated cosine (connected components, so
-no pair above it is ever torn apart), and whole groups are assigned.
+In: groups of speakers that are surely one person, the pairs of groups that may be, and the sides that earlier decisions
+gave them. Out: a side for every group: `train`, `val`, or `neither` where it would tie the two together. A group that has a
+side keeps it for ever, so a clip never changes side as the corpus grows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from curation.config import SplitConfig
-from shards.errors import UserError
 
-if TYPE_CHECKING:
-    import numpy as np
+TRAIN, VAL, NEITHER = "train", "val", "neither"
 
-TRAIN, VAL = "train", "val"
-_BLOCK = 2048  # speakers compared at a time: bounds the similarities held to 2048 x n
+PITCH_HZ = (120.0, 165.0, 220.0)
+"""Bounds of the pitch bands: voices, not sexes (our choice; adult speech spans about 85-255 Hz)."""
 
-
-@dataclass(frozen=True)
-class Speaker:
-    """A speaker of one source. `voice` float [d] or None; `seconds` of kept clips; `before`: the sides its clips had."""
-
-    id: str
-    source: str
-    voice: np.ndarray | None
-    seconds: float
-    before: frozenset[str] = frozenset()
+LENGTH_S = (4.0, 7.0)
+"""Bounds of the bands of clip length (our choice)."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One voice: its speakers, its kept seconds, and the side that its clips were on before ("" for a new voice)."""
+    """One person: the speakers, the kept seconds, the sides that its clips were on before, and its stratum."""
 
     speakers: tuple[str, ...]
     seconds: float
-    before: str
+    before: frozenset[str] = field(default_factory=frozenset)
+    stratum: tuple[str, ...] = ()
 
     @property
     def draw(self) -> float:
@@ -48,77 +39,86 @@ class Group:
         return int.from_bytes(lowest[:8], "big") / 2**64
 
 
-def assign_splits(speakers: Sequence[Speaker], config: SplitConfig) -> dict[str, str]:
-    """`train` or `val` for every speaker id. See `assign_groups` for the rule."""
-    group_of = group_speakers(speakers, config)
-    members: dict[int, list[Speaker]] = {}
-    for speaker in speakers:
-        members.setdefault(group_of[speaker.id], []).append(speaker)
-    groups = {i: _group(part) for i, part in members.items()}
-    sides = dict(zip(groups, assign_groups(list(groups.values()), config), strict=True))
-    return {speaker: sides[group] for speaker, group in group_of.items()}
+def assign_sides(groups: Sequence[Group], near: Iterable[tuple[int, int]], config: SplitConfig) -> list[str]:
+    """A side for every group, in order; `near` are pairs of groups that may be one person.
 
-
-def _group(speakers: Sequence[Speaker]) -> Group:
-    before = frozenset().union(*(speaker.before for speaker in speakers))
-    # a voice that turns out to link both sides goes to train: val never holds what may have been trained on
-    side = TRAIN if TRAIN in before else VAL if VAL in before else ""
-    return Group(tuple(sorted(speaker.id for speaker in speakers)), sum(speaker.seconds for speaker in speakers), side)
-
-
-def assign_groups(groups: Sequence[Group], config: SplitConfig) -> list[str]:
-    """A side for every group, in order.
-
-    A group keeps the side it had. A new one goes to val where its draw is below `val_share`, unless it alone holds more
-    than `val_share` of all kept seconds (or all of them are unkept). Then, where at least two groups have kept seconds
-    and one side has none, one group crosses over: the smallest to val, or the largest to train; new groups before those
-    that had a side. With `val_share` 0 everything is train.
+    1. A group keeps the side it had. Where it had both (two persons of old turn out to be one), it goes to train: val
+       never holds what may have been trained on.
+    2. New groups follow in the order of their draw. One that is near both sides goes to neither; near one side, it
+       joins that side, but val only while its share is not full (else neither). One that is near nobody goes to val where
+       it fits into what val still lacks of its stratum, else to train.
+    3. Where two groups or more have kept seconds and one side has none, one new group crosses over: the smallest to
+       val, or the largest to train; never one that is near somebody of the side it leaves.
     """
     if config.val_share == 0:
         return [TRAIN for _ in groups]
-    budget = config.val_share * sum(group.seconds for group in groups)
-    drawn = [VAL if group.draw < config.val_share and group.seconds <= budget else TRAIN for group in groups]
-    sides = [group.before or side for group, side in zip(groups, drawn, strict=True)]
-    kept = [i for i, group in enumerate(groups) if group.seconds > 0]
-    if len(kept) >= 2 and len({sides[i] for i in kept}) == 1:
-        lonely = VAL if sides[kept[0]] == TRAIN else TRAIN
-        order = 1 if lonely == VAL else -1
-        crossing = min(kept, key=lambda i: (bool(groups[i].before), order * groups[i].seconds, groups[i].draw))
-        sides[crossing] = lonely
+    beside: dict[int, set[int]] = defaultdict(set)
+    for one, two in near:
+        beside[one].add(two)
+        beside[two].add(one)
+    sides = [_kept_side(group) for group in groups]
+    room = _room(groups, sides, config.val_share)
+    new = sorted((i for i, side in enumerate(sides) if not side), key=lambda i: groups[i].draw)
+    for i in new:
+        group = groups[i]
+        around = {sides[other] for other in beside[i]} & {TRAIN, VAL}
+        fits = group.draw < config.val_share if not group.seconds else group.seconds <= room[group.stratum] + 1e-9
+        if around == {TRAIN, VAL}:
+            sides[i] = NEITHER
+        elif around == {VAL}:
+            sides[i] = VAL if fits else NEITHER
+        else:
+            sides[i] = VAL if fits and TRAIN not in around else TRAIN
+        if sides[i] == VAL:
+            room[group.stratum] -= group.seconds
+    _fill_empty_side(groups, sides, beside, new)
     return sides
 
 
-def group_speakers(speakers: Sequence[Speaker], config: SplitConfig) -> dict[str, int]:
-    """Number of the voice group of every speaker id. Raises UserError where voices come from two embedders."""
-    import numpy as np
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    ordered = sorted(speakers, key=lambda speaker: speaker.id)
-    edges = [_voice_edges(ordered, config.same_voice)]
-    if config.join_sources:
-        first: dict[str, int] = {}
-        pairs = [(i, first.setdefault(speaker.source, i)) for i, speaker in enumerate(ordered)]
-        edges.append(np.array(pairs, dtype=np.int64).reshape(-1, 2))
-    rows, columns = np.concatenate(edges).T
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(ordered), len(ordered)))
-    labels = connected_components(graph, directed=False)[1].tolist()
-    return {speaker.id: label for speaker, label in zip(ordered, labels, strict=True)}
+def group_speakers(
+    speakers: Sequence[str], labels: Sequence[int], near: Iterable[tuple[int, int]]
+) -> tuple[list[tuple[str, ...]], set[tuple[int, int]]]:
+    """Speakers by component label, groups in the order of their first speaker's name; and the pairs of groups that the
+    pairs of speakers `near` (by place) connect."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, label in enumerate(labels):
+        members[label].append(place)
+    ordered = sorted(members.values(), key=lambda places: min(speakers[place] for place in places))
+    group_of = {place: i for i, places in enumerate(ordered) for place in places}
+    pairs = {(min(a, b), max(a, b)) for one, two in near if (a := group_of[one]) != (b := group_of[two])}
+    return [tuple(sorted(speakers[place] for place in places)) for places in ordered], pairs
 
 
-def _voice_edges(speakers: Sequence[Speaker], same_voice: float) -> np.ndarray:
-    """Pairs of speakers, int64 [n, 2], whose embeddings have at least the cosine `same_voice`."""
-    import numpy as np
+def stratum_of(config: SplitConfig, language: str | None, pitch_hz: float | None, clip_s: float | None) -> tuple[str, ...]:
+    """The stratum that values put a person into, by the axes that the configuration names."""
+    told = {"language": language or "?", "pitch": _band(pitch_hz, PITCH_HZ), "duration": _band(clip_s, LENGTH_S)}
+    return tuple(told[axis] for axis in config.strata)
 
-    voiced = [(i, s.voice) for i, s in enumerate(speakers) if s.voice is not None and 0 < np.linalg.norm(s.voice) < np.inf]
-    if len({voice.shape for _, voice in voiced}) > 1:
-        raise UserError("voices in this corpus come from two embedders", do="ingest its sources again with one of them")
-    if not voiced:
-        return np.zeros((0, 2), np.int64)
-    index = np.array([i for i, _ in voiced], np.int64)
-    matrix = np.stack([voice / np.linalg.norm(voice) for _, voice in voiced]).astype(np.float32)
-    pairs = []
-    for start in range(0, len(matrix), _BLOCK):
-        rows, columns = np.nonzero(matrix[start : start + _BLOCK] @ matrix[start:].T >= same_voice)
-        pairs.append(np.stack([index[rows + start], index[columns + start]], axis=1))
-    return np.concatenate(pairs)
+
+def _band(value: float | None, bounds: tuple[float, ...]) -> str:
+    return "?" if value is None or value != value else str(sum(value >= bound for bound in bounds))
+
+
+def _kept_side(group: Group) -> str:
+    return next((side for side in (TRAIN, VAL) if side in group.before), "")
+
+
+def _room(groups: Sequence[Group], sides: Sequence[str], share: float) -> dict[tuple[str, ...], float]:
+    """Seconds that val still lacks in every stratum."""
+    room: dict[tuple[str, ...], float] = defaultdict(float)
+    for group, side in zip(groups, sides, strict=True):
+        room[group.stratum] += share * group.seconds
+        if side == VAL:
+            room[group.stratum] -= group.seconds
+    return room
+
+
+def _fill_empty_side(groups: Sequence[Group], sides: list[str], beside: dict[int, set[int]], new: list[int]) -> None:
+    kept = [i for i, group in enumerate(groups) if group.seconds > 0 and sides[i] != NEITHER]
+    if len(kept) < 2 or len({sides[i] for i in kept}) != 1:
+        return
+    full = sides[kept[0]]
+    free = [i for i in kept if i in set(new) and not any(sides[other] == full for other in beside[i])]
+    if free:
+        order = 1 if full == TRAIN else -1
+        sides[min(free, key=lambda i: (order * groups[i].seconds, groups[i].draw))] = VAL if full == TRAIN else TRAIN

@@ -54,10 +54,16 @@ def demo(
 @app.command()
 def ingest(
     sources: Annotated[
-        list[str], typer.Argument(help="Videos, folders, globs, or .txt files that list them.", metavar="SRC...")
+        list[str], typer.Argument(help="Videos, folders, globs, URLs, or .txt files that list them.", metavar="SRC...")
     ],
     corpus: CorpusOption,
     retry: Annotated[bool, typer.Option("--retry", help="Also try sources that failed before.")] = False,
+    stage: Annotated[
+        str, typer.Option("--stage", help="With --retry: only those that failed in this step.", metavar="STEP")
+    ] = "",
+    forecast: Annotated[
+        int | None, typer.Option("--forecast", min=1, help="Measure only N sources and predict the rest.", metavar="N")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any source failed.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -67,9 +73,16 @@ def ingest(
     """Measure raw videos into a corpus of clips."""
 
     def work(settings: Config) -> dict[str, Any]:
-        from orchestration.jobs import ingest_corpus
+        from orchestration.jobs import forecast_corpus, ingest_corpus
+        from shards.errors import UsageError
 
-        return ingest_corpus(sources, corpus, settings, retry=retry)
+        if stage and not retry:
+            raise UsageError("--stage says which failures to retry", where="--stage", do="give --retry too")
+        if forecast is None:
+            return ingest_corpus(sources, corpus, settings, retry=retry, stage=stage)
+        if retry:
+            raise UsageError("a forecast is for what was not tried yet", where="--forecast", do="leave out --retry")
+        return forecast_corpus(sources, corpus, settings, forecast)
 
     summary = _command(work, preset, config, set_, json_)
     if strict and summary["failures"]:
@@ -80,17 +93,54 @@ def ingest(
 def curate(
     corpus: CorpusOption,
     policy: Annotated[str | None, typer.Option("--policy", help="A policy's name or YAML file.", metavar="FILE|NAME")] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option("--what-if", help="Only answer what another threshold would keep.", metavar="RULE[.min|.max]=VALUE"),
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", help="Only tell how each rule judges one clip.", metavar="CLIP")
+    ] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Only tell how the yield follows each threshold.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
     preset: PresetOption = "tiny",
 ) -> None:
-    """Decide which clips to keep, each with a reason."""
+    """Decide which clips to keep, each with a reason; or answer a question about the policy and write nothing."""
 
     def work(settings: Config) -> dict[str, Any]:
         from orchestration.jobs import curate_corpus
+        from orchestration.policy_questions import ask_sensitivity, ask_what_if, explain_clip
+        from shards.errors import UsageError
 
+        if sum((bool(what_if), explain is not None, sensitivity)) > 1:
+            raise UsageError("ask one question at a time", where="--what-if, --explain, --sensitivity")
+        if what_if:
+            return ask_what_if(corpus, settings, policy, what_if)
+        if explain is not None:
+            return explain_clip(corpus, settings, policy, explain)
+        if sensitivity:
+            return ask_sensitivity(corpus, settings, policy)
         return curate_corpus(corpus, settings, policy)
+
+    _command(work, preset, config, set_, json_)
+
+
+@app.command()
+def caption(
+    corpus: CorpusOption,
+    retry: Annotated[bool, typer.Option("--retry", help="Also ask again where the answer was bad.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Describe the kept clips by a vision model."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.captioning import caption_corpus
+
+        return caption_corpus(corpus, settings, retry=retry)
 
     _command(work, preset, config, set_, json_)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curation.config import CurateConfig, ReportConfig
+from curation.config import CaptionConfig, CurateConfig, ReportConfig
 from ingest.config import IngestConfig
 from orchestration.tracking import TrackingConfig
 from shards.errors import UsageError, UserError
@@ -30,6 +30,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     curate: CurateConfig = Field(default_factory=CurateConfig)
+    caption: CaptionConfig = Field(default_factory=CaptionConfig)
     shard: ShardConfig = Field(default_factory=ShardConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

@@ -1,7 +1,7 @@
 """The corpus folder: transactional tables (Delta Lake), queried with DuckDB, and where media files stand.
 
     corpus.json              schema version
-    sources/ clips/ failures/ decisions/     Delta tables; a row is the proof that its work is done
+    sources/ clips/ failures/ decisions/ captions/     Delta tables; a row is the proof that its work is done
     media/<2 hex>/<clip_id>.{mp4,flac,face.npz}
     shards/  report/         made from the tables
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from shards.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CORPUS_VERSION = 1
+CORPUS_VERSION = 2
+"""1: until 0.1; 2 adds columns only, and a corpus of version 1 gains them, empty, when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +51,51 @@ SIGNALS: dict[str, Signal] = {
     "asr_log_probability": Signal("nats", "mean log-probability of the transcript's tokens"),
     "no_speech_probability": Signal("0..1", "Whisper's probability that nothing is said"),
     "asr_compression_ratio": Signal("ratio", "text size over its compressed size; a high one betrays a loop"),
+    "repeated_ratio": Signal("0..1", "share of the words that stand in a phrase said again at once; a loop of the recogniser"),
+    "stock_phrase": Signal("0 or 1", "whether the transcript is a sentence that recognisers invent in silence"),
+    "unvoiced_word_ratio": Signal("0..1", "share of the words' time in which nobody's voice is heard"),
     "face_coverage": Signal("0..1", "share of analysed frames with at least one face"),
     "face_count": Signal("faces", "largest number of faces seen together in a fifth of the frames or more"),
     "face_height_px": Signal("px", "median height of the main face in the source picture"),
     "face_yaw_deg": Signal("deg", "median absolute yaw of the main face"),
+    "face_pitch_deg": Signal("deg", "median absolute pitch of the main face"),
+    "face_roll_deg": Signal("deg", "median absolute roll of the main face"),
+    "face_lock_ratio": Signal(
+        "0..1", "share of the frames with landmarks in which the detector agrees that they lie on a face"
+    ),
     "face_steadiness": Signal("0..1", "1 minus the face's movement between frames over its own size"),
     "face_score": Signal("0..1", "median confidence of the face detector in the main face"),
     "mouth_motion": Signal("1/s", "mean absolute change of the mouth opening over the face height"),
+    "active_face_confidence": Signal(
+        "0..1", "0.5: the main face's mouth fits the sound better than 95 % of silent mouths; the visible face is the speaker"
+    ),
+    "active_face_margin": Signal("-1..1", "lead of the main face's fit to the sound over the best other face's"),
     "sync_offset_ms": Signal("ms", "how late the sound is against the lips; positive: sound late"),
     "sync_confidence": Signal(
         "0..1", "0.5: the lips fit the sound better than 95 % of unrelated sounds; below, the offset is unknown"
     ),
     "snr_db": Signal("dB", "speech level over background level"),
+    "dnsmos_overall": Signal("1..5", "DNSMOS P.835: quality of the sound as listeners would rate it"),
+    "dnsmos_signal": Signal("1..5", "DNSMOS P.835: quality of the speech in it"),
+    "dnsmos_background": Signal("1..5", "DNSMOS P.835: unobtrusiveness of its background; 5 is none"),
+    "silence_ratio": Signal("0..1", "share of the clip in which the sound is 40 dB or more below its loudest second"),
+    "bandwidth_hz": Signal("Hz", "frequency up to which the source's sound holds energy"),
     "loudness_db": Signal("dBFS", "RMS level of the sound"),
     "clipping_ratio": Signal("0..1", "share of audio samples at full scale"),
+    "pitch_hz": Signal("Hz", "median fundamental frequency of the voice"),
     "luma": Signal("0..255", "mean brightness"),
     "sharpness": Signal("variance", "variance of the Laplacian of the main face, scaled to 128 px of height"),
+    "motion": Signal("0..255", "mean absolute change from frame to frame"),
+    "bits_per_pixel": Signal("bit", "the source's video bitrate over its pixels per second"),
+    "text_ratio": Signal("0..1", "share of the picture under burned-in text"),
+    "interlaced_ratio": Signal("0..1", "share of the source's frames that show comb teeth of two fields"),
     "black_ratio": Signal("0..1", "share of frames that are nearly black"),
     "frozen_ratio": Signal("0..1", "share of frames equal to the one before"),
 }
 """Every signal column of the clips table; ingest fills them, policies judge them, the report shows them."""
+
+SYNC_CURVE_STEP_MS = 10
+"""Distance of the values in `clips.sync_curve`, the fit of lips to sound at every shift; the middle one is 0 ms."""
 
 
 def _schemas() -> dict[str, pa.Schema]:
@@ -80,19 +106,27 @@ def _schemas() -> dict[str, pa.Schema]:
     span = pa.struct([("label", text), ("start_s", number), ("end_s", number)])
     source = [("source_id", text), ("uri", text), ("duration_s", number), ("width", count), ("height", count)]
     source += [("fps", number), ("video_codec", text), ("audio_codec", text), ("has_audio", flag), ("error", text)]
+    spoken = pa.struct([*word, ("speaker", text)])
+    track = pa.struct([("track", count), ("start_s", number), ("end_s", number), ("height_px", number)])
     source += [("turns", pa.list_(span)), ("shots", pa.list_(span)), ("step_seconds", pa.map_(text, number)), ("digest", text)]
+    source += [("words", pa.list_(spoken)), ("tracks", pa.list_(track)), ("bytes", count), ("stamp", text)]
     clip = [("clip_id", text), ("source_id", text), ("start_s", number), ("end_s", number), ("speaker", text)]
     clip += [("voice", pa.list_(pa.float32())), ("transcript", text), ("words", pa.list_(word)), ("language", text)]
     clip += [("versions", pa.map_(text, text))] + [(name, number) for name in SIGNALS]
+    clip += [("video_hash", pa.list_(count)), ("sound_hash", pa.list_(count)), ("text_hash", count)]
+    clip += [("face", pa.list_(pa.float32())), ("sync_curve", pa.list_(pa.float32()))]
     failure = [("uri", text), ("stage", text), ("error_type", text), ("message", text), ("attempts", count)]
-    failure += [("source_id", text), ("digest", text)]
+    failure += [("source_id", text), ("digest", text), ("stamp", text)]
     decision = [("clip_id", text), ("kept", flag), ("reason", text), ("failed_rules", pa.list_(text))]
     decision += [("policy_digest", text), ("split", text)]
+    caption = [("caption_id", text), ("clip_id", text), ("caption", text), ("model", text), ("prompt_digest", text)]
+    caption += [("tokens", count), ("seconds", number)]
     return {
         "sources": pa.schema(source),
         "clips": pa.schema(clip),
         "failures": pa.schema(failure),
         "decisions": pa.schema(decision),
+        "captions": pa.schema(caption),
     }
 
 
@@ -101,7 +135,14 @@ def schema(table: str) -> pa.Schema:
     return _schemas()[table]
 
 
-KEYS = {"sources": "source_id", "clips": "clip_id", "failures": "uri", "decisions": "clip_id"}
+KEYS = {
+    "sources": "source_id",
+    "clips": "clip_id",
+    "failures": "uri",
+    "decisions": "clip_id",
+    "captions": "caption_id",
+}
+"""The tables, each by the column that names its rows."""
 
 
 def clip_id(source_id: str, start_s: float, end_s: float) -> str:
@@ -129,9 +170,7 @@ class Corpus:
             raise UserError("the folder is not empty and is no corpus", where=path, do="name a new or empty folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            part = path / ".corpus.json.part"
-            part.write_text(json.dumps({"corpus_version": CORPUS_VERSION}) + "\n")
-            os.replace(part, marker)
+            _write_marker(path)
         except OSError as error:
             raise UserError(
                 f"the corpus cannot be written: {error.strerror}", where=path, do="check rights and space"
@@ -149,7 +188,10 @@ class Corpus:
             version = json.loads(marker.read_text())["corpus_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError("corpus.json is damaged", where=marker, do="restore it or ingest anew") from error
-        if version != CORPUS_VERSION:
+        if version == 1:
+            _add_columns(path)
+            _write_marker(path)
+        elif version != CORPUS_VERSION:
             raise UserError(
                 f"the corpus has version {version}, this program reads {CORPUS_VERSION}",
                 where=path,
@@ -175,6 +217,24 @@ class Corpus:
         merge.when_matched_update_all().when_not_matched_insert_all().execute()
         return len(data)
 
+    def append(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Commit rows whose keys are known to be new, in one transaction; returns how many. Costs the same in any table."""
+        import pyarrow as pa
+        from deltalake import write_deltalake
+
+        data = pa.Table.from_pylist([dict(row) for row in rows], schema=_schemas()[table])
+        if len(data):
+            write_deltalake(str(self.root / table), data, mode="append")
+        return len(data)
+
+    def compact(self, table: str, files: int) -> None:
+        """Put the files of a table together, in one transaction, once it has more than `files` of them."""
+        from deltalake import DeltaTable
+
+        path = str(self.root / table)
+        if DeltaTable.is_deltatable(path) and len(DeltaTable(path).file_uris()) > files:
+            DeltaTable(path).optimize.compact()
+
     def replace(self, table: str, data: pa.Table) -> None:
         """Commit `data` as the whole content of a table, in one transaction."""
         from deltalake import write_deltalake
@@ -190,16 +250,27 @@ class Corpus:
         if listed and DeltaTable.is_deltatable(path):
             DeltaTable(path).delete(f"{KEYS[table]} IN ({listed})")
 
-    def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
-        """A whole table (or some columns of it) as Arrow; empty, with the right schema, where none was written."""
-        from deltalake import DeltaTable
+    def read(self, table: str, columns: list[str] | None = None, only: tuple[str, Sequence[str]] | None = None) -> pa.Table:
+        """A whole table (or some columns of it) as Arrow; empty, with the right schema, where none was written.
+
+        `only` is a column and the values that it may have: other rows are not loaded.
+        """
+        import pyarrow as pa
+        from deltalake import DeltaTable, QueryBuilder
 
         schema = _schemas()[table]
         path = str(self.root / table)
         if not DeltaTable.is_deltatable(path):
             empty = schema.empty_table()
             return empty.select(columns) if columns else empty
-        return DeltaTable(path).to_pyarrow_table(columns=columns)
+        if only is None:
+            return DeltaTable(path).to_pyarrow_table(columns=columns)
+        # pyarrow's filters fail on the string views that a merge leaves in the files; the table's own engine reads them
+        listed = ", ".join("'" + value.replace("'", "''") + "'" for value in only[1]) or "NULL"
+        wanted = ", ".join(f'"{name}"' for name in columns or schema.names)
+        sql = f"SELECT {wanted} FROM here WHERE {only[0]} IN ({listed})"
+        found = pa.table(QueryBuilder().register("here", DeltaTable(path)).execute(sql).read_all())
+        return found.cast(pa.schema([schema.field(name) for name in found.column_names]))
 
     def query(self, sql: str, **tables: pa.Table) -> pa.Table:
         """Run SQL over the corpus tables (`sources`, `clips`, `failures`, `decisions`) and any Arrow `tables` given."""
@@ -208,10 +279,17 @@ class Corpus:
         with duckdb.connect() as connection:
             for name in KEYS:
                 if name not in tables and name in sql:
-                    connection.register(name, self.read(name))
+                    connection.register(name, self._lazily(name))
             for name, table in tables.items():
                 connection.register(name, table)
             return connection.sql(sql).to_arrow_table()
+
+    def _lazily(self, table: str) -> Any:
+        """The table for DuckDB: it reads the columns and rows that a query asks for, and no others."""
+        from deltalake import DeltaTable
+
+        path = str(self.root / table)
+        return DeltaTable(path).to_pyarrow_dataset() if DeltaTable.is_deltatable(path) else self.read(table)
 
     def versions(self) -> dict[str, int]:
         """Version of every table; -1 where it was never written."""
@@ -223,3 +301,24 @@ class Corpus:
     def media_path(self, clip: str, extension: str) -> Path:
         """Where a clip's file stands: `extension` is `mp4`, `flac` or `face.npz`."""
         return self.root / "media" / clip[:2] / f"{clip}.{extension}"
+
+
+def _write_marker(root: Path) -> None:
+    part = root / ".corpus.json.part"
+    part.write_text(json.dumps({"corpus_version": CORPUS_VERSION}) + "\n")
+    os.replace(part, root / "corpus.json")
+
+
+def _add_columns(root: Path) -> None:
+    """Give tables written by an older version the columns that they lack, in one transaction each."""
+    from deltalake import DeltaTable
+    from deltalake import Schema as DeltaSchema
+
+    for name, wanted in _schemas().items():
+        path = str(root / name)
+        if DeltaTable.is_deltatable(path):
+            table = DeltaTable(path)
+            known = {field.name for field in table.schema().fields}
+            missing = [field for field in DeltaSchema.from_arrow(wanted).fields if field.name not in known]
+            if missing:
+                table.alter.add_columns(missing)

@@ -19,7 +19,10 @@ GOOD = {
     "face_height_px": 240.0, "face_yaw_deg": 5.0, "face_steadiness": 0.99, "mouth_motion": 0.5, "sync_offset_ms": 10.0,
     "sync_confidence": 0.7, "snr_db": 25.0, "loudness_db": -22.0, "clipping_ratio": 0.0, "luma": 110.0,
     "sharpness": 200.0, "frozen_ratio": 0.02, "black_ratio": 0.0, "face_score": 0.9, "asr_compression_ratio": 1.4,
-    "word_count": 3.0,
+    "word_count": 3.0, "repeated_ratio": 0.0, "stock_phrase": 0.0, "unvoiced_word_ratio": 0.0, "face_pitch_deg": 4.0,
+    "face_roll_deg": 2.0, "face_lock_ratio": 1.0, "active_face_confidence": 0.8, "active_face_margin": 0.5,
+    "dnsmos_overall": 3.2, "dnsmos_signal": 3.5, "dnsmos_background": 3.9, "silence_ratio": 0.1, "bandwidth_hz": 12000.0,
+    "motion": 2.0, "bits_per_pixel": 0.1, "text_ratio": 0.0, "interlaced_ratio": 0.0, "pitch_hz": 140.0,
 }  # fmt: skip
 """Signals of a clip that the default policy keeps."""
 
@@ -105,7 +108,13 @@ def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def clip_media() -> dict[str, bytes]:
+    """The three files of a 2 s clip by extension (see `media`)."""
+    return media()
+
+
+@pytest.fixture(scope="session")
 def make_clip() -> Callable[..., dict[str, Any]]:
     """`make_clip(source, start_s, speaker, **changes)`: a clips row that the default policy keeps, but for the changes."""
     return clip_row

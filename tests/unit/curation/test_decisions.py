@@ -1,4 +1,4 @@
-"""Deciding over a real corpus: one row per clip, nothing to do twice, and every decision explained."""
+"""Deciding over a real corpus: one row per clip, and nothing to do twice."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from curation.captions import MODEL, caption
 from curation.config import SplitConfig
-from curation.decisions import decide, decided_policy, explain, what_if
+from curation.decisions import decide, decided_policy
 from curation.policy import load_policy, parse_policy
 from shards.corpus import Corpus
 from shards.errors import UserError
@@ -62,27 +62,6 @@ def test_another_policy_moves_no_clip_to_the_other_side(make_corpus: Make, make_
     after = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
     assert summary.kept == 19
     assert after == before
-
-
-def test_what_if_answers_and_writes_nothing(make_corpus: Make, make_clip: Make) -> None:
-    corpus = make_corpus(rows(make_clip))
-    decide(corpus, load_policy("default"))
-    versions = corpus.versions()
-    strict = parse_policy("extends: default\nrules: [{name: snr, column: snr_db, min: 99, says: s, source: t}]", where="strict")
-    assert next(row for row in what_if(corpus, strict) if row.rule == "snr").failed == 20
-    assert corpus.versions() == versions
-    assert decided_policy(corpus) == load_policy("default")
-
-
-def test_a_clip_is_explained_rule_by_rule(make_corpus: Make, make_clip: Make) -> None:
-    corpus = make_corpus(rows(make_clip))
-    decide(corpus, load_policy("default"))
-    told = {row["rule"]: row for row in explain(corpus, rows(make_clip)[-1]["clip_id"])}
-    assert told["language"]["verdict"] == "passed"
-    assert told["face_height"]["verdict"] == "missing"
-    assert (told["snr"]["verdict"], told["snr"]["values"]) == ("failed", {"snr_db": 1.0})
-    with pytest.raises(UserError, match="no such clip"):
-        explain(corpus, "it's nothing")
 
 
 def test_an_empty_corpus_and_an_undecided_one_say_what_to_do(tmp_path: Any) -> None:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -61,8 +62,9 @@ def test_the_page_tells_every_reason_rule_signal_source_and_failure(corpus: Corp
 def test_the_page_needs_nothing_but_its_folder(corpus: Corpus) -> None:
     page = write_report(corpus).page
     body = re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.S)
-    links = re.findall(r'(?:src|href)="([^"]*)"', body)
-    assert len(links) == 10
+    links = [unquote(html.unescape(link)) for link in re.findall(r'(?:src|href)="([^"#]*)', body)]
+    assert sum(link.startswith("clips/") for link in links) == 10
+    assert sum(link.startswith("sources/") for link in links) == 11 + 3, "from every example and from the list"
     assert all((page.parent / link).is_file() for link in links)
 
 

@@ -1,6 +1,6 @@
-"""Splits: no voice on both sides, no side empty where it need not be, and nobody changes side as the corpus grows."""
+"""Sides: no person on two of them, no side needlessly empty, its share of every stratum, and nobody ever changes side."""
 
-from typing import Any
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -8,94 +8,101 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.config import SplitConfig
-from curation.splits import TRAIN, VAL, Group, Speaker, assign_groups, assign_splits, group_speakers
-from shards.errors import UserError
+from curation.splits import NEITHER, TRAIN, VAL, Group, assign_sides, group_speakers, stratum_of
 
-VOICES = np.random.default_rng(0).standard_normal((40, 192))
-VOICES /= np.linalg.norm(VOICES, axis=1, keepdims=True)
-
-
-def heard(person: int, source: int, seconds: float = 3.0, before: str = "") -> Speaker:
-    """A person heard in a source, with a little noise; every source names its speakers anew."""
-    noise = np.random.default_rng(100 * person + source).standard_normal(192) * 0.02
-    return Speaker(f"s{source}-p{person}", f"s{source}", VOICES[person] + noise, seconds, frozenset({before} - {""}))
+seconds = st.sampled_from([0.0, 3.0, 20.0])
+pairs = st.tuples(st.integers(0, 24), st.integers(0, 24))
+worlds = st.tuples(st.lists(seconds, min_size=1, max_size=25), st.sets(pairs, max_size=12)).map(
+    lambda world: (world[0], {(a, b) for a, b in world[1] if a < b < len(world[0])})
+)
+shares = st.sampled_from([0.05, 0.1, 0.3, 0.5])
 
 
-speakers = st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 7)), st.sampled_from([0.0, 3.0, 20.0]), min_size=1)
-configs = st.builds(SplitConfig, val_share=st.sampled_from([0.05, 0.1, 0.3, 0.5]), join_sources=st.booleans())
+def group(i: int, kept: float, before: str = "", stratum: str = "") -> Group:
+    return Group((f"speaker-{i}",), kept, frozenset({before} - {""}), (stratum,))
 
 
-@given(speakers, configs)
-@settings(max_examples=80, deadline=None)
-def test_a_person_is_never_on_both_sides_and_no_side_is_needlessly_empty(people: Any, config: SplitConfig) -> None:
-    all_heard = [heard(person, source, seconds) for (person, source), seconds in people.items()]
-    sides = assign_splits(all_heard, config)
-    for person in {person for person, _ in people}:
-        assert len({sides[f"s{source}-p{one}"] for one, source in people if one == person}) == 1
-    groups = group_speakers(all_heard, config)
-    kept = [speaker.id for speaker in all_heard if speaker.seconds]
-    if len({groups[name] for name in kept}) >= 2:
-        assert {sides[name] for name in kept} == {TRAIN, VAL}
-    assert assign_splits(all_heard[::-1], config) == sides
+@given(worlds, shares)
+@settings(max_examples=150, deadline=None)
+def test_nobody_who_may_be_one_person_stands_on_two_sides(world: tuple, share: float) -> None:
+    kept, near = world
+    sides = assign_sides([group(i, s) for i, s in enumerate(kept)], near, SplitConfig(val_share=share))
+    for one, two in near:
+        assert {sides[one], sides[two]} != {TRAIN, VAL}
+    assert set(sides) <= {TRAIN, VAL, NEITHER}
+    if not near and sum(s > 0 for s in kept) >= 2:
+        assert {sides[i] for i, s in enumerate(kept) if s} == {TRAIN, VAL}
 
 
-@given(speakers, speakers)
-@settings(max_examples=60, deadline=None)
-def test_nobody_changes_side_when_the_corpus_grows_unless_one_side_was_empty(first: Any, more: Any) -> None:
-    config = SplitConfig(val_share=0.3)
-    sides = assign_splits([heard(who[0], who[1], seconds) for who, seconds in first.items()], config)
-    grown = {**more, **first}
-    after = assign_splits([heard(who[0], who[1], s, sides.get(f"s{who[1]}-p{who[0]}", "")) for who, s in grown.items()], config)
-    if {sides[f"s{source}-p{person}"] for (person, source), seconds in first.items() if seconds} == {TRAIN, VAL}:
-        assert {name: after[name] for name in sides} == sides
+@given(worlds, worlds, shares)
+@settings(max_examples=150, deadline=None)
+def test_nobody_changes_side_as_the_corpus_grows(first: tuple, more: tuple, share: float) -> None:
+    config = SplitConfig(val_share=share)
+    sides = assign_sides([group(i, s) for i, s in enumerate(first[0])], first[1], config)
+    grown = [group(i, s, sides[i]) for i, s in enumerate(first[0])]
+    grown += [group(100 + i, s) for i, s in enumerate(more[0])]
+    links = (
+        set(first[1])
+        | {(a + len(sides), b + len(sides)) for a, b in more[1]}
+        | {(a, b + len(sides)) for a, b in more[1] if a < len(sides)}
+    )
+    after = assign_sides(grown, links, config)
+    for i, side in enumerate(sides):
+        assert side == NEITHER or after[i] == side
+    for one, two in links:
+        assert {after[one], after[two]} != {TRAIN, VAL}
 
 
-def test_a_new_voice_that_joins_two_of_both_sides_takes_both_to_train() -> None:
-    link = Speaker("s9-x", "s9", (VOICES[0] + VOICES[1]) / np.sqrt(2), 3.0)
-    all_heard = [heard(0, 0, before=TRAIN), heard(1, 1, before=VAL), heard(2, 2, before=VAL), link]
-    sides = assign_splits(all_heard, SplitConfig(val_share=0.3))
-    assert sides == {"s0-p0": TRAIN, "s1-p1": TRAIN, "s9-x": TRAIN, "s2-p2": VAL}
+def test_a_newcomer_who_ties_both_sides_goes_to_neither_and_moves_nobody() -> None:
+    groups = [group(0, 3, TRAIN), group(1, 3, VAL), group(2, 3)]
+    assert assign_sides(groups, [(0, 2), (1, 2)], SplitConfig(val_share=0.3)) == [TRAIN, VAL, NEITHER]
 
 
-def test_where_chance_gives_val_nothing_the_smallest_voice_goes_there() -> None:
-    groups = [Group(("a",), 50.0, ""), Group(("b",), 5.0, ""), Group(("c",), 40.0, "")]
-    assert assign_groups(groups, SplitConfig(val_share=0.001)) == [TRAIN, VAL, TRAIN]
+def test_two_persons_of_old_who_turn_out_to_be_one_go_to_train() -> None:
+    joined = Group(("a", "b"), 5.0, frozenset({TRAIN, VAL}))
+    assert assign_sides([joined, group(1, 3, VAL)], [], SplitConfig(val_share=0.5)) == [TRAIN, VAL]
 
 
-def test_a_voice_larger_than_the_whole_share_of_val_stays_in_train() -> None:
-    chosen = next(name for name in map(str, range(99)) if Group((name,), 0, "").draw < 0.1)
-    others = [Group(("v",), 1.0, VAL), *(Group((f"x{i}",), 1.0, TRAIN) for i in range(9))]
-    assert assign_groups([Group((chosen,), 100.0, ""), *others], SplitConfig(val_share=0.1))[0] == TRAIN
-    assert assign_groups([Group((chosen,), 0.5, ""), *others], SplitConfig(val_share=0.1))[0] == VAL
+def test_one_who_may_be_somebody_of_val_joins_it_only_while_it_has_room() -> None:
+    groups = [group(0, 10, VAL), *(group(i, 10, TRAIN) for i in range(1, 10)), group(10, 10)]
+    assert assign_sides(groups, [(0, 10)], SplitConfig(val_share=0.1))[10] == NEITHER
+    assert assign_sides(groups, [(0, 10)], SplitConfig(val_share=0.3))[10] == VAL
 
 
-def test_the_share_of_voices_in_val_is_about_what_was_asked_for() -> None:
-    groups = [Group((f"speaker-{i}",), 1.0, "") for i in range(2000)]
-    assert assign_groups(groups, SplitConfig(val_share=0.1)).count(VAL) == pytest.approx(200, abs=45)
+def test_where_no_person_fits_into_val_the_smallest_goes_there() -> None:
+    assert assign_sides([group(0, 50), group(1, 5), group(2, 40)], [], SplitConfig(val_share=0.001)) == [TRAIN, VAL, TRAIN]
+
+
+def test_val_holds_its_share_of_every_stratum() -> None:
+    draw = np.random.default_rng(1)
+    groups = [
+        group(i, float(draw.uniform(1, 9)), stratum=draw.choice(["en", "de", "zh"], p=[0.8, 0.15, 0.05])) for i in range(3000)
+    ]
+    sides = assign_sides(groups, [], SplitConfig(val_share=0.1))
+    total, val = defaultdict(float), defaultdict(float)
+    for one, side in zip(groups, sides, strict=True):
+        total[one.stratum] += one.seconds
+        val[one.stratum] += one.seconds * (side == VAL)
+    assert {key: val[key] / total[key] for key in total} == pytest.approx(dict.fromkeys(total, 0.1), abs=0.01)
+
+
+def test_rejected_people_are_drawn_by_share_too() -> None:
+    sides = assign_sides([group(i, 0.0) for i in range(2000)], [], SplitConfig(val_share=0.1))
+    assert sides.count(VAL) == pytest.approx(200, abs=45)
 
 
 def test_a_share_of_zero_leaves_everything_to_train() -> None:
-    assert assign_groups([Group(("a",), 1.0, ""), Group(("b",), 1.0, "")], SplitConfig(val_share=0)) == [TRAIN, TRAIN]
+    assert assign_sides([group(0, 1), group(1, 1)], [], SplitConfig(val_share=0)) == [TRAIN, TRAIN]
 
 
-def test_speakers_without_a_usable_voice_are_each_their_own_unless_sources_are_joined() -> None:
-    mute = [Speaker(f"m{i}", "s9", voice, 3.0) for i, voice in enumerate([None, np.zeros(192), np.full(192, np.nan)])]
-    assert len(set(group_speakers(mute, SplitConfig()).values())) == 3
-    assert len(set(group_speakers(mute, SplitConfig(join_sources=True)).values())) == 1
+def test_groups_and_their_nearness_follow_from_speakers() -> None:
+    members, near = group_speakers(["c", "a", "b", "d"], [7, 7, 3, 5], [(0, 2), (1, 2), (0, 1)])
+    assert members == [("a", "c"), ("b",), ("d",)]
+    assert near == {(0, 1)}
 
 
-def test_voices_of_two_embedders_are_refused() -> None:
-    with pytest.raises(UserError, match="two embedders"):
-        group_speakers([Speaker("a", "s", np.ones(192), 1.0), Speaker("b", "s", np.ones(256), 1.0)], SplitConfig())
-
-
-def test_grouping_in_blocks_finds_every_pair_that_a_naive_loop_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation.splits._BLOCK", 7)
-    all_heard = [heard(i % 13, i) for i in range(40)]
-    groups = group_speakers(all_heard, SplitConfig())
-    for one in all_heard:
-        for two in all_heard:
-            assert one.voice is not None
-            assert two.voice is not None
-            near = np.dot(one.voice, two.voice) / np.linalg.norm(one.voice) / np.linalg.norm(two.voice) >= 0.4
-            assert (groups[one.id] == groups[two.id]) == near
+def test_strata_are_the_axes_that_were_asked_for() -> None:
+    config = SplitConfig(strata=["language", "pitch", "duration"])
+    assert stratum_of(config, "en", 150.0, 8.0) == ("en", "1", "2")
+    assert stratum_of(config, "", None, float("nan")) == ("?", "?", "?")
+    assert stratum_of(SplitConfig(strata=[]), "en", 1.0, 1.0) == ()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.corpus import SIGNALS, Corpus, clip_id
+from shards.corpus import CORPUS_VERSION, KEYS, SIGNALS, Corpus, clip_id, schema
 from shards.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_tables_never_written_read_as_empty_with_their_columns(tmp_path: Path) -
     clips = corpus.read("clips")
     assert len(clips) == 0
     assert set(SIGNALS) <= set(clips.column_names)
-    assert corpus.versions() == {"sources": -1, "clips": -1, "failures": -1, "decisions": -1}
+    assert corpus.versions() == dict.fromkeys(KEYS, -1)
 
 
 def test_replace_commits_a_whole_table(tmp_path: Path) -> None:
@@ -74,3 +74,19 @@ def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path: Path) -> N
 def test_clip_ids_depend_on_source_and_milliseconds_only(name: str, start: float, end: float) -> None:
     assert clip_id(name, start, end) == clip_id(name, round(start, 3), round(end, 3))
     assert clip_id(name, start, end) != clip_id(name, start + 0.01, end)
+
+
+def test_a_corpus_of_the_first_version_gains_the_columns_that_came_later(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    root = tmp_path / "old"
+    root.mkdir()
+    (root / "corpus.json").write_text('{"corpus_version": 1}')
+    older = pa.schema([field for field in schema("clips") if field.name not in ("motion", "face", "video_hash")])
+    write_deltalake(str(root / "clips"), pa.Table.from_pylist([{"clip_id": "a", "source_id": "s"}], schema=older))
+    corpus = Corpus.open(root)
+    corpus.upsert("clips", [{"clip_id": "b", "motion": 1.0, "face": [1.0, 2.0], "video_hash": [3]}])
+    rows = corpus.query("SELECT clip_id, motion, face, video_hash FROM clips ORDER BY 1").to_pylist()
+    assert [list(row.values()) for row in rows] == [["a", None, None, None], ["b", 1.0, [1.0, 2.0], [3]]]
+    assert json.loads((root / "corpus.json").read_text()) == {"corpus_version": CORPUS_VERSION}

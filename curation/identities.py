@@ -1,0 +1,232 @@
+"""Who is who across sources: speakers whose voices or faces are surely, or perhaps, one person's.
+
+In: the clips table (a voice embedding per speaker, a face vector per clip) and two cosines. Out: for every speaker a group
+(surely the same person: connected components above the upper cosine) and the pairs of groups that come nearer than the
+lower one. Comparing is exact and done once: vectors and pairs stay in the corpus, and only speakers that are new, or
+measured anew, are compared again, whatever the policy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curation.config import SplitConfig
+from shards.corpus import Corpus
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPEAKER = "coalesce(nullif(speaker, ''), 'source:' || source_id)"
+"""SQL of a clip's speaker; clips without speech stand together by source."""
+
+_BLOCK = 2048  # speakers compared at a time: bounds the similarities held to 2048 x n
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What is known of the likeness of n speakers, by their place in `speakers`.
+
+    `same` and `near`: int64 [m, 2], pairs (i, j) that are surely, or perhaps (but not surely), one person; i < j.
+    """
+
+    speakers: tuple[str, ...]
+    same: np.ndarray
+    near: np.ndarray
+
+
+def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
+    """Compare all speakers of the corpus, those already compared with one another excepted. Keeps what it found in
+    `identities/` of the corpus. Raises UserError where vectors come from two models."""
+    import numpy as np
+
+    speakers = _speakers(corpus)
+    store = corpus.root / "identities"
+    key = json.dumps([config.same_voice, config.near_voice, config.same_face, config.near_face])
+    known = _load(store, key)
+    fresh = [name for name, digest in speakers.items() if known.digests.get(name) != digest]
+    stays = [name for name in known.digests if name in speakers and known.digests[name] == speakers[name]]
+    if not fresh and len(stays) == len(known.digests):
+        return Likeness(tuple(known.digests), known.same, known.near)
+    order = [*stays, *fresh]
+    place = {name: i for i, name in enumerate(order)}
+    staying = set(stays)
+    moved = np.array([place[name] if name in staying else -1 for name in known.digests], np.int64)
+    voices = _merged(known.voices, moved, _vectors(corpus, "voice", fresh, place))
+    faces = _merged(known.faces, moved, _vectors(corpus, "face", fresh, place))
+    found_same, found_near = [_renamed(known.same, moved)], [_renamed(known.near, moved)]
+    for vectors, same, near in (
+        (voices, config.same_voice, config.near_voice),
+        (faces, config.same_face, config.near_face),
+    ):
+        pairs, cosines = pairs_above(vectors, min(same, near), first_new=len(stays))
+        found_same.append(pairs[cosines >= same])
+        found_near.append(pairs[cosines < same])
+    result = _Known({n: speakers[n] for n in order}, voices, faces, _unique(found_same), _unique(found_near))
+    _save(store, key, result)
+    return Likeness(tuple(order), result.same, result.near)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Rows of unit vectors: `of` int64 [n] names the speaker's place of each row of `matrix` float32 [n, d]."""
+
+    of: np.ndarray
+    matrix: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Known:
+    digests: dict[str, str]
+    voices: Vectors
+    faces: Vectors
+    same: np.ndarray
+    near: np.ndarray
+
+
+def pairs_above(vectors: Vectors, cosine: float, first_new: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of speakers with a cosine of at least `cosine`: int64 [m, 2] with i < j, and the cosines float32 [m].
+
+    Only pairs whose later speaker is at place `first_new` or beyond are looked at; a speaker is not paired with itself.
+    """
+    import numpy as np
+
+    order = np.argsort(vectors.of, kind="stable")
+    of, matrix = vectors.of[order], vectors.matrix[order]
+    begin = int(np.searchsorted(of, first_new))
+    rows, columns, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for start in range(begin, len(matrix), _BLOCK):
+        block = matrix[start : start + _BLOCK]
+        cosines = block @ matrix[: start + len(block)].T
+        i, j = np.nonzero(cosines >= cosine)
+        later, earlier = of[start + i], of[j]
+        wanted = earlier < later
+        rows.append(earlier[wanted])
+        columns.append(later[wanted])
+        values.append(cosines[i, j][wanted])
+    return np.stack([np.concatenate(rows), np.concatenate(columns)], axis=1), np.concatenate(values)
+
+
+def components(count: int, pairs: Sequence[np.ndarray]) -> np.ndarray:
+    """Label int64 [count] of the connected component of each of `count` nodes, joined by int64 [m, 2] pairs."""
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows, columns = np.concatenate([np.zeros((0, 2), np.int64), *pairs]).T
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def unit_vectors(of: Sequence[int], vectors: Sequence[np.ndarray | None], what: str) -> Vectors:
+    """Unit rows of the vectors that are usable (finite, not zero, not None). Raises UserError for two lengths."""
+    import numpy as np
+
+    usable = [(i, v) for i, v in zip(of, vectors, strict=True) if v is not None and len(v) and 0 < np.linalg.norm(v) < np.inf]
+    if len({len(vector) for _, vector in usable}) > 1:
+        raise UserError(f"{what} vectors in this corpus come from two models", do="ingest its sources again with one of them")
+    if not usable:
+        return Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+    matrix = np.stack([vector for _, vector in usable]).astype(np.float32)
+    return Vectors(np.array([i for i, _ in usable], np.int64), matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
+
+
+def _speakers(corpus: Corpus) -> dict[str, str]:
+    """Every speaker and the digest of the settings that measured its source: another digest, another voice."""
+    found = corpus.query(
+        f"""SELECT {SPEAKER} AS speaker, coalesce(max(sources.digest), '') AS digest
+        FROM clips LEFT JOIN sources USING (source_id) GROUP BY 1 ORDER BY 1"""
+    )
+    return dict(zip(found["speaker"].to_pylist(), found["digest"].to_pylist(), strict=True))
+
+
+def _vectors(corpus: Corpus, column: str, wanted: list[str], place: dict[str, int]) -> Vectors:
+    """Of each wanted speaker, the vector of its first clip that has one (ingest gives a speaker one voice per source)."""
+    import pyarrow as pa
+
+    found = corpus.query(
+        f"""SELECT {SPEAKER} AS who, arg_min({column}, clip_id) AS vector FROM clips
+        WHERE len({column}) > 0 AND {SPEAKER} IN (SELECT who FROM wanted) GROUP BY 1 ORDER BY 1""",
+        wanted=pa.table({"who": pa.array(wanted, pa.string())}),
+    )
+    rows = [row.values.to_numpy() for row in found["vector"]]
+    return unit_vectors([place[name] for name in found["who"].to_pylist()], rows, column)
+
+
+def _merged(known: Vectors, moved: np.ndarray, fresh: Vectors) -> Vectors:
+    """Known rows at their speakers' new places, and the fresh ones."""
+    import numpy as np
+
+    of = moved[known.of] if len(known.of) else known.of
+    stays = of >= 0
+    parts = [(of[stays], known.matrix[stays]), (fresh.of, fresh.matrix)]
+    parts = [(places, matrix) for places, matrix in parts if len(places)]
+    if len({matrix.shape[1] for _, matrix in parts}) > 1:
+        raise UserError("vectors in this corpus come from two models", do="ingest its sources again with one of them")
+    if not parts:
+        return Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+    return Vectors(np.concatenate([places for places, _ in parts]), np.concatenate([matrix for _, matrix in parts]))
+
+
+def _renamed(pairs: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    if not len(pairs):
+        return pairs
+    renamed = moved[pairs]
+    return np.sort(renamed[(renamed >= 0).all(axis=1)], axis=1)
+
+
+def _unique(parts: list[np.ndarray]) -> np.ndarray:
+    import numpy as np
+
+    return np.unique(np.concatenate(parts), axis=0)
+
+
+def _load(store: Path, key: str) -> _Known:
+    """What was found before under the same cosines; nothing where there is nothing, or it cannot be read."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    empty = Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+    none = np.zeros((0, 2), np.int64)
+    try:
+        table = pq.read_table(store / "speakers.parquet")
+        if (table.schema.metadata or {}).get(b"cosines") != key.encode():
+            raise ValueError("made under other cosines")
+        with np.load(store / f"likeness-{table.schema.metadata[b'part'].decode()}.npz") as saved:
+            voices = Vectors(saved["voice_of"], saved["voice"])
+            faces = Vectors(saved["face_of"], saved["face"])
+            digests = dict(zip(table["speaker"].to_pylist(), table["digest"].to_pylist(), strict=True))
+            return _Known(digests, voices, faces, saved["same"], saved["near"])
+    except (OSError, ValueError, KeyError):
+        return _Known({}, empty, empty, none, none)
+
+
+def _save(store: Path, key: str, known: _Known) -> None:
+    """Arrays first, under a name of their own; the table of speakers names them and is the proof."""
+    import hashlib
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    store.mkdir(exist_ok=True)
+    part = hashlib.sha256((key + json.dumps(known.digests)).encode()).hexdigest()[:16]
+    arrays = store / f"likeness-{part}.npz"
+    with open(arrays.with_suffix(".part"), "wb") as file:
+        np.savez(file, voice_of=known.voices.of, voice=known.voices.matrix, face_of=known.faces.of, face=known.faces.matrix,
+                 same=known.same, near=known.near)  # fmt: skip
+    os.replace(arrays.with_suffix(".part"), arrays)
+    table = pa.table({"speaker": list(known.digests), "digest": list(known.digests.values())})
+    table = table.replace_schema_metadata({"cosines": key, "part": part})
+    pq.write_table(table, store / ".speakers.part")
+    os.replace(store / ".speakers.part", store / "speakers.parquet")
+    for other in store.glob("likeness-*.npz"):
+        if other != arrays:
+            other.unlink()

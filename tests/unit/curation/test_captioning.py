@@ -1,0 +1,211 @@
+"""Captioning against a real HTTP server that speaks chat completions, and against a real (tiny) local model."""
+
+import base64
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from curation.captioning import caption_clips, captions_of, load_prompt
+from curation.config import CaptionConfig
+from curation.decisions import decide
+from curation.describers import BadAnswerError, checked
+from curation.policy import load_policy
+from shards.corpus import Corpus
+from shards.errors import UserError
+
+Make = Callable[..., Any]
+GOOD = "A grey room with a bright disc that wanders to the right."
+
+
+@dataclass
+class Server:
+    """What the server was asked, and what it is to answer: a status and text by request number, else `GOOD`."""
+
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[int, tuple[int, str]] = field(default_factory=dict)
+    always: tuple[int, str] | None = None
+    at_once: int = 0
+    most_at_once: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def completion(text: str) -> str:
+    message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100}
+    return json.dumps(
+        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [message], "usage": usage}
+    )
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with state.lock:
+                number = len(state.requests)
+                state.requests.append(body | {"path": self.path, "key": self.headers["Authorization"]})
+                state.at_once += 1
+                state.most_at_once = max(state.most_at_once, state.at_once)
+            status, text = state.answers.get(number) or state.always or (200, completion(GOOD))
+            threading.Event().wait(0.02)
+            with state.lock:
+                state.at_once -= 1
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            with contextlib.suppress(BrokenPipeError):  # a client that gave up
+                self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{http.server_port}/v1"
+    yield state
+    http.shutdown()
+
+
+@pytest.fixture
+def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
+    made: Corpus = make_corpus([make_clip(f"s{i}", 0.0, f"p{i}") for i in range(6)] + [make_clip("s9", 0.0, "p", snr_db=0.0)])
+    decide(made, load_policy("default"))
+    return made
+
+
+def config(server: Server, **changes: Any) -> CaptionConfig:
+    values = {"backend": "openai", "model": "qwen", "base_url": server.url, "concurrency": 3, "retries": 2, "pictures": 2}
+    return CaptionConfig.model_validate(values | changes)
+
+
+def test_kept_clips_are_described_once_with_pictures_of_the_clip(
+    corpus: Corpus, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    seen = []
+    summary = caption_clips(corpus, config(server), on_progress=lambda done, total: seen.append((done, total)))
+    assert (summary.kept, summary.captioned, summary.left, summary.tokens) == (6, 6, 0, 600)
+    assert seen[-1] == (6, 6)
+    assert 1 < server.most_at_once <= 3
+    request = server.requests[0]
+    assert (request["path"], request["key"], request["model"]) == ("/v1/chat/completions", "Bearer secret", "qwen")
+    text, *pictures = request["messages"][0]["content"]
+    assert text["text"] == load_prompt(config(server))[0]
+    image = Image.open(io.BytesIO(base64.b64decode(pictures[0]["image_url"]["url"].partition(",")[2])))
+    assert (len(pictures), image.size, image.format) == (2, (128, 96), "JPEG")
+    rows = corpus.read("captions").to_pylist()
+    assert {(row["caption"], row["model"], row["prompt_digest"]) for row in rows} == {(GOOD, "qwen", summary.prompt_digest)}
+    again = caption_clips(corpus, config(server))
+    assert (again.had_one, again.captioned, len(server.requests)) == (6, 0, 6)
+    assert caption_clips(corpus, config(server, pictures=3)).captioned == 6
+
+
+def test_a_busy_server_is_asked_again_and_a_bad_answer_is_a_failure_row(corpus: Corpus, server: Server) -> None:
+    server.answers = {0: (429, "{}"), 1: (503, "{}"), 2: (200, completion("")), 3: (200, "no json"), 4: (400, '{"error": "x"}')}
+    summary = caption_clips(corpus, config(server, concurrency=1))
+    assert (summary.captioned, summary.failed, summary.left) == (3, {"bad-answer": 3}, 3)
+    failures = corpus.read("failures").to_pylist()
+    assert {(row["stage"], row["error_type"], row["attempts"]) for row in failures} == {("caption", "bad-answer", 1)}
+    assert any("empty" in row["message"] for row in failures)
+    asked = len(server.requests)
+    assert caption_clips(corpus, config(server)).captioned == 0
+    assert len(server.requests) == asked
+    assert caption_clips(corpus, config(server), retry=True).captioned == 3
+    assert len(corpus.read("failures")) == 0
+
+
+def test_a_budget_ends_the_run_and_the_next_goes_on(corpus: Corpus, server: Server) -> None:
+    first = caption_clips(corpus, config(server, concurrency=1, budget_requests=2))
+    assert (first.captioned, first.left) == (2, 4)
+    assert "budget of 2 requests" in first.stopped
+    second = caption_clips(corpus, config(server, concurrency=1, budget_tokens=150))
+    assert (second.captioned, second.left) == (2, 2)
+    assert caption_clips(corpus, config(server)).left == 0
+
+
+def test_a_server_that_is_down_ends_the_run_without_blaming_the_clips(corpus: Corpus, server: Server) -> None:
+    server.always = (500, "{}")
+    summary = caption_clips(corpus, config(server, concurrency=1, retries=0, give_up_after=2))
+    assert (summary.captioned, summary.left, summary.failed) == (0, 6, {})
+    assert "does not answer" in summary.stopped
+    assert len(corpus.read("failures")) == 0
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_or_model_is_one_clear_line(corpus: Corpus, server: Server, status: int) -> None:
+    server.always = (status, '{"error": {"message": "model qwen does not exist"}}')
+    with pytest.raises(UserError, match=r"refuses.*caption\.model"):
+        caption_clips(corpus, config(server))
+
+
+def test_shards_take_the_captions_that_there_are_and_the_sentence_elsewhere(corpus: Corpus, server: Server) -> None:
+    caption_clips(corpus, config(server, budget_requests=1, concurrency=1))
+    told = {captions_of(corpus, CaptionConfig())(row)[1] for row in corpus.read("clips").to_pylist()}
+    assert told == {"qwen", "measurements-v1"}
+    caption_clips(corpus, config(server, model="other", budget_requests=1, concurrency=1))
+    with pytest.raises(UserError, match=r"several models.*qwen"):
+        captions_of(corpus, CaptionConfig())
+    told = {captions_of(corpus, config(server))(row)[1] for row in corpus.read("clips").to_pylist()}
+    assert told == {"qwen", "measurements-v1"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ("", "empty"),
+        (None, "empty"),
+        ("I'm sorry, I cannot describe people.", "declines"),
+        ("A man.", "2 words"),
+        ("la " * 300, "300"),
+    ],
+)
+def test_an_answer_that_is_no_caption_is_told_from_one(answer: str | None, complaint: str) -> None:
+    with pytest.raises(BadAnswerError, match=complaint):
+        checked(answer, CaptionConfig())
+    assert checked(f'  "{GOOD}"\n', CaptionConfig()) == GOOD
+
+
+def test_missing_things_are_named(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such prompt"):
+        load_prompt(CaptionConfig(prompt=str(tmp_path / "none.txt")))
+    with pytest.raises(UserError, match=r"caption\.model"):
+        caption_clips(corpus, CaptionConfig(backend="openai"))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        caption_clips(corpus, CaptionConfig(backend="transformers", model=str(tmp_path)))
+    with pytest.raises(UserError, match="uniavgen curate"):
+        caption_clips(Corpus.create(tmp_path / "empty"), CaptionConfig())
+
+
+@pytest.mark.slow
+def test_a_local_model_describes_clips(corpus: Corpus, tmp_path: Path) -> None:
+    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(90))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = size | {"vocab_size": len(words), "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text |= {"encoder_hidden_size": 16}
+    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8}))
+    model.save_pretrained(tmp_path / "model")
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(tmp_path / "model")
+    local = CaptionConfig(backend="transformers", model=str(tmp_path / "model"), max_tokens=12, min_words=1)
+    summary = caption_clips(corpus, local)
+    assert summary.captioned + sum(summary.failed.values()) == 6
+    assert summary.captioned, summary.failed
+    caption = corpus.read("captions", ["caption"])["caption"][0].as_py()
+    assert set(caption.split()) <= set(words)
