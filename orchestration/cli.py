@@ -148,6 +148,7 @@ def caption(
 @app.command()
 def shard(
     corpus: CorpusOption,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check what stands; exit with 1 on any defect.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -156,11 +157,13 @@ def shard(
     """Write the kept clips as WebDataset shards."""
 
     def work(settings: Config) -> dict[str, Any]:
-        from orchestration.jobs import shard_corpus
+        from orchestration.jobs import shard_corpus, verify_corpus_shards
 
-        return shard_corpus(corpus, settings)
+        return verify_corpus_shards(corpus, settings) if verify else shard_corpus(corpus, settings)
 
-    _command(work, preset, config, set_, json_)
+    summary = _command(work, preset, config, set_, json_)
+    if verify and summary["defects"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -177,6 +180,28 @@ def report(
         from orchestration.jobs import report_corpus
 
         return report_corpus(corpus, settings)
+
+    _command(work, preset, config, set_, json_)
+
+
+@app.command()
+def forget(
+    corpus: CorpusOption,
+    source: Annotated[str | None, typer.Argument(help="A source: its id, path or file name.", metavar="[SOURCE]")] = None,
+    speaker: Annotated[
+        str | None, typer.Option("--speaker", help="A speaker; who is surely the same person goes too.", metavar="ID")
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Remove a source or a person from tables, media and shards, for good."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.forgetting import forget_from_corpus
+
+        return forget_from_corpus(corpus, settings, source, speaker)
 
     _command(work, preset, config, set_, json_)
 

@@ -78,6 +78,14 @@ class Run:
         client = _client(self.uri)
         (client.log_artifacts if path.is_dir() else client.log_artifact)(self.id, str(path), folder or None)
 
+    def remove_artifacts(self, folder: str) -> None:
+        """Take a folder of artifacts out of the run's store; nothing where there is none."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        store = get_artifact_repository(_client(self.uri).get_run(self.id).info.artifact_uri)
+        if any(item.path == folder for item in store.list_artifacts()):
+            store.delete_artifacts(folder)
+
     def dataset(self, corpus: Corpus, version: str, profile: Mapping[str, Any]) -> None:
         """Name the corpus version as this run's input, visible in MLflow's lineage."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -149,6 +157,34 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
     part.write_text(json.dumps({"uri": uri, "run_id": run.id}) + "\n")
     os.replace(part, note)
     return run
+
+
+def runs_on(config: TrackingConfig, corpus_root: Path) -> list[dict[str, str]]:
+    """Runs of the experiment whose dataset input is this corpus, oldest first: `name`, `stage`, `started` (UTC) and the
+    `corpus_version` that they trained on."""
+    client = _client(config.resolved_uri())
+    found, token = [], None
+    while True:
+        page = client.search_runs([experiment_id(config)], order_by=["attributes.start_time ASC"], page_token=token)
+        for run in page:
+            stage = run.data.params.get("stage", "")
+            versions = [
+                i.dataset.digest for i in run.inputs.dataset_inputs if _source_uri(i.dataset.source) == str(corpus_root)
+            ]
+            if stage and versions:
+                started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.info.start_time / 1000))
+                row = {"name": run.info.run_name, "stage": stage, "started": started, "corpus_version": versions[-1]}
+                found.append(row | {"run_id": run.info.run_id})
+        token = page.token
+        if not token:
+            return found
+
+
+def _source_uri(source: str) -> str:
+    try:
+        return str(json.loads(source)["uri"])
+    except (ValueError, KeyError, TypeError):
+        return ""  # another program's dataset
 
 
 def experiment_id(config: TrackingConfig) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from deltalake import DeltaTable
 
 CORPUS_VERSION = 2
 """1: until 0.1; 2 adds columns only, and a corpus of version 1 gains them, empty, when it is opened."""
@@ -188,6 +190,7 @@ class Corpus:
             version = json.loads(marker.read_text())["corpus_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError("corpus.json is damaged", where=marker, do="restore it or ingest anew") from error
+        _finish_swaps(path)
         if version == 1:
             _add_columns(path)
             _write_marker(path)
@@ -213,7 +216,7 @@ class Corpus:
             write_deltalake(path, data)
             return len(data)
         key = KEYS[table]
-        merge = DeltaTable(path).merge(data, predicate=f"t.{key} = s.{key}", source_alias="s", target_alias="t")
+        merge = _opened(path).merge(data, predicate=f"t.{key} = s.{key}", source_alias="s", target_alias="t")
         merge.when_matched_update_all().when_not_matched_insert_all().execute()
         return len(data)
 
@@ -264,12 +267,12 @@ class Corpus:
             empty = schema.empty_table()
             return empty.select(columns) if columns else empty
         if only is None:
-            return DeltaTable(path).to_pyarrow_table(columns=columns)
+            return _opened(path).to_pyarrow_table(columns=columns)
         # pyarrow's filters fail on the string views that a merge leaves in the files; the table's own engine reads them
         listed = ", ".join("'" + value.replace("'", "''") + "'" for value in only[1]) or "NULL"
         wanted = ", ".join(f'"{name}"' for name in columns or schema.names)
         sql = f"SELECT {wanted} FROM here WHERE {only[0]} IN ({listed})"
-        found = pa.table(QueryBuilder().register("here", DeltaTable(path)).execute(sql).read_all())
+        found = pa.table(QueryBuilder().register("here", _opened(path)).execute(sql).read_all())
         return found.cast(pa.schema([schema.field(name) for name in found.column_names]))
 
     def query(self, sql: str, **tables: pa.Table) -> pa.Table:
@@ -279,28 +282,60 @@ class Corpus:
         with duckdb.connect() as connection:
             for name in KEYS:
                 if name not in tables and name in sql:
-                    connection.register(name, self._lazily(name))
+                    self._offer(connection, name)
             for name, table in tables.items():
                 connection.register(name, table)
             return connection.sql(sql).to_arrow_table()
 
-    def _lazily(self, table: str) -> Any:
-        """The table for DuckDB: it reads the columns and rows that a query asks for, and no others."""
+    def batches(self, sql: str, rows: int = 50_000) -> Iterator[pa.Table]:
+        """What `query` gives, in pieces of some `rows`: for tables that need not fit into memory."""
+        import duckdb
+        import pyarrow as pa
+
+        with duckdb.connect() as connection:
+            for name in KEYS:
+                if name in sql:
+                    self._offer(connection, name)
+            for batch in connection.sql(sql).to_arrow_reader(rows):
+                yield pa.Table.from_batches([batch])
+
+    def _offer(self, connection: Any, table: str) -> None:
+        """Give DuckDB a table under its name: it reads the columns and rows that a query asks for, and no others."""
         from deltalake import DeltaTable
 
         path = str(self.root / table)
-        return DeltaTable(path).to_pyarrow_dataset() if DeltaTable.is_deltatable(path) else self.read(table)
+        files = _opened(path).file_uris() if DeltaTable.is_deltatable(path) else []
+        connection.register(f"no_{table}", _schemas()[table].empty_table())  # types, and columns that no file has yet
+        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        found = f"SELECT * FROM read_parquet([{listed}], union_by_name=true) UNION ALL BY NAME " if files else ""
+        connection.execute(f"CREATE VIEW {table} AS {found} SELECT * FROM no_{table}")
 
     def versions(self) -> dict[str, int]:
         """Version of every table; -1 where it was never written."""
         from deltalake import DeltaTable
 
         paths = {name: str(self.root / name) for name in KEYS}
-        return {n: DeltaTable(p).version() if DeltaTable.is_deltatable(p) else -1 for n, p in paths.items()}
+        return {n: _opened(p).version() if DeltaTable.is_deltatable(p) else -1 for n, p in paths.items()}
 
     def media_path(self, clip: str, extension: str) -> Path:
         """Where a clip's file stands: `extension` is `mp4`, `flac` or `face.npz`."""
         return self.root / "media" / clip[:2] / f"{clip}.{extension}"
+
+
+def _opened(path: str) -> DeltaTable:
+    """A table that is there. Raises UserError of kind `unreadable-table`, as for one that a newer program wrote."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        return DeltaTable(path)
+    except DeltaError as error:
+        raise UserError(
+            f"the table cannot be opened, it may be damaged or of a newer version: {error}",
+            where=path,
+            do="use the matching release of uniavgen, or restore it",
+            kind="unreadable-table",
+        ) from error
 
 
 def _write_marker(root: Path) -> None:
@@ -322,3 +357,13 @@ def _add_columns(root: Path) -> None:
             missing = [field for field in DeltaSchema.from_arrow(wanted).fields if field.name not in known]
             if missing:
                 table.alter.add_columns(missing)
+
+
+def _finish_swaps(root: Path) -> None:
+    """A table whose rewriting was killed between its two renames gets its new content (see `shards.erasure.rewrite`)."""
+    for name in KEYS:
+        fresh, gone = root / f".{name}.fresh", root / f".{name}.gone"
+        if gone.exists():
+            if fresh.exists() and not (root / name).exists():
+                os.replace(fresh, root / name)
+            shutil.rmtree(gone)

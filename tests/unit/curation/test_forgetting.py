@@ -1,0 +1,154 @@
+"""Forgetting: afterwards no file of the corpus holds a trace, the rest is as it was, and a kill changes nothing of that."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.captioning import captions_of
+from curation.config import CaptionConfig, SplitConfig
+from curation.decisions import decide
+from curation.forgetting import find_source, find_speaker, forget, unfinished
+from curation.policy import load_policy
+from shards.corpus import Corpus
+from shards.erasure import TOMBSTONES, tombstones
+from shards.errors import UserError
+from shards.plan import ShardConfig
+from shards.writer import write_shards
+
+Make = Callable[..., Any]
+SECRET = "xylophone"
+TALK = {"transcript": f"the {SECRET} was mine", "words": [{"text": SECRET, "start_s": 0.1, "end_s": 0.5, "score": 0.9}]}
+
+
+def trace(root: Path, *needles: str) -> list[str]:
+    """Files of the corpus that hold any of the words in their content (decompressed where they are tables) or their name."""
+    found = []
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.name != TOMBSTONES:
+            content = path.read_bytes()
+            if path.suffix == ".parquet":
+                import pyarrow.parquet as pq
+
+                content += repr(pq.read_table(path).to_pydict()).encode()
+            if any(needle.encode() in content or needle in str(path.relative_to(root)) for needle in needles):
+                found.append(str(path.relative_to(root)))
+    return found
+
+
+@pytest.fixture
+def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
+    """Source `src_secret` holds the secret speaker and another; `src_again` the secret speaker only."""
+    rows = [make_clip(f"src{i}", 2.0 * j, f"p{i}") for i in range(4) for j in range(2)]
+    rows += [make_clip("src_secret", 0.0, "hidden", **TALK) | {"speaker": "src_secr-S00"}]
+    rows += [make_clip("src_secret", 2.0, "other") | {"speaker": "src_secr-S01"}]
+    rows += [make_clip("src_again", 0.0, "hidden", **TALK) | {"speaker": "src_agai-S03"}]
+    made: Corpus = make_corpus(rows)
+    for source, label in (("src_secret", "SPEAKER_00"), ("src_again", "SPEAKER_03")):
+        row = made.query(f"SELECT * FROM sources WHERE source_id = '{source}'").to_pylist()[0]
+        span = {"start_s": 0.1, "end_s": 0.5}
+        turns = [span | {"label": label}, span | {"label": "SPEAKER_01"}]
+        words = [span | {"text": SECRET, "score": 1.0, "speaker": label}]
+        words += [span | {"text": "harmless", "score": 1.0, "speaker": "SPEAKER_01"}]
+        made.upsert("sources", [row | {"turns": turns, "words": words}])
+        measured = made.root / "measured" / source[:2] / source
+        measured.mkdir(parents=True)
+        (measured / "transcribe.0.npz").write_text(SECRET)
+    decide(made, load_policy("default"))
+    (made.root / "report").mkdir()
+    (made.root / "report" / "index.html").write_text(SECRET)
+    shard(made)
+    return made
+
+
+def shard(corpus: Corpus) -> Any:
+    return write_shards(corpus, ShardConfig(max_samples=2), caption=captions_of(corpus, CaptionConfig()))
+
+
+def test_a_forgotten_source_leaves_no_trace_and_nothing_else_changes(corpus: Corpus) -> None:
+    others = corpus.query("SELECT * FROM clips WHERE source_id <> 'src_secret' ORDER BY clip_id").to_pylist()
+    before = {path: path.read_bytes() for path in (corpus.root / "shards").glob("*.tar")}
+    gone = corpus.query("SELECT clip_id FROM clips WHERE source_id = 'src_secret'")["clip_id"].to_pylist()
+    assert trace(corpus.root, "src_secret", *gone)
+    done = forget(corpus, find_source(corpus, "src_secret.mp4"))
+    written = shard(corpus)
+    assert trace(corpus.root, "src_secret", "src_secr-", *gone) == []
+    assert corpus.query("SELECT * FROM clips ORDER BY clip_id").to_pylist() == others
+    assert (done.clips, done.sources, done.seconds, done.rows["decisions"]) == (2, 1, 4.0, 2)
+    assert written.reused > 0
+    assert sum(path.exists() and path.read_bytes() == data for path, data in before.items()) == written.reused
+    assert tombstones(corpus.root).cover("src_secret")
+    assert not tombstones(corpus.root).cover("src_again")
+
+
+def test_a_forgotten_speaker_goes_from_every_source_and_others_stay(corpus: Corpus) -> None:
+    target = find_speaker(corpus, "src_secr-S00", SplitConfig())
+    assert target.speakers == {"src_secr-S00", "src_agai-S03"}
+    forget(corpus, target)
+    shard(corpus)
+    assert trace(corpus.root, SECRET, "src_secr-S00", "src_agai-S03", *target.clips) == []
+    row = corpus.query("SELECT turns, words FROM sources WHERE source_id = 'src_secret'").to_pylist()[0]
+    assert [turn["label"] for turn in row["turns"]] == ["SPEAKER_01"]
+    assert [word["text"] for word in row["words"]] == ["harmless"]
+    assert corpus.query("SELECT count(*) AS n FROM clips").to_pylist() == [{"n": 9}]
+    assert tombstones(corpus.root).cover("src_agai-S03")
+
+
+def test_a_clip_keeps_its_side_when_others_are_forgotten(corpus: Corpus) -> None:
+    sides = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    target = find_source(corpus, "src_again")
+    forget(corpus, target)
+    decide(corpus, load_policy("default"))
+    after = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    assert after == {clip: side for clip, side in sides.items() if clip not in target.clips}
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("nobody.mp4", "no such source"), ("src", "sources are meant")])
+def test_a_name_that_means_none_or_several_is_refused(corpus: Corpus, name: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        find_source(corpus, name)
+    with pytest.raises(UserError, match="no such speaker"):
+        find_speaker(corpus, name, SplitConfig())
+
+
+KILLED = """
+import os, sys
+import curation.forgetting as f, shards.erasure as e
+from shards.corpus import Corpus
+calls = 0
+def dying(module, name):
+    real = getattr(module, name)
+    def call(*args, **kw):
+        global calls
+        calls += 1
+        if calls > int(sys.argv[2]):
+            os._exit(9)
+        return real(*args, **kw)
+    setattr(module, name, call)
+for name in ("rewrite", "bury", "_unlink", "_remove_tree", "_scrub"):
+    dying(f, name)
+dying(e.os, "replace")
+corpus = Corpus.open(sys.argv[1])
+f.forget(corpus, f.find_source(corpus, "src_secret"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instant", [1, 2, 3, 6, 9, 11, 14])
+def test_killed_at_any_instant_the_next_forget_finishes_it(corpus: Corpus, tmp_path: Path, instant: int) -> None:
+    root = tmp_path / "killed"
+    shutil.copytree(corpus.root, root)
+    command = [sys.executable, "-c", KILLED, str(root), str(instant)]
+    assert subprocess.run(command, cwd=Path(__file__).parents[3], env=os.environ).returncode == 9
+    other = Corpus.open(root)
+    assert unfinished(other)
+    forget(other, find_source(other, "src_again"))
+    shard(other)
+    assert trace(root, SECRET, "src_secret", "src_again") == []
+    assert other.query("SELECT count(*) AS n FROM clips").to_pylist() == [{"n": 8}]
+    assert not unfinished(other)
