@@ -1,16 +1,15 @@
-"""ffmpeg on its lead: clocks agree to 10 ms after a cut, sizes and rotation are right, hostile files end as errors."""
+"""What is in a video comes out on its own clock, in pieces of any kind, and what is no video ends as an error."""
 
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from ingest.config import CutConfig, LimitConfig
-from ingest.media import cut_clip, decode_audio, decode_frames, ffmpeg_path, fitted_size, probe
+from ingest.child import ffmpeg_path
+from ingest.config import LimitConfig
+from ingest.media import decode_frames, decode_sound, decode_span, decode_tiny, fitted_size, probe
 from shards.errors import UserError
-from shards.sample import decode_video
 
 LIMITS = LimitConfig()
 
@@ -33,54 +32,6 @@ def onsets(level: np.ndarray, rate: float) -> np.ndarray:
     return np.flatnonzero(loud & ~np.r_[False, loud[:-1]]) / rate
 
 
-@pytest.mark.parametrize(
-    ("name", "fps", "delay_s", "extra"),
-    [
-        ("film.mp4", "25", 0.0, ("-g", "250")),
-        ("film.mkv", "30000/1001", 0.0, ("-c:a", "libmp3lame")),
-        ("film.avi", "24", 0.0, ("-c:v", "mjpeg", "-c:a", "pcm_s16le")),
-        # a program stream says neither its sound's encoder delay nor, to the frame, when its picture starts
-        ("film.mpg", "25", 481 / 48_000, ("-c:v", "mpeg1video", "-c:a", "mp2")),
-        ("film.ts", "50", 0.0, ("-c:v", "mpeg2video", "-c:a", "ac3", "-ac", "6")),
-        ("film.webm", "16", 0.0, ("-c:v", "libvpx", "-deadline", "realtime", "-c:a", "libopus")),
-    ],
-)
-def test_picture_and_sound_stay_together_through_a_cut(
-    tmp_path: Path, name: str, fps: str, delay_s: float, extra: tuple[str, ...]
-) -> None:
-    film = flash_and_beep(tmp_path / name, fps, 14, *extra)
-    # flashes start on whole seconds, so with a start on the 16 fps grid they start on a frame
-    for start in (0.0, 2.5, 11.375):
-        mp4, flac = tmp_path / "cut" / "c.mp4", tmp_path / "cut" / "c.flac"
-        cut_clip(str(film), start, 40, (160, 120), True, (mp4, flac), tmp_path, CutConfig(), LIMITS)
-        sound, rate = soundfile.read(flac)
-        pictures = decode_video(mp4.read_bytes())
-        assert (rate, len(sound), len(pictures)) == (24_000, 60_000, 40)
-        seen = onsets(pictures.mean(axis=(1, 2, 3)), 16)
-        block = 24
-        heard = onsets(np.abs(sound[: len(sound) // block * block]).reshape(-1, block).max(axis=1), rate / block)
-        # one at the very start has no edge to be seen or heard
-        expected = np.arange(np.floor(start) + 1, start + 2.45) - start
-        # a flash is seen at the next frame of the source, then at the nearest of 16 a second
-        assert seen[-len(expected) :] == pytest.approx(expected, abs=(1.0 if delay_s else 0.5) / 16 + 1e-3)
-        assert heard[-len(expected) :] == pytest.approx(expected + delay_s, abs=0.01)
-
-
-def test_sound_that_starts_late_is_heard_late(tmp_path: Path) -> None:
-    film = flash_and_beep(tmp_path / "a.mp4")
-    late = render(
-        tmp_path / "late.mkv", "-i", str(film), "-itsoffset", "0.2", "-i", str(film), "-map", "0:v", "-map", "1:a", "-c", "copy"
-    )
-    pcm = decode_audio(str(late), 14, LIMITS)
-    heard = onsets(np.abs(pcm[: len(pcm) // 16 * 16].astype(int)).reshape(-1, 16).max(axis=1), 1000)
-    assert heard[:3] == pytest.approx([0.2, 1.2, 2.2], abs=0.01)
-    cut_clip(
-        str(late), 2.0, 32, (160, 120), True, (tmp_path / "o.mp4", tmp_path / "o.flac"), tmp_path / "", CutConfig(), LIMITS
-    )
-    sound, _ = soundfile.read(tmp_path / "o.flac")
-    assert onsets(np.abs(sound[:47976]).reshape(-1, 24).max(axis=1), 1000)[-2:] == pytest.approx([0.2, 1.2], abs=0.01)
-
-
 def test_frames_stand_on_the_grid_and_the_tiny_stream_comes_along(tmp_path: Path) -> None:
     film = flash_and_beep(tmp_path / "a.mp4", "30", 4)
     found = probe(str(film), LIMITS)
@@ -98,17 +49,31 @@ def test_a_reader_that_stops_early_leaves_no_decoder_behind(tmp_path: Path) -> N
     pictures.close()  # type: ignore[attr-defined]
 
 
-def test_rotation_and_pixel_shape_are_applied(tmp_path: Path) -> None:
-    film = flash_and_beep(tmp_path / "a.mp4", "25", 2)
-    turned = render(tmp_path / "turned.mp4", "-display_rotation", "90", "-i", str(film), "-c", "copy")
-    wide = render(tmp_path / "wide.mp4", "-i", str(film), "-vf", "setsar=2/1")
-    assert (probe(str(turned), LIMITS).width, probe(str(turned), LIMITS).height) == (120, 160)
-    assert (probe(str(wide), LIMITS).width, probe(str(wide), LIMITS).height) == (320, 120)
-    assert next(iter(decode_frames(str(turned), probe(str(turned), LIMITS), 80, 25, tmp_path / "t", LIMITS))).shape == (
-        80,
-        60,
-        3,
-    )
+def test_the_tiny_stream_comes_alone_or_with_the_pictures_the_same(tmp_path: Path) -> None:
+    film = flash_and_beep(tmp_path / "a.mp4", "30", 4)
+    found = probe(str(film), LIMITS)
+    for _ in decode_frames(str(film), found, 128, 25, tmp_path / "both", LIMITS):
+        pass
+    decode_tiny(str(film), found, 25, tmp_path / "alone", LIMITS)
+    assert (tmp_path / "alone").read_bytes() == (tmp_path / "both").read_bytes()
+    assert len(list(decode_frames(str(film), found, 128, 25, None, LIMITS))) == 64
+
+
+def test_sound_ends_at_the_limit_of_a_source(tmp_path: Path) -> None:
+    film = flash_and_beep(tmp_path / "a.mkv", "30", 4)
+    limits = LimitConfig(max_duration_s=1.5)
+    sound = decode_sound(str(film), 4, tmp_path / "sound.raw", limits)
+    assert (sound.duration_s, (tmp_path / "sound.raw").stat().st_size) == (1.5, 48_000)
+    assert len(list(decode_frames(str(film), probe(str(film), LIMITS), 64, 25, None, limits))) == 24
+
+
+def test_a_span_of_sound_is_the_same_from_the_file_as_from_the_whole(tmp_path: Path) -> None:
+    film = flash_and_beep(tmp_path / "a.mov", "30", 14, "-c:a", "pcm_s16le", "-ar", "16000")
+    sound = decode_sound(str(film), 14, tmp_path / "sound.raw", LIMITS)
+    for start_s in (0.0, 3.21, 12.5):
+        span = decode_span(str(film), start_s, 2.0, 16_000, LIMITS)
+        assert np.abs(span.astype(int) - sound.span(start_s, start_s + 2.0)).max() <= 1
+    assert [*tmp_path.glob("*.part")] == []
 
 
 @pytest.mark.parametrize(
@@ -145,7 +110,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, content: str) -> None:
         probe(str(trap), LIMITS)
     assert caught.value.kind == "not-a-video"
     with pytest.raises(UserError):
-        decode_audio(str(trap), 1, LIMITS)
+        decode_sound(str(trap), 1, tmp_path / "sound", LIMITS)
 
 
 def test_limits_are_named_when_they_are_met(tmp_path: Path) -> None:
@@ -164,7 +129,7 @@ def test_limits_are_named_when_they_are_met(tmp_path: Path) -> None:
 def test_odd_names_are_only_names(tmp_path: Path, name: str) -> None:
     film = flash_and_beep(tmp_path / "a.mp4", "25", 2).rename(tmp_path / name)
     assert probe(str(film), LIMITS).duration_s == pytest.approx(2, abs=0.1)
-    assert len(decode_audio(str(film), 2, LIMITS)) == pytest.approx(32_000, abs=1600)
+    assert decode_sound(str(film), 2, tmp_path / "sound", LIMITS).duration_s == pytest.approx(2, abs=0.1)
 
 
 def test_without_any_ffmpeg_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

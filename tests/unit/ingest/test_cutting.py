@@ -1,0 +1,393 @@
+"""Cuts keep picture and sound together: every flash on its frame, every beep on its sample, from any kind of input.
+
+The oracle: a film of black with white flashes and of silence with beeps, both at known instants. A frame of the source
+with time p must show at the nearest instant of the 16 fps grid, slot round(16 p); sound must be heard at its time.
+"""
+
+import subprocess
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.child import ffmpeg_path
+from ingest.config import CutConfig, LimitConfig
+from ingest.cutting import cut_clip
+from ingest.framing import Framing, framing, size_within
+from ingest.media import decode_clip_pictures, decode_frames, decode_sound, decode_span, probe
+from shards.errors import UserError
+from shards.sample import decode_video
+
+LIMITS = LimitConfig()
+PERIOD_S, LIT_S = 1.3, 0.25
+"""Flashes and beeps come at odd times, so that they stand differently to the frames of both rates."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """`times` [N] of the source's frames on the container's clock, `lit` [N] whether each is white, `beeps` when they start."""
+
+    path: Path
+    times: np.ndarray
+    lit: np.ndarray
+    beeps: np.ndarray
+
+    def moved(self, path: Path, picture_s: float = 0.0, sound_s: float = 0.0, kept: np.ndarray | None = None) -> "Film":
+        """The same film in another file, with its streams moved in time or only the `kept` frames left."""
+        kept = np.ones(len(self.times), bool) if kept is None else kept
+        return Film(path, self.times[kept] + picture_s, self.lit[kept], self.beeps + sound_s)
+
+    def slots(self, start_s: float, frames: int, jitter_s: float) -> np.ndarray:
+        """Naive reference: which of the clip's frames are white, if every time of the source is `jitter_s` off."""
+        slot = np.floor((self.times + jitter_s - start_s) * 16 + 0.5)
+        return np.array([self.lit[max(0, np.searchsorted(slot, k, side="right") - 1)] for k in range(frames)])
+
+
+def render(target: Path, *arguments: str) -> Path:
+    command = [ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-y", *arguments, str(target)]
+    subprocess.run(command, check=True, timeout=120)
+    return target
+
+
+def flash_and_beep(target: Path, fps: str = "25", seconds: float = 9, *extra: str, moving: bool = False) -> Film:
+    """Black with a white flash, silence with a beep, from every multiple of the period."""
+    lit = f"lt(mod(t+1e-6,{PERIOD_S}),{LIT_S})"
+    flash = f"color=black:s=96x64:r={fps}:d={seconds},drawbox=c=white:t=fill:enable='{lit}'"
+    if moving:  # a grey bar that runs across
+        flash += f"[a];color=gray:s=12x64:r={fps}:d={seconds}[b];[a][b]overlay=x='mod(t*150,84)'"
+    beep = "aevalsrc='0.5*sin(2*PI*1000*t)*{}':s=48000:d={}".format(lit.replace(",", "\\,"), seconds)
+    render(target, "-f", "lavfi", "-i", flash, "-f", "lavfi", "-i", beep, *(extra or ("-g", "100")))
+    times = np.arange(round(seconds * Fraction(fps))) / float(Fraction(fps))
+    lit_frames = np.mod(times + 1e-6, PERIOD_S) < LIT_S
+    film = Film(target, times, lit_frames, np.arange(0, seconds, PERIOD_S))
+    # a container may begin with the sound encoder's warming up: both streams stand that much later on its clock
+    late = first_picture(target)
+    return film.moved(target, late, late)
+
+
+def first_picture(path: Path) -> float:
+    """Seconds from the container's start to its first picture, read from the packets alone."""
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        packets = [packet for packet in container.demux(video) if packet.size]
+        first = min(packet.dts if packet.pts is None else packet.pts for packet in packets)  # an AVI has no pts
+        return float(first * video.time_base) - (container.start_time or 0) / 1e6
+
+
+def beeps_heard(sound: np.ndarray, rate: int) -> np.ndarray:
+    """When beeps start: the first sample of half the peak after a tenth of a second of near silence."""
+    loud = np.flatnonzero(np.abs(sound) > 0.4 * np.abs(sound).max())
+    return loud[np.diff(loud, prepend=-rate) > 0.1 * rate] / rate
+
+
+def onsets(lit: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(lit[1:] & ~lit[:-1]) + 1
+
+
+def cut(
+    film: Path, start_s: float, frames: int, folder: Path, config: CutConfig | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The clip's pictures and its sound, as the files on disk hold them."""
+    found = probe(str(film), LIMITS)
+    config = config or CutConfig(pixels=96 * 64)
+    target = folder / "out" / "c.mp4", folder / "out" / "c.flac"
+    shown = framing(found.width, found.height, np.zeros((0, 4)), config)
+    cut_clip(str(film), found, start_s, frames, shown, target, folder, config, LIMITS)
+    sound, rate = soundfile.read(target[1])
+    pictures = decode_video(target[0].read_bytes())
+    assert (rate, len(sound), len(pictures)) == (24_000, frames * 1500, frames)
+    return pictures, sound
+
+
+def check_together(film: Film, starts: list[float], folder: Path, frames: int = 80, late_s: float = 0.0) -> None:
+    """Every flash of a cut on its frame, every beep within 2 ms of its time (plus `late_s`, the container's own delay)."""
+    for start_s in starts:
+        pictures, sound = cut(film.path, start_s, frames, folder)
+        seen = pictures.mean(axis=(1, 2, 3)) > 128
+        # times in a container are rounded to milliseconds: a frame that near to the middle of two slots may take either
+        early, late = (film.slots(start_s, frames, jitter) for jitter in (-0.0015, 0.0015))
+        sure = early == late
+        assert sure.mean() > 0.9
+        assert early.any()
+        assert not early.all()
+        np.testing.assert_array_equal(seen[sure], early[sure], f"cut at {start_s}")
+        expected = film.beeps - start_s
+        heard = beeps_heard(sound, 24_000) - late_s
+        inside = (0.15, frames / 16 - 0.05)  # one that begins at an edge has no edge to be heard
+        expected, heard = (times[(times > inside[0]) & (times < inside[1])] for times in (expected, heard))
+        assert heard == pytest.approx(expected, abs=0.002), start_s
+
+
+RATES = {
+    "24000/1001.mkv": ("-c:a", "libmp3lame"),
+    "30000/1001.mov": ("-c:a", "aac"),
+    "120.mp4": ("-g", "240"),
+    "24.avi": ("-c:v", "mjpeg", "-c:a", "pcm_s16le"),
+    "50.ts": ("-c:v", "mpeg2video", "-c:a", "ac3", "-ac", "6"),
+    "16.webm": ("-c:v", "libvpx", "-deadline", "realtime", "-c:a", "libopus"),
+    "25.mxf": ("-c:v", "mpeg2video", "-c:a", "pcm_s16le"),
+    "30.flv": ("-c:v", "flv", "-c:a", "libmp3lame", "-ar", "44100"),
+    "15.asf": ("-c:v", "wmv2", "-c:a", "wmav2"),
+    "10.ogv": ("-c:v", "libtheora", "-c:a", "libvorbis"),
+    # ten bits a sample, marked as high dynamic range
+    "25.mkv": ("-pix_fmt", "yuv420p10le", "-color_primaries", "bt2020", "-color_trc", "smpte2084", "-colorspace", "bt2020nc"),
+}
+
+
+@pytest.mark.parametrize("case", RATES)
+def test_picture_and_sound_stay_together_at_any_rate_in_any_container(tmp_path: Path, case: str) -> None:
+    fps, _, ending = case.partition(".")
+    film = flash_and_beep(tmp_path / f"film.{ending}", fps, 9, *RATES[case])
+    check_together(film, [0.0, 3.5625], tmp_path)
+
+
+def test_a_clock_that_counts_whole_frames_is_not_rounded_to_them(tmp_path: Path) -> None:
+    film = flash_and_beep(tmp_path / "film.avi", "30000/1001", 24, "-c:v", "mjpeg", "-c:a", "pcm_s16le")
+    check_together(film, [12.0625, 15.4375, 18.1875], tmp_path)
+
+
+def test_a_program_stream_is_as_exact_as_its_own_times(tmp_path: Path) -> None:
+    # its muxer gives now and then two pictures the same time, so a flash may come one picture of the source off
+    film = flash_and_beep(tmp_path / "film.mpg", "25", 9, "-c:v", "mpeg1video", "-c:a", "mp2")
+    for start_s in (0.0, 3.5625):
+        pictures, sound = cut(film.path, start_s, 80, tmp_path)
+        seen, expected = onsets(pictures.mean(axis=(1, 2, 3)) > 128), onsets(film.slots(start_s, 80, 0.0))
+        assert seen == pytest.approx(expected, abs=1)
+        heard = [at for at in beeps_heard(sound, 24_000) + start_s if at - start_s > 0.15]
+        assert len(heard) >= 3
+        assert [np.abs(film.beeps - at).min() for at in heard] == pytest.approx([0.0] * len(heard), abs=0.002)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
+    return flash_and_beep(tmp_path_factory.mktemp("film") / "film.mkv", "25", 9, "-g", "400", "-c:a", "flac")
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+@pytest.mark.parametrize("delay_s", [0.2, -0.3])
+def test_sound_that_starts_late_or_early_stays_so(tmp_path: Path, film: Film, ending: str, delay_s: float) -> None:
+    shifted = tmp_path / f"shifted.{ending}"
+    offset = ("-itsoffset", f"{abs(delay_s)}", "-i", str(film.path))
+    inputs = ("-i", str(film.path), *offset) if delay_s > 0 else (*offset, "-i", str(film.path))
+    render(shifted, *inputs, "-map", "0:v", "-map", "1:a", "-c", "copy")
+    picture_s = max(0.0, -delay_s)
+    late = film.moved(shifted, picture_s, picture_s + delay_s)
+    check_together(late, [0.0, 2.5], tmp_path)
+    sound = decode_sound(str(shifted), 9, tmp_path / "sound.raw", LIMITS)
+    heard = beeps_heard(sound.span(0, sound.duration_s), 16_000)
+    assert heard[-4:] == pytest.approx(late.beeps[-4:], abs=0.002)
+
+
+def test_what_an_edit_list_hides_is_not_seen(tmp_path: Path, film: Film) -> None:
+    # a copy that starts between two key frames: the file holds the frames before and says not to show them
+    whole = render(tmp_path / "whole.mp4", "-i", str(film.path), "-c:v", "copy", "-c:a", "aac")
+    edited = render(tmp_path / "edited.mp4", "-ss", "2", "-i", str(whole), "-c", "copy")
+    check_together(film.moved(edited, -2.0, -2.0), [0.0, 1.875], tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["mkv", "ts", "mp4"])
+def test_a_clock_that_does_not_start_at_zero_is_no_matter(tmp_path: Path, film: Film, ending: str) -> None:
+    sound = ("-c:a", "flac") if ending != "ts" else ("-c:a", "ac3")
+    moved = render(tmp_path / f"moved.{ending}", "-i", str(film.path), "-c:v", "copy", *sound, "-output_ts_offset", "7.3")
+    late = first_picture(moved)
+    check_together(film.moved(moved, late, late), [0.0, 2.5], tmp_path)
+
+
+def test_a_variable_rate_becomes_a_constant_one(tmp_path: Path, film: Film) -> None:
+    kept = np.arange(len(film.times)) ** 2 % 7 < 3
+    vary = ("-vf", "select='lt(mod(n*n,7),3)'", "-fps_mode", "vfr", "-c:a", "copy")
+    varied = render(tmp_path / "varied.mkv", "-i", str(film.path), *vary)
+    check_together(film.moved(varied, kept=kept), [0.0, 2.5], tmp_path)
+
+
+@pytest.mark.parametrize("top_first", [True, False])
+def test_fields_of_two_times_are_found_and_taken_apart(tmp_path: Path, top_first: bool) -> None:
+    order = "interleave_top" if top_first else "interleave_bottom"
+    weave = ("-vf", f"tinterlace={order}", "-c:v", "mpeg2video", "-q:v", "2", "-g", "1", "-c:a", "mp2", "-ar", "48000")
+    # the marks in the coded frames say nothing: the picture must tell
+    fields = flash_and_beep(tmp_path / "fields.mkv", "50", 9, *weave, moving=True)
+    found = probe(str(fields.path), LIMITS)
+    assert found.interlaced_ratio > 0.8
+    assert found.top_field_first == top_first
+    plain = flash_and_beep(tmp_path / "plain.mkv", "25", 4, "-c:v", "mpeg2video", "-q:v", "2", moving=True)
+    assert probe(str(plain.path), LIMITS).interlaced_ratio == 0.0
+    check_together(fields.moved(fields.path, kept=np.arange(len(fields.times)) % 2 == 0), [0.0, 2.5], tmp_path)
+    # the comb has gone: neighbouring rows differ no more than two rows apart do
+    still = decode_clip_pictures(str(fields.path), found, 1.0, 2.0, 16, 96, LIMITS).astype(float).mean(axis=-1)
+    assert np.abs(np.diff(still, axis=1)).mean() < 1.2 * np.abs(still[:, 2:] - still[:, :-2]).mean()
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """61 minutes of tiny film: a flash and a beep from every whole second."""
+    folder, seconds = tmp_path_factory.mktemp("hour"), 3660
+    lit = np.mod(np.arange(seconds * 10) / 10 + 1e-6, 1.0) < LIT_S
+    np.repeat((lit * 255).astype(np.uint8), 48 * 32).tofile(folder / "picture.raw")
+    at = np.arange(16_000) / 16_000
+    np.tile((16_000 * np.sin(2 * np.pi * 1000 * at) * (at < LIT_S)).astype(np.int16), seconds).tofile(folder / "sound.raw")
+    picture = ("-f", "rawvideo", "-pix_fmt", "gray", "-s", "48x32", "-r", "10", "-i", str(folder / "picture.raw"))
+    sound = ("-f", "s16le", "-ar", "16000", "-ac", "1", "-i", str(folder / "sound.raw"))
+    coded = ("-pix_fmt", "yuv420p", "-g", "250")
+    film, other = folder / "hour.mp4", folder / "hour.avi"  # an AVI has no times of its own, so a copy of others' would be off
+    loose = ("-c:v", "mpeg4", "-c:a", "pcm_mulaw", str(other))
+    packed = ("-c:v", "libx264", "-preset", "ultrafast", "-c:a", "mp2", "-b:a", "32k")
+    render(film, *picture, *sound, *coded, *loose, *coded, *packed)
+    (folder / "picture.raw").unlink()
+    (folder / "sound.raw").unlink()
+    return film
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts", "avi"])
+def test_picture_and_sound_stay_together_after_an_hour(tmp_path: Path, hour: Path, ending: str) -> None:
+    path = hour.with_name(f"hour.{ending}")
+    if not path.exists():
+        render(path, "-i", str(hour), "-c", "copy")
+    times = np.arange(36_600) / 10
+    late = first_picture(path)
+    film = Film(path, times + late, np.mod(times + 1e-6, 1.0) < LIT_S, np.arange(3660.0) + late)
+    check_together(film, [0.0, 1800.0625, 3600.5, 3654.0], tmp_path)
+    heard = beeps_heard(decode_span(str(path), 3600.5, 4.0, 16_000, LIMITS), 16_000)
+    assert heard == pytest.approx(np.arange(4) + 0.5 + late, abs=0.002)
+
+
+def corner_film(target: Path, size: str, *extra: str) -> Path:
+    """A black picture whose upper left quarter is white."""
+    return render(target, "-f", "lavfi", "-i", f"color=black:s={size}:r=16:d=1,drawbox=w=iw/2:h=ih/2:c=white:t=fill", *extra)
+
+
+@pytest.mark.parametrize(("turn", "corner"), [("90", "lower left"), ("180", "lower right"), ("-90", "upper right")])
+def test_turned_pictures_are_cut_as_they_are_shown(tmp_path: Path, turn: str, corner: str) -> None:
+    film = corner_film(tmp_path / "a.mp4", "160x120")
+    turned = render(tmp_path / "turned.mp4", "-display_rotation", turn, "-i", str(film), "-c", "copy")
+    found = probe(str(turned), LIMITS)
+    upright = turn == "180"
+    assert (found.width, found.height) == ((160, 120) if upright else (120, 160))
+    picture = cut_picture(turned, tmp_path, CutConfig())
+    assert picture.shape == (found.height, found.width)
+    assert white_corner(picture) == corner
+    small = next(iter(decode_frames(str(turned), found, 80, 25, None, LIMITS)))
+    assert small.shape == ((60, 80, 3) if upright else (80, 60, 3))
+    assert white_corner(small.mean(axis=-1)) == corner
+
+
+def test_pixels_that_are_not_square_become_square(tmp_path: Path) -> None:
+    wide = corner_film(tmp_path / "wide.mkv", "160x120", "-vf", "setsar=2/1")
+    assert (probe(str(wide), LIMITS).width, probe(str(wide), LIMITS).height) == (320, 120)
+    picture = cut_picture(wide, tmp_path, CutConfig())
+    assert picture.shape == (120, 320)
+    assert (picture[30] > 128).sum() == pytest.approx(160, abs=2)
+
+
+def test_sound_of_six_channels_keeps_the_voice_in_the_middle(tmp_path: Path) -> None:
+    voice = "aevalsrc='0|0|0.5*sin(2*PI*1000*t)|0|0|0':s=48000:c=5.1:d=2"
+    film = corner_film(tmp_path / "a.mkv", "96x64", "-f", "lavfi", "-i", voice, "-c:a", "flac")
+    _, sound = cut(film, 0.0, 16, tmp_path)
+    power = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
+    assert np.argmax(power) / len(sound) * 24_000 == pytest.approx(1000, abs=2)
+    assert np.abs(sound).max() > 0.05
+
+
+def test_a_cut_that_comes_too_short_is_an_error_and_leaves_nothing(tmp_path: Path, film: Film) -> None:
+    found, config = probe(str(film.path), LIMITS), CutConfig()
+    whole = framing(found.width, found.height, np.zeros((0, 4)), config)
+    (work := tmp_path / "work").mkdir()
+    target = tmp_path / "c.mp4", tmp_path / "c.flac"
+    with pytest.raises(UserError, match="frames") as caught:
+        cut_clip(str(film.path), found, 7.0, 80, whole, target, work, config, LIMITS)
+    assert caught.value.kind == "cut-failed"
+    assert not [*work.iterdir()]
+    assert not target[0].exists()
+
+
+def test_pictures_of_a_stretch_stand_at_their_times(film: Film) -> None:
+    found = probe(str(film.path), LIMITS)
+    pictures = decode_clip_pictures(str(film.path), found, 2.0, 3.0, 25, 48, LIMITS)
+    assert pictures.shape == (75, 32, 48, 3)
+    np.testing.assert_array_equal(pictures.mean(axis=(1, 2, 3)) > 128, film.lit[50:125])
+
+
+def cut_picture(film: Path, folder: Path, config: CutConfig, boxes: np.ndarray | None = None) -> np.ndarray:
+    """The first picture of a cut in grey."""
+    found = probe(str(film), LIMITS)
+    shown = framing(found.width, found.height, np.zeros((0, 4)) if boxes is None else boxes, config)
+    target = folder / "p.mp4", folder / "p.flac"
+    cut_clip(str(film), found, 0.0, 8, shown, target, folder, config, LIMITS)
+    picture: np.ndarray = decode_video(target[0].read_bytes())[0].mean(axis=-1)
+    return picture
+
+
+def white_corner(picture: np.ndarray) -> str:
+    height, width = picture.shape
+    halves = {"upper": slice(0, height // 2), "lower": slice(height // 2, None)}
+    sides = {"left": slice(0, width // 2), "right": slice(width // 2, None)}
+    light = {f"{v} {h}": picture[rows, columns].mean() for v, rows in halves.items() for h, columns in sides.items()}
+    return max(light, key=light.__getitem__)
+
+
+FACE = np.array([[0.6, 0.3, 0.8, 0.5], [0.62, 0.3, 0.82, 0.5], [0.61, 0.31, 0.81, 0.51]])
+
+
+@given(
+    st.integers(16, 4000), st.integers(16, 4000), st.sampled_from([2, 8, 16, 32]), st.sampled_from(["none", "face"]),
+    st.floats(0.5, 2), st.floats(1, 4), st.integers(64 * 64, 1_000_000),
+)  # fmt: skip
+def test_every_framing_lies_in_the_picture_and_keeps_the_rules(
+    width: int, height: int, multiple: int, crop: str, aspect: float, faces: float, pixels: int
+) -> None:
+    config = CutConfig(pixels=pixels, multiple=multiple, crop=crop, crop_aspect=aspect, crop_faces=faces)
+    for boxes in (FACE, FACE[:0]):
+        shown = framing(width, height, boxes, config)
+        assert shown.width % multiple == shown.height % multiple == 0
+        assert shown.width * shown.height <= max(pixels, multiple**2)
+        assert 0 <= shown.x <= width - shown.crop_width
+        assert 0 <= shown.y <= height - shown.crop_height
+        if min(shown.crop_width, shown.crop_height) >= 8 * multiple:
+            assert shown.width <= shown.crop_width + 1
+            # as many source pixels across as down: nothing is stretched
+            across, down = shown.crop_width / shown.width, shown.crop_height / shown.height
+            assert across == pytest.approx(down, rel=1 / min(shown.crop_width, shown.crop_height) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "multiple", "fitted"),
+    [
+        ((1080, 1920), 512 * 512, 2, (384, 682)),
+        ((512, 512), 512 * 512, 2, (512, 512)),
+        ((101, 51), 512 * 512, 2, (100, 50)),
+        ((1920, 1080), 832 * 480, 16, (832, 480)),
+        ((3000, 2), 512 * 512, 2, (3000, 2)),
+    ],
+)
+def test_sizes_are_within_the_budget_and_never_enlarged(
+    size: tuple[int, int], pixels: int, multiple: int, fitted: tuple[int, int]
+) -> None:
+    assert size_within(*size, pixels, multiple) == fitted
+
+
+def test_a_face_crop_shows_the_face_where_its_moved_box_says(tmp_path: Path) -> None:
+    face = "drawbox=x=200:y=60:w=60:h=60:c=white:t=fill"
+    film = render(tmp_path / "a.mkv", "-f", "lavfi", "-i", f"color=black:s=320x240:r=16:d=1,{face}")
+    box = np.array([[200 / 320, 60 / 240, 260 / 320, 120 / 240]])
+    config = CutConfig(crop="face", crop_faces=2.0, multiple=8)
+    picture = cut_picture(film, tmp_path, config, box)
+    shown = framing(320, 240, box, config)
+    assert picture.shape == (shown.height, shown.width) == (120, 120)
+    rows, columns = np.nonzero(picture > 128)
+    seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 120
+    assert seen == pytest.approx(shown.moved(box)[0], abs=1.5 / 120)
+    assert shown.moved(box.reshape(1, 2, 2)).reshape(1, 4) == pytest.approx(shown.moved(box))
+
+
+def test_a_face_at_the_edge_moves_the_crop_inside() -> None:
+    shown = framing(640, 360, np.array([[0.0, 0.0, 0.1, 0.2]]), CutConfig(crop="face", crop_faces=3.0))
+    assert (shown.x, shown.y, shown.crop_width, shown.crop_height) == (0, 0, 216, 216)
+    whole = Framing(640, 360, 0, 0, 640, 360, 320, 180)
+    assert whole.moved(FACE) == pytest.approx(FACE)
+    assert whole.moved(np.zeros((0, 36, 2), np.float32)).shape == (0, 36, 2)

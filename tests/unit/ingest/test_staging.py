@@ -1,0 +1,366 @@
+"""Remote videos come over whole or not at all, within the cache's size, from real servers on the loopback."""
+
+import hashlib
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest.child import ffmpeg_path
+from ingest.config import SourceConfig
+from ingest.locations import Entry
+from ingest.sources import content_id, find_sources
+from ingest.staging import Stage
+from shards.errors import UserError
+
+MIB = 2**20
+FILES = {
+    "a.mp4": b"first" * 1000,
+    "deep/er/b.mkv": b"second" * 1000,
+    "deep/notes.md": b"no video",
+    "odd 100% ü'[1].mp4": b"third" * 1000,
+    "folder.mp4/c.mov": b"fourth" * 1000,
+}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket in a server that speaks S3; its address and keys are in the environment, where s3fs looks for them."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        import s3fs
+
+        store = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+        store.mkdir("videos")
+        for name, content in FILES.items():
+            store.pipe(f"videos/raw/{name}", content)
+        yield "s3://videos/raw"
+    server.stop()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(SourceConfig(), tmp_path / "scratch")
+
+
+def test_a_bucket_s_folder_pattern_and_file_are_listed_like_local_ones(bucket: str) -> None:
+    videos = {f"{bucket}/{name}" for name in FILES if not name.endswith(".md")}
+    found = find_sources([bucket])
+    assert set(found.videos) == videos
+    assert found.passed_over == {f"{bucket}/deep/notes.md": "no video by its name"}
+    assert [entry.bytes for entry in found.entries if entry.uri.endswith("b.mkv")] == [6000]
+    assert len({entry.stamp for entry in found.entries}) == len(videos)
+    assert "" not in {entry.stamp for entry in found.entries}
+    assert find_sources([f"{bucket}/**/*.mkv"]).videos == [f"{bucket}/deep/er/b.mkv"]
+    for entry in found.entries:  # every one can be named alone, and says the same of itself
+        assert find_sources([entry.uri]).entries == [entry]
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_sources([f"{bucket}/nothing"])
+    with pytest.raises(UserError, match="NoSuchBucket|no such|the store says"):
+        find_sources(["s3://nobody/x"])
+
+
+def test_a_list_may_name_remote_files_and_a_remote_list_only_its_own_store(bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{bucket}/a.mp4\n{bucket}/gone.mp4\n")
+    here, gone = find_sources([str(tmp_path / "list.txt")]).entries
+    assert (here.bytes, gone.bytes, gone.stamp) == (5000, None, "")
+    import s3fs
+
+    store = s3fs.S3FileSystem()
+    store.pipe("videos/list.txt", b"raw/a.mp4\n")
+    assert find_sources(["s3://videos/list.txt"]).entries == [here]
+    for trap in ("/etc/passwd\n", "file:///etc/passwd\n", "http://127.0.0.1:9/x.mp4\n", "../other/x.mp4\n"):
+        store.pipe("videos/trap.txt", trap.encode())
+        with pytest.raises(UserError) as caught:
+            find_sources(["s3://videos/trap.txt"])
+        assert caught.value.kind == "bad-url"
+
+
+def test_a_remote_file_comes_over_whole_and_stays_while_it_is_held(bucket: str, stage: Stage) -> None:
+    for entry in find_sources([bucket]).entries:
+        content = FILES[entry.uri.removeprefix(bucket + "/")]
+        with stage.hold(entry) as path:
+            assert Path(path).read_bytes() == content
+            assert content_id(path) == hashlib.sha256(content).hexdigest()[:32]
+            assert stage.fetch(entry) == path
+        assert Path(path).exists()  # for the next step that wants it
+        stage.drop(entry)
+        assert not Path(path).exists()
+
+
+def test_a_missing_or_changed_remote_file_is_an_error_and_leaves_nothing(bucket: str, stage: Stage) -> None:
+    wrong = {"gone.mp4": Entry(f"{bucket}/gone.mp4"), "longer": Entry(f"{bucket}/a.mp4", "x", 4999),
+             "shorter": Entry(f"{bucket}/a.mp4", "x", 5001)}  # fmt: skip
+    kinds = {}
+    for name, entry in wrong.items():
+        with pytest.raises(UserError) as caught:
+            stage.fetch(entry)
+        kinds[name] = caught.value.kind
+    assert kinds == {"gone.mp4": "unreadable", "longer": "incomplete", "shorter": "incomplete"}
+    assert [path.name for path in stage.folder.iterdir()] == ["lock"]
+
+
+def big_files(bucket: str, count: int) -> list[Entry]:
+    import s3fs
+
+    store = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+    for index in range(count):
+        store.pipe(f"videos/big/{index}.mp4", bytes([index]) * MIB)
+    return find_sources([bucket.replace("raw", "big")]).entries
+
+
+def test_the_cache_keeps_its_size_and_drops_the_longest_unused(bucket: str, tmp_path: Path) -> None:
+    entries = big_files(bucket, 4)
+    stage = Stage(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    paths = []
+    for entry in entries[:2]:
+        with stage.hold(entry) as path:
+            paths.append(path)
+        time.sleep(0.02)
+    with stage.hold(entries[0]):  # used again, so the second is now the longest unused
+        pass
+    with stage.hold(entries[2]):
+        assert [Path(path).exists() for path in paths] == [True, False]
+        assert sum(path.stat().st_size for path in stage.folder.iterdir()) <= 2.5 * MIB
+
+
+def test_a_fetch_waits_for_room_that_others_hold(bucket: str, tmp_path: Path) -> None:
+    entries = big_files(bucket, 4)
+    stage = Stage(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    other = Stage(SourceConfig(cache_gb=2.5 / 1024, fetch_seconds=0.5), tmp_path)
+    for entry in entries[:2]:
+        stage.fetch(entry)
+    with pytest.raises(UserError) as caught:
+        other.fetch(entries[2])
+    assert caught.value.kind == "no-room"
+    assert "sources.cache_gb" in str(caught.value)
+    timer = threading.Timer(0.5, stage.release, [entries[0].uri])
+    timer.start()
+    patient = Stage(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    assert Path(patient.fetch(entries[2])).read_bytes() == b"\2" * MIB
+    timer.join()
+
+
+def test_a_source_larger_than_the_cache_names_the_limit(tmp_path: Path) -> None:
+    stage = Stage(SourceConfig(cache_gb=1 / 1024), tmp_path)
+    with pytest.raises(UserError, match=r"sources\.cache_gb") as caught:
+        stage.fetch(Entry("s3://videos/huge.mp4", "x", 2 * MIB))
+    assert caught.value.kind == "too-large"
+
+
+FETCHER = """
+import sys
+from ingest.child import ffmpeg_path
+from ingest.config import SourceConfig
+from ingest.locations import Entry
+from ingest.staging import Stage
+Stage(SourceConfig(allow_http=True), sys.argv[2]).fetch(Entry(sys.argv[1], "x", int(sys.argv[3])))
+print("fetched", flush=True)
+"""
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """What a web server may do to us, by the path asked for."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str] = []  # noqa: RUF012 - counted by the tests
+    release = threading.Event()
+    film = b""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        kind, _, rest = self.path.strip("/").partition("/")
+        if kind == "redirect":
+            self.send_response(302)
+            self.send_header("Location", rest if "://" in rest or rest.startswith("file:") else f"/{rest}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if kind == "missing":
+            self.send_error(404)
+            return
+        content = self.film if kind == "film" else b"film" * 1000
+        self.send_response(200)
+        self.send_header("ETag", '"e1"')
+        if kind == "endless":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if not body:
+            return
+        try:
+            if kind == "endless":
+                while True:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (65536, bytes(65536)))
+            elif kind in ("slow", "stuck"):
+                self.wfile.write(content[:2000])
+                self.wfile.flush()
+                self.release.wait(20)
+                self.wfile.write(content[2000:])
+            elif kind == "half":
+                self.wfile.write(content[:2000])
+                self.close_connection = True
+            else:
+                self.wfile.write(content)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    Server.asked, Server.release = [], threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        Server.release.set()
+        server.shutdown()
+
+
+def test_a_web_address_is_read_when_allowed_and_not_otherwise(web: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        find_sources([f"{web}/film.mp4"])
+    assert (caught.value.kind, "ingest.sources.allow_http=true" in str(caught.value)) == ("http-off", True)
+    with pytest.raises(UserError):
+        Stage(SourceConfig(), tmp_path).fetch(Entry(f"{web}/film.mp4"))
+    assert Server.asked == []
+    allowed = SourceConfig(allow_http=True)
+    (entry,) = find_sources([f"{web}/film.mp4"], allowed).entries
+    assert (entry.bytes, entry.stamp) == (4000, '4000-"e1"')
+    with Stage(allowed, tmp_path).hold(entry) as path:
+        assert Path(path).read_bytes() == b"film" * 1000
+    (moved,) = find_sources([f"{web}/redirect/film.mp4"], allowed).entries
+    with Stage(allowed, tmp_path).hold(moved) as path:
+        assert Path(path).stat().st_size == 4000
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("missing/a.mp4", "unreadable"),
+        ("redirect/file:///etc/passwd", "bad-url"),
+        ("redirect/ftp://127.0.0.1/a.mp4", "bad-url"),
+        ("redirect/redirect/redirect/redirect/redirect/redirect/a.mp4", "bad-url"),
+        ("half/a.mp4", "unreachable"),
+        ("slow/a.mp4", "timeout"),
+        ("endless/a.mp4", "incomplete"),
+    ],
+)
+def test_a_web_server_s_tricks_end_as_errors_within_the_limits(web: str, tmp_path: Path, path: str, kind: str) -> None:
+    config = SourceConfig(allow_http=True, source_gb=2 / 1024, cache_gb=4 / 1024, fetch_seconds=1.0)
+    stage = Stage(config, tmp_path)
+    (entry,) = find_sources([f"{web}/{path}"], config).entries
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        stage.fetch(entry)
+    assert caught.value.kind == kind
+    assert time.monotonic() - began < 5
+    assert [file.name for file in stage.folder.iterdir()] == ["lock"]
+
+
+def test_two_who_want_the_same_source_fetch_it_once(web: str, tmp_path: Path) -> None:
+    config = SourceConfig(allow_http=True)
+    entry = Entry(f"{web}/slow/a.mp4", "x", 4000)
+    stages = [Stage(config, tmp_path) for _ in range(3)]
+    threads = [threading.Thread(target=stage.fetch, args=[entry]) for stage in stages]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    Server.release.set()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert [Path(stage.fetch(entry)).stat().st_size for stage in stages] == [4000] * 3
+    assert Server.asked == ["/slow/a.mp4"]
+
+
+def test_a_fetch_that_was_killed_is_begun_anew_and_its_room_is_free(web: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FETCHER, f"{web}/stuck/a.mp4", str(tmp_path), "4000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as killed:
+        part = tmp_path / "staged"
+        deadline = time.monotonic() + 20
+        while not list(part.glob("*.part")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(killed.pid, signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL
+    assert len(list(part.glob("*.part"))) == 1
+    Server.release.set()
+    stage = Stage(SourceConfig(allow_http=True, cache_gb=5000 / 2**30), tmp_path)
+    # room for one only: the dead part must go before anything else fits
+    with stage.hold(Entry(f"{web}/film.mp4", "x", 4000)) as path:
+        assert Path(path).read_bytes() == b"film" * 1000
+    assert list(part.glob("*.part")) == []
+    with stage.hold(Entry(f"{web}/stuck/a.mp4", "x", 4000)) as path:
+        assert Path(path).read_bytes() == b"film" * 1000
+
+
+@pytest.mark.slow
+def test_one_run_takes_files_a_bucket_and_the_web_alike_and_names_what_is_no_video(
+    bucket: str, web: str, tmp_path: Path
+) -> None:
+    from ingest.config import IngestConfig
+    from ingest.pipeline import ingest
+    from shards.corpus import Corpus
+
+    films = []
+    for index in range(3):
+        films.append(tmp_path / f"film{index}.mkv")
+        picture = ["-f", "lavfi", "-i", f"testsrc=s=96x64:r=25:d={3 + index}", "-f", "lavfi", "-i", f"sine=d={3 + index}"]
+        command = [ffmpeg_path(), "-loglevel", "error", *picture, "-pix_fmt", "yuv420p", str(films[-1])]
+        subprocess.run(command, check=True, timeout=60)
+    here = tmp_path / "here"
+    (here / "folder.mp4").mkdir(parents=True)
+    odd = os.fsencode(here) + b"/caf\xe9 'line\nbreak'.mkv"
+    os.rename(films[0], odd)
+    (here / "zero.mp4").touch()
+    (here / "folder.mp4" / "text.mov").write_text("no film")
+    (here / "list.ts").write_text(f"#EXTM3U\n#EXTINF:1,\n{films[1]}\n#EXT-X-ENDLIST\n")
+    (here / "out.mp4").symlink_to("/etc/hostname")
+    os.mkfifo(here / "pipe.mp4")
+    import s3fs
+
+    s3fs.S3FileSystem().put(str(films[1]), "videos/run/in the bucket.mkv")
+    Server.film = films[2].read_bytes()
+    corpus = Corpus.create(tmp_path / "corpus")
+    config = IngestConfig.model_validate({"sources": {"allow_http": True}})
+    sources = [
+        str(here),
+        bucket.replace("raw", "run"),
+        f"{web}/film/at the web.mkv".replace(" ", "%20"),
+        f"{web}/missing/a.mkv",
+    ]
+    summary = ingest(sources, corpus.root, config)
+    measured = {row["uri"].rpartition("/")[2]: row for row in corpus.read("sources").to_pylist()}
+    assert set(measured) == {"caf%E9%20%27line%0Abreak%27.mkv", "in the bucket.mkv", "at%20the%20web.mkv"}
+    assert [round(row["duration_s"]) for _, row in sorted(measured.items())] == [5, 3, 4]
+    failures = {row["uri"].rpartition("/")[2]: row["error_type"] for row in corpus.read("failures").to_pylist()}
+    assert failures == {"zero.mp4": "empty", "text.mov": "not-a-video", "list.ts": "not-a-video", "a.mkv": "unreadable"}
+    assert set(summary.passed_over.values()) == {"a pipe", "a link that leads out of the folder"}
+    clips = corpus.read("clips").to_pylist()
+    assert {row["source_id"] for row in clips} == {row["source_id"] for row in measured.values()}
+    assert all(corpus.media_path(row["clip_id"], name).is_file() for row in clips for name in ("mp4", "flac", "face.npz"))
+    assert not list(tmp_path.rglob("*.video"))
