@@ -35,7 +35,15 @@ def ray_running() -> Iterator[None]:
     else:
         # two at least: the shares of ingest's stages, and the two training workers of the defaults, add up to that
         ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **options)
+    _keep_off_stdout()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _keep_off_stdout() -> None:
+    """Ray prints that a worker died to standard output, where a command's --json answer goes; its log files have it too."""
+    import ray._private.worker as driver
+
+    driver.print_to_stdstream = lambda data, ignore_prefix: logging.getLogger("ray").debug(" ".join(data["lines"]))

@@ -69,13 +69,15 @@ SIGNALS: dict[str, Signal] = {
     "face_score": Signal("0..1", "median confidence of the face detector in the main face"),
     "mouth_motion": Signal("1/s", "mean absolute change of the mouth opening over the face height"),
     "active_face_confidence": Signal(
-        "0..1", "0.5: the main face's mouth fits the sound better than 95 % of silent mouths; the visible face is the speaker"
+        "0..1", "from 0.5 the main face is the speaker: its mouth fits the sound better than 95 % of mouths not speaking it"
     ),
     "active_face_margin": Signal("-1..1", "lead of the main face's fit to the sound over the best other face's"),
     "sync_offset_ms": Signal("ms", "how late the sound is against the lips; positive: sound late"),
     "sync_confidence": Signal(
-        "0..1", "0.5: the lips fit the sound better than 95 % of unrelated sounds; below, the offset is unknown"
+        "0..1", "0.5: the lips fit the sound better than 98 % of unrelated sounds; below, the offset is unknown"
     ),
+    "syncnet_confidence": Signal("score", "SyncNet's own confidence (LSE-C), only where SyncNet is named"),
+    "syncnet_distance": Signal("score", "SyncNet's own distance (LSE-D, lower is better), only where SyncNet is named"),
     "snr_db": Signal("dB", "speech level over background level"),
     "dnsmos_overall": Signal("1..5", "DNSMOS P.835: quality of the sound as listeners would rate it"),
     "dnsmos_signal": Signal("1..5", "DNSMOS P.835: quality of the speech in it"),

@@ -2,23 +2,34 @@
 
 In: the corpus tables, the media's sizes, a caption for each clip, and the shards that stand. Out: which shards stay, and
 which samples go into which new tar. Nothing is written here.
+
+The rule, for a corpus that grows and for policies that change: a shard stays, byte for byte, as long as every sample in it
+is still kept, on the same side and unchanged. Samples that are in no such shard (new clips, and what is left of a shard
+that lost one) are spread over new tars whose names the manifest in force does not know. So a clip that a new policy drops is
+in no tar afterwards, whoever reads it, and appending rewrites nothing. Many small appends leave small tars: another
+`shard.shard_mb` packs everything anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shards.buckets import Buckets
 from shards.corpus import SIGNALS, Corpus
 from shards.errors import UserError
+from shards.index import MANIFEST_VERSION, ShardIndex, index_name
 from shards.sample import SCHEMA_VERSION, SampleMeta
 
 if TYPE_CHECKING:
@@ -27,16 +38,32 @@ if TYPE_CHECKING:
 Caption = Callable[[Mapping[str, Any]], tuple[str, str]]
 """A clips row to its caption and the name of the model that made it."""
 
-MANIFEST_VERSION = 1
+_CLIP_COLUMNS = ("clip_id", "source_id", "start_s", "end_s", "speaker", "language", "transcript", "words", "versions")
+UNKNOWN_LICENCE = "unknown"
 MEDIA = ("mp4", "flac", "face.npz")
 
 
 class ShardConfig(BaseModel):
-    """How large shards are."""
+    """How large shards are and what they are mixed of; what to verify; what licences sources have."""
 
     model_config = ConfigDict(extra="forbid")
     shard_mb: float = Field(default=512, gt=0, description="size that a shard aims at, in 10^6 bytes (field: 500 to 1000)")
     max_samples: int = Field(default=10_000, ge=1, description="most samples in a shard")
+    buckets: Buckets = Field(default_factory=Buckets, description="lengths of which every shard holds its share")
+    licences: dict[str, str] = Field(
+        default_factory=dict, description="patterns of source URIs to licences, first match counts: {'/cc/*': CC-BY-4.0}"
+    )
+    verify_decodes: int = Field(
+        default=20, ge=0, description="samples that --verify decodes (our choice), spread over all shards"
+    )
+
+    def layout(self) -> dict[str, Any]:
+        """The settings that decide what is in which tar; with others the shards that stand remain right."""
+        return self.model_dump(mode="json", include={"shard_mb", "max_samples", "buckets"})
+
+    def licence(self, uri: str) -> str:
+        """The licence of a source by its URI, `unknown` where no pattern names it."""
+        return next((name for pattern, name in self.licences.items() if fnmatchcase(uri, pattern)), UNKNOWN_LICENCE)
 
 
 @dataclass(frozen=True)
@@ -49,6 +76,7 @@ class PlannedSample:
     seconds: float
     bytes: int
     fingerprint: str
+    licence: str = UNKNOWN_LICENCE
 
 
 @dataclass(frozen=True)
@@ -69,7 +97,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as the manifest names it."""
+    """A shard as the manifest names it; `licences` counts its samples by the licence of their source."""
 
     name: str
     split: str
@@ -79,6 +107,17 @@ class ShardEntry:
     sha256: str
     index: str
     inputs: str
+    licences: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest that stands: names of its tars, and, where it is of this program's version, what it says of them."""
+
+    current: bool
+    names: frozenset[str] = frozenset()
+    entries: tuple[ShardEntry, ...] = ()
+    layout: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,39 +130,46 @@ class Planned:
     clips: pa.Table = field(repr=False)
 
 
-def plan_shards(corpus: Corpus, config: ShardConfig, *, caption: Caption) -> Planned:
-    """Compare the kept clips with the manifest in force. Raises UserError as `write_shards` does; writes nothing."""
-    decisions = corpus.read("decisions", columns=["clip_id", "kept", "split"])
-    if not len(decisions):
+def kept_clips(corpus: Corpus) -> pa.Table:
+    """The clips that the decisions keep, with `source_uri` and `split`, by id. Raises UserError where there are none."""
+    if not len(corpus.read("decisions", columns=["clip_id"])):
         raise UserError("nothing was decided yet", where=corpus.root, do="decide first: uniavgen curate", kind="no-decisions")
+    columns = ", ".join(f"clips.{name}" for name in (*_CLIP_COLUMNS, *SIGNALS))
     clips = corpus.query(
-        """SELECT clips.* EXCLUDE (voice), coalesce(sources.uri, '') AS source_uri, decisions.split
-        FROM clips JOIN decisions USING (clip_id) LEFT JOIN sources USING (source_id) WHERE kept ORDER BY clip_id""",
-        decisions=decisions,
+        f"""SELECT {columns}, coalesce(sources.uri, '') AS source_uri, decisions.split
+        FROM clips JOIN decisions USING (clip_id) LEFT JOIN sources USING (source_id) WHERE kept ORDER BY clip_id"""
     )
     if not len(clips):
         raise UserError(
             "the policy keeps no clip", where=corpus.root, do="see the report, loosen the policy", kind="nothing-kept"
         )
-    wanted = {sample.key: sample for sample in _samples(corpus, clips, caption)}
-    before = _manifest_in_force(corpus)
-    same_config = before.get("config") == config.model_dump()
-    listed = [ShardEntry(**entry) for entry in before.get("shards", ())]
-    kept = [entry for entry in listed if same_config and _still_right(corpus.root / "shards", entry, wanted)]
-    for entry in kept:
-        for key in _keys(corpus.root / "shards", entry):
-            del wanted[key]
+    return clips
+
+
+def plan_shards(corpus: Corpus, clips: pa.Table, config: ShardConfig, *, caption: Caption) -> Planned:
+    """Compare the kept clips with the manifest in force. Writes nothing.
+
+    Raises UserError naming clips whose media are not there, and for shards that a newer program wrote.
+    """
+    wanted = {sample.key: sample for sample in _samples(corpus, clips, caption, config)}
+    before = manifest_in_force(corpus.root / "shards") or Manifest(current=False)
+    kept = []
+    for entry in before.entries if before.layout == config.layout() else ():
+        keys = shard_keys(corpus.root / "shards", entry)
+        if _still_right(corpus.root / "shards", entry, keys, wanted):
+            kept.append(replace(entry, licences=licence_counts([wanted[key] for key in keys])))
+            for key in keys:
+                del wanted[key]
     new: list[ShardPlan] = []
     for split in sorted({sample.split for sample in wanted.values()}):
         packs = pack([sample for sample in wanted.values() if sample.split == split], config)
-        names = _free_names(split, {entry.name for entry in listed})
+        names = _free_names(split, before.names)
         new += [ShardPlan(name, split, corpus.root, tuple(pack)) for name, pack in zip(names, packs, strict=False)]
-    known = set(decisions["clip_id"].to_pylist())
-    undecided = sum(key not in known for key in corpus.read("clips", columns=["clip_id"])["clip_id"].to_pylist())
+    undecided = corpus.query("SELECT count(*) AS n FROM clips ANTI JOIN decisions USING (clip_id)")["n"][0].as_py()
     return Planned(tuple(kept), tuple(new), undecided, clips)
 
 
-def _samples(corpus: Corpus, clips: pa.Table, caption: Caption) -> Iterator[PlannedSample]:
+def _samples(corpus: Corpus, clips: pa.Table, caption: Caption, config: ShardConfig) -> Iterator[PlannedSample]:
     """Every kept clip as a planned sample. Raises UserError naming the clips whose media are not there."""
     missing = []
     for number, row in enumerate(clip_rows(clips)):
@@ -138,7 +184,8 @@ def _samples(corpus: Corpus, clips: pa.Table, caption: Caption) -> Iterator[Plan
         fingerprint = hashlib.sha256(f"{meta}{sizes}".encode()).hexdigest()
         seconds = round(row["end_s"] - row["start_s"], 3)
         total = sum(512 + 512 * math.ceil(size / 512) for size in (*sizes, len(meta.encode())))
-        yield PlannedSample(row["clip_id"], row["split"], number, seconds, total, fingerprint)
+        licence = config.licence(row["source_uri"])
+        yield PlannedSample(row["clip_id"], row["split"], number, seconds, total, fingerprint, licence)
     if missing:
         raise UserError(
             f"media of {len(missing)} kept clips are missing, first {missing[0]}",
@@ -163,42 +210,75 @@ def sample_meta(row: Mapping[str, Any], caption: Caption) -> SampleMeta:
 
 
 def pack(samples: Sequence[PlannedSample], config: ShardConfig) -> list[list[PlannedSample]]:
-    """Consecutive runs of samples of about equal bytes, none with more than `max_samples`."""
+    """Samples spread over as few tars as the settings allow, alike in bytes and in the bytes of every duration bucket.
+
+    Bucket by bucket, the largest sample first, each goes to the tar that has least of its bucket (longest processing time
+    first), of tars alike to the one that has least in all. Within a tar samples stand in the order of their ids, which are
+    hashes: a plain reader finds them mixed.
+    """
+    import numpy as np
+
     total = sum(sample.bytes for sample in samples)
-    shards = max(math.ceil(total / (config.shard_mb * 1e6)), math.ceil(len(samples) / config.max_samples))
-    packs: list[list[PlannedSample]] = [[]]
-    filled = 0
-    for sample in samples:
-        if packs[-1] and (filled >= len(packs) * total / shards or len(packs[-1]) >= config.max_samples):
-            packs.append([])
-        packs[-1].append(sample)
-        filled += sample.bytes
-    return packs
+    tars = max(math.ceil(total / (config.shard_mb * 1e6)), math.ceil(len(samples) / config.max_samples))
+    packs: list[list[PlannedSample]] = [[] for _ in range(min(tars, len(samples)))]
+    filled = [0] * len(packs)
+    seconds = np.array([sample.seconds for sample in samples])
+    bucket = config.buckets.of(seconds, np.ones(len(samples)), np.ones(len(samples))).tolist()
+    for name in sorted(set(bucket), reverse=True):
+        members = [sample for sample, its in zip(samples, bucket, strict=True) if its == name]
+        least = [(0, filled[number], number) for number in range(len(packs)) if len(packs[number]) < config.max_samples]
+        heapq.heapify(least)
+        for sample in sorted(members, key=lambda sample: (-sample.bytes, sample.key)):
+            own, _, number = heapq.heappop(least)
+            packs[number].append(sample)
+            filled[number] += sample.bytes
+            if len(packs[number]) < config.max_samples:
+                heapq.heappush(least, (own + sample.bytes, filled[number], number))
+    return [sorted(one, key=lambda sample: sample.key) for one in packs]
 
 
-def _manifest_in_force(corpus: Corpus) -> dict[str, Any]:
-    """The manifest that stands, {} where there is none that this program can read: everything is then written anew."""
+def manifest_in_force(folder: Path) -> Manifest | None:
+    """The manifest that stands in a `shards` folder, None where there is none or it is damaged.
+
+    Raises UserError of kind `wrong-version` for one from a newer program, which must not be written over.
+    """
     try:
-        manifest: dict[str, Any] = json.loads((corpus.root / "shards" / "manifest.json").read_text())
-        versions = (manifest["manifest_version"], manifest["schema_version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return manifest if versions == (MANIFEST_VERSION, SCHEMA_VERSION) else {}
+        content = json.loads((folder / "manifest.json").read_text())
+        versions = int(content["manifest_version"]), int(content["schema_version"])
+        current = versions == (MANIFEST_VERSION, SCHEMA_VERSION)
+        entries = tuple(ShardEntry(**entry) for entry in content["shards"]) if current else ()
+        names = frozenset(str(entry["name"]) for entry in content["shards"])
+        manifest = Manifest(current, names, entries, content.get("layout"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if versions[0] > MANIFEST_VERSION or versions[1] > SCHEMA_VERSION:
+        raise UserError(
+            f"these shards are of version {versions[0]}.{versions[1]}, this program knows {MANIFEST_VERSION}.{SCHEMA_VERSION}",
+            where=folder,
+            do="use the matching release of uniavgen, or move them away",
+            kind="wrong-version",
+        )
+    return manifest
 
 
-def _still_right(folder: Path, entry: ShardEntry, wanted: Mapping[str, PlannedSample]) -> bool:
-    tar, _ = shard_paths(folder, entry.name)
-    keys = _keys(folder, entry)
+def licence_counts(samples: Iterable[PlannedSample]) -> dict[str, int]:
+    """Samples by licence, sorted by name."""
+    return dict(sorted(Counter(sample.licence for sample in samples).items()))
+
+
+def _still_right(folder: Path, entry: ShardEntry, keys: list[str], wanted: Mapping[str, PlannedSample]) -> bool:
+    tar = folder / entry.name
     if not keys or not tar.is_file() or tar.stat().st_size != entry.bytes or not wanted.keys() >= set(keys):
         return False
     samples = [wanted[key] for key in keys]
     return all(sample.split == entry.split for sample in samples) and inputs_digest(samples) == entry.inputs
 
 
-def _keys(folder: Path, entry: ShardEntry) -> list[str]:
+def shard_keys(folder: Path, entry: ShardEntry) -> list[str]:
+    """Keys of a shard's samples in tar order, none where its index is missing, damaged or of another version."""
     try:
-        return [sample["key"] for sample in json.loads((folder / entry.index).read_text())["samples"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        return ShardIndex.from_bytes((folder / entry.index).read_bytes()).sample_keys()
+    except (OSError, UserError):
         return []
 
 
@@ -207,8 +287,9 @@ def inputs_digest(samples: Iterable[PlannedSample]) -> str:
 
 
 def shard_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / name, folder / f"{name}.index.json"
+    """A tar and its index."""
+    return folder / name, folder / index_name(name)
 
 
-def _free_names(split: str, taken: set[str]) -> Iterator[str]:
+def _free_names(split: str, taken: frozenset[str]) -> Iterator[str]:
     return (name for name in (f"{split}-{number:06d}.tar" for number in count()) if name not in taken)

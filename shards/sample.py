@@ -8,6 +8,8 @@ mono), `.face.npz` (per-frame face oval, box and score, resolution-free) and `.j
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,7 +116,7 @@ def from_members(members: dict[str, Any]) -> Sample:
     try:
         meta = SampleMeta.model_validate_json(members["json"])
         face = FaceTrack.from_bytes(members["face.npz"])
-    except (ValidationError, ValueError, KeyError, OSError) as error:
+    except (ValidationError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"sample {key} is damaged: {str(error).splitlines()[0]}", kind="damaged-sample") from error
     if meta.schema_version != SCHEMA_VERSION:
         raise UserError(
@@ -144,6 +146,18 @@ def decode_video(data: bytes, indices: Collection[int] | None = None) -> np.ndar
     if not frames or (wanted is not None and len(frames) < len(wanted)):
         raise UserError(f"the video gives {len(frames)} of {len(wanted or [0])} frames", kind="damaged-sample")
     return np.stack(frames)
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded video in pixels. Raises UserError where it cannot be opened."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            stream = container.streams.video[0]
+            return stream.width, stream.height
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise UserError(f"the video cannot be opened: {error}", kind="damaged-sample") from error
 
 
 def decode_audio(data: bytes) -> np.ndarray:

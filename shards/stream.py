@@ -1,101 +1,255 @@
 """Reading shards for training: every sample at its place in an endless seeded order, by index instead of replay.
 
 `position` counts samples through endless epochs. Which sample stands at a position is a pure function of
-(manifest, split, seed, position): step s of a run takes positions [s * batch, (s + 1) * batch) whatever the number of
-ranks, and a resumed run continues at any position without reading what went before.
+(shards, split, seed, buckets, batch, position): step s of a run takes positions [s * batch, (s + 1) * batch) whatever the
+number of ranks and workers, and a resumed run continues at any position without reading what went before. The shuffle is
+uniform over the whole split (within a bucket, where there are buckets), since samples are read by their place, one by one.
+
+`state(position)` names everything that the order hangs on; `SampleStream.resume` goes on from it on any number of ranks,
+also when the corpus has grown since: the run keeps to the shards that it began with.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from functools import lru_cache
+import logging
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import fsspec
+import numpy as np
 
+from shards.buckets import Buckets
+from shards.damage import DamageConfig, DamageLedger
 from shards.errors import UserError
+from shards.index import MANIFEST_VERSION, ShardIndex, index_name
+from shards.members import read_members
+from shards.order import SampleOrder
 from shards.sample import Sample, from_members
 
-INDEX_VERSION = 1
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+WAITS_S = (0.5, 1.0, 2.0, 4.0)
+"""Waits before a store that fails is asked again (our choice); what still fails then has failed."""
+OPEN_THREADS = 16
+"""Indexes that are fetched at once when a stream opens: an object store answers each in tens of milliseconds."""
 
 
 class SampleStream:
-    """The samples of one split, uniformly shuffled within every epoch (the whole split is the shuffle buffer).
+    """The samples of one split in an endless seeded order.
 
-    `root` is a corpus's `shards` folder, local or any fsspec URL. Raises UserError where there are no shards, the split
-    is empty, or an index is of another version.
+    `root` is a corpus's `shards` folder, local or any fsspec URL. With `buckets`, every `batch` positions are of one bucket.
+    `shards` (name to SHA-256) keeps to these tars; by default it is all of the split. Raises UserError where there are no
+    shards, the split is empty, a named tar is gone or changed, or an index is damaged or of another version.
     """
 
-    def __init__(self, root: str, split: str = "train", seed: int = 0) -> None:
-        self.split, self.seed = split, seed
-        self._files, self._root = fsspec.core.url_to_fs(str(root))
-        manifest = self._json("manifest.json", missing="no shards here", do="write them: uniavgen shard --corpus DIR")
-        self._spans: list[tuple[str, int, int]] = []
-        self.keys: list[str] = []
-        for shard in manifest["shards"]:
-            if shard["split"] == split:
-                index = self._json(f"{shard['name']}.index.json", missing="a shard has no index", do="run uniavgen shard again")
-                if index.get("version") != INDEX_VERSION:
-                    raise UserError(
-                        f"index version {index.get('version')} is unknown", where=shard["name"], do="write shards anew"
-                    )
-                self._spans += [(shard["name"], entry["offset"], entry["length"]) for entry in index["samples"]]
-                self.keys += [entry["key"] for entry in index["samples"]]
-        if not self._spans:
+    def __init__(
+        self,
+        root: str,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        buckets: Buckets | None = None,
+        batch: int = 1,
+        shards: Mapping[str, str] | None = None,
+        damage: DamageConfig | None = None,
+    ) -> None:
+        self.root, self.split, self.buckets = str(root), split, buckets
+        self._files, self._root = fsspec.core.url_to_fs(self.root)
+        entries = self._entries()
+        if shards is not None:
+            entries = self._the_same(entries, shards)
+        if not entries:
             raise UserError(f"the {split} split is empty", where=root, do="loosen the policy or add videos, then shard again")
+        self.shards: dict[str, str] = {entry["name"]: entry["sha256"] for entry in entries}
+        with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
+            indexes = list(pool.map(self._index, self.shards))
+        self._names = list(self.shards)
+        self._shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
+        self._keys, self._offset, self._length, self._crc32 = (
+            np.concatenate([getattr(index, name) for index in indexes]) for name in ("key", "offset", "length", "crc32")
+        )
+        self.order = SampleOrder(_bucket_of_each(indexes, buckets), batch=batch, seed=seed)
+        self.damage = DamageLedger(damage or DamageConfig(), len(self), self.root)
+
+    @staticmethod
+    def resume(root: str, state: Mapping[str, Any], *, damage: DamageConfig | None = None) -> tuple[SampleStream, int]:
+        """The stream that a state was taken from, and the position to go on at.
+
+        Raises UserError of kind `shards-changed` where its shards are not there as they were.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise UserError(f"a stream state of version {state.get('version')} is unknown", kind="wrong-version")
+        buckets = Buckets.model_validate(state["buckets"]) if state["buckets"] else None
+        order = {"buckets": buckets, "batch": state["batch"], "shards": state["shards"]}
+        return SampleStream(root, state["split"], state["seed"], **order, damage=damage), state["position"]
+
+    def state(self, position: int) -> dict[str, Any]:
+        """Everything that the samples from `position` on hang on, as JSON."""
+        return {
+            "version": STATE_VERSION,
+            "split": self.split,
+            "seed": self.order.seed,
+            "batch": self.order.batch,
+            "buckets": self.buckets.model_dump(mode="json") if self.buckets else None,
+            "shards": self.shards,
+            "position": position,
+        }
 
     def __len__(self) -> int:
         """Samples in one epoch."""
-        return len(self._spans)
+        return len(self._keys)
+
+    @property
+    def keys(self) -> list[str]:
+        """Every sample's key, in the order of the tars."""
+        return [key.decode() for key in self._keys.tolist()]
 
     def sample_at(self, position: int) -> Sample:
-        """The sample at a position of the endless order. Raises UserError naming the shard where it is damaged."""
-        epoch, place = divmod(position, len(self._spans))
-        return self._read(_epoch_order(len(self._spans), self.seed, epoch)[place])
+        """The sample at a position of the endless order.
+
+        Raises UserError of kind `damaged-sample` naming the shard, or `too-many-damaged` once there were too many.
+        """
+        return self._read(self.order.sample_at(position))
 
     def sample_named(self, key: str) -> Sample:
         """The sample of that key. Raises UserError where the split has none."""
-        if key not in self.keys:
-            raise UserError(f"no sample {key} in split {self.split}", where=self._root, do=f"the first one is {self.keys[0]}")
-        return self._read(self.keys.index(key))
+        found = np.flatnonzero(self._keys == key.encode())
+        if not len(found):
+            first = self._keys[0].decode()
+            raise UserError(f"no sample {key} in split {self.split}", where=self._root, do=f"the first one is {first}")
+        return self._read(int(found[0]))
+
+    def read(self, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 0) -> Iterator[tuple[int, Sample]]:
+        """(position, sample) of this reader's share: start + rank, then every `world`-th position, without end.
+
+        Readers are ranks times workers; together they read each position once. `ahead` samples are read ahead in as many
+        threads. A damaged sample costs its position only; too many raise, as `sample_at` does.
+        """
+        if not 0 <= rank < world:
+            raise UserError(f"reader {rank} of {world} cannot be", do="readers count from 0")
+        positions = range(start + rank, 2**62, world)
+        if not ahead:
+            yield from ((position, sample) for position in positions if (sample := self._or_none(position)))
+            return
+        with ThreadPoolExecutor(ahead, thread_name_prefix="stream") as pool:
+            waiting: deque[tuple[int, Future[Sample | None]]] = deque()
+            try:
+                for position in positions:
+                    waiting.append((position, pool.submit(self._or_none, position)))
+                    if len(waiting) > ahead:
+                        due, future = waiting.popleft()
+                        if sample := future.result():
+                            yield due, sample
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _or_none(self, position: int) -> Sample | None:
+        try:
+            return self.sample_at(position)
+        except UserError as error:
+            if error.kind != "damaged-sample":
+                raise
+            return None
 
     def _read(self, place: int) -> Sample:
-        shard, offset, length = self._spans[place]
-        data = self._files.cat_file(f"{self._root}/{shard}", start=offset, end=offset + length)
-        return from_members(_read_members(data, shard))
+        key, shard = self._keys[place].decode(), self._names[self._shard[place]]
+        where = f"{self._root}/{shard}"
+        self.damage.note_read()
+        try:
+            span = self._span(where, int(self._offset[place]), int(self._length[place]))
+            if zlib.crc32(span) != self._crc32[place]:
+                raise UserError(
+                    f"the bytes of sample {key} are not those that were written", where=where, kind="damaged-sample"
+                )
+            return from_members({"__key__": key, **read_members(span, key, where)})
+        except UserError as error:
+            if error.kind == "damaged-sample":
+                self.damage.note(key, error)
+            raise
 
-    def _json(self, name: str, *, missing: str, do: str) -> dict[str, Any]:
+    def _span(self, path: str, offset: int, length: int) -> bytes:
+        """Bytes of a tar; whatever keeps them from coming costs the sample."""
+        try:
+            span = self._ask(path, start=offset, end=offset + length)
+        except FileNotFoundError as error:
+            raise UserError("the shard is gone", where=path, kind="damaged-sample") from error
+        except Exception as error:  # every kind of store raises its own
+            raise UserError(f"the shard cannot be read: {_one_line(error)}", where=path, kind="damaged-sample") from error
+        if len(span) != length:
+            raise UserError(f"the shard ends within a sample at byte {offset}", where=path, kind="damaged-sample")
+        return span
+
+    def _ask(self, path: str, **span: int) -> bytes:
+        """A file's bytes; a store that fails is asked again, unless it says that the file is not there."""
+        for wait_s in WAITS_S:
+            try:
+                content: bytes = self._files.cat_file(path, **span)
+                return content
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # every kind of store raises its own
+                log.info("asking again in %g s for %s: %s", wait_s, path, _one_line(error))
+                time.sleep(wait_s)
+        last: bytes = self._files.cat_file(path, **span)
+        return last
+
+    def _fetch(self, name: str, *, missing: str, do: str) -> bytes:
+        """A small file whole. Raises UserError where it is missing or the store goes on failing."""
         path = f"{self._root}/{name}"
         try:
-            content: dict[str, Any] = json.loads(self._files.cat_file(path))
+            return self._ask(path)
         except FileNotFoundError as error:
             raise UserError(missing, where=path, do=do, kind="no-shards") from error
-        except ValueError as error:
-            raise UserError("the file is damaged", where=path, do="run uniavgen shard again") from error
-        return content
+        except Exception as error:  # every kind of store raises its own
+            do = "check address, rights and network, then run it again"
+            raise UserError(f"the store cannot be read: {_one_line(error)}", where=path, do=do, kind="store-failed") from error
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The manifest's entries of this split."""
+        content = self._fetch("manifest.json", missing="no shards here", do="write them: uniavgen shard --corpus DIR")
+        try:
+            manifest = json.loads(content)
+            version, entries = manifest["manifest_version"], manifest["shards"]
+            found = [entry for entry in entries if entry["split"] == self.split and entry["name"] and entry["sha256"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError("the manifest is damaged", where=self._root, do="run uniavgen shard again") from error
+        if version != MANIFEST_VERSION:
+            text = f"the shards' manifest has version {version}, this program reads {MANIFEST_VERSION}"
+            raise UserError(text, where=self._root, do="write the shards again: uniavgen shard", kind="wrong-version")
+        return found
+
+    def _index(self, shard: str) -> ShardIndex:
+        name = index_name(shard)
+        content = self._fetch(name, missing="a shard has no index", do="run uniavgen shard again")
+        return ShardIndex.from_bytes(content, f"{self._root}/{name}")
+
+    def _the_same(self, entries: list[dict[str, Any]], shards: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The entries of these shards, in their order."""
+        now = {entry["name"]: entry for entry in entries}
+        changed = [name for name, digest in shards.items() if name not in now or now[name]["sha256"] != digest]
+        if changed:
+            raise UserError(
+                f"{len(changed)} of the run's {len(shards)} shards are gone or changed, first {changed[0]}",
+                where=self._root,
+                do="bring them back, or begin the order anew on the shards there are",
+                kind="shards-changed",
+            )
+        return [now[name] for name in shards]
 
 
-@lru_cache(maxsize=2)
-def _epoch_order(samples: int, seed: int, epoch: int) -> list[int]:
-    """A uniform permutation that depends on nothing but its arguments."""
-    import numpy as np
-
-    order: list[int] = np.random.default_rng([seed, epoch]).permutation(samples).tolist()
-    return order
+def _bucket_of_each(indexes: Sequence[ShardIndex], buckets: Buckets | None) -> np.ndarray:
+    """The bucket of every sample; all in one where there are no buckets."""
+    if not buckets:
+        return np.zeros(sum(len(index) for index in indexes), np.int64)
+    return np.concatenate([buckets.of(index.seconds, index.width_px, index.height_px) for index in indexes])
 
 
-def _read_members(data: bytes, shard: str) -> dict[str, Any]:
-    """One sample's members out of its span of the tar, by webdataset's own reader."""
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
-
-    try:
-        # webdataset wants to know of every member which file it is from
-        members_of = ({**member, "__url__": shard} for member in tar_file_iterator(io.BytesIO(data)))
-        samples = list(group_by_keys(members_of))
-    except Exception as error:  # tarfile and webdataset raise many kinds; each means the same here
-        raise UserError(f"a sample cannot be read: {error}", where=shard, kind="damaged-sample") from error
-    if len(samples) != 1:
-        raise UserError(f"an index entry covers {len(samples)} samples", where=shard, kind="damaged-sample")
-    members: dict[str, Any] = samples[0]
-    return members
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]

@@ -90,6 +90,18 @@ REGISTRY: dict[str, Weights] = {
         hub="https://huggingface.co/speechbrain/spkrec-ecapa-voxceleb/resolve/main",
         licence="Apache-2.0",
     ),
+    "dnsmos": Weights(
+        "speech quality (Microsoft DNSMOS P.835)",
+        (
+            WeightFile(
+                "sig_bak_ovr.onnx",
+                (("speechmos==0.0.1.1", "speechmos/dnsmos_models/sig_bak_ovr.onnx"),),
+                "269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd",
+            ),
+        ),
+        hub="https://github.com/microsoft/DNS-Challenge/raw/master/DNSMOS/DNSMOS",
+        licence="MIT",
+    ),
     "face-landmarker": Weights(
         "faces (MediaPipe FaceLandmarker)",
         (
@@ -100,6 +112,29 @@ REGISTRY: dict[str, Weights] = {
             ),
         ),
         hub="https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1",
+        licence="Apache-2.0",
+    ),
+    "ppocr-det": Weights(
+        "burned-in text (PP-OCRv4 text detector)",
+        (
+            WeightFile(
+                "text_detector.onnx",
+                (("rapidocr-onnxruntime==1.4.4", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"),),
+                "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
+            ),
+        ),
+        licence="Apache-2.0",
+    ),
+    "sface": Weights(
+        "face vectors (OpenCV SFace), off unless asked for",
+        (
+            WeightFile(
+                "face_recognition_sface_2021dec.onnx",
+                (),  # no wheel is known to carry it
+                "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
+            ),
+        ),
+        hub="https://github.com/opencv/opencv_zoo/raw/47534e27c9851bb1128ccc0102f1145e27f23f98/models/face_recognition_sface",
         licence="Apache-2.0",
     ),
     "minilm": Weights(
@@ -162,6 +197,22 @@ REGISTRY: dict[str, Weights] = {
                 "two_cities.wav",
                 (("moonshine-voice==0.1.0", "moonshine_voice/assets/two_cities.wav"),),
                 "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
+            ),
+        ),
+        licence="see the package",
+    ),
+    "short-readings": Weights(
+        "benchmark speech (two more recorded voices)",
+        (
+            WeightFile(
+                "beckett.wav",
+                (("moonshine-voice==0.1.0", "moonshine_voice/assets/beckett.wav"),),
+                "e5a26b3d29e5b0bc8dbd72c11d16a3808a4ec0ac45b21f12a27d2a2fe5c5ae61",
+            ),
+            WeightFile(
+                "clone-test.wav",
+                (("moonshine-voice==0.1.0", "moonshine_voice/assets/clone-test.wav"),),
+                "ff0313f1b99468ac425304ba7f8deada003efbada014863a475cb8bda87a6191",
             ),
         ),
         licence="see the package",
@@ -253,6 +304,8 @@ def _from_hub(weights: Weights, file: WeightFile, part: Path) -> None:
 
 
 def _from_wheels(weights: Weights, file: WeightFile, part: Path) -> None:
+    if not file.members:
+        raise RuntimeError("no wheel is known to carry it")
     with part.open("wb") as out:
         for wheel, member in file.members:
             with zipfile.ZipFile(_wheel(wheel)) as archive, archive.open(member) as data:

@@ -1,15 +1,17 @@
-"""Corpus to shards: WebDataset tars, an index beside each for random access, and a manifest over all of them.
+"""Corpus to shards: WebDataset tars, two indexes beside each for random access, and a manifest over all of them.
 
 In: the clips that the decisions keep, their media, and a caption for each. Out, in the corpus folder:
 
     shards/{train,val}-000000.tar              samples in the order of their ids, members as `shards.sample` says
-    shards/train-000000.tar.index.json         {"version": 1, "samples": [{"key", "offset", "length", "seconds"}], ...}
-    shards/manifest.json                       what belongs to the corpus: versions, digest, and per shard counts and hash
+    shards/train-000000.tar.index.npz          where each sample stands (`shards.index`)
+    shards/train-000000.tar.idx, .nv-meta/     what Megatron-Energon wants (`shards.energon`)
+    shards/manifest.json                       what belongs to the corpus: versions, and per shard counts, licences, hash
 
-Bytes [offset, offset + length) of a tar are all members of one sample. The same samples give the same bytes: owner,
-rights and times in the tar are fixed. A shard whose samples did not change is left as it is, so appending writes new
-shards only; new tars never take the name of one that the manifest in force knows, and stale ones go after the new
-manifest stands. So a reader, or a run that is killed at any instant, always finds a manifest whose tars are there.
+The same samples give the same bytes, whatever the number of workers: the plan says what stands where, and owner, rights
+and times in the tar are fixed. Workers write files under names of their own; only the driver, which holds the folder's
+lock, moves them into place, so what is left of a killed run cannot disturb the next. New tars never take the name of one
+that the manifest in force knows, and stale ones go after the new manifest stands. So a reader, or a run that is killed at
+any instant, always finds a manifest whose tars are there; the next run takes the tars that were finished.
 """
 
 from __future__ import annotations
@@ -18,19 +20,24 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from shards.cluster import ray_running
 from shards.corpus import Corpus
+from shards.energon import META_FOLDER, write_energon
 from shards.errors import UserError
+from shards.files import replace_file
+from shards.index import MANIFEST_VERSION, SampleSpan, ShardIndex, index_name
+from shards.parallel import each, worth_ray
 from shards.plan import (
-    MANIFEST_VERSION,
     MEDIA,
     Caption,
     Planned,
@@ -38,15 +45,16 @@ from shards.plan import (
     ShardEntry,
     ShardPlan,
     clip_rows,
+    kept_clips,
+    licence_counts,
     plan_shards,
     sample_meta,
     shard_paths,
 )
-from shards.sample import SCHEMA_VERSION, FaceTrack, Sample, SampleMeta, to_members
-from shards.stream import INDEX_VERSION
+from shards.sample import SCHEMA_VERSION, FaceTrack, Sample, SampleMeta, picture_size, to_members
 
-_START_RAY_BYTES = 256e6  # starting Ray takes as long as writing this much
-_OURS = re.compile(r"^\.?(train|val)-\d{6}\.tar(\.index\.json)?(\.part)?$")
+_OURS = re.compile(r"^(train|val|test)-\d{6}\.tar(\.idx|\.index\.(npz|json))?$")
+_HALF = re.compile(r"^\..+\.part$")
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class ShardSummary:
     shards: dict[str, int]
     samples: dict[str, int]
     hours: dict[str, float]
+    licences: dict[str, int]
     bytes: int
     written: int
     reused: int
@@ -65,24 +74,38 @@ class ShardSummary:
     manifest: Path
 
 
+@dataclass(frozen=True)
+class WrittenShard:
+    """A tar that is whole but for its name: it stands at `part`."""
+
+    part: Path
+    entry: ShardEntry
+    spans: tuple[SampleSpan, ...]
+
+
 def write_shards(
     corpus: Corpus, config: ShardConfig, *, caption: Caption, on_progress: Callable[[int, int], None] | None = None
 ) -> ShardSummary:
     """Bring `shards/` in line with the decisions; doing it again does nothing. Many tars are written as Ray tasks.
 
     `on_progress(done, total)` is called for every tar. Raises UserError where nothing was decided or kept, where a kept
-    clip's media are missing or damaged, and where the disk refuses; the manifest in force stays whole then.
+    clip's media are missing or damaged, where another run is at work or a newer program was, and where the disk refuses;
+    the manifest in force stays whole then.
     """
     started = time.monotonic()
-    planned = plan_shards(corpus, config, caption=caption)
-    folder = corpus.root / "shards"
+    folder, clips = corpus.root / "shards", kept_clips(corpus)
     try:
-        folder.mkdir(exist_ok=True)
-        written = list(_write_all(planned, caption, on_progress or (lambda done, total: None)))
-        entries = sorted([*planned.kept, *written], key=lambda entry: entry.name)
-        manifest = _manifest(corpus, config, entries)
-        _replace_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-        removed = _remove_stale(folder, entries)
+        with _alone_in(corpus.root):
+            planned = plan_shards(corpus, clips, config, caption=caption)
+            folder.mkdir(exist_ok=True)
+            _clear_halves(folder)
+            _check_space(folder, planned)
+            written = list(_write_all(folder, planned, caption, on_progress or (lambda done, total: None)))
+            entries = sorted([*planned.kept, *written], key=lambda entry: entry.name)
+            manifest = _manifest(corpus, config, entries)
+            write_energon(folder, {split: [e for e in entries if e.split == split] for split in manifest["splits"]})
+            replace_file(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+            removed = _remove_stale(folder, entries)
     except OSError as error:
         do = "check rights and space, then run it again"
         raise UserError(f"shards cannot be written: {error.strerror or error}", where=folder, do=do) from error
@@ -91,6 +114,7 @@ def write_shards(
         shards={split: total["shards"] for split, total in totals.items()},
         samples={split: total["samples"] for split, total in totals.items()},
         hours={split: total["seconds"] / 3600 for split, total in totals.items()},
+        licences=manifest["licences"],
         bytes=sum(entry.bytes for entry in entries),
         written=len(written),
         reused=len(planned.kept),
@@ -101,36 +125,75 @@ def write_shards(
     )
 
 
-def write_shard(plan: ShardPlan) -> ShardEntry:
-    """Write one tar and its index, each by rename; a tar that an interrupted run finished is taken as it is.
+@contextmanager
+def _alone_in(root: Path) -> Iterator[None]:
+    """Hold the corpus's lock on its shards; the system lets go of it when a process dies."""
+    from filelock import FileLock, Timeout
 
-    Raises UserError naming the clip whose media are missing or damaged.
-    """
+    try:
+        lock = FileLock(root / ".shards.lock").acquire(timeout=0)
+    except Timeout:
+        raise UserError("another run writes shards here", where=root, do="wait until it is done", kind="busy") from None
+    with lock:
+        yield
+
+
+def _clear_halves(folder: Path) -> None:
+    """Remove what a killed run left half written, before its room is needed."""
+    for path in [*folder.iterdir(), *(folder / META_FOLDER).glob(".*")]:
+        if _HALF.match(path.name):
+            path.unlink()
+
+
+def _check_space(folder: Path, planned: Planned) -> None:
+    needed = sum(sample.bytes for plan in planned.new for sample in plan.samples)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        text = f"the new shards take {needed / 1e6:.1f} MB, only {free / 1e6:.1f} MB are free"
+        raise UserError(text, where=folder, do="make room; old shards go after the new ones stand", kind="no-space")
+
+
+def write_shard(plan: ShardPlan) -> WrittenShard:
+    """Write one tar under a name of its own beside its place. Raises UserError naming the clip whose media are at fault."""
     from webdataset import TarWriter
 
     tar, index = shard_paths(plan.corpus / "shards", plan.name)
-    entry = _finished(plan)
-    if entry:
-        return entry
-    index.unlink(missing_ok=True)
-    part = tar.with_name(f".{tar.name}.part")
-    spans = []
-    with part.open("wb") as out:
-        with TarWriter(out, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
-            for planned, meta in zip(plan.samples, plan.metas, strict=True):
-                start = writer.tarstream.offset
-                writer.write({"__key__": planned.key, **to_members(_sample(plan.corpus, meta))})
-                span = {"key": planned.key, "offset": start, "length": writer.tarstream.offset - start}
-                spans.append({**span, "seconds": planned.seconds})
-        out.flush()
-        os.fsync(out.fileno())
-    with part.open("rb") as data:
-        digest = hashlib.file_digest(data, "sha256").hexdigest()
-    os.replace(part, tar)
-    seconds = sum(sample.seconds for sample in plan.samples)
-    entry = ShardEntry(plan.name, plan.split, len(spans), seconds, tar.stat().st_size, digest, index.name, plan.inputs)
-    _replace_text(index, json.dumps({"version": INDEX_VERSION, "samples": spans, "shard": vars(entry)}) + "\n")
-    return entry
+    part = tar.with_name(f".{tar.name}.{uuid4().hex}.part")
+    spans: list[SampleSpan] = []
+    try:
+        with part.open("w+b") as out:
+            with TarWriter(out, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+                for planned, meta in zip(plan.samples, plan.metas, strict=True):
+                    sample, start = _sample(plan.corpus, meta), writer.tarstream.offset
+                    width, height = _picture_size(plan.corpus, sample)
+                    members = dict(sorted(to_members(sample).items()))  # as webdataset's writer orders them
+                    writer.write({"__key__": planned.key, **members})
+                    sizes = {name: len(data) for name, data in members.items()}
+                    length = writer.tarstream.offset - start
+                    spans.append(SampleSpan(planned.key, start, length, 0, planned.seconds, width, height, sizes))
+            out.flush()
+            os.fsync(out.fileno())
+            digest, spans = _digests(out, spans)
+            size = out.tell()
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    seconds = round(sum(sample.seconds for sample in plan.samples), 3)
+    licences = licence_counts(plan.samples)
+    entry = ShardEntry(plan.name, plan.split, len(spans), seconds, size, digest, index.name, plan.inputs, licences)
+    return WrittenShard(part, entry, tuple(spans))
+
+
+def _digests(file: Any, spans: Sequence[SampleSpan]) -> tuple[str, list[SampleSpan]]:
+    """One pass over what stands in the file: its SHA-256, and the spans with the CRC-32 of their bytes."""
+    file.seek(0)
+    whole, summed = hashlib.sha256(), []
+    for span in spans:
+        data = file.read(span.length)
+        whole.update(data)
+        summed.append(replace(span, crc32=zlib.crc32(data)))
+    whole.update(file.read())
+    return whole.hexdigest(), summed
 
 
 def _sample(corpus: Path, meta_json: str) -> Sample:
@@ -139,53 +202,66 @@ def _sample(corpus: Path, meta_json: str) -> Sample:
     video, audio, face = (Corpus(corpus).media_path(meta.clip_id, extension) for extension in MEDIA)
     try:
         return Sample(meta, video.read_bytes(), audio.read_bytes(), FaceTrack.from_bytes(face.read_bytes()))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        do = "ingest its source again"
-        raise UserError(f"media of clip {meta.clip_id} are damaged: {error}", where=face.parent, do=do) from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(corpus, meta.clip_id, error) from error
 
 
-def _write_all(planned: Planned, caption: Caption, on_progress: Callable[[int, int], None]) -> Iterator[ShardEntry]:
-    """Write the new tars: as Ray tasks with no more in flight than can run soon, a single or a small lot in this process."""
+def _picture_size(corpus: Path, sample: Sample) -> tuple[int, int]:
+    try:
+        return picture_size(sample.video)
+    except UserError as error:
+        raise _damaged(corpus, sample.key, error) from error
+
+
+def _damaged(corpus: Path, clip: str, error: Exception) -> UserError:
+    where = Corpus(corpus).media_path(clip, MEDIA[0]).parent
+    return UserError(f"media of clip {clip} are damaged: {error}", where=where, do="ingest its source again")
+
+
+def _write_all(
+    folder: Path, planned: Planned, caption: Caption, on_progress: Callable[[int, int], None]
+) -> Iterator[ShardEntry]:
+    """Entries of the new tars, each in its place; those that an interrupted run finished are taken as they are."""
 
     def filled(plan: ShardPlan) -> ShardPlan:
         rows = planned.clips.take([sample.row for sample in plan.samples])
         return replace(plan, metas=tuple(sample_meta(row, caption).model_dump_json() for row in clip_rows(rows)))
 
-    total = len(planned.new)
-    if not _worth_ray(planned):
-        for number, plan in enumerate(planned.new, start=1):
-            yield write_shard(filled(plan))
-            on_progress(number, total)
-        return
-    import ray
-
-    with ray_running():
-        task = ray.remote(num_cpus=1)(write_shard)
-        limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        plans, done = iter(planned.new), 0
-        pending: list[Any] = []
-        try:
-            while done < total:
-                pending += [task.remote(filled(plan)) for plan in islice(plans, limit - len(pending))]
-                ready, pending = ray.wait(pending)
-                for entry in ray.get(ready):
-                    done += 1
-                    on_progress(done, total)
-                    yield entry
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, UserError | OSError) else error) from error
-        finally:
-            for reference in pending:
-                ray.cancel(reference)
+    total, done = len(planned.new), 0
+    open_plans = []
+    for plan in planned.new:
+        entry = _finished(plan)
+        if entry:
+            done += 1
+            on_progress(done, total)
+            yield entry
+        else:
+            open_plans.append(plan)
+    size = sum(sample.bytes for plan in open_plans for sample in plan.samples)
+    for shard in each(write_shard, map(filled, open_plans), on_ray=worth_ray(len(open_plans), size)):
+        put_in_place(folder, shard)
+        done += 1
+        on_progress(done, total)
+        yield shard.entry
 
 
-def _worth_ray(planned: Planned) -> bool:
-    if len(planned.new) <= 1:
-        return False
-    import ray
+def put_in_place(folder: Path, shard: WrittenShard) -> None:
+    """Give a tar its name; the index comes last, since it is the proof that the tar beside it is whole."""
+    tar, index = shard_paths(folder, shard.entry.name)
+    index.unlink(missing_ok=True)
+    os.replace(shard.part, tar)
+    replace_file(index, ShardIndex.of(shard.spans, asdict(shard.entry)).to_bytes())
 
-    size = sum(sample.bytes for plan in planned.new for sample in plan.samples)
-    return ray.is_initialized() or size >= _START_RAY_BYTES
+
+def _finished(plan: ShardPlan) -> ShardEntry | None:
+    """The entry of a tar that stands whole under the plan's name with the plan's samples, None where there is none."""
+    tar, index = shard_paths(plan.corpus / "shards", plan.name)
+    try:
+        entry = ShardEntry(**ShardIndex.from_bytes(index.read_bytes(), index).shard)
+        same = entry.inputs == plan.inputs and tar.stat().st_size == entry.bytes
+    except (OSError, UserError, TypeError):
+        return None
+    return replace(entry, licences=licence_counts(plan.samples)) if same else None
 
 
 def _manifest(corpus: Corpus, config: ShardConfig, entries: Sequence[ShardEntry]) -> dict[str, Any]:
@@ -196,40 +272,23 @@ def _manifest(corpus: Corpus, config: ShardConfig, entries: Sequence[ShardEntry]
         own = [entry for entry in entries if entry.split == split]
         sums = {name: sum(getattr(entry, name) for entry in own) for name in ("samples", "seconds", "bytes")}
         splits[split] = {"shards": len(own), **sums}
+    licences = sorted({name for entry in entries for name in entry.licences})
     return {
         "manifest_version": MANIFEST_VERSION,
         "schema_version": SCHEMA_VERSION,
         "tables": {name: versions[name] for name in ("sources", "clips", "decisions")},
         "policy_digest": digests[0] if digests else "",
-        "config": config.model_dump(),
+        "layout": config.layout(),
         "splits": splits,
-        "shards": [vars(entry) for entry in entries],
+        "licences": {name: sum(entry.licences.get(name, 0) for entry in entries) for name in licences},
+        "shards": [asdict(entry) for entry in entries],
     }
-
-
-def _finished(plan: ShardPlan) -> ShardEntry | None:
-    """The entry of a tar that stands whole under the plan's name with the plan's samples, None where there is none."""
-    tar, index = shard_paths(plan.corpus / "shards", plan.name)
-    try:
-        entry = ShardEntry(**json.loads(index.read_text())["shard"])
-        same = entry.inputs == plan.inputs and tar.stat().st_size == entry.bytes
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return entry if same else None
 
 
 def _remove_stale(folder: Path, entries: Sequence[ShardEntry]) -> int:
     """Delete our files that the manifest does not name; returns how many tars went."""
-    named = {entry.name for entry in entries} | {entry.index for entry in entries}
+    named = {name for entry in entries for name in (entry.name, f"{entry.name}.idx", index_name(entry.name))}
     stale = [path for path in folder.iterdir() if _OURS.match(path.name) and path.name not in named]
     for path in stale:
         path.unlink()
     return sum(path.suffix == ".tar" for path in stale)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    if path.is_file() and path.read_text() == text:
-        return
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)

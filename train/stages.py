@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shards.clock import latents_for_frames, mels_for_frames
+from shards.damage import DamageConfig
 from shards.errors import UserError
 from train.codec.config import TOKEN_STRIDE, CodecConfig
 from train.model.config import FaceConfig, ModelConfig
@@ -98,6 +99,7 @@ class DataConfig(_Config):
     seed: int = Field(default=0, ge=0, description="order of the samples and choice of their windows")
     prefetch: int = Field(default=2, ge=0, description="batches made ahead of the step that uses them")
     codecs: CodecConfig = Field(default_factory=CodecConfig, description="video, caption and sound codecs")
+    damage: DamageConfig = Field(default_factory=DamageConfig, description="damaged samples that are passed over, per worker")
 
     @field_validator("frames")
     @classmethod

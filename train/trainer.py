@@ -68,8 +68,10 @@ class StageTrainer:
         self.engine: Any = begin_engine(model, config, stage, world, job.device)
         self.history, self.start = resume(self.engine, self.folder, config, stage, world)
         codecs = load_codecs(config.data.codecs, picture=stage.picture, device=job.device)
-        stream = SampleStream(job.shards_dir, "train", config.data.seed)
-        self.loader = BatchLoader(stream, config.data, codecs, stage.batch)
+        # a resumed run keeps to the shards that it began with, also when the corpus has grown
+        begun_with = self.folder.state(self.start).get("shards") if self.start else None
+        self.stream = SampleStream(job.shards_dir, "train", config.data.seed, shards=begun_with, damage=config.data.damage)
+        self.loader = BatchLoader(self.stream, config.data, codecs, stage.batch)
         self.places = split_batch(stage.batch, world, rank, config.micro_batch(stage, world))
         self.face = face_for(config, stage)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
@@ -86,7 +88,7 @@ class StageTrainer:
             check_finite(metrics, step)
             self.on_metrics(step + 1, metrics)
             if (step + 1) % self.config.checkpoint.every == 0 or step + 1 == self.stage.steps:
-                state = checkpoint_state(self.config, self.stage, self.history)
+                state = checkpoint_state(self.config, self.stage, self.history) | {"shards": self.stream.shards}
                 save_state(self.engine, self.folder, step + 1, state, self.config.checkpoint.keep)
         return self.finish()
 
@@ -206,7 +208,8 @@ def resume(engine: Any, folder: RunFolder, config: TrainConfig, stage: StageConf
 def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, Any]:
     """What must not change between the start of a stage and its resumption: all that its losses depend on."""
     free = {"stages", "checkpoint", "workers", "device", "cpus_per_worker", "max_restarts"}
-    return {**config.model_dump(mode="json", exclude=free), "stage": stage.model_dump(mode="json")}
+    exclude: Any = {**dict.fromkeys(free, True), "data": {"damage"}}
+    return {**config.model_dump(mode="json", exclude=exclude), "stage": stage.model_dump(mode="json")}
 
 
 def checkpoint_state(config: TrainConfig, stage: StageConfig, history: History) -> dict[str, Any]:

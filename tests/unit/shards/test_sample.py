@@ -57,6 +57,17 @@ def test_a_damaged_member_is_one_clear_line(member: str, data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("at", range(5, 1000, 40))
+def test_a_flipped_bit_in_the_face_is_either_harmless_or_one_clear_line(at: int) -> None:
+    members = to_members(make_sample())
+    face = bytearray(members["face.npz"])
+    face[at % len(face)] ^= 16
+    try:
+        from_members({"__key__": "abc", **members, "face.npz": bytes(face)})
+    except UserError as error:
+        assert error.kind == "damaged-sample"  # noqa: PT017 (either outcome is right; another exception is not)
+
+
 def test_a_pickled_face_is_refused() -> None:
     buffer = io.BytesIO()
     np.savez(buffer, oval=np.array([{"a": 1}], dtype=object), box=np.zeros(1), score=np.zeros(1))

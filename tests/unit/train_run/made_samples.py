@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
+from made_shards import write_tars
 
 from shards.clock import SAMPLE_RATE, VIDEO_FPS
-from shards.sample import FaceTrack, Sample, SampleMeta, Word, to_members
+from shards.sample import FaceTrack, Sample, SampleMeta, Word
 
 FACE_BOX = (0.25, 0.25, 0.75, 0.75)
 """The planted oval is this box's rectangle, so that its raster is known by hand."""
@@ -78,20 +77,5 @@ def make_sample(key: str, frames: int, *, height: int = 64, width: int = 64, see
 
 
 def write_shards(folder: Path, samples: list[Sample], split: str = "train") -> Path:
-    """A shards folder as `uniavgen shard` leaves it: webdataset tar, index, manifest."""
-    import webdataset
-
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{split}-000000.tar"
-    with webdataset.TarWriter(str(folder / name)) as writer:
-        for sample in samples:
-            writer.write({"__key__": sample.key, **to_members(sample)})
-    with tarfile.open(folder / name) as archive:
-        members = archive.getmembers()
-    starts = [members[i].offset for i in range(0, len(members), 4)]
-    end = members[-1].offset_data + -(-members[-1].size // 512) * 512
-    places = zip(samples, starts, [*starts[1:], end], strict=True)
-    spans = [{"key": s.key, "offset": a, "length": b - a, "seconds": s.meta.end_s - s.meta.start_s} for s, a, b in places]
-    (folder / f"{name}.index.json").write_text(json.dumps({"version": 1, "samples": spans}))
-    (folder / "manifest.json").write_text(json.dumps({"shards": [{"name": name, "split": split}]}))
-    return folder
+    """A shards folder with one tar, as `uniavgen shard` leaves it."""
+    return write_tars(folder, [samples], split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -89,6 +90,13 @@ def test_a_resumed_run_continues_bit_for_bit(runs: dict[str, Path]) -> None:
         assert resumed[step]["loss/total"] == straight[step]["loss/total"]
     these, those = load_weights(runs["resumed"], "multitask"), load_weights(runs["zero2"], "multitask")
     assert all(torch.equal(these[key], those[key]) for key in those)
+
+
+def test_a_checkpoint_names_the_shards_that_its_run_keeps_to(runs: dict[str, Path], shards_dir: Path) -> None:
+    shards = json.loads((shards_dir / "manifest.json").read_text())["shards"]
+    for name in ("zero2", "resumed"):
+        state = RunFolder(runs[name], "multitask").state(5)
+        assert state["shards"] == {shard["name"]: shard["sha256"] for shard in shards}
 
 
 def test_every_step_tells_its_losses_by_task_and_its_pace(runs: dict[str, Path]) -> None:

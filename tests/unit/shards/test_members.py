@@ -1,0 +1,67 @@
+"""What a tar may hold: plain files with safe names. Everything else is refused by name."""
+
+import io
+import tarfile
+
+import pytest
+
+from shards.errors import UserError
+from shards.members import read_members
+
+
+def tar_of(*members: tarfile.TarInfo) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for member in members:
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+    return out.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, 3 if kind == tarfile.REGTYPE else 0
+    return info
+
+
+def test_members_come_by_extension() -> None:
+    assert read_members(tar_of(member("ab.mp4"), member("ab.face.npz")), "ab") == {"mp4": b"xxx", "face.npz": b"xxx"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (member("../ab.mp4"), "unsafe name"),
+        (member("/etc/ab.mp4"), "unsafe name"),
+        (member("-rf.mp4"), "unsafe name"),
+        (member("ab\n.mp4"), "unsafe name"),
+        (member("ab"), "unsafe name"),
+        (member("ab.mp4", tarfile.SYMTYPE, "/etc/passwd"), "a link"),
+        (member("ab.mp4", tarfile.LNKTYPE, "ab.flac"), "a link"),
+        (member("ab.mp4", tarfile.CHRTYPE), "a device"),
+        (member("ab.mp4", tarfile.DIRTYPE), "a folder"),
+        (member("ab.mp4", tarfile.GNUTYPE_SPARSE), "sparse|cannot be read"),
+        (member("ab.pkl"), "a pickle"),
+        (member("ab.face.PTH"), "a pickle"),
+        (member("other.mp4"), "another sample"),
+    ],
+)
+def test_what_is_unsafe_is_refused_by_name(bad: tarfile.TarInfo, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        read_members(tar_of(member("ab.flac"), bad), "ab", "a.tar")
+    assert caught.value.kind == "damaged-sample"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_member_that_stands_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="stands twice"):
+        read_members(tar_of(member("ab.mp4"), member("ab.mp4")), "ab")
+
+
+def test_rubbish_is_no_sample() -> None:
+    with pytest.raises(UserError, match="sample ab cannot be read"):
+        read_members(b"\xff" * 1024, "ab")
+
+
+def test_a_member_that_is_longer_than_the_bytes_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match="cut off|cannot be read"):
+        read_members(tar_of(member("ab.mp4"))[:514], "ab")

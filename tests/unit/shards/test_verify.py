@@ -1,0 +1,162 @@
+"""Verification: whole shards have no defect, and every planted one is named in one line."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.corpus import Corpus
+from shards.errors import UserError
+from shards.index import ShardIndex, index_name
+from shards.plan import ShardConfig
+from shards.verify import VerifySummary, verify_shards
+from shards.writer import write_shards
+
+Make = Callable[..., Any]
+CONFIG = ShardConfig(max_samples=3)
+TAR = "train-000001.tar"
+
+
+def named(row: Any) -> tuple[str, str]:
+    return "a caption", "test"
+
+
+@pytest.fixture
+def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
+    """Five clips of voice a in two train tars, two of voice b in a val tar."""
+    rows = [make_clip("a", 2.0 * i, "a") for i in range(5)] + [make_clip("b", 2.0 * i, "b") for i in range(2)]
+    made: Corpus = make_corpus(rows)
+    decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d"}
+    split = {"a": "train", "b": "val"}
+    made.upsert("decisions", [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows])
+    write_shards(made, CONFIG, caption=named)
+    return made
+
+
+def verify(corpus: Corpus) -> VerifySummary:
+    return verify_shards(corpus, CONFIG)
+
+
+def test_whole_shards_have_no_defect_and_are_all_opened(corpus: Corpus) -> None:
+    seen: list[tuple[int, int]] = []
+    summary = verify_shards(corpus, CONFIG, on_progress=lambda done, total: seen.append((done, total)))
+    assert summary.defects == ()
+    assert (summary.shards, summary.samples, summary.decoded, seen[-1]) == (3, 7, 7, (3, 3))
+    assert summary.bytes == sum(path.stat().st_size for path in (corpus.root / "shards").glob("*.tar"))
+    assert verify_shards(corpus, ShardConfig(max_samples=3, verify_decodes=2)).decoded == 2
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def harm(corpus: Corpus, kind: str) -> None:
+    shards = corpus.root / "shards"
+    tar, index = shards / TAR, shards / index_name(TAR)
+    if kind == "bit":
+        flip(tar, 1000)
+    elif kind == "cut":
+        tar.write_bytes(tar.read_bytes()[:5000])
+    elif kind == "gone":
+        tar.unlink()
+    elif kind == "index":
+        flip(index, index.stat().st_size // 2)
+    elif kind == "idx":
+        flip(shards / f"{TAR}.idx", 8)
+    elif kind == "stray":
+        shutil.copy(tar, shards / "train-000007.tar")
+    elif kind == "split.yaml":
+        (shards / ".nv-meta" / "split.yaml").write_text("split_parts: {}\n")
+    elif kind == "database":
+        with closing(sqlite3.connect(shards / ".nv-meta" / "index.sqlite")) as database, database:
+            database.execute("DELETE FROM samples WHERE tar_file_id = 1 AND sample_index = 0")
+    elif kind == "no database":
+        (shards / ".nv-meta" / "index.sqlite").unlink()
+    else:
+        rows = corpus.query(f"SELECT * FROM decisions WHERE clip_id = '{first_key(corpus)}'").to_pylist()
+        corpus.upsert("decisions", [{**rows[0], **{"dropped": {"kept": False}, "moved": {"split": "val"}}[kind]}])
+
+
+def first_key(corpus: Corpus) -> str:
+    return ShardIndex.from_bytes((corpus.root / "shards" / index_name(TAR)).read_bytes()).sample_keys()[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("bit", ["SHA-256 is not", "bytes are not those that were written"]),
+        ("cut", ["5000 bytes, the manifest says"]),
+        ("gone", [f"{TAR}: missing"]),
+        ("index", [f"{TAR}.index.npz"]),
+        ("idx", [f"{TAR}.idx: missing or not as the index says"]),
+        ("stray", ["train-000007.tar: the manifest does not name it"]),
+        ("split.yaml", [".nv-meta/split.yaml: missing or not as"]),
+        ("database", [".nv-meta/index.sqlite: its samples are not"]),
+        ("no database", [".nv-meta/index.sqlite: unable to open"]),
+        ("dropped", ["the decisions do not keep it"]),
+        ("moved", ["the decisions put it into val"]),
+    ],
+)
+def test_every_planted_defect_is_named_and_shard_makes_it_good(corpus: Corpus, kind: str, says: list[str]) -> None:
+    victim = first_key(corpus)
+    harm(corpus, kind)
+    defects = verify(corpus).defects
+    for text in says:
+        assert any(text in defect for defect in defects), defects
+    if kind in ("bit", "dropped", "moved"):
+        assert any(victim in defect for defect in defects)
+    assert not any("\n" in defect for defect in defects)
+    for name in {word.rstrip(";:") for defect in defects if "remove" in defect for word in defect.split()[:1]}:
+        (corpus.root / "shards" / name).unlink(missing_ok=True)  # as the lines say
+    write_shards(corpus, CONFIG, caption=named)
+    assert verify(corpus).defects == ()
+
+
+def test_media_that_do_not_fit_each_other_are_found_by_decoding(corpus: Corpus) -> None:
+    """A sound cut short before it was sharded: hashes agree, only decoding tells."""
+    import soundfile
+
+    path = corpus.media_path(first_key(corpus), "flac")
+    wave, rate = soundfile.read(path)
+    soundfile.write(path, wave[: len(wave) // 2], rate)
+    write_shards(corpus, CONFIG, caption=named)
+    (defect,) = verify(corpus).defects
+    assert "its sound lasts 1.00 s, its span 2.00 s" in defect
+
+
+def test_kept_clips_that_are_in_no_shard_are_counted(corpus: Corpus, make_corpus: Make, make_clip: Make) -> None:
+    row = make_clip("new", 0.0, "new")
+    corpus.upsert("clips", [row])
+    decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train"}
+    corpus.upsert("decisions", [{"clip_id": row["clip_id"], **decided}])
+    (defect,) = verify(corpus).defects
+    assert defect == f"decisions: 1 of 8 kept clips are in no shard, first {row['clip_id']}; run uniavgen shard"
+
+
+def test_without_shards_and_with_those_of_another_version_it_says_what_to_do(corpus: Corpus) -> None:
+    path = corpus.root / "shards" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "manifest_version": 1}))
+    with pytest.raises(UserError, match="older version.*uniavgen shard"):
+        verify(corpus)
+    shutil.rmtree(path.parent)
+    with pytest.raises(UserError, match="no shards here.*uniavgen shard"):
+        verify(corpus)
+
+
+def test_the_command_prints_a_line_per_defect_and_exits_with_1(corpus: Corpus) -> None:
+    command = [str(Path(sys.executable).parent / "uniavgen"), "shard", "--verify", "--json", "--corpus", str(corpus.root)]
+    harm(corpus, "bit")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=corpus.root.parent)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["samples"] == 7
+    told = [line for line in done.stderr.splitlines() if line.startswith(f"defect: {TAR}: ")]
+    assert len(told) == 2
