@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 INSTALL := orchestration/install
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format ui clean
+.PHONY: help install demo test bench lint format ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: install ## the whole road on a small real corpus: videos -> corpus -> shar
 test: install ## every test, with what it covers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
+bench: install ## the ingest engine beside a plain script, on 26 made videos (about half an hour on two cores)
+	@$(BIN)/python tests/benchmarks/ingest/compare.py --folder bench-output
+
 lint: install ## format check, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -36,4 +39,4 @@ ui: install ## MLflow on the demo's runs
 	@$(BIN)/uniavgen ui --folder demo-output/mlflow
 
 clean: ## remove the environment and the demo's output
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) demo-output bench-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -7,24 +7,31 @@ are aggregated by DuckDB, so the page's size depends on the number of examples a
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation.config import ReportConfig
-from curation.decisions import decided_policy, what_if
-from curation.policy import Policy, Rule
+from curation.decisions import decided_policy
+from curation.policy import Policy, Rule, funnel
 from curation.previews import preview, words_of
+from curation.questions import clips_for
+from curation.source_pages import by_turns, choose_sources, write_source_pages
+from curation.templating import render
 from shards.clock import VIDEO_FPS
-from shards.corpus import SIGNALS, Corpus
+from shards.corpus import KEYS, SIGNALS, Corpus, schema
 from shards.errors import UserError
 
 if TYPE_CHECKING:
     import duckdb
+
+VECTORS = ("voice", "versions", "video_hash", "sound_hash", "text_hash", "face", "sync_curve")
+"""Columns of the clips table that no total needs and that would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,13 @@ def write_report(corpus: Corpus, config: ReportConfig | None = None) -> ReportSu
     policy = decided_policy(corpus)
     folder = corpus.root / "report"
     try:
-        facts = _facts(corpus, policy, config)
-        facts["examples"] = _examples(corpus, folder / "clips", facts.pop("chosen"), policy)
+        with _judged(corpus) as connection:
+            chosen = _chosen(connection, config)
+            pages = choose_sources(connection, _example_sources(chosen), config.source_pages)
+            facts = _facts(connection, corpus, policy, config, pages)
+        facts["examples"] = _examples(corpus, folder / "clips", chosen, policy)
+        playable = [clip["clip_id"] for group in facts["examples"] for clip in group["clips"] if clip["media"]]
+        write_source_pages(corpus, folder / "sources", pages, playable, policy)
         page = _render(facts)
         part = folder / ".index.html.part"
         part.write_text(page, encoding="utf-8")
@@ -59,31 +71,42 @@ def write_report(corpus: Corpus, config: ReportConfig | None = None) -> ReportSu
     return ReportSummary(folder / "index.html", len(page.encode()), shown, reasons, time.monotonic() - started)
 
 
-def _facts(corpus: Corpus, policy: Policy, config: ReportConfig) -> dict[str, Any]:
-    """Everything the page says, as plain data."""
+@contextmanager
+def _judged(corpus: Corpus) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that holds every table as `<name>_table`, and `judged`: clips with decisions, without vectors."""
     import duckdb
 
+    columns = {name: schema(name).names for name in KEYS}
+    columns["clips"] = [name for name in columns["clips"] if name not in VECTORS]
+    columns["sources"] = [name for name in columns["sources"] if name != "words"]
     with duckdb.connect() as connection:
-        for name in ("sources", "clips", "decisions", "failures"):
-            connection.register(f"{name}_table", corpus.read(name))
+        for name in KEYS:
+            connection.register(f"{name}_table", corpus.read(name, columns[name]))
         connection.execute(
             """CREATE TEMP TABLE judged AS SELECT c.*, d.kept, d.reason, d.failed_rules, d.split,
             c.end_s - c.start_s AS seconds, coalesce(s.uri, '') AS uri FROM clips_table c JOIN decisions_table d USING (clip_id)
             LEFT JOIN sources_table s USING (source_id)"""
         )
-        return {
-            "name": corpus.root.name,
-            "policy": policy,
-            "versions": corpus.versions(),
-            "totals": _totals(connection),
-            "funnel": what_if(corpus, policy),
-            "histograms": [_histogram(connection, name, policy, config.bins) for name in SIGNALS],
-            "languages": _shares(connection, "coalesce(nullif(language, ''), 'none')"),
-            "splits": _splits(connection),
-            "sources": _sources(connection, config.max_rows),
-            "failures": _rows(connection, f"SELECT * FROM failures_table ORDER BY uri LIMIT {config.max_rows}"),
-            "chosen": _chosen(connection, config),
-        }
+        yield connection
+
+
+def _facts(
+    connection: duckdb.DuckDBPyConnection, corpus: Corpus, policy: Policy, config: ReportConfig, pages: list[str]
+) -> dict[str, Any]:
+    """Everything the page says but its examples, as plain data; `pages` are the sources that have a page of their own."""
+    return {
+        "name": corpus.root.name,
+        "policy": policy,
+        "versions": corpus.versions(),
+        "totals": _totals(connection),
+        "funnel": funnel(clips_for(corpus, policy), policy),
+        "histograms": [_histogram(connection, name, policy, config.bins) for name in SIGNALS],
+        "languages": _shares(connection, "coalesce(nullif(language, ''), 'none')"),
+        "splits": _splits(connection),
+        "sources": _sources(connection, config.max_rows, pages),
+        "pages": pages,
+        "failures": _rows(connection, f"SELECT * FROM failures_table ORDER BY uri LIMIT {config.max_rows}"),
+    }
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
@@ -119,22 +142,26 @@ def _shares(connection: duckdb.DuckDBPyConnection, label: str) -> list[dict[str,
     )
 
 
-def _sources(connection: duckdb.DuckDBPyConnection, limit: int) -> list[dict[str, Any]]:
-    return _rows(
-        connection,
-        f"""SELECT s.uri, s.duration_s, s.width, s.height, s.fps, s.video_codec, s.audio_codec, s.error,
+def _sources(connection: duckdb.DuckDBPyConnection, limit: int, pages: list[str]) -> list[dict[str, Any]]:
+    """Sources with their yield, those with a page first."""
+    found = connection.sql(
+        """SELECT s.source_id, s.uri, s.duration_s, s.width, s.height, s.fps, s.video_codec, s.audio_codec, s.error,
         len(list_distinct(list_transform(s.turns, lambda turn: turn.label))) AS speakers, len(s.shots) AS shots,
         count(j.clip_id) AS clips, count(*) FILTER (j.kept) AS kept,
         string_agg(DISTINCT nullif(j.reason, ''), ', ' ORDER BY nullif(j.reason, '')) AS reasons
-        FROM sources_table s LEFT JOIN judged j USING (source_id) GROUP BY ALL ORDER BY s.uri LIMIT {limit}""",
+        FROM sources_table s LEFT JOIN judged j USING (source_id) GROUP BY ALL
+        ORDER BY list_contains($pages, any_value(s.source_id)) DESC, s.uri LIMIT $limit""",
+        params={"pages": pages, "limit": limit},
     )
+    rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
+    return rows
 
 
 def _chosen(connection: duckdb.DuckDBPyConnection, config: ReportConfig) -> list[dict[str, Any]]:
     """Clips to play: kept ones from as many speakers as there are, and a few of every reason."""
     rows = _rows(
         connection,
-        f"""SELECT * EXCLUDE (voice, versions, turn, place) FROM (
+        f"""SELECT * EXCLUDE (turn, place) FROM (
             SELECT *, row_number() OVER (PARTITION BY reason ORDER BY turn, clip_id) AS place FROM (
                 SELECT *, row_number() OVER (PARTITION BY reason, speaker ORDER BY clip_id) AS turn FROM judged))
         WHERE place <= CASE WHEN kept THEN {config.max_kept} ELSE {config.per_reason} END ORDER BY reason, place""",
@@ -184,6 +211,11 @@ def _thresholds(rule: Rule, name: str) -> list[tuple[float, str]]:
     return [(float(value), keeps) for value, keeps in pairs if isinstance(value, int | float)]
 
 
+def _example_sources(chosen: Sequence[dict[str, Any]]) -> list[str]:
+    """Sources of the clips that the page plays, the first of every group before the second of any."""
+    return by_turns([[row["source_id"] for row in group["rows"]] for group in chosen], sys.maxsize)
+
+
 def _examples(corpus: Corpus, folder: Path, chosen: Sequence[dict[str, Any]], policy: Policy) -> list[dict[str, Any]]:
     """The chosen clips with their media; previews of clips that are not on the page any more are deleted."""
     says = {rule.name: rule.says for rule in policy.rules}
@@ -209,35 +241,12 @@ def _example(row: dict[str, Any], media: dict[str, Any] | None) -> dict[str, Any
 
 
 def _render(facts: dict[str, Any]) -> str:
-    from importlib import resources
-
-    from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"span": _span, "number": _number, "name": lambda uri: uri.rsplit("/", 1)[-1]}
-    template = (resources.files("curation") / "templates" / "report.html").read_text(encoding="utf-8")
     ovals = {
         clip["clip_id"]: {"oval": clip["media"]["oval"], "words": clip["words"]}
         for group in facts["examples"]
         for clip in group["clips"]
         if clip["media"]
     }
-    return environment.from_string(template).render(
-        **facts, tracks=ovals, plotly=get_plotlyjs(), signals=SIGNALS, fps=VIDEO_FPS
-    )
-
-
-def _span(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
-
-
-def _number(value: float | None) -> str:
-    """A measurement in at most four digits, a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    digits = 0 if abs(value) >= 100 or value == round(value) else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}".replace("-", "−")
+    return render("report.html", **facts, tracks=ovals, plotly=get_plotlyjs(), signals=SIGNALS, fps=VIDEO_FPS)

@@ -66,7 +66,7 @@ def _machine() -> list[Finding]:
 
 
 def _programs() -> list[Finding]:
-    from ingest.media import ffmpeg_path
+    from ingest.child import ffmpeg_path
 
     try:
         ffmpeg, ok = ffmpeg_path(), True
@@ -76,10 +76,21 @@ def _programs() -> list[Finding]:
     ninja = shutil.which("ninja")
     return [
         Finding("program", "ffmpeg", ok, ffmpeg, "pip install imageio-ffmpeg, or put ffmpeg on PATH"),
+        _chromaprint(ok),
         Finding("program", "g++", bool(compiler), compiler or "none", "apt-get install g++ (DeepSpeed builds with it)"),
         Finding("program", "ninja", bool(ninja), ninja or "none", "pip install ninja"),
         *(Finding("library", name, _loads(name), package, f"apt-get install {package}") for name, package in LIBRARIES.items()),
     ]
+
+
+def _chromaprint(with_ffmpeg: bool) -> Finding:
+    from ingest.fingerprints import fingerprinting_ffmpeg
+
+    ffmpeg = fingerprinting_ffmpeg() if with_ffmpeg else None
+    remedy = "pip install imageio-ffmpeg: without it copies are known by their picture alone"
+    return Finding(
+        "program", "chromaprint", bool(ffmpeg), ffmpeg or "no ffmpeg here has it", "" if ffmpeg else remedy, needed=False
+    )
 
 
 def _packages() -> list[Finding]:

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
+from orchestration.forecasts import make_forecast, show_actual, waiting_sources
+from orchestration.ingest_display import IngestDisplay, show_summary
 from orchestration.tracking import Run, flat, open_run
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from curation.decisions import CurationSummary
-    from ingest.pipeline import Progress
+    from ingest.progress import IngestSummary
     from orchestration.config import Config
     from shards.corpus import Corpus
+
+FORECAST_SEED = 0
+"""Draws the sources that a forecast measures: the same for the same sources."""
 
 
 def corpus_version(corpus: Corpus) -> str:
@@ -32,30 +38,56 @@ def corpus_run(corpus: Corpus, settings: Config) -> Run:
     return open_run(settings.tracking, corpus.root, "corpus build")
 
 
-def ingest_corpus(sources: list[str], root: Path, settings: Config, *, retry: bool = False) -> dict[str, Any]:
-    """`uniavgen ingest`: measure videos into the corpus."""
-    from ingest.pipeline import ingest
+def ingest_corpus(sources: list[str], root: Path, settings: Config, *, retry: bool = False, stage: str = "") -> dict[str, Any]:
+    """`uniavgen ingest`: measure videos into the corpus; with `retry` also those that failed before (at step `stage`)."""
     from shards.corpus import Corpus
 
-    with console.progress("ingest: starting workers") as bar:
-
-        def advance(progress: Progress) -> None:
-            name = Path(progress.uri).name
-            if progress.failure:
-                console.console.print(f"  failed: {progress.failure}", style="yellow")
-            bar.update(bar.task_ids[0], completed=progress.done, total=progress.total, description=f"ingest: {name}"[:48])
-
-        summary = ingest(sources, root, settings.ingest, on_progress=advance, retry=retry).to_dict()
+    summary, _ = measure_sources(sources, root, settings, retry=retry, stage=stage)
     corpus = Corpus.open(root)
-    _show_ingest(summary)
+    show_summary(summary, sources, str(root))
+    _record_ingest(corpus, settings, summary)
+    return {"command": "ingest", "corpus": str(corpus.root), **summary.to_dict(), "forecast": show_actual(corpus, summary)}
+
+
+def forecast_corpus(sources: list[str], root: Path, settings: Config, count: int) -> dict[str, Any]:
+    """`uniavgen ingest --forecast N`: measure N sources spread over the sizes, predict the rest from them."""
+    from ingest.forecast import choose
+    from shards.corpus import Corpus
+
+    corpus = Corpus.create(root)
+    waiting = waiting_sources(sources, corpus, settings)
+    if not waiting:
+        do = "name further sources; a forecast is for what was not measured yet"
+        raise UserError("every source named has been tried already", where=root, do=do)
+    chosen = choose({uri: entry.bytes for uri, entry in waiting.items()}, count, seed=FORECAST_SEED)
+    summary, history = measure_sources(chosen, root, settings)
+    show_summary(summary, sources, str(root))
+    _record_ingest(corpus, settings, summary)
+    tried = [waiting.pop(uri) for uri in chosen]
+    document = make_forecast(corpus, settings, tried, list(waiting.values()), history)
+    return {"command": "ingest", "corpus": str(corpus.root), **summary.to_dict(), "forecast": document}
+
+
+def measure_sources(
+    sources: list[str], root: Path, settings: Config, *, retry: bool = False, stage: str = ""
+) -> tuple[IngestSummary, list[tuple[float, float]]]:
+    """Run ingest under the live display; the summary, and seconds worked over time (see `IngestDisplay.history`)."""
+    from ingest.pipeline import ingest
+
+    with IngestDisplay() as display:
+        summary = ingest(sources, root, settings.ingest, on_progress=display.update, retry=retry, stage=stage)
+    return summary, display.history
+
+
+def _record_ingest(corpus: Corpus, settings: Config, summary: IngestSummary) -> None:
     with corpus_run(corpus, settings) as run:
         run.params(flat(settings.ingest.model_dump(), "ingest."))
-        counts = {
-            name: len(corpus.read(name, [key])) for name, key in (("sources", "uri"), ("clips", "clip_id"), ("failures", "uri"))
-        }
-        speed = {key: summary[key] for key in ("seconds", "video_seconds")} if summary["sources"] else {}
-        run.metrics({f"corpus/{key}": value for key, value in (counts | speed).items()})
-    return {"command": "ingest", "corpus": str(corpus.root), **summary}
+        keys = {"sources": "uri", "clips": "clip_id", "failures": "uri"}
+        figures: dict[str, float] = {name: len(corpus.read(name, [key])) for name, key in keys.items()}
+        if summary.sources:
+            figures |= {"seconds": summary.seconds, "video_seconds": summary.video_seconds}
+            figures |= {f"step_seconds/{name}": step.seconds for name, step in summary.steps.items()}
+        run.metrics({f"corpus/{key}": value for key, value in figures.items()})
 
 
 def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) -> dict[str, Any]:
@@ -66,7 +98,7 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
 
     corpus = Corpus.open(root)
     policy = load_policy(policy_name or settings.curate.policy)
-    summary = decide(corpus, policy, settings.curate.split)
+    summary = decide(corpus, policy, settings.curate.split, settings.curate.duplicates)
     _show_funnel(summary)
     with corpus_run(corpus, settings) as run:
         run.params({"policy": summary.policy, "policy_digest": summary.policy_digest})
@@ -81,7 +113,7 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
 
 def shard_corpus(root: Path, settings: Config) -> dict[str, Any]:
     """`uniavgen shard`: write the kept clips as WebDataset tars."""
-    from curation.captions import caption
+    from curation.captioning import captions_of
     from shards.corpus import Corpus
     from shards.writer import write_shards
 
@@ -90,7 +122,7 @@ def shard_corpus(root: Path, settings: Config) -> dict[str, Any]:
         summary = write_shards(
             corpus,
             settings.shard,
-            caption=caption,
+            caption=captions_of(corpus, settings.caption),
             on_progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
         )
     rows = [(split, summary.shards[split], summary.samples[split], summary.hours[split]) for split in sorted(summary.shards)]
@@ -99,11 +131,31 @@ def shard_corpus(root: Path, settings: Config) -> dict[str, Any]:
         f"{summary.written} written, {summary.reused} reused, {summary.removed} removed, {summary.bytes / 1e6:.1f} MB in all"
     )
     console.console.print(state + (f"; {summary.undecided} clips undecided: run curate" if summary.undecided else ""))
+    console.console.print("samples by licence: " + ", ".join(f"{name} {count}" for name, count in summary.licences.items()))
     with corpus_run(corpus, settings) as run:
         run.tags({"corpus_version": corpus_version(corpus)})
         run.metrics({f"shards/{split}_samples": count for split, count in summary.samples.items()})
         run.artifact(summary.manifest, "shards")
     return {"command": "shard", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
+
+
+def verify_corpus_shards(root: Path, settings: Config) -> dict[str, Any]:
+    """`uniavgen shard --verify`: open, hash and count every shard, decode a few samples; a line per defect."""
+    from shards.corpus import Corpus
+    from shards.verify import verify_shards
+
+    corpus = Corpus.open(root)
+    with console.progress("verify") as bar:
+        summary = verify_shards(
+            corpus,
+            settings.shard,
+            on_progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+        )
+    for defect in summary.defects:
+        console.console.print(f"defect: {defect}", style="red", markup=False, soft_wrap=True)
+    counts = f"{summary.shards} shards, {summary.samples} samples, {summary.bytes / 1e6:.1f} MB opened"
+    console.console.print(f"{counts}, {summary.decoded} samples decoded: {len(summary.defects) or 'no'} defects")
+    return {"command": "shard --verify", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
 
 
 def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
@@ -117,26 +169,6 @@ def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
     with corpus_run(corpus, settings) as run:
         run.artifact(page.parent, "report")
     return {"command": "report", "corpus": str(corpus.root), "page": str(page)}
-
-
-def _show_ingest(summary: dict[str, Any]) -> None:
-    """What came in, what failed and why, and where the time went."""
-    rows = [(key.replace("_", " "), value) for key, value in summary.items() if isinstance(value, int | float)]
-    console.table("ingested", ("what", "figure"), rows)
-    if summary["passed_over"]:
-        console.console.print(f"passed over, no videos by their names: {', '.join(sorted(summary['passed_over']))}")
-    for copy, first in sorted(summary["duplicates"].items()):
-        console.console.print(f"same content, ingested once: {copy} = {first}")
-    if summary["skipped_failed"]:
-        console.console.print(f"{summary['skipped_failed']} sources failed before and were left alone; try them: --retry")
-    if summary["failures"]:
-        console.table("failures (rows in the failures table)", ("kind", "sources"), sorted(summary["failures"].items()))
-    if summary["step_seconds"]:
-        total = sum(summary["step_seconds"].values())
-        steps = sorted(summary["step_seconds"].items(), key=lambda item: -item[1])
-        console.table(
-            "step seconds", ("step", "seconds", "share %"), [(k, v, round(100 * v / total)) for k, v in steps if total]
-        )
 
 
 def _show_funnel(summary: CurationSummary) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingest.media import ffmpeg_path
+from ingest.child import ffmpeg_path
 from shards.clock import SAMPLE_RATE, VIDEO_FPS
 from shards.errors import UserError
 

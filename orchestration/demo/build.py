@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest.media import ffmpeg_path
+from ingest.child import ffmpeg_path
 from orchestration.demo import face, film, speech
 from orchestration.demo.script import PLANS, SENTENCES, SOUND_LATE_MS, SourcePlan
 from orchestration.demo.truth import (

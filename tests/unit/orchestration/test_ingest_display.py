@@ -1,0 +1,135 @@
+"""What a person sees of an ingest: every count, the time left where it can be known, and the line to type next."""
+
+import io
+import shlex
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from ingest.progress import IngestSummary, Lost, Progress, StepProgress, StepSummary
+from orchestration import ingest_display
+from orchestration.ingest_display import IngestDisplay, line, lost_rows, next_steps, step_rows, steps_done, time_left_s, view
+
+STEPS = (
+    StepProgress("probe", done=7, running=0, queued=0, failed=1, seconds=1.0, video_seconds=70.0),
+    StepProgress("faces", done=4, running=1, queued=2, failed=0, seconds=20.0, video_seconds=40.0),
+    StepProgress("cut", done=3, running=1, queued=3, failed=0, seconds=6.0, video_seconds=30.0),
+)
+
+
+def progress(**changes: Any) -> Progress:
+    usual: dict[str, Any] = {"done": 4, "total": 8, "clips": 12, "video_seconds": 30.0, "failures": {"not-a-video": 1}}
+    usual |= {"elapsed_s": 25.0, "steps": STEPS, "latest": "/v/a.mp4"}
+    return Progress(**usual | changes)
+
+
+def text_of(renderable: RenderableType, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    written = console.file
+    assert isinstance(written, io.StringIO)
+    return written.getvalue()
+
+
+def test_the_display_tells_every_step_with_its_counts_and_speed() -> None:
+    shown = text_of(view(progress(), 61.0))
+    rows = {row.split()[0]: row.split()[1:6] for row in shown.splitlines() if row.split()}
+    assert rows["probe"] == ["7", "·", "·", "1", "70.0"]
+    assert rows["faces"] == ["4", "1", "2", "·", "2.0"]
+    assert rows["cut"] == ["3", "1", "3", "·", "5.0"]
+    for words in ("4 of 8 sources", "about 1:01 left", "12 clips", "1 failed (not-a-video 1)", "1.20 video s/s", "/v/a.mp4"):
+        assert words in shown
+
+
+def test_the_bar_moves_while_one_long_source_is_measured() -> None:
+    steps = (StepProgress("probe", done=1), StepProgress("faces", running=1), StepProgress("cut", queued=2))
+    assert steps_done(progress(done=0, total=1, steps=steps)) == 0.25
+    assert steps_done(progress(done=3, total=4, steps=())) == 0.75
+    assert steps_done(progress(done=0, total=0, steps=())) == 0.0
+
+
+def test_a_narrow_terminal_gets_no_broken_rows() -> None:
+    told = text_of(view(progress(latest="/a/very/long/path" * 20), 5.0), width=80)
+    assert all(len(row) <= 80 for row in told.splitlines())
+    assert len(told.splitlines()) == len(text_of(view(progress(), 5.0), width=80).splitlines())
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50), st.floats(0.01, 100)), min_size=1, max_size=6),
+    st.floats(0.5, 16),
+    st.floats(0, 60),
+)
+def test_time_left_is_the_waiting_work_over_the_rate(
+    rows: list[tuple[int, int, float]], workers: float, start_s: float
+) -> None:
+    """Steps of constant cost, `workers` always busy: what is left takes waiting work / workers."""
+    steps = tuple(StepProgress(str(i), done=d, queued=q, seconds=d * cost) for i, (d, q, cost) in enumerate(rows))
+    spent = sum(step.seconds for step in steps)
+    news = progress(done=1, total=100, steps=steps, elapsed_s=start_s + spent / workers)
+    waiting = sum(queued * cost for _, queued, cost in rows)
+    assert time_left_s(news, start_s) == pytest.approx(waiting / workers, rel=1e-6, abs=1e-6)
+
+
+def test_time_left_is_unknown_before_a_step_has_ended_once_and_zero_at_the_end() -> None:
+    assert time_left_s(progress(steps=(*STEPS, StepProgress("new", queued=8))), 0.0) is None
+    assert time_left_s(progress(steps=()), 0.0) is None
+    assert time_left_s(progress(done=8), 0.0) == 0.0
+
+
+def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(ingest_display.time, "monotonic", lambda: now)
+    written = io.StringIO()
+    with IngestDisplay(Console(file=written, width=400)) as display:
+        for _ in range(60):  # half a minute
+            display.update(progress(elapsed_s=now))
+            now += 0.5
+    lines = written.getvalue().splitlines()
+    assert len(lines) == 3 + 1
+    assert all("ingest 4/8 sources" in told and "\x1b" not in told for told in lines)
+    assert "running: faces 1, cut 1" in line(progress(), None)
+
+
+def test_failures_are_told_once_each_and_not_without_end() -> None:
+    written = io.StringIO()
+    with IngestDisplay(Console(file=written, width=200)) as display:
+        for number in range(100):
+            for _ in range(2):
+                display.update(progress(latest=f"/v/{number}.mp4", failure=f"no video here (/v/{number}.mp4)"))
+    told = [row for row in written.getvalue().splitlines() if row.startswith("failed: ")]
+    assert len(told) == len(set(told)) == ingest_display.FAILURES_TOLD
+    assert "failures table" in written.getvalue()
+
+
+def test_a_terminal_shows_the_moving_display_and_keeps_one_line_of_it() -> None:
+    written = io.StringIO()
+    with IngestDisplay(Console(file=written, width=300, height=40, force_terminal=True)) as display:
+        display.update(progress())
+        display.update(progress(done=8, clips=99))
+    assert "share of work" in written.getvalue()
+    assert "ingest 8/8 sources, 68% of the steps; 99 clips" in Text.from_ansi(written.getvalue().splitlines()[-1]).plain
+
+
+def test_the_cost_table_adds_up_and_the_costliest_failure_comes_first() -> None:
+    steps = {"probe": StepSummary(4, 1, 1, 1.0, 40.0), "faces": StepSummary(4, 0, 0, 9.0, 40.0)}
+    lost = {"no-video": Lost(3, 0, 0.0), "timeout": Lost(1, 5, 7200.0)}
+    summary = IngestSummary(sources=4, video_seconds=40.0, seconds=8.0, steps=steps, lost=lost)
+    assert step_rows(summary) == [
+        ("probe", 4, 1, 1, 1.0, 0.025, 10),
+        ("faces", 4, 0, 0, 9.0, 0.225, 90),
+        ("all", None, None, None, 10.0, 0.25, 100),
+    ]
+    assert lost_rows(summary) == [("timeout", 1, 5, 2.0), ("no-video", 3, 0, 0.0)]
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=3))
+def test_the_next_line_can_be_typed_as_it_stands(sources: list[str]) -> None:
+    hints = next_steps(IngestSummary(failures={"timeout": 1}, clips=3), sources, "my corpus")
+    typed = shlex.split(hints[0].partition(": ")[2])
+    assert typed == ["uniavgen", "ingest", *sources, "--corpus", "my corpus", "--retry"]
+    assert "uniavgen curate --corpus 'my corpus' && uniavgen report" in hints[1]
+    assert next_steps(IngestSummary(), sources, "c") == []
