@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,7 +26,10 @@ class SplitConfig(BaseModel):
         default=0.6, ge=-1.0, le=1.0, description="cosine of two face vectors from which they are surely one person's"
     )
     near_face: float = Field(
-        default=0.45, ge=-1.0, le=1.0, description="from this cosine they may be one person's, and are never put on two sides"
+        default=0.363,
+        ge=-1.0,
+        le=1.0,
+        description="from this cosine they may be one person's, and are never put on two sides (OpenCV's own bound for SFace)",
     )
     join_sources: bool = Field(default=False, description="also keep all speakers of one source on one side")
     strata: list[Literal["language", "pitch", "duration"]] = Field(
@@ -40,7 +43,7 @@ class DuplicateConfig(BaseModel):
     """When two clips are copies of one another, and which of them is kept.
 
     Distances are shares of differing bits along the best alignment. On real and made footage: re-encodes at half the bitrate
-    0.00-0.05 (picture) and 0.01-0.07 (sound), crops by a tenth 0.10-0.24, other content 0.26 and more in both.
+    0.00-0.07 (picture) and 0.01-0.10 (sound), crops by a tenth 0.10-0.24, other content 0.26 and more in both.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,10 +54,14 @@ class DuplicateConfig(BaseModel):
     )
     picture_distance: float = Field(default=0.21, ge=0, le=0.5, description="pictures agree up to this share of bits")
     sound_distance: float = Field(default=0.2, ge=0, le=0.5, description="sounds agree up to this share of bits")
-    min_pictures: int = Field(default=4, ge=1, description="video hashes of moving picture that must be compared")
-    min_sounds: int = Field(default=8, ge=1, description="acoustic items that must be compared, an eighth of a second each")
+    min_pictures: int = Field(
+        default=4,
+        ge=1,
+        description="video hashes that must be compared; fewer than twice as many must agree better, in proportion",
+    )
+    min_sounds: int = Field(default=8, ge=1, description="the same of acoustic items, an eighth of a second each")
     min_shared: float = Field(default=0.5, gt=0, le=1, description="share of the shorter clip that the other must hold")
-    speeds: list[float] = Field(
+    speeds: list[Annotated[float, Field(gt=0.5, lt=2)]] = Field(
         default=[1.0, 25 / 24, 24 / 25, 1.1, 1 / 1.1],
         min_length=1,
         description="ratios of speed that are tried: as it is, film shown as television and back, a tenth faster and slower",
@@ -66,6 +73,7 @@ class CurateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     policy: str = Field(default="default", description="name of a policy that ships with the package, or path of a YAML file")
+    duplicates: DuplicateConfig = Field(default_factory=DuplicateConfig, description="what becomes of copies")
     split: SplitConfig = Field(default_factory=SplitConfig, description="how train and val are kept apart")
 
 

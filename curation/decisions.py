@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from curation.config import SplitConfig
+from curation.config import DuplicateConfig, SplitConfig
+from curation.duplicates import without_duplicates
 from curation.identities import SPEAKER, components, likeness
 from curation.policy import FunnelRow, Policy, funnel, judge, policy_from
 from curation.questions import clips_for
@@ -46,14 +47,16 @@ class CurationSummary:
     seconds: float
 
 
-def decide(corpus: Corpus, policy: Policy, split: SplitConfig | None = None) -> CurationSummary:
-    """Judge and split every clip and commit the decisions in one transaction.
+def decide(
+    corpus: Corpus, policy: Policy, split: SplitConfig | None = None, copies: DuplicateConfig | None = None
+) -> CurationSummary:
+    """Judge every clip, reject all but the best of copies, split, and commit the decisions in one transaction.
 
     Raises UserError where the corpus has no clips or the policy cannot be evaluated; nothing is written then.
     """
     started = time.monotonic()
     clips = clips_for(corpus, policy)
-    verdicts = judge(clips, policy)
+    verdicts = without_duplicates(corpus, judge(clips, policy), copies or DuplicateConfig())
     data = _with_splits(corpus, verdicts, policy, split or SplitConfig())
     written = not _same(corpus.read("decisions"), data)
     if written:

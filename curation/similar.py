@@ -7,11 +7,12 @@ hash) are candidates at the time that the key stands at; a candidate is compared
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from curation.config import DuplicateConfig
-from shards.hashes import MIRRORED, SOUND_ITEM_REACH_S, SOUND_ITEM_S, VIDEO_HASH_EDGE_S, VIDEO_HASH_HZ
+from shards.hashes import FREQUENCIES, MIRRORED, SOUND_ITEM_REACH_S, SOUND_ITEM_S, VIDEO_HASH_EDGE_S, VIDEO_HASH_HZ
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
 NEIGHBOURS = 4
 """Clips that one key brings together with each clip: a key that thousands share costs no more than their number times this."""
 
-KEY_BITS = 32
-"""Lowest bits of a video hash that must agree in one place for two clips to be compared; acoustic items have as many."""
+KEY_BITS = 48
+"""Lowest bits of a video hash that must agree in one place for two clips to be compared. Our choice: 32 would do for a small
+corpus, but nods look alike, and at a million clips a key must be rare to be of use."""
+
+VIDEO_BITS, SOUND_BITS = len(FREQUENCIES), 32
+
+ROUGHLY = 0.3
+"""Share of bits that may differ around a shared key before two clips are compared in full; our choice."""
+
+OTHER_SPEED = 0.05
+"""How much closer a changed speed must fit than the same speed, to be believed; our choice."""
 
 _CHUNK = 1 << 16  # alignments compared at a time: bounds memory to some 64 Ki x items of a clip
 
@@ -119,9 +129,9 @@ def find_pairs(video: Prints, sound: Prints, text: np.ndarray, config: Duplicate
 
     anchors = _joined(
         [
-            _sharing(_canonical(video.values) & np.uint64((1 << KEY_BITS) - 1), video),
-            _sharing(sound.values, sound),
-            _sharing_text(text),
+            _sharing(_canonical(video.values) & np.uint64((1 << KEY_BITS) - 1), video, VIDEO_BITS, MIRRORED),
+            _sharing(sound.values, sound, SOUND_BITS, 0),
+            _saying_the_same(text),
         ]
     )
     found = [_agreeing(anchors, video, sound, speed, config) for speed in config.speeds]
@@ -137,50 +147,73 @@ def _canonical(values: np.ndarray) -> np.ndarray:
     return np.where(values == 0, np.uint64(0), turned)
 
 
-def _sharing(keys: np.ndarray, prints: Prints) -> Anchors:
-    """Anchors where two clips have the same key; keys of 0 are left out."""
+def _sharing(keys: np.ndarray, prints: Prints, bits: int, mirrors: int) -> Anchors:
+    """Anchors where two clips have the same key and agree roughly around it; keys of 0 are left out."""
     import numpy as np
 
     at = np.flatnonzero(keys)
     clip = prints.clip[at]
-    pairs = _neighbours(keys[at], clip)
-    left, right = at[pairs[0]], at[pairs[1]]
-    a, b = clip[pairs[0]], clip[pairs[1]]
-    return _distinct(Anchors(a, b, prints.time_s(a, left), prints.time_s(b, right)), len(prints.starts) - 1)
+    parts = []
+    for left, right in _neighbours(keys[at], clip):
+        for start in range(0, max(1, len(left)), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            one, other = at[left[rows]], at[right[rows]]
+            a, b = clip[left[rows]], clip[right[rows]]
+            near = _locally_alike(prints, one, other, a, b, bits, mirrors)
+            one, other, a, b = one[near], other[near], a[near], b[near]
+            parts.append(Anchors(a, b, prints.time_s(a, one), prints.time_s(b, other)))
+    return _distinct(_joined(parts), len(prints.starts) - 1)
 
 
-def _sharing_text(text: np.ndarray) -> Anchors:
+def _locally_alike(
+    prints: Prints, one: np.ndarray, other: np.ndarray, a: np.ndarray, b: np.ndarray, bits: int, mirrors: int
+) -> np.ndarray:
+    """bool [k]: whether the hashes around place `one` of clip `a` are like those around `other` of clip `b`: a second to
+    either side, in which a tenth more speed does no harm. Most chance meetings end here."""
+    import numpy as np
+
+    reach = round(1 / prints.period_s)
+    around = np.arange(-reach, reach + 1)
+    at_a, at_b = one[:, None] + around, other[:, None] + around
+    inside = (at_a >= prints.starts[a][:, None]) & (at_a < prints.starts[a + 1][:, None])
+    inside &= (at_b >= prints.starts[b][:, None]) & (at_b < prints.starts[b + 1][:, None])
+    last = len(prints.values) - 1
+    here, there = prints.values[np.clip(at_a, 0, last)], prints.values[np.clip(at_b, 0, last)]
+    inside &= (here != 0) & (there != 0)
+    apart = here ^ there
+    straight = (np.bitwise_count(apart) * inside).sum(axis=1)
+    turned = (np.bitwise_count(apart ^ np.uint64(mirrors)) * inside).sum(axis=1)
+    alike: np.ndarray = np.minimum(straight, turned) <= ROUGHLY * bits * inside.sum(axis=1)
+    return alike
+
+
+def _saying_the_same(text: np.ndarray) -> Anchors:
     """Clips that say the same, aligned at their starts."""
     import numpy as np
 
     clip = np.flatnonzero(text).astype(np.int32)
-    digest = text[clip].astype(np.uint64)
-    a, b = _neighbours(digest ^ (digest >> np.uint64(32)) & np.uint64(0xFFFFFFFF), clip)
-    equal = text[clip[a]] == text[clip[b]]
-    a, b = clip[a[equal]], clip[b[equal]]
-    nothing = np.zeros(len(a), np.float32)
-    return _distinct(Anchors(a, b, nothing, nothing), len(text))
+    parts = []
+    for left, right in _neighbours(text[clip].astype(np.uint64), clip):
+        start = np.zeros(len(left), np.float32)
+        parts.append(Anchors(clip[left], clip[right], start, start))
+    return _distinct(_joined(parts), len(text))
 
 
-def _neighbours(keys: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places (i, j) of equal 32-bit keys in different clips, at most `NEIGHBOURS` j for each i.
+def _neighbours(keys: np.ndarray, clip: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places (i, j) of equal keys (uint64) in different clips, one j for each i at a time, `NEIGHBOURS` times.
 
     Among many equal keys the order is drawn anew for each key, so that a clip meets other clips under its other keys.
     """
     import numpy as np
 
-    mixed = (clip.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ keys * np.uint64(0xC2B2AE3D27D4EB4F)
-    low = np.uint64(0xFFFFFFFF)
-    code = (keys & low) << np.uint64(32) | (mixed ^ (mixed >> np.uint64(29))) & low
-    order = np.argsort(code)
-    del code, mixed
+    spread = keys * np.uint64(0x9E3779B97F4A7C15)
+    drawn = (spread ^ clip.astype(np.uint64)) * np.uint64(0xC2B2AE3D27D4EB4F)
+    order = np.argsort(spread & np.uint64(0xFFFFFFFFFF000000) | drawn >> np.uint64(40))
+    del spread, drawn
     ordered, of = keys[order], clip[order]
-    left, right = [], []
     for step in range(1, NEIGHBOURS + 1):
         hit = np.flatnonzero((ordered[:-step] == ordered[step:]) & (of[:-step] != of[step:]))
-        left.append(order[hit])
-        right.append(order[hit + step])
-    return np.concatenate(left), np.concatenate(right)
+        yield order[hit], order[hit + step]
 
 
 def _distinct(anchors: Anchors, clips: int) -> Anchors:
@@ -206,12 +239,12 @@ def _agreeing(anchors: Anchors, video: Prints, sound: Prints, speed: float, conf
     import numpy as np
 
     parts = []
-    for start in range(0, len(anchors.a), _CHUNK):
-        part = anchors.take(slice(start, start + _CHUNK))  # type: ignore[arg-type]
-        seen = fit(video, part, speed, bits=len(bin(MIRRORED)) - 2, mirrors=MIRRORED, slack=1)
-        heard = fit(sound, part, speed, bits=32, mirrors=0, slack=2)
-        same_picture = (seen.distance <= config.picture_distance) & (seen.compared >= config.min_pictures)
-        same_sound = (heard.distance <= config.sound_distance) & (heard.compared >= config.min_sounds)
+    for start in range(0, max(1, len(anchors.a)), _CHUNK):
+        part = anchors.take(np.arange(start, min(start + _CHUNK, len(anchors.a))))
+        seen = fit(video, part, speed, bits=VIDEO_BITS, mirrors=MIRRORED, slack=1)
+        heard = fit(sound, part, speed, bits=SOUND_BITS, mirrors=0, slack=2)
+        same_picture = _sure(seen, config.picture_distance, config.min_pictures)
+        same_sound = _sure(heard, config.sound_distance, config.min_sounds)
         good = np.flatnonzero(same_picture | same_sound)
         shared = np.maximum(np.where(same_picture, seen.shared_s, 0), np.where(same_sound, heard.shared_s, 0))
         parts.append(
@@ -226,6 +259,15 @@ def _agreeing(anchors: Anchors, video: Prints, sound: Prints, speed: float, conf
             )
         )
     return _stacked(parts)
+
+
+def _sure(found: Fit, distance: float, least: int) -> np.ndarray:
+    """Whether alignments agree: up to `distance`, and up to a smaller one where fewer than twice `least` items say so."""
+    import numpy as np
+
+    allowed = distance * np.minimum(1.0, found.compared / (2 * least))
+    sure: np.ndarray = (found.distance <= allowed) & (found.compared >= least)
+    return sure
 
 
 def fit(prints: Prints, anchors: Anchors, speed: float, *, bits: int, mirrors: int, slack: int) -> Fit:
@@ -244,8 +286,8 @@ def fit(prints: Prints, anchors: Anchors, speed: float, *, bits: int, mirrors: i
 def _fit_at(prints: Prints, anchors: Anchors, speed: float, shift: int, bits: int, mirrors: int) -> Fit:
     import numpy as np
 
-    size_a = np.diff(prints.starts)[anchors.a]
-    size_b = np.diff(prints.starts)[anchors.b]
+    size_a = prints.starts[anchors.a + 1] - prints.starts[anchors.a]
+    size_b = prints.starts[anchors.b + 1] - prints.starts[anchors.b]
     at_a = np.arange(max(1, int(size_a.max(initial=0))))
     moment = prints.first_s[anchors.a][:, None] + at_a * prints.period_s - anchors.a_s[:, None]
     there = anchors.b_s[:, None] + moment / speed - prints.first_s[anchors.b][:, None]
@@ -276,22 +318,18 @@ def _better(one: Fit, other: Fit) -> Fit:
 def _stacked(parts: list[Pairs]) -> Pairs:
     import numpy as np
 
-    names = list(Pairs.__dataclass_fields__)
-    kinds = {"a": np.int32, "b": np.int32, "mirrored": np.bool_}
-    empty = [np.zeros(0, kinds.get(name, np.float64)) for name in names]
-    return Pairs(
-        *(np.concatenate([none, *(getattr(part, name) for part in parts)]) for name, none in zip(names, empty, strict=True))
-    )
+    columns = {name: [getattr(part, name) for part in parts] for name in Pairs.__dataclass_fields__}
+    return Pairs(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
 def _best_of_each(found: list[Pairs]) -> Pairs:
-    """One row for each pair: the alignment in which most agrees (picture and sound before one of them), then the closest."""
+    """One row for each pair: the alignment in which picture and sound agree rather than one of them, then the closest."""
     import numpy as np
 
     every = _stacked(found)
     lone = np.isnan(every.picture).astype(np.int8) + np.isnan(every.sound)
     distance = np.nan_to_num(every.picture, nan=0.5) + np.nan_to_num(every.sound, nan=0.5)
-    order = np.lexsort((distance, -every.shared_s.round(1), lone, every.b, every.a))
+    order = np.lexsort((distance + OTHER_SPEED * (every.speed != 1), lone, every.b, every.a))
     a, b = every.a[order], every.b[order]
     first = np.ones(len(order), bool)
     first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])

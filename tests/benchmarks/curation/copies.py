@@ -1,0 +1,141 @@
+"""What share of planted copies of real videos is found, and what is taken for a copy that is none.
+
+    python tests/benchmarks/curation/copies.py VIDEO... [--folder bench-copies]
+
+Every video is cut into clips of 2 to 10 s, and encoded anew in each of the ways below; the copy's clips are cut where its own
+run might cut them (up to 0.12 s beside, for copies of another speed or start). Each way is judged in a corpus of all originals
+and all copies of that way: how many are found, by picture and sound, by picture alone and by sound alone, and how many pairs of
+different content are taken for copies. Files that stand in the folder already are not encoded again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from curation.config import DuplicateConfig
+from curation.similar import Pairs, find_pairs, sound_prints, video_prints
+from ingest.child import ffmpeg_path
+from ingest.fingerprints import VideoHasher, sound_hash, sound_span, video_hash
+from shards.clock import VIDEO_FPS
+
+LENGTHS_S = (4.2, 2.6, 5.9, 3.3, 7.1, 9.6)
+SIDE = 64
+LATE_S, FASTER = 0.73, 1.1
+QUICK = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p")
+SOUND = ("-c:a", "aac", "-b:a", "48k")
+WAYS: dict[str, tuple[str, ...]] = {
+    "half the bitrate": (*QUICK, *SOUND),
+    "starts later": ("-ss", str(LATE_S), *QUICK, "-crf", "26", *SOUND),
+    "half the size": ("-vf", "scale=trunc(iw/4)*2:-2", *QUICK, "-crf", "28", "-r", "24", *SOUND),
+    "a tenth cropped": ("-vf", "crop=trunc(iw*0.45)*2:trunc(ih*0.45)*2", *QUICK, "-crf", "23", *SOUND),
+    "mirrored": ("-vf", "hflip", *QUICK, "-crf", "23", *SOUND),
+    "black bars": ("-vf", "pad=iw:trunc(ih*0.6)*2:0:trunc(ih*0.1)", *QUICK, "-crf", "23", *SOUND),
+    "brighter": ("-vf", "eq=brightness=0.08:contrast=1.15", *QUICK, "-crf", "23", *SOUND),
+    "a tenth faster": ("-vf", f"setpts=PTS/{FASTER}", "-af", f"atempo={FASTER}", *QUICK, "-crf", "23", *SOUND),
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of a video: `content` names what is in it, `way` how it was copied ("" for the original)."""
+
+    content: tuple[str, float]
+    way: str
+    start_s: float
+    pictures: list[int]
+    sounds: list[int]
+
+
+def clips_of(path: Path, content: str, way: str, seconds: float) -> list[Clip]:
+    """The clips of one file, which shows `seconds` of the original `content`."""
+    pictures, pcm = read(path)
+    draw = np.random.default_rng(len(content) + len(way))
+    speed, late = (FASTER if way == "a tenth faster" else 1.0), (LATE_S if way == "starts later" else 0.0)
+    found, at, number = [], 0.0, len(content)
+    while (length := min(LENGTHS_S[number % len(LENGTHS_S)], seconds - at)) >= 2:
+        beside = draw.uniform(-0.12, 0.12, 2) if speed != 1 or late else np.zeros(2)
+        start = max(0.0, at / speed - late + beside[0])
+        end = min((at + length) / speed - late + beside[1], len(pictures) / 4)
+        if end - start >= 1.5:
+            low, high = (round(edge * 16000) for edge in sound_span(start, end))
+            span = np.pad(pcm[low:high], (0, max(0, high - max(low, len(pcm))))) if len(pcm) else pcm
+            found.append(Clip((content, at), way, start, video_hash(pictures, start, end), sound_hash(span) or []))
+        at, number = at + length + 0.15, number + 1
+    return found
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Video hashes of a whole file, and its sound (empty where there is none)."""
+    scale = f"fps={VIDEO_FPS}:start_time=0,scale={SIDE}:{SIDE}:flags=area"
+    raw = ffmpeg("-i", path, "-vf", scale, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+    hasher = VideoHasher()
+    for frame in np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3):
+        hasher.add(frame)
+    late = "aresample=async=1:first_pts=0"
+    sound = ffmpeg("-i", path, "-vn", "-map", "0:a?", "-af", late, "-ac", 1, "-ar", 16000, "-f", "s16le", "-", strict=False)
+    return hasher.hashes(), np.frombuffer(sound, np.int16)
+
+
+def ffmpeg(*arguments: object, strict: bool = True) -> bytes:
+    command = [ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, check=strict).stdout
+
+
+def seconds_of(path: Path) -> float:
+    import av
+
+    with av.open(str(path)) as container:
+        return (container.duration or 0) / 1e6
+
+
+def pairs_of(clips: list[Clip], picture: bool, sound: bool) -> Pairs:
+    lists = ([clip.pictures if picture else [] for clip in clips], [clip.sounds if sound else [] for clip in clips])
+    video, heard = (
+        (np.array([item for each in part for item in each], np.int64), np.cumsum([0, *map(len, part)])) for part in lists
+    )
+    starts = np.array([clip.start_s for clip in clips])
+    nothing = np.zeros(len(clips), np.int64)
+    return find_pairs(video_prints(*video, starts), sound_prints(*heard), nothing, DuplicateConfig())
+
+
+def judged(clips: list[Clip], picture: bool, sound: bool) -> tuple[int, int]:
+    """How many copies are paired with their original, and how many pairs are of different content."""
+    pairs = pairs_of(clips, picture, sound)
+    both = [(clips[a].content, clips[b].content) for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)]
+    right = sum(one == other for one, other in both)
+    return right, len(both) - right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path, nargs="+")
+    parser.add_argument("--folder", type=Path, default=Path("bench-copies"))
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    seconds = {path: seconds_of(path) for path in options.videos}
+    originals = [clip for path in options.videos for clip in clips_of(path, path.stem, "", seconds[path])]
+    heads = ("clips", "found", "by picture", "by sound", "false")
+    print(f"{'copied how':>18}", *(f"{head:>11}" for head in heads))
+    for way, arguments in WAYS.items():
+        copies = []
+        for path in options.videos:
+            copy = options.folder / f"{path.stem}-{way.replace(' ', '-')}.mp4"
+            rate = path.stat().st_size * 8 / seconds[path] / 2
+            half = ("-b:v", str(round(max(60_000, rate)))) if way == "half the bitrate" else ()
+            if not copy.exists():
+                ffmpeg("-i", path, *arguments, *half, copy)
+            copies += clips_of(copy, path.stem, way, seconds[path])
+        there = {clip.content for clip in copies}
+        clips = [*(clip for clip in originals if clip.content in there), *copies]
+        judgements = [judged(clips, *by) for by in ((True, True), (True, False), (False, True))]
+        false = max(wrong for _, wrong in judgements)
+        print(f"{way:>18} {len(copies):11}", *(f"{right:11}" for right, _ in judgements), f"{false:11}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
