@@ -95,7 +95,7 @@ def forget(corpus: Corpus, target: Target) -> Forgotten:
     part = journal.with_suffix(".part")
     part.write_text(json.dumps({name: sorted(value) for name, value in vars(target).items()}))
     os.replace(part, journal)
-    bury(corpus.root, {*target.sources, *target.speakers})
+    bury(corpus.root, {*target.sources, *target.shared, *target.speakers})  # what is shared is never measured again
     _erase(corpus, target, done)
     return done
 

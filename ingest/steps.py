@@ -1,249 +1,315 @@
-"""The steps of ingest: each is a plain function of one record, or a small class that loads its model once.
+"""The steps of ingest: each is a small class that loads its model once and measures one source after another.
 
-Goes in and comes out: a `SourceRecord`. Nothing here knows of Ray; `pipeline` puts the steps into a graph, a test calls
-them directly. An exception ends that source alone: `run_step` turns it into the record's failure.
+Goes in: a `SourceRecord`, which gives the results of earlier steps. Comes out: this step's results by name. Nothing here
+knows of Ray: `pipeline` puts the steps into a graph, a test calls them directly.
 """
 
 from __future__ import annotations
 
-import errno
-import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import Any, ClassVar
 
 from ingest import media
+from ingest.clip_media import ClipMedia
 from ingest.clips import propose_clips
+from ingest.commits import FORGOTTEN
 from ingest.config import IngestConfig
-from ingest.measure import clip_row, face_track
-from ingest.quality import thumbnail
-from ingest.records import AUDIO_RATE, Failure, FrameTable, SourceRecord
+from ingest.cutting import cut_clip
+from ingest.diarization import EMBEDDED, Diarizer
+from ingest.face_vector import clip_vector
+from ingest.fingerprints import sound_hash, sound_span, text_hash, video_hash
+from ingest.framing import Framing, framing
+from ingest.graph import SPECS
+from ingest.lip_reader import LipReader
+from ingest.locations import Entry
+from ingest.measure import clip_face, clip_row, face_track, source_columns
+from ingest.pitch import pitch_hz
+from ingest.records import (
+    ClipPrints,
+    ClipSound,
+    Diarization,
+    FacesSeen,
+    Fingerprints,
+    FrameTable,
+    LocalCopy,
+    Measured,
+    MediaInPlace,
+    Probe,
+    Proposals,
+    Shots,
+    SoundMeasures,
+    SourceRecord,
+    SyncMeasures,
+    Transcript,
+    VideoHashes,
+)
+from ingest.sound import Sound
+from ingest.sound_quality import bandwidth_hz
+from ingest.sources import content_id
+from ingest.staging import Stage
+from ingest.step import Step
+from ingest.syncing import clip_syncs
+from ingest.transcription import Transcriber, whisper_source
+from ingest.watching import Watching
 from shards.clock import VIDEO_FPS
-from shards.corpus import Corpus
+from shards.erasure import tombstones
 from shards.errors import UserError
+from shards.weights import resolve
+
+FULL_RATE = 48_000
+"""Rate at which the bandwidth is looked for: what a source's sound holds above 24 kHz nobody hears."""
 
 
-class Step(Protocol):
-    """One step: `name` is what failures and timings call it."""
+class Fetching(Step):
+    """The source as a local file: itself, or a copy of a remote one in the run's cache."""
 
-    name: str
+    gives: ClassVar[dict[str, type]] = {"fetch": LocalCopy}
 
-    def __call__(self, record: SourceRecord) -> None: ...
+    def __init__(self, config: IngestConfig, scratch: Path, corpus_root: Path) -> None:
+        super().__init__(config, scratch, corpus_root)
+        self._stage = Stage(config.sources, scratch)
 
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        path = self._stage.fetch(_entry(record))
+        record.source_id = record.source_id or content_id(path)
+        if tombstones(self.corpus_root).cover(record.source_id):
+            raise UserError(
+                "this content, or somebody in it, was forgotten on request", where=record.uri, do="leave it out", kind=FORGOTTEN
+            )
+        return {"fetch": LocalCopy(path)}
 
-def run_step(step: Step, record: SourceRecord) -> SourceRecord:
-    """Apply a step unless the record has failed already; keep its seconds, and its failure if it raises."""
-    if record.failure is not None:
-        return record
-    began = time.perf_counter()
-    try:
-        step(record)
-    except OSError as error:
-        kind = "no-space" if error.errno == errno.ENOSPC else type(error).__name__
-        record.failure = Failure(step.name, kind, f"{step.name} failed: {error}")
-    except UserError as error:
-        record.failure = Failure(step.name, error.kind or "bad-input", str(error))
-    except Exception as error:  # one source's defect must not touch the others
-        record.failure = Failure(step.name, type(error).__name__, f"{step.name} failed: {error}".strip())
-    record.step_seconds[step.name] = record.step_seconds.get(step.name, 0.0) + time.perf_counter() - began
-    if record.failure is not None:
-        record.pcm, record.frames = None, None  # nothing downstream needs them
-    return record
+    def release(self, record: SourceRecord) -> None:
+        self._stage.release(record.uri)
+
+    def drop(self, record: SourceRecord) -> None:
+        """The whole run is through with the source: a remote one's copy goes."""
+        self._stage.drop(_entry(record))
 
 
-class Probing:
+class Probing(Step):
     """What the file is. Fails on what is no video."""
 
-    name = "probe"
+    gives: ClassVar[dict[str, type]] = {"probe": Probe}
 
-    def __init__(self, config: IngestConfig) -> None:
-        self.config = config
-
-    def __call__(self, record: SourceRecord) -> None:
-        record.probe = media.probe(record.uri, self.config.limits)
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        return {"probe": media.probe(record.of(LocalCopy).path, self.config.limits)}
 
 
-class Sound:
-    """The sound track at 16 kHz."""
+class Hearing(Step):
+    """The sound track at 16 kHz as a file in the scratch folder; no samples where there is none."""
 
-    name = "sound"
+    gives: ClassVar[dict[str, type]] = {"sound": Sound}
 
-    def __init__(self, config: IngestConfig) -> None:
-        self.config = config
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        probe = record.of(Probe)
+        if not probe.has_audio:
+            return {"sound": Sound("", 0)}
+        path = self.scratch / f"{record.source_id}.s16"
+        if path.is_file():
+            return {"sound": Sound(str(path), path.stat().st_size // 2)}
+        return {"sound": media.decode_sound(record.of(LocalCopy).path, probe.duration_s, path, self.config.limits)}
 
-    def __call__(self, record: SourceRecord) -> None:
-        assert record.probe is not None
-        if record.probe.has_audio:
-            record.pcm = media.decode_audio(record.uri, record.probe.duration_s, self.config.limits)
+    def release(self, record: SourceRecord) -> None:
+        kept = sum(path.stat().st_size for path in self.scratch.glob("*.s16"))
+        if kept > self.config.scratch_gb * 2**30:  # the next stage is far behind: it decodes anew what it comes to
+            self.drop(record)
+
+    def drop(self, record: SourceRecord) -> None:
+        """The whole run is through with the source."""
+        (self.scratch / f"{record.source_id}.s16").unlink(missing_ok=True)
 
 
-class Diarizing:
+class Diarizing(Step):
     """Speakers' turns and voices."""
 
-    name = "diarize"
+    gives: ClassVar[dict[str, type]] = {"diarize": Diarization}
 
-    def __init__(self, config: IngestConfig) -> None:
-        from ingest.diarization import Diarizer
+    _diarizer: Any = None
 
-        self._diarizer = Diarizer(config.diarization, config.device)
+    @classmethod
+    def check(cls, config: IngestConfig) -> None:
+        if config.diarization.model == EMBEDDED:
+            resolve("ecapa", config.diarization.ecapa_folder or None)
 
-    def __call__(self, record: SourceRecord) -> None:
-        if record.pcm is not None:
-            record.turns, record.voices = self._diarizer.diarize(record.pcm)
+    def load(self, wanted: tuple[str, ...]) -> None:
+        self._diarizer = self._diarizer or Diarizer(self.config.diarization, self.config.device)
+
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        return {"diarize": Diarization(*self._diarizer.diarize(record.of(Sound)))}
 
 
-class Transcribing:
+class Transcribing(Step):
     """Words, their times, their speakers."""
 
-    name = "transcribe"
+    gives: ClassVar[dict[str, type]] = {"transcribe": Transcript}
 
-    def __init__(self, config: IngestConfig) -> None:
-        from ingest.transcription import Transcriber
+    _transcriber: Any = None
 
-        self._transcriber = Transcriber(config.transcription, config.device, config.stages.speech.threads)
+    @classmethod
+    def check(cls, config: IngestConfig) -> None:
+        whisper_source(config.transcription)
 
-    def __call__(self, record: SourceRecord) -> None:
-        if record.pcm is not None:
-            record.passages, record.words = self._transcriber.transcribe(record.pcm, record.turns)
+    def load(self, wanted: tuple[str, ...]) -> None:
+        if self._transcriber is None:
+            self._transcriber = Transcriber(self.config.transcription, self.config.device, self.config.stages.speech.threads)
+
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        sound, turns = record.of(Sound), record.of(Diarization).turns
+        return {"transcribe": Transcript(*self._transcriber.transcribe(sound, turns))}
 
 
-class Watching:
-    """One pass over the pictures: brightness and change of every frame, faces where clips may be, shots."""
+class Proposing(Step):
+    """Which spans become clips. Fails on a file that holds much less than it declares."""
 
-    name = "watch"
+    gives: ClassVar[dict[str, type]] = {"propose": Proposals}
 
-    def __init__(self, config: IngestConfig, work: str) -> None:
-        from ingest.faces import FaceReader
-        from ingest.shots import ShotDetector
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        end_s = len(record.of(FrameTable).luma) / VIDEO_FPS
+        check_complete(record, end_s, record.of(Sound).duration_s)
+        words, shots = record.of(Transcript).words, record.of(Shots).spans
+        return {"propose": Proposals(propose_clips(words, shots, end_s, self.config.clips))}
 
-        self.config = config
-        self.work = work
-        self._reader = FaceReader(config.faces)
-        self._shots = ShotDetector(config.shots, config.device)
 
-    def __call__(self, record: SourceRecord) -> None:
-        from ingest.faces import FaceTracker
+class Listening(Step):
+    """How good the sound of each clip is. The bandwidth is the source's own, from a read at a rate that shows it."""
 
-        assert record.probe is not None
-        wanted = frames_of_interest(record, self.config.clips.unspoken_s, self.config.clips.pad_s)
-        tracker = FaceTracker(self.config.faces)
-        luma, change, looked, count = [], [], [], []
-        before: np.ndarray | None = None
-        with tempfile.TemporaryDirectory(dir=self.work) as folder:
-            shot_file = Path(folder) / "shots.rgb"
-            pictures = media.decode_frames(
-                record.uri, record.probe, self.config.faces.analysis_side, self.config.shots.fps, shot_file, self.config.limits
+    gives: ClassVar[dict[str, type]] = {"listen": SoundMeasures}
+    _meter: Any = None
+
+    @classmethod
+    def check(cls, config: IngestConfig) -> None:
+        resolve("dnsmos", config.sound_quality.dnsmos_folder or None)
+
+    def load(self, wanted: tuple[str, ...]) -> None:
+        from ingest.sound_quality import SoundMeter
+
+        self._meter = self._meter or SoundMeter(self.config.sound_quality)
+
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        sound, clips = record.of(Sound), record.of(Proposals).clips
+        if not sound.samples:
+            return {"listen": SoundMeasures([ClipSound({}) for _ in clips])}
+        seconds = min(self.config.sound_quality.bandwidth_seconds, sound.duration_s)
+        whole = media.decode_span(record.of(LocalCopy).path, 0.0, seconds, FULL_RATE, self.config.limits)
+        bandwidth = {"bandwidth_hz": bandwidth_hz(whole, FULL_RATE)}
+        found = []
+        for clip in clips:
+            pcm = sound.span(clip.start_s, clip.end_s)
+            found.append(ClipSound(self._meter.signals(pcm) | bandwidth | {"pitch_hz": pitch_hz(pcm)}))
+        return {"listen": SoundMeasures(found)}
+
+
+class Syncing(Step):
+    """Which face speaks in each clip, and whether lips and sound are in step."""
+
+    gives: ClassVar[dict[str, type]] = {"sync": SyncMeasures}
+    _reader: Any = None
+
+    @classmethod
+    def check(cls, config: IngestConfig) -> None:
+        for path in (config.sync.syncnet_weights, config.sync.light_asd_weights):
+            if path and not Path(path).is_file():
+                raise UserError("no weights here", where=path, do="check ingest.sync.*_weights", kind="missing-weights")
+
+    def load(self, wanted: tuple[str, ...]) -> None:
+        self._reader = self._reader or LipReader(self.config.sync, self.config.device)
+
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        return {"sync": clip_syncs(record, self._reader, self.config)}
+
+
+class Fingerprinting(Step):
+    """By what each clip is known again."""
+
+    gives: ClassVar[dict[str, type]] = {"fingerprint": Fingerprints}
+
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        hashes, sound = record.of(VideoHashes).values, record.of(Sound)
+        clips = [
+            ClipPrints(
+                video_hash(hashes, clip.start_s, clip.end_s),
+                sound_hash(sound.span(*sound_span(clip.start_s, clip.end_s))),
+                text_hash(" ".join(word.text for word in clip.words)),
+                clip_vector(record.of(FacesSeen).vectors, clip_face(record, index)),
             )
-            for frame, picture in enumerate(pictures):
-                small = thumbnail(picture)
-                luma.append(float(small.mean()))
-                change.append(255.0 if before is None else float(np.abs(small - before).mean()))
-                before = small
-                looked.append(wanted(frame / VIDEO_FPS))
-                faces = self._reader.read(picture) if looked[-1] else []
-                tracker.add(frame, faces)
-                counting = looked[-1] and self.config.faces.tile_every and frame % self.config.faces.tile_every == 0
-                count.append(self._reader.count(picture, faces) if counting else -1)
-            tiny = np.fromfile(shot_file, np.uint8)
-        check_complete(record, len(luma) / VIDEO_FPS)
-        record.frames = FrameTable(
-            np.array(luma, np.float32),
-            np.array(change, np.float32),
-            np.array(looked),
-            np.array(count, np.int16),
-            tracker.table(),
-        )
-        record.shots = self._shots.shots(tiny[: len(tiny) // 3888 * 3888].reshape(-1, 27, 48, 3), len(luma) / VIDEO_FPS)
+            for index, clip in enumerate(record.of(Proposals).clips)
+        ]
+        return {"fingerprint": Fingerprints(clips)}
 
 
-class Proposing:
-    """Which spans become clips."""
+class Measuring(Step):
+    """The rows of the clips table, and what the source's own row takes from the steps."""
 
-    name = "propose"
+    gives: ClassVar[dict[str, type]] = {"measure": Measured}
 
-    def __init__(self, config: IngestConfig) -> None:
-        self.config = config
-
-    def __call__(self, record: SourceRecord) -> None:
-        assert record.frames is not None
-        end_s = len(record.frames.luma) / VIDEO_FPS
-        record.proposals = propose_clips(record.words, record.shots, end_s, self.config.clips)
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        rows = [clip_row(record, index, self.config) for index in range(len(record.of(Proposals).clips))]
+        return {"measure": Measured(rows, source_columns(record))}
 
 
-class Measuring:
-    """The rows of the clips table."""
+class Cutting(Step):
+    """The clips' media files, at their place in the corpus. What was cut alike before is left as it stands."""
 
-    name = "measure"
+    gives: ClassVar[dict[str, type]] = {"cut": MediaInPlace}
 
-    def __init__(self, config: IngestConfig) -> None:
-        self.config = config
+    def load(self, wanted: tuple[str, ...]) -> None:
+        self._media = ClipMedia(self.corpus_root, owner=self.scratch.name)
 
-    def __call__(self, record: SourceRecord) -> None:
-        record.clips = [clip_row(record, proposal, self.config) for proposal in record.proposals]
-        record.pcm = None  # measured; the cut takes its sound from the source
+    def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
+        rows = record.of(Measured).clips
+        framings = [self._framing(record, index) for index in range(len(rows))]
+        recipes = {row["clip_id"]: self._recipe(row, chosen) for row, chosen in zip(rows, framings, strict=True)}
+        todo = self._media.begin(record.source_id, recipes)
+        for index, (row, chosen) in enumerate(zip(rows, framings, strict=True)):
+            if row["clip_id"] in todo:
+                self._cut(record, row, chosen)
+                self._media.done(record.source_id, row["clip_id"])
+            self._media.write(row["clip_id"], "face.npz", face_track(record, index, chosen).to_bytes())
+        return {"cut": MediaInPlace()}
+
+    def _framing(self, record: SourceRecord, index: int) -> Framing:
+        probe = record.of(Probe)
+        return framing(probe.width, probe.height, clip_face(record, index).box, self.config.cut)
+
+    def _recipe(self, row: dict[str, Any], framing: Framing) -> list[Any]:
+        """All that the look and the sound of a clip depend on."""
+        return [row["start_s"], row["end_s"], asdict(framing), self.config.cut.model_dump(), SPECS["cut"].version]
+
+    def _cut(self, record: SourceRecord, row: dict[str, Any], framing: Framing) -> None:
+        frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
+        target = self._media.path(row["clip_id"], "mp4"), self._media.path(row["clip_id"], "flac")
+        cut_clip(
+            record.of(LocalCopy).path, record.of(Probe), row["start_s"], frames, framing, target, self.scratch, self.config.cut,
+            self.config.limits,
+        )  # fmt: skip
 
 
-class Cutting:
-    """The clips' media files, at their place in the corpus; what is measured only by frames is let go of."""
-
-    name = "cut"
-
-    def __init__(self, config: IngestConfig, corpus_root: str, work: str) -> None:
-        self.config = config
-        self.corpus = Corpus.open(corpus_root)
-        self.work = Path(work)
-
-    def __call__(self, record: SourceRecord) -> None:
-        assert record.probe is not None
-        size = media.fitted_size(record.probe.width, record.probe.height, self.config.cut.longest_side)
-        for row in record.clips:
-            frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
-            paths = {name: self.corpus.media_path(row["clip_id"], name) for name in ("mp4", "flac", "face.npz")}
-            media.cut_clip(
-                record.uri, row["start_s"], frames, size, record.probe.has_audio, (paths["mp4"], paths["flac"]), self.work,
-                self.config.cut, self.config.limits,
-            )  # fmt: skip
-            part = self.work / paths["face.npz"].name
-            part.write_bytes(face_track(record, row["start_s"], frames).to_bytes())
-            part.replace(paths["face.npz"])
-
-
-STEPS: dict[str, Callable[..., Step]] = {
-    step.name: step for step in (Probing, Sound, Diarizing, Transcribing, Watching, Proposing, Measuring, Cutting)
+STEP_CLASSES: dict[str, tuple[type[Step], ...]] = {
+    "prepare": (Fetching, Probing),
+    "speech": (Hearing, Diarizing, Transcribing),
+    "sight": (Watching, Proposing, Listening, Syncing, Fingerprinting, Measuring),
+    "cut": (Cutting,),
 }
+"""Stage -> its steps, in order."""
+
+STEP_OF: dict[type, str] = {
+    kind: name for classes in STEP_CLASSES.values() for step in classes for name, kind in step.gives.items()
+}
+"""Class of a result -> the step that gives it."""
 
 
-def frames_of_interest(record: SourceRecord, unspoken_s: float, pad_s: float) -> Callable[[float], bool]:
-    """Whether faces are looked for at a time: in the first `unspoken_s`, from which spans come where speech gives no
-    clip, and around all words."""
-    spans = [[0.0, unspoken_s]]
-    for word in record.words:
-        if word.start_s - pad_s <= spans[-1][1] + 1.0:
-            spans[-1][1] = max(spans[-1][1], word.end_s + pad_s)
-        else:
-            spans.append([word.start_s - pad_s, word.end_s + pad_s])
-    starts = np.array([start for start, _ in spans])
-    ends = np.array([end for _, end in spans])
-
-    def wanted(at_s: float) -> bool:
-        index = int(np.searchsorted(starts, at_s + 1 / VIDEO_FPS, side="right")) - 1
-        return index >= 0 and at_s <= ends[index] + 1 / VIDEO_FPS
-
-    return wanted
-
-
-def check_complete(record: SourceRecord, decoded_s: float) -> None:
+def check_complete(record: SourceRecord, seen_s: float, heard_s: float) -> None:
     """Raise UserError (truncated) where much less could be decoded than the file declares."""
-    assert record.probe is not None
-    heard_s = len(record.pcm) / AUDIO_RATE if record.pcm is not None else 0.0
-    declared = record.probe.duration_s
-    if max(decoded_s, heard_s) < declared - max(1.0, 0.05 * declared):
+    declared = record.of(Probe).duration_s
+    if max(seen_s, heard_s) < declared - max(1.0, 0.05 * declared):
         raise UserError(
-            f"the file declares {declared:.1f} s and holds {max(decoded_s, heard_s):.1f} s",
+            f"the file declares {declared:.1f} s and holds {max(seen_s, heard_s):.1f} s",
             where=record.uri,
             do="fetch it again",
             kind="truncated",
         )
+
+
+def _entry(record: SourceRecord) -> Entry:
+    return Entry(record.uri, record.stamp, record.bytes)

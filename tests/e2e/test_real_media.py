@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import soundfile
 
+from ingest.config import CutConfig
 from ingest.pipeline import IngestSummary, ingest
 from shards.clock import SAMPLE_RATE, VIDEO_FPS
 from shards.corpus import Corpus
@@ -103,7 +104,7 @@ def test_media_are_cut_to_the_sample_s_clock(
         frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
         pictures = decode_video(corpus.media_path(row["clip_id"], "mp4").read_bytes())
         assert len(pictures) == frames
-        assert max(pictures.shape[1:3]) <= 512
+        assert pictures.shape[1] * pictures.shape[2] <= CutConfig().pixels
         face = FaceTrack.from_bytes(corpus.media_path(row["clip_id"], "face.npz").read_bytes())
         assert face.oval.shape == (frames, 36, 2)
         flac = corpus.media_path(row["clip_id"], "flac")

@@ -1,114 +1,284 @@
-"""Ingest under attack: killed in the middle, fed with rubbish, out of disk; nothing is lost and nothing comes twice."""
+"""Ingest under attack: drivers and workers killed, steps that hang, no memory, no disk, sources that go away. Nothing is lost,
+nothing comes twice, and what was measured is not measured again."""
 
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from made_films import speaking_face
 
+import ingest.pipeline
+from ingest.child import ffmpeg_path
 from ingest.config import IngestConfig
-from ingest.media import ffmpeg_path
-from ingest.pipeline import IngestSummary, ingest
+from ingest.graph import SPECS
+from ingest.pipeline import ingest as run_ingest
+from ingest.progress import IngestSummary, Progress
+from shards.cluster import ray_running
 from shards.corpus import Corpus
 from shards.errors import UserError
 
 pytestmark = pytest.mark.slow
 
-SOURCES = 6
+SPOKEN = 4
+KILLS = 10
 DRIVER = """
 import sys
 from ingest.config import IngestConfig
 from ingest.pipeline import ingest
 if __name__ == "__main__":
-    ingest([sys.argv[1]], sys.argv[2], IngestConfig(commit_seconds=0), on_progress=lambda p: print(p.uri, flush=True))
+    ingest([sys.argv[1]], sys.argv[2], IngestConfig(commit_seconds=0))
 """
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six short silent films that differ, a copy of one, a text file and an empty file with a video's name."""
+    """Four short films of a face with speech, a silent one, a copy, a text file and an empty file with a video's name."""
     folder = tmp_path_factory.mktemp("videos")
-    for index in range(SOURCES):
-        picture = f"testsrc2=s=128x96:r=25:d={3 + index}"
-        command = [ffmpeg_path(), "-loglevel", "error", "-f", "lavfi", "-i", picture, "-pix_fmt", "yuv420p"]
-        subprocess.run([*command, str(folder / f"film{index}.mp4")], check=True, timeout=60)
-    shutil.copy(folder / "film0.mp4", folder / "film0 again.mp4")
+    for index in range(SPOKEN):
+        speaking_face(folder / f"spoken{index}.mp4", start_s=7 + 3 * index, seconds=2.5)
+    silent = [ffmpeg_path(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=128x96:r=25:d=3"]
+    subprocess.run([*silent, "-pix_fmt", "yuv420p", str(folder / "silent.mp4")], check=True, timeout=60)
+    shutil.copy(folder / "spoken0.mp4", folder / "spoken0 again.mp4")
     (folder / "text.mp4").write_text("no film")
     (folder / "empty.mov").touch()
     return folder
 
 
-def contents(corpus: Corpus) -> tuple[list[str], list[tuple[str, float, float]], list[str]]:
+@pytest.fixture(scope="module", autouse=True)
+def one_ray_for_all() -> Iterator[None]:
+    with ray_running():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, IngestSummary, list[Progress]]:
+    root = tmp_path_factory.mktemp("plain") / "corpus"
+    told: list[Progress] = []
+    summary = run_ingest([str(videos)], root, on_progress=told.append)
+    return Corpus.open(root), summary, told
+
+
+def contents(corpus: Corpus) -> tuple[list[str], list[tuple[str, float, float]], list[tuple[str, str]]]:
     """Everything a run decides: sources, clips, failures; with the files of each clip checked on the way."""
     clips = corpus.query("SELECT clip_id, start_s, end_s FROM clips ORDER BY clip_id").to_pylist()
     for row in clips:
         assert corpus.media_path(row["clip_id"], "mp4").is_file()
         assert corpus.media_path(row["clip_id"], "face.npz").is_file()
-    stems = {path.name.partition(".")[0] for path in (corpus.root / "media").rglob("*") if path.is_file()}
-    assert stems == {row["clip_id"] for row in clips}, "a media file belongs to no clip"
+    files = [path for path in (corpus.root / "media").rglob("*") if path.is_file()]
+    assert {path.name.partition(".")[0] for path in files} == {row["clip_id"] for row in clips}, "a media file without a clip"
+    failures = corpus.query("SELECT uri, error_type FROM failures ORDER BY uri").to_pylist()
+    uris = corpus.query("SELECT uri FROM sources")["uri"].to_pylist()
+    assert not set(uris) & {row["uri"] for row in failures}, "an input in two tables"
     return (
         corpus.query("SELECT source_id FROM sources ORDER BY 1")["source_id"].to_pylist(),
         [(row["clip_id"], row["start_s"], row["end_s"]) for row in clips],
-        [Path(uri).name for uri in corpus.query("SELECT uri FROM failures ORDER BY 1")["uri"].to_pylist()],
+        [(Path(row["uri"]).name, row["error_type"]) for row in failures],
     )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, IngestSummary]:
-    root = tmp_path_factory.mktemp("plain") / "corpus"
-    summary = ingest([str(videos)], root)
-    return Corpus.open(root), summary
+def same_but_for_the_copy(corpus: Corpus, other: Corpus) -> None:
+    """Which of two equal files came first is chance; all else is not."""
+    found, wanted = contents(corpus), contents(other)
+    assert found[:2] == wanted[:2]
+    assert sorted(kind for _, kind in found[2]) == sorted(kind for _, kind in wanted[2])
 
 
-def test_every_input_ends_in_one_table_and_rubbish_stops_nobody(undisturbed: tuple[Corpus, IngestSummary]) -> None:
-    corpus, summary = undisturbed
+def stored(root: Path, step: str) -> int:
+    return len(list((root / "measured").glob(f"??/*/{step}.*.npz")))
+
+
+@contextmanager
+def meddling(root: Path, meddle: Callable[[dict], None]) -> Iterator[None]:
+    """While it lasts, `meddle` hears of every step that runs: {"step", "uri", "process"}."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.005):
+            for marker in (root / ".work").glob("*/attempts/*.json"):
+                with suppress(OSError, ValueError):
+                    meddle(json.loads(marker.read_text()))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def test_every_input_ends_in_one_table_and_rubbish_stops_nobody(
+    undisturbed: tuple[Corpus, IngestSummary, list[Progress]],
+) -> None:
+    corpus, summary, _ = undisturbed
     sources, clips, failures = contents(corpus)
-    assert (len(sources), failures) == (SOURCES, ["empty.mov", "text.mp4"])
-    assert len(clips) >= SOURCES
-    assert summary.failures == {"not-a-video": 2}
-    assert [Path(copy).name for copy in summary.duplicates] == ["film0.mp4"]
-    assert {row["error_type"] for row in corpus.read("failures").to_pylist()} == {"not-a-video"}
-    assert set(corpus.query("SELECT DISTINCT has_audio FROM clips")["has_audio"].to_pylist()) == {0.0}
+    assert len(sources) == SPOKEN + 1
+    assert len(clips) >= SPOKEN
+    assert sorted(kind for _, kind in failures) == ["duplicate", "empty", "not-a-video"]
+    assert summary.failures == {"empty": 1, "not-a-video": 1}
+    assert {Path(uri).name for pair in summary.duplicates.items() for uri in pair} == {"spoken0.mp4", "spoken0 again.mp4"}
+    assert {name: step.done for name, step in summary.steps.items() if SPECS[name].kept} == dict.fromkeys(
+        [name for name in summary.steps if SPECS[name].kept], SPOKEN + 1
+    )
 
 
-def test_a_second_run_has_nothing_to_do_and_starts_nothing(videos: Path, undisturbed: tuple[Corpus, IngestSummary]) -> None:
-    corpus, _ = undisturbed
+def test_progress_is_told_while_nothing_ends_yet(undisturbed: tuple[Corpus, IngestSummary, list[Progress]]) -> None:
+    _, summary, told = undisturbed
+    waiting = [each for each in told if each.done == 0]
+    assert len(waiting) > summary.start_seconds / 3
+    assert any(step.running for each in waiting for step in each.steps)
+    last = told[-1]
+    assert (last.done, last.total, last.clips, last.failures) == (SPOKEN + 4, SPOKEN + 4, summary.clips, summary.failures)
+    assert all(step.queued == 0 for step in last.steps)
+
+
+def test_a_second_run_has_nothing_to_do_and_starts_nothing(
+    videos: Path, undisturbed: tuple[Corpus, IngestSummary, list[Progress]]
+) -> None:
+    corpus, _, _ = undisturbed
     before = corpus.versions()
     began = time.perf_counter()
-    summary = ingest([str(videos)], corpus.root)
-    assert time.perf_counter() - began < 5, "workers were started for nothing"
-    assert (summary.sources, summary.skipped_done, summary.skipped_failed) == (0, SOURCES, 2)
+    summary = run_ingest([str(videos)], corpus.root)
+    assert time.perf_counter() - began < 3, "workers were started for nothing"
+    assert (summary.sources, summary.skipped_done, summary.skipped_failed) == (0, SPOKEN + 1, 2)
+    assert [Path(first).suffix for first in summary.duplicates.values()] == [".mp4"]
     assert corpus.versions() == before
 
 
-def test_a_driver_killed_in_the_middle_is_made_good_by_running_again(
-    videos: Path, undisturbed: tuple[Corpus, IngestSummary], tmp_path: Path
+def test_a_driver_killed_ten_times_is_made_good_by_running_again(
+    videos: Path, undisturbed: tuple[Corpus, IngestSummary, list[Progress]], tmp_path: Path
 ) -> None:
     root = tmp_path / "corpus"
-    command = [sys.executable, "-c", DRIVER, str(videos), str(root)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    ) as driver:
-        assert driver.stdout is not None
-        for _ in range(3):
-            assert driver.stdout.readline(), "the driver ended before it could be killed"
+    chance = random.Random(3)
+    reached = []
+    for _ in range(KILLS):
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(videos), str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(timeout=chance.uniform(2, 11))
         os.kill(driver.pid, signal.SIGKILL)
-    committed = len(Corpus.open(root).read("sources"))
-    assert committed < SOURCES
-    summary = ingest([str(videos)], root)
-    assert summary.sources + summary.skipped_done == SOURCES
-    assert summary.skipped_done == committed
-    assert contents(Corpus.open(root)) == contents(undisturbed[0])
+        driver.wait()
+        reached.append(stored(root, "measure"))
+    time.sleep(2)  # workers that outlive their driver end on their own; what they write until then is welcome
+    before = {name: stored(root, name) for name in ("diarize", "transcribe", "faces", "shots", "listen", "measure")}
+    summary = run_ingest([str(videos)], root)
+    same_but_for_the_copy(Corpus.open(root), undisturbed[0])
+    assert {name: summary.steps[name].done if summary.steps else 0 for name in before} == {
+        name: SPOKEN + 1 - count for name, count in before.items()
+    }, f"stored work was done again; {reached}"
     assert not list((root / ".work").iterdir())
+    assert not list((root / "measured" / ".cutting").iterdir())
 
 
-def test_no_space_is_one_clear_error_before_anything_starts(
+def test_workers_killed_in_every_stage_and_a_source_that_goes_away_cost_nothing_else(
+    videos: Path, undisturbed: tuple[Corpus, IngestSummary, list[Progress]], tmp_path: Path
+) -> None:
+    copies, root = tmp_path / "videos", tmp_path / "corpus"
+    shutil.copytree(videos, copies)
+    gone = copies / "spoken3.mp4"
+    to_kill = {"probe", "transcribe", "decode", "cut"}
+    killed: dict[str, str] = {}
+
+    def meddle(attempt: dict) -> None:
+        if Path(attempt["uri"]) == gone:
+            if attempt["step"] == "diarize":
+                gone.unlink(missing_ok=True)
+        elif attempt["step"] in to_kill - killed.keys():
+            os.kill(attempt["process"], signal.SIGKILL)
+            killed[attempt["step"]] = attempt["uri"]
+
+    with meddling(root, meddle):
+        summary = run_ingest([str(copies)], root)
+    assert killed.keys() == to_kill
+    assert summary.failures == {"empty": 1, "not-a-video": 1, "vanished": 1}
+    corpus = Corpus.open(root)
+    sources, clips, failures = contents(corpus)
+    assert ("spoken3.mp4", "vanished") in failures
+    shutil.copy2(videos / gone.name, gone)
+    again = run_ingest([str(copies)], root, retry=True, stage=corpus_stage(corpus, gone))
+    assert (again.sources, again.steps["diarize"].done, again.steps["diarize"].reused) == (1, 0, 1)
+    same_but_for_the_copy(corpus, undisturbed[0])
+    assert len(contents(corpus)[0]) == len(sources) + 1
+    assert len(contents(corpus)[1]) > len(clips)
+
+
+def corpus_stage(corpus: Corpus, path: Path) -> str:
+    rows = corpus.read("failures", ["uri", "stage"]).to_pylist()
+    return next(row["stage"] for row in rows if row["uri"] == str(path))
+
+
+def test_a_step_that_hangs_ends_its_source_alone(videos: Path, tmp_path: Path) -> None:
+    stopped: set[int] = set()
+
+    def meddle(attempt: dict) -> None:
+        if attempt["step"] == "decode" and attempt["uri"].endswith("spoken1.mp4"):
+            for child in Path(f"/proc/{attempt['process']}/task/").glob("*/children"):
+                for each in child.read_text().split():
+                    os.kill(int(each), signal.SIGSTOP)
+                    stopped.add(int(each))
+
+    limits = {"step_seconds": 12, "step_factor": 1}
+    with meddling(tmp_path / "corpus", meddle):
+        summary = run_ingest(
+            [str(videos / "spoken1.mp4"), str(videos / "silent.mp4")],
+            tmp_path / "corpus",
+            IngestConfig.model_validate({"limits": limits}),
+        )
+    assert (summary.sources, summary.failures) == (1, {"timeout": 1})
+    assert "took longer than" in next(iter(summary.failed.values()))
+    assert stopped
+    assert not any(Path(f"/proc/{each}").exists() for each in stopped), "the decoder outlived its worker"
+
+
+def test_a_worker_that_takes_too_much_memory_ends_its_source_and_a_retry_makes_it_good(videos: Path, tmp_path: Path) -> None:
+    source, root = str(videos / "silent.mp4"), tmp_path / "corpus"
+    tight = IngestConfig.model_validate({"limits": {"step_memory_gb": 0.05}})
+    summary = run_ingest([source], root, tight)
+    assert summary.failures == {"out-of-memory": 1}
+    assert "raise limits.step_memory_gb" in summary.failed[source]
+    assert run_ingest([source], root).skipped_failed == 1
+    assert run_ingest([source], root, retry=True).sources == 1
+    assert len(Corpus.open(root).read("failures")) == 0
+
+
+def test_a_full_disk_is_one_clear_line_and_running_again_completes(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(UserError, match="only 0 MiB are free"):
-        ingest([str(videos)], tmp_path / "corpus", IngestConfig())
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(small)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        monkeypatch.setattr(ingest.pipeline, "NEEDED_SPACE", 0)
+        root = small / "corpus"
+        Corpus.create(root)
+        ballast = small / "ballast"
+        with suppress(OSError), ballast.open("wb") as file:
+            file.write(b"x" * (30 * 2**20))
+        os.truncate(ballast, ballast.stat().st_size - 2**16)
+        with pytest.raises(UserError, match="the disk is full .*; free some space and run again"):
+            run_ingest([str(videos / "silent.mp4")], root)
+        assert len(Corpus.open(root).read("sources")) == 0
+        ballast.unlink()
+        assert run_ingest([str(videos / "silent.mp4")], root).sources == 1
+        assert len(contents(Corpus.open(root))[0]) == 1
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_too_little_space_is_told_before_anything_starts(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest.pipeline, "NEEDED_SPACE", 2**60)
+    with pytest.raises(UserError, match="MiB are free"):
+        run_ingest([str(videos)], tmp_path / "corpus")

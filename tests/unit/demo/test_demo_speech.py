@@ -116,10 +116,8 @@ def test_rounding_follows_the_vowel() -> None:
 
 @pytest.mark.slow
 def test_a_speaker_embedder_tells_the_four_voices_apart() -> None:
-    import torch
-
     from ingest.config import DiarizationConfig
-    from ingest.diarization import VoiceEncoder
+    from ingest.voices import VoiceEncoder, unit
 
     encoder = VoiceEncoder(DiarizationConfig(voice_seconds=60))
     voices, spoken = [], []
@@ -128,11 +126,8 @@ def test_a_speaker_embedder_tells_the_four_voices_apart() -> None:
         voices += [voice] * 2
     spoken += [speech.read_passage(0).waveform, speech.read_passage(2).waveform]
     voices += ["reader"] * 2
-    prints = []
-    for waveform in spoken:
-        vector = encoder(torch.from_numpy(_at_16k(waveform))[None, None])[0]
-        prints.append(vector / np.linalg.norm(vector))
-    likeness = np.array(prints) @ np.array(prints).T
+    prints = unit(encoder.encode([_at_16k(waveform) for waveform in spoken]))
+    likeness = prints @ prints.T
     same = np.array(voices)[:, None] == np.array(voices)[None]
     assert likeness[same].min() > 0.55
     assert likeness[~same].max() < 0.5

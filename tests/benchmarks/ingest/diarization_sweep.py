@@ -1,0 +1,192 @@
+"""Where diarization's settings lie: error against clustering threshold, smallest voice, speech threshold, and cost.
+
+Run: python tests/benchmarks/ingest/diarization_sweep.py [--cache FOLDER]. It mixes conversations of other recordings than
+pyannote's sample.wav (synthetic and recorded voices; short turns, planted overlap, half of them over a noisy telephone
+band), hears each once, and scores every setting on them. Only then sample.wav is scored, at the settings chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from pyannote.core import Annotation, Segment, SlidingWindow, SlidingWindowFeature
+from scipy.signal import butter, resample_poly, sosfilt
+
+from ingest.config import DiarizationConfig
+from ingest.diarization import EmbeddedRoad, HeardPiece, name_speakers, piece_turns
+from ingest.records import AUDIO_RATE, Span
+
+CASTS = (
+    ("joe", "ann"), ("joe", "bob"), ("ann", "bob"), ("joe", "reader"), ("bob", "reader"), ("ann", "beckett"),
+    ("joe", "ann", "bob"), ("bob", "clone", "ann"), ("joe",), ("reader",),
+)  # fmt: skip
+CLUSTER_THRESHOLDS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
+SMALLEST_VOICES_S = (1.0, 2.0, 4.0, 6.0, 9.0)
+SPEECH_THRESHOLDS = (0.5, 0.35, 0.65)
+SCHEDULES = ((1, 1), (1, 2), (1, 3), (1, 5), (2, 1), (2, 2), (3, 1), (5, 1))
+"""(every n-th window, every m-th of those has voices)."""
+
+
+@dataclass
+class Conversation:
+    """int16 [n] at 16 kHz and who really speaks when."""
+
+    name: str
+    pcm: np.ndarray
+    turns: list[Span]
+
+
+@cache
+def utterances(voice: str) -> list[np.ndarray]:
+    """float32 [n] stretches of one voice at 16 kHz, long and short."""
+    import soundfile
+
+    from orchestration.demo import script, speech
+    from shards.weights import resolve
+
+    if voice in speech.VOICES:
+        said = [speech.say(sentence, voice) for sentence in script.SENTENCES[8:17]]
+        whole = [resample_poly(u.waveform, 1, 3) for u in said]
+        # every third is a short answer: its first four words
+        pairs = enumerate(zip(whole, said, strict=True))
+        return [w[: round(u.words[3].end_s * AUDIO_RATE)] if i % 3 == 2 else w for i, (w, u) in pairs]
+    path = {
+        "reader": resolve("two-cities") / "two_cities.wav",
+        "beckett": resolve("short-readings") / "beckett.wav",
+        "clone": resolve("short-readings") / "clone-test.wav",
+    }[voice]
+    waveform, rate = soundfile.read(path, dtype="float32")
+    waveform = resample_poly(waveform, AUDIO_RATE, rate)
+    stretches = spoken(waveform)
+    return [waveform[round(s.start_s * AUDIO_RATE) : round(s.end_s * AUDIO_RATE)] for s in stretches]
+
+
+def spoken(waveform: np.ndarray, pause_s: float = 0.4, below_db: float = 35.0) -> list[Span]:
+    """Stretches within so many dB of the loudest 20 ms, parted by pauses."""
+    power = np.square(waveform[: len(waveform) // 320 * 320].reshape(-1, 320)).mean(axis=1)
+    loud = np.flatnonzero(power > power.max() * 10 ** (-below_db / 10))
+    parts = np.split(loud, np.flatnonzero(np.diff(loud) > pause_s / 0.02) + 1)
+    return [Span(p[0] * 0.02, (p[-1] + 1) * 0.02) for p in parts if len(p) > 10]
+
+
+def conversation(cast: tuple[str, ...], seed: int, least_s: float = 26.0) -> Conversation:
+    """The cast takes turns, now and then into each other's words; odd seeds sound like a noisy telephone."""
+    rng = np.random.default_rng(seed)
+    said = {voice: itertools.cycle(utterances(voice)) for voice in cast}
+    sound, turns, clock = np.zeros(round((least_s + 20) * AUDIO_RATE), np.float32), [], 0.4
+    for index in itertools.count():
+        voice = cast[index % len(cast)]
+        waveform = next(said[voice])
+        waveform = waveform * (0.08 / np.sqrt(np.square(waveform).mean() + 1e-9)) * rng.uniform(0.6, 1.4)
+        first = round(clock * AUDIO_RATE)
+        sound[first : first + len(waveform)] += waveform[: len(sound) - first]
+        turns += [Span(clock + s.start_s, clock + s.end_s, voice) for s in spoken(waveform, 0.2, 25.0)]  # recordings breathe
+        overlap = len(cast) > 1 and index % 4 == 3
+        clock += len(waveform) / AUDIO_RATE + (-0.8 if overlap else rng.uniform(0.15, 0.8))
+        if clock > least_s:
+            break
+    sound = sound[: round((max(turn.end_s for turn in turns) + 0.5) * AUDIO_RATE)]
+    if seed % 2:
+        sound = sosfilt(butter(4, (300, 3400), "bandpass", fs=AUDIO_RATE, output="sos"), sound)
+        sound = sound + 0.008 * rng.standard_normal(len(sound))
+    return Conversation("+".join(cast) + ("~" if seed % 2 else ""), (sound * 32767).clip(-32768, 32767).astype(np.int16), turns)
+
+
+def annotation(turns: list[Span]) -> Annotation:
+    found = Annotation()
+    for index, turn in enumerate(turns):
+        found[Segment(turn.start_s, turn.end_s), index] = turn.label
+    return found
+
+
+def heard(road: EmbeddedRoad, talk: Conversation, cache: Path, speech_threshold: float) -> HeardPiece:
+    """The piece with voices in every window, from the cache where it is there."""
+    path = cache / f"{talk.name}-{len(talk.pcm)}-{speech_threshold}.npz"
+    if not path.exists():
+        piece = road.hear(talk.pcm)
+        window = piece.scores.sliding_window
+        np.savez(path, scores=piece.scores.data, voices=piece.voices, window=[window.start, window.duration, window.step])
+    kept = np.load(path)
+    start, duration, step = kept["window"]
+    scores = SlidingWindowFeature(kept["scores"], SlidingWindow(start=start, duration=duration, step=step))
+    return road.piece(scores, kept["voices"])
+
+
+def thinned(road: EmbeddedRoad, piece: HeardPiece, windows: int, voices: int) -> HeardPiece:
+    """What would have been heard in every n-th window, with voices in every m-th of them."""
+    old = piece.scores.sliding_window
+    step = SlidingWindow(start=old.start, duration=old.duration, step=old.step * windows)
+    kept = np.full_like(piece.voices[::windows], np.nan)
+    kept[::voices] = piece.voices[:: windows * voices]
+    return road.piece(SlidingWindowFeature(piece.scores.data[::windows], step), kept)
+
+
+def error_rate(talks: list[Conversation], pieces: list[HeardPiece], threshold: float, smallest_s: float, voices: int) -> float:
+    """Diarization error rate over all conversations together, without a collar, overlap counted."""
+    from pyannote.metrics.diarization import DiarizationErrorRate
+
+    metric = DiarizationErrorRate()
+    for talk, piece in zip(talks, pieces, strict=True):
+        (labels,), _ = name_speakers([piece], threshold, smallest_s / (piece.scores.sliding_window.step * voices))
+        metric(annotation(talk.turns), annotation(piece_turns(piece, labels)))
+    return float(abs(metric))
+
+
+def sample() -> Conversation:
+    import pyannote.audio
+    import soundfile
+    from pyannote.database.util import load_rttm
+
+    base = Path(pyannote.audio.__file__).parent / "sample" / "sample"
+    (truth,) = load_rttm(f"{base}.rttm").values()
+    turns = [Span(turn.start, turn.end, label) for turn, _, label in truth.itertracks(yield_label=True)]
+    return Conversation("sample.wav", soundfile.read(f"{base}.wav", dtype="int16")[0], turns)
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "diarization-sweep")
+    cache = parser.parse_args().cache
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    talks = [conversation(cast, seed) for seed, cast in enumerate(CASTS)]
+    print(f"{len(talks)} conversations, {sum(len(t.pcm) for t in talks) / AUDIO_RATE:.0f} s:", *(t.name for t in talks))
+    at = {}
+    for speech_threshold in SPEECH_THRESHOLDS:
+        # the default's is heard with voices in every window, so that sparser schedules can be taken from it
+        stride = 1 if speech_threshold == DiarizationConfig().segmentation_threshold else 3
+        config = DiarizationConfig(segmentation_threshold=speech_threshold, segmentation_step=0.1, voice_stride=stride)
+        road = EmbeddedRoad(config)
+        at[speech_threshold] = road, [heard(road, talk, cache, speech_threshold) for talk in talks]
+    for speech_threshold, (road, whole) in at.items():
+        pieces = [thinned(road, piece, 1, 3) for piece in whole]
+        print(f"\nDER %, speech threshold {speech_threshold}; rows: smallest voice in s, columns: clustering threshold")
+        print("      ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
+        for smallest in SMALLEST_VOICES_S:
+            row = [error_rate(talks, pieces, t, smallest, 3) for t in CLUSTER_THRESHOLDS]
+            print(f"{smallest:6.1f}", *(f"{100 * x:6.1f}" for x in row))
+    default = DiarizationConfig()
+    road, pieces = at[default.segmentation_threshold]
+    last = sample()
+    checked = heard(road, last, cache, default.segmentation_threshold)
+    print("\nDER %, speech threshold of the default; rows: step in s / voices every s; columns: clustering threshold")
+    print("              ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
+    for windows, voices in SCHEDULES:
+        thin = [thinned(road, piece, windows, voices) for piece in pieces]
+        row = [error_rate(talks, thin, t, default.min_voice_s, voices) for t in CLUSTER_THRESHOLDS]
+        print(f"{0.5 * windows:6.1f} {0.5 * windows * voices:6.1f} ", *(f"{100 * x:6.1f}" for x in row))
+        thin = [thinned(road, checked, windows, voices)]
+        row = [error_rate([last], thin, t, default.min_voice_s, voices) for t in CLUSTER_THRESHOLDS]
+        print("   sample.wav ", *(f"{100 * x:6.1f}" for x in row))
+
+
+if __name__ == "__main__":
+    main()

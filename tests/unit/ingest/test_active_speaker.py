@@ -1,0 +1,139 @@
+"""With two faces in the picture the one that speaks is found; with none that speaks, none is."""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from speaking_clips import SECONDS, chewing, filmed, heard, mouth, spoken
+
+from ingest.active_speaker import ClipFaces, FaceCurve, active_face, choose, face_fits, speaking_faces
+from ingest.config import FaceConfig, SyncConfig
+
+CONFIG = SyncConfig()
+MARGIN = CONFIG.max_shift_ms / 1000
+LEFT, RIGHT = 0, 1
+
+SPEAKERS = {"joe": ("astronaut", 0), "ann": ("mirror", 6), "bob": ("dark", 18)}
+"""Voice -> look and sentence."""
+
+
+@lru_cache
+def pictures(who: str) -> list[np.ndarray]:
+    if who in SPEAKERS:
+        look, line = SPEAKERS[who]
+        return filmed(look, spoken(who, line)[0], seed=line, size=224)
+    return filmed("warm", chewing() if who == "chewing" else (), seed=3, size=224)
+
+
+@lru_cache
+def gaps(left: str, right: str) -> dict[int, np.ndarray]:
+    """Lip openings that the landmarker reads off one picture with two faces side by side."""
+    from ingest.faces import FaceReader
+
+    reader = FaceReader(FaceConfig())
+    found = {LEFT: np.full(len(pictures(left)), np.nan), RIGHT: np.full(len(pictures(left)), np.nan)}
+    for frame, halves in enumerate(zip(pictures(left), pictures(right), strict=True)):
+        for face in reader.read(np.concatenate(halves, axis=1)):
+            found[LEFT if face.box[0] + face.box[2] < 1 else RIGHT][frame] = face.lip_gap
+    reader.close()
+    return found
+
+
+def sound(voice: str, late_ms: float = 0.0) -> np.ndarray:
+    return heard(spoken(voice, SPEAKERS[voice][1])[1], MARGIN, late_ms)
+
+
+CASES = [
+    ("joe", "ann", "joe", LEFT), ("joe", "ann", "ann", RIGHT), ("bob", "joe", "bob", LEFT), ("bob", "joe", "joe", RIGHT),
+    ("ann", "bob", "ann", LEFT), ("ann", "bob", "bob", RIGHT), ("joe", "silent", "joe", LEFT), ("chewing", "joe", "joe", RIGHT),
+    ("ann", "chewing", "ann", LEFT), ("silent", "bob", "bob", RIGHT),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_of_two_faces_the_one_that_speaks_is_found_in_nine_of_ten_cases() -> None:
+    found = [active_face(gaps(left, right), sound(voice), CONFIG) for left, right, voice, _ in CASES]
+    right_ones = [active.track == track for active, (*_, track) in zip(found, CASES, strict=True)]
+    assert sum(right_ones) >= 9
+    for active, correct in zip(found, right_ones, strict=True):
+        if correct:
+            assert active.confidence is not None
+            assert active.margin is not None
+            assert active.confidence >= 0.5
+            assert active.margin > 0
+
+
+@pytest.mark.slow
+def test_a_voice_from_off_screen_makes_no_face_the_speaker() -> None:
+    cases = [("joe", "silent", "bob"), ("joe", "silent", "ann"), ("ann", "chewing", "joe"), ("ann", "chewing", "bob")]
+    cases += [("silent", "bob", "ann"), ("joe", "ann", "bob"), ("bob", "joe", "ann"), ("ann", "bob", "joe")]
+    # from the middle of a sentence: every planted sentence starts at the same time, and two that start together do match
+    found = [active_face(gaps(left, right), sound(voice, -1100), CONFIG, largest=LEFT) for left, right, voice in cases]
+    unknown = [active for active in found if active.track is None]
+    assert len(unknown) >= 7
+    for active in unknown:
+        assert active.main == LEFT
+        assert active.confidence is not None
+        assert active.confidence < 0.5
+
+
+@pytest.mark.slow
+def test_in_a_source_whose_sound_is_late_the_speaker_is_known_with_the_offset() -> None:
+    clips = []
+    for voice, line in [("joe", 0), ("joe", 5), ("joe", 11), ("joe", 13)]:
+        phones, pcm = spoken(voice, line)
+        still = np.random.default_rng(line).normal(0, 2e-4, round(SECONDS * 16))
+        clips.append(ClipFaces({3: still, 8: mouth(phones)}, heard(pcm, MARGIN, late_ms=450), largest=3, speaker="A"))
+    found = speaking_faces(clips, CONFIG)
+    assert [each.active.track for each in found] == [8] * 4
+    assert [each.sync.offset_ms for each in found] == pytest.approx([450] * 4, abs=40)
+    alone = [active_face(clip.gaps, clip.pcm, CONFIG).confidence or 0.0 for clip in clips]
+    together = [each.active.confidence or 0.0 for each in found]
+    assert np.mean(together) > np.mean(alone) + 0.2
+
+
+def bump(at_ms: float, height: float) -> np.ndarray:
+    shifts = np.arange(-600, 601, 10)
+    return (height * np.exp(-0.5 * np.square((shifts - at_ms) / 40))).astype(np.float32)
+
+
+def test_a_fit_at_an_unlikely_shift_counts_less_and_one_at_the_expected_shift_counts_fully() -> None:
+    curves = {offset: FaceCurve(bump(offset, 0.5), 5.0, 1.0) for offset in (0, 200, 400)}
+    fits = face_fits(curves, expected_ms=0.0)
+    assert fits[0] > fits[200] > fits[400]
+    assert face_fits(curves, expected_ms=400.0)[400] == pytest.approx(fits[0])
+
+
+def test_a_mouth_that_hardly_moves_is_silent_however_well_it_fits() -> None:
+    fits = face_fits({0: FaceCurve(bump(0, 0.9), 5.0, 0.05), 1: FaceCurve(None, 5.0, 0.0)}, expected_ms=0.0)
+    assert fits[0] < 0.1
+    assert fits[1] == 0.0
+    assert choose(fits, largest=0).track is None
+
+
+def test_the_numbers_are_about_the_speaker_where_known_and_else_about_the_largest_face() -> None:
+    speaking = choose({0: 0.2, 1: 1.4}, largest=0)
+    assert (speaking.track, speaking.main, speaking.confidence, speaking.margin) == (1, 1, 1.0, pytest.approx(0.8))
+    unknown = choose({0: 0.2, 1: 0.4}, largest=0)
+    assert (unknown.track, unknown.main, unknown.confidence, unknown.margin) == (None, 0, 0.2, pytest.approx(-0.2))
+    assert choose({4: 0.7}).margin == pytest.approx(0.7)
+    assert choose({}, largest=2) == choose({}, largest=2).__class__(None, 2)
+    assert choose({1: 0.1}, largest=2).confidence is None
+
+
+def test_without_sound_nothing_is_measured_and_a_face_of_half_a_second_is_left_out() -> None:
+    lips = np.abs(np.random.default_rng(0).normal(0.02, 0.01, 80))
+    silence = np.zeros(round((5 + 2 * MARGIN) * 16_000), np.int16)
+    assert active_face({0: lips}, silence, CONFIG, largest=0).confidence is None
+    brief = np.full(80, np.nan)
+    brief[10:18] = lips[10:18]
+    noise = np.random.default_rng(1).normal(0, 3000, len(silence)).astype(np.int16)
+    assert list(active_face({0: lips, 1: brief}, noise, CONFIG).fits) == [0]
+
+
+def test_a_face_that_enters_midway_is_compared_with_the_sound_of_its_own_stretch() -> None:
+    phones, pcm = spoken("joe", 0)
+    late = mouth(phones)
+    late[:32] = np.nan
+    active = active_face({0: late}, heard(pcm, MARGIN), CONFIG)
+    assert active.track == 0

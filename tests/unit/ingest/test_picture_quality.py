@@ -1,0 +1,127 @@
+"""Each measurement of the picture moves the right way, step by step, under a planted degradation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ingest import media
+from ingest.config import LimitConfig
+from ingest.picture_quality import STILL, PictureMeter, bits_per_pixel, picture_signals, thumbnail
+from ingest.records import FrameTable, Probe
+from orchestration.demo.face import animate
+from orchestration.demo.visemes import Phone
+from orchestration.movie import write_movie
+
+PROBE = Probe(2.0, 256, 256, 16.0, "h264", "", False, bit_rate=100_000.0, interlaced_ratio=0.25)
+
+
+@pytest.fixture(scope="module")
+def talk() -> np.ndarray:
+    """Two seconds of the animated photograph, uint8 [32, 256, 256, 3] at 16 fps."""
+    phones = [Phone(symbol, 0.15 * i, 0.15 * i + 0.15) for i, symbol in enumerate("apaimofabutipama")]
+    return np.stack([frame.picture for frame in animate("astronaut", phones, [i / 16 for i in range(32)], size=256)])
+
+
+def measured(pictures: np.ndarray, probe: Probe = PROBE) -> dict[str, Any]:
+    meter = PictureMeter()
+    for frame, picture in enumerate(pictures):
+        meter.look(frame, picture)
+    return picture_signals(meter.found(), 0, len(pictures), probe)
+
+
+def test_darkening_lowers_the_luma_until_frames_are_black(talk: np.ndarray) -> None:
+    found = [measured((talk * gain).astype(np.uint8)) for gain in (1.0, 0.8, 0.5, 0.2, 0.05)]
+    luma = [signals["luma"] for signals in found]
+    assert luma == sorted(luma, reverse=True)
+    assert luma[2] == pytest.approx(luma[0] / 2, rel=0.05)
+    assert [signals["black_ratio"] for signals in found] == [0, 0, 0, 0, 1]
+
+
+def test_more_black_frames_raise_the_black_ratio(talk: np.ndarray) -> None:
+    for black in (0, 4, 16, 32):
+        film = talk.copy()
+        film[:black] = 0
+        assert measured(film)["black_ratio"] == black / 32
+
+
+def test_motion_grows_with_speed(talk: np.ndarray) -> None:
+    found = [measured(shifted(talk[0], step))["motion"] for step in range(5)]
+    assert found == sorted(found)
+    assert found[0] == 0
+
+
+def shifted(picture: np.ndarray, step: int) -> np.ndarray:
+    """16 frames in which the picture moves by `step` pixels each."""
+    return np.stack([np.roll(picture, step * i, axis=1) for i in range(16)])
+
+
+def encoded(path: Path, pictures: np.ndarray, **encoding: Any) -> tuple[np.ndarray, Probe]:
+    """The pictures after a real encode and decode."""
+    limits = LimitConfig()
+    write_movie(path, pictures, pictures.shape[1:3], None, encoding={"vcodec": "libx264", **encoding})
+    probe = media.probe(str(path), limits)
+    return np.stack(list(media.decode_frames(str(path), probe, 512, 25, path.with_suffix(".tiny"), limits))), probe
+
+
+@pytest.mark.slow
+def test_frozen_and_duplicated_frames_are_counted_after_an_encode(talk: np.ndarray, tmp_path: Path) -> None:
+    def held(length: int) -> np.ndarray:
+        """The last `length` + 1 frames are one."""
+        return talk[np.minimum(np.arange(32), 31 - length)]
+
+    def doubled(every: int) -> np.ndarray:
+        """Each picture is shown `every` times, as in a film of a lower rate."""
+        return talk[np.arange(32) // every * every]
+
+    for crf in (18, 30):
+        frozen = [measured(encoded(tmp_path / "a.mp4", held(n), crf=crf)[0])["frozen_ratio"] for n in (0, 8, 16, 24)]
+        assert frozen == pytest.approx([n / 31 for n in (0, 8, 16, 24)], abs=0.07)
+        twice = [measured(encoded(tmp_path / "b.mp4", doubled(n), crf=crf)[0])["frozen_ratio"] for n in (1, 2, 4)]
+        assert twice == pytest.approx([0, 16 / 31, 24 / 31], abs=0.07)
+
+
+@pytest.mark.slow
+def test_a_lower_bitrate_lowers_the_bits_per_pixel(talk: np.ndarray, tmp_path: Path) -> None:
+    found = []
+    for crf in (15, 23, 31, 39):
+        path = tmp_path / f"{crf}.mp4"
+        _, probe = encoded(path, talk, crf=crf)
+        found.append(bits_per_pixel(probe))
+        truth = path.stat().st_size * 8 / (probe.duration_s * 16 * 256 * 256)
+        assert found[-1] == pytest.approx(truth, rel=0.35)  # the container takes a part of so small a file
+    assert found == sorted(found, reverse=True)  # type: ignore[type-var]
+
+
+def test_the_source_s_own_facts_are_handed_on_and_unknown_ones_are_none() -> None:
+    frames = FrameTable(np.full(32, 90, np.float32), np.full(32, 1, np.float32))
+    found = picture_signals(frames, 0, 32, PROBE)
+    assert found["interlaced_ratio"] == 0.25
+    assert found["bits_per_pixel"] == pytest.approx(100_000 / (256 * 256 * 16))
+    assert bits_per_pixel(Probe(2.0, 256, 256, 0.0, "h264", "", False, bit_rate=1e5)) is None
+    assert bits_per_pixel(Probe(2.0, 256, 256, 16.0, "h264", "", False)) is None
+
+
+def test_the_change_into_a_clip_is_not_the_clip_s() -> None:
+    frames = FrameTable(np.full(8, 90, np.float32), np.array([255, 1, 1, 200, 0, 1, 1, 1], np.float32))
+    found = picture_signals(frames, 3, 8, PROBE)
+    assert found["motion"] == pytest.approx(0.75)
+    assert found["frozen_ratio"] == 0.25
+    empty = picture_signals(frames, 8, 8, PROBE)
+    assert {empty[name] for name in ("luma", "motion", "black_ratio", "frozen_ratio")} == {None}
+
+
+def test_grain_alone_is_no_frozen_picture() -> None:
+    rng = np.random.default_rng(0)
+    grainy = (120 + rng.normal(0, 8, (8, 288, 512, 1))).clip(0, 255).astype(np.uint8).repeat(3, axis=3)
+    meter = PictureMeter()
+    for frame, picture in enumerate(grainy):
+        meter.look(frame, picture)
+    assert (meter.found().change[1:] > STILL).all()
+
+
+def test_a_thumbnail_keeps_the_mean_brightness() -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (360, 640, 1), np.uint8).repeat(3, axis=2)
+    assert thumbnail(picture).shape == (36, 64)
+    assert thumbnail(picture).mean() == pytest.approx(picture.mean(), abs=1)

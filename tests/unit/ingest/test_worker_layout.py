@@ -1,0 +1,36 @@
+"""Which workers an ingest starts: every step in one of them, and never more than the machine holds."""
+
+import pytest
+
+from ingest.config import StagesConfig
+from ingest.graph import STAGES
+from ingest.stages import worker_kinds
+
+
+@pytest.mark.parametrize("layout", ["joint", "split"])
+@pytest.mark.parametrize("cpus", [2, 3, 8, 64])
+def test_every_stage_runs_once_in_order_and_all_workers_fit_together(layout: str, cpus: int) -> None:
+    kinds = worker_kinds(StagesConfig.model_validate({"layout": layout}), cpus, sources=1000)
+    assert tuple(stage for kind in kinds for stage in kind.stages) == STAGES
+    resident = sum(kind.takes.num_cpus * kind.count for kind in kinds if kind.loads)
+    for kind in kinds:
+        assert kind.loads or resident + kind.takes.num_cpus <= cpus, (
+            "no room for a task beside the actors: the graph would stall"
+        )
+
+
+def test_no_more_workers_are_started_than_there_are_sources() -> None:
+    assert [kind.count for kind in worker_kinds(StagesConfig(), 64, sources=3)] == [2, 3, 2]
+    assert all(kind.count == 1 for kind in worker_kinds(StagesConfig(), 64, sources=1))
+
+
+def test_a_share_of_a_gpu_takes_the_stages_apart_unless_the_user_says_otherwise() -> None:
+    gpu = {"speech": {"num_gpus": 0.25, "num_cpus": 1}}
+    assert len(worker_kinds(StagesConfig.model_validate(gpu), 8, 10)) == 4
+    assert len(worker_kinds(StagesConfig.model_validate({**gpu, "layout": "joint"}), 8, 10)) == 3
+    assert len(worker_kinds(StagesConfig(), 8, 10)) == 3
+
+
+def test_the_user_s_number_of_workers_holds() -> None:
+    kinds = worker_kinds(StagesConfig.model_validate({"joint": {"workers": 5}}), 8, 10)
+    assert [kind.count for kind in kinds if kind.loads] == [5]
