@@ -82,16 +82,16 @@ class DiarizationConfig(_Section):
         description="`embedded`, or a pyannote pipeline by folder or name (pyannote/speaker-diarization-community-1; HF_TOKEN)",
     )
     ecapa_folder: str = Field("", description="folder with embedding_model.ckpt; empty: fetched")
-    piece_s: float = Field(600.0, ge=10, description="longer sources are heard in pieces of this length at most (our choice)")
+    piece_s: float = Field(300.0, ge=10, description="longer sources are heard in pieces of this length at most (our choice)")
     segmentation_threshold: float = Field(0.5, gt=0, lt=1, description="speech probability at which a turn starts")
     segmentation_step: float = Field(0.1, gt=0, le=1, description="step of the 5 s window, as a share of it")
     voice_stride: int = Field(
-        5, ge=1, le=10, description="voices are taken in every n-th window, the others follow by overlap (a third of the cost)"
+        3, ge=1, le=10, description="voices are taken in every n-th window, the others follow by overlap (1: twice the cost)"
     )
-    cluster_threshold: float = Field(0.60, gt=0, lt=2, description="cosine distance; the plateau is 0.50-0.65")
+    cluster_threshold: float = Field(0.60, gt=0, lt=2, description="cosine distance; the plateau is 0.50-0.60")
     min_voice_s: float = Field(6.0, ge=0, description="voices whose windows start within less than this join their nearest")
     voice_seconds: float = Field(3.0, ge=0.5, description="speech used per embedding (ECAPA's training length)")
-    batch_size: int = Field(8, ge=1, description="windows per segmentation batch, voices per embedding batch")
+    batch_size: int = Field(4, ge=1, description="windows per segmentation batch, voices per embedding batch (more on a GPU)")
 
 
 class TranscriptionConfig(_Section):

@@ -30,6 +30,10 @@ EMBEDDED = "embedded"
 CLEAR_SHARE = 0.2
 """A window's speaker helps to find the voices when alone for this share of the window (pyannote's own)."""
 
+SMALLEST_SHARE = 0.2
+"""In a short source a voice is one where this share of the windows has it (pyannote: 0.1; with few windows that lets through
+a handful of bad ones as a speaker of their own)."""
+
 NOBODY = -2
 """Label of a window's speaker who says nothing (pyannote's own)."""
 
@@ -215,7 +219,7 @@ def name_speakers(pieces: Sequence[HeardPiece], threshold: float, smallest: floa
     sizes = np.concatenate([np.bincount(g) for g in groups if len(g)])
     joined = join_groups(sums / sizes[:, None], sizes, threshold)
     sums, sizes = _summed(sums, joined), _summed(sizes, joined)
-    at_least = min(max(1, round(smallest)), max(1, round(0.1 * sizes.sum())))  # pyannote's rule for short sources
+    at_least = max(1, min(round(smallest), round(SMALLEST_SHARE * sizes.sum())))
     voices = unit(_summed(sums, absorb_small(sums, sizes, at_least)))
     return [_labels(piece, voices) for piece in pieces], voices
 

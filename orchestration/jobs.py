@@ -27,10 +27,15 @@ FORECAST_SEED = 0
 
 
 def corpus_version(corpus: Corpus) -> str:
-    """Identity of the corpus as it stands: table versions and the decisions' policy digest."""
-    versions = "-".join(f"{name[0]}{version}" for name, version in corpus.versions().items())
+    """Identity of the corpus as it stands: table versions, the decisions' policy digest, and how often something was
+    forgotten (tables are written anew then, and count from 0 again)."""
+    from shards.erasure import tombstones
+
+    versions = "-".join(f"{name[:2]}{version}" for name, version in corpus.versions().items())
     digests = corpus.query("SELECT DISTINCT policy_digest FROM decisions ORDER BY 1").to_pylist()
-    return "-".join([versions, *(row["policy_digest"][:8] for row in digests)])
+    erasures = tombstones(corpus.root).erasures
+    forgotten = [f"forgot{erasures}"] if erasures else []
+    return "-".join([versions, *(row["policy_digest"][:8] for row in digests), *forgotten])
 
 
 def corpus_run(corpus: Corpus, settings: Config) -> Run:

@@ -172,3 +172,24 @@ def test_running_again_changes_nothing(demo: Demo) -> None:
     assert {path: at for path, at in after.items() if path.suffix == ".tar"} == {
         path: at for path, at in before.items() if path.suffix == ".tar"
     }
+
+
+def test_the_shards_hold_what_was_decided(demo: Demo) -> None:
+    summary = uniavgen("shard", "--corpus", demo.corpus, "--verify", "--set", f"tracking.folder={demo.folder / 'mlflow'}")
+    assert summary["defects"] == []
+
+
+def test_a_source_can_be_forgotten_and_does_not_come_back(demo: Demo) -> None:
+    """Comes last: what is forgotten is gone for every other test."""
+    store = ("--set", f"tracking.folder={demo.folder / 'mlflow'}")
+    name = "ann_geese.webm"
+    row = Corpus.open(demo.corpus).query(f"SELECT source_id FROM sources WHERE uri LIKE '%{name}'").to_pylist()[0]
+    done = uniavgen("forget", name, "--corpus", demo.corpus, *store)
+    assert done["clips"] >= 1
+    assert [run["stage"] for run in done["trainings"]] == ["audio", "joint", "multitask"]
+    left = [path for path in demo.corpus.rglob("*") if path.is_file() and row["source_id"] in path.as_posix()]
+    assert left == []
+    assert row["source_id"].encode() not in b"".join(path.read_bytes() for path in (demo.corpus / "shards").iterdir())
+    again = uniavgen("ingest", demo.folder / "videos" / name, "--corpus", demo.corpus, *store)
+    assert again["failures"] == {"forgotten": 1}
+    assert uniavgen("shard", "--corpus", demo.corpus, "--verify", *store)["defects"] == []

@@ -11,7 +11,7 @@ import pytest
 from shards.corpus import Corpus
 
 COMMAND = Path(sys.executable).parent / "uniavgen"
-COMMANDS = ("demo", "ingest", "curate", "shard", "report", "train", "sample", "doctor", "ui")
+COMMANDS = ("demo", "ingest", "curate", "caption", "shard", "report", "forget", "train", "sample", "doctor", "ui")
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,6 +52,14 @@ def test_every_command_has_help_and_the_common_options(command: str) -> None:
         (("curate", "--corpus", "absent"), 1, "uniavgen ingest"),
         (("curate", "--corpus", "older"), 1, "version 0"),
         (("curate", "--corpus", "corpus", "--policy", "absent.yaml"), 1, "absent.yaml"),
+        (("curate", "--corpus", "corpus", "--what-if", "snrr=3"), 1, "did you mean 'snr'"),
+        (("curate", "--corpus", "corpus", "--what-if", "snr=3"), 1, "uniavgen ingest"),
+        (("curate", "--corpus", "corpus", "--explain", "abc"), 1, "no such clip"),
+        (("curate", "--corpus", "corpus", "--explain", "abc", "--sensitivity"), 2, "one question"),
+        (("caption", "--corpus", "corpus", "--set", "caption.backend=openai"), 1, "uniavgen curate"),
+        (("forget", "show.mp4", "--corpus", "corpus"), 1, "no such source"),
+        (("forget", "--corpus", "corpus"), 2, "--speaker"),
+        (("forget", "--speaker", "x", "--corpus", "corpus"), 1, "no such speaker"),
         (("shard", "--corpus", "corpus"), 1, "uniavgen curate"),
         (("report", "--corpus", "absent"), 1, "uniavgen ingest"),
         (("train", "audio", "--corpus", "corpus", "--run", "r"), 1, "uniavgen shard"),
