@@ -123,7 +123,7 @@ FATES = {
     "interview_english_30fps_hevc": {""},
     "russian_speech_hevc": {"language"},
     "four_people_captions_english": {"face_count"},
-    "one_sentence_mpeg1": {"language"},
+    "one_sentence_mpeg1": {"language_probability"},
     "cartoon_no_audio": {"has_audio"},
     "multi_shot_no_audio": {"has_audio"},
     "face_appears_midway": {"face_coverage", "speech"},

@@ -225,7 +225,7 @@ def test_the_system_calls_show_no_other_file_and_no_connection(tmp_path: Path, f
     opened = {line.split('"')[1] for line in lines if line.split()[0] in decoders and "open" in line and "ENOENT" not in line}
     system = ("/lib", "/usr", "/proc", "/sys", "/dev", "/etc/ld.so", "/etc/ssl")
     ours = {Path(name).name for name in opened if not name.startswith(system)}
-    assert ours == {"film.mp4", "trap.m3u8", "sound.raw.part", "tiny.raw"}
+    assert ours - {Path(ffmpeg_path()).name} == {"film.mp4", "trap.m3u8", "sound.raw.part", "tiny.raw"}
     # nor does anybody else, the process that probes included, open the named file or a connection
     assert not [line for line in lines if "/etc/hostname" in line and "execve" not in line]
     assert not [line for line in lines if "AF_INET" in line]
