@@ -21,7 +21,7 @@ demo: install ## the whole road on a small real corpus: videos -> corpus -> shar
 	@$(BIN)/uniavgen demo
 
 test: install ## every test, a file per core, with what it covers
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --cov --cov-report=term:skip-covered
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 bench: install ## the ingest engine beside a plain script, on 26 made videos (about half an hour on two cores)
 	@$(BIN)/python tests/benchmarks/ingest/compare.py --folder bench-output

@@ -7,13 +7,12 @@ never another file and never the network. Raises UserError (kinds: no-ffmpeg, ti
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import IO, Any
 
@@ -82,6 +81,10 @@ def graph_child(graph: Any, duration_s: float, limits: LimitConfig) -> Iterator[
         yield child
 
 
+STARVED = ("Cannot allocate memory", "pthread_create() failed", "get_buffer() failed", "ff_frame_thread_encoder_init failed")
+"""What ffmpeg says where its memory ends."""
+
+
 class Child:
     """A running decoder: what it writes, and once it has ended its exit code and its last words."""
 
@@ -108,13 +111,13 @@ class Child:
         lines = self.log.read().decode("utf-8", "replace").strip().splitlines()
         # ffmpeg names the cause first and its consequences after it
         self.complaint = (lines[0] if lines else f"exit code {self.code}")[:200]
-        self.starved = any(sign in line for line in lines for sign in ("Cannot allocate memory", "pthread_create() failed"))
+        self.starved = any(sign in line for line in lines for sign in STARVED)
 
     def check(self, path: str, what: str, kind: str) -> None:
         """Raise UserError if the child ended badly: `what` and its complaint, or that it met its memory limit."""
         if self.code and "No space left" in self.complaint:
             raise UserError("the disk is full", where=printable(path), kind="no-space")
-        if self.code and self.starved:
+        if self.starved:  # it may go on without the pictures that found no room, and call that a success
             do = "raise limits.memory_gb"
             raise UserError("decoding needs more memory than its limit", where=printable(path), do=do, kind="memory")
         if self.code:
@@ -127,15 +130,14 @@ def bounded_child(command: list[str], seconds: float, limits: LimitConfig) -> It
     expired = threading.Event()
     # a file takes the complaints: a pipe that nobody drains would stop a decoder that complains a lot
     with tempfile.TemporaryFile() as log:
-        child = Child(command, log)
+        # the shell sets the limit before the decoder is there: set from outside, it might come too late
+        limited = f'ulimit -v {int(limits.memory_gb * 2**20)}; exec "$0" "$@"'
+        child = Child(["/bin/sh", "-c", limited, *command], log)
 
         def expire() -> None:
             expired.set()
             child.process.kill()
 
-        memory = int(limits.memory_gb * 2**30)
-        with suppress(ProcessLookupError):  # it may have ended already
-            resource.prlimit(child.process.pid, resource.RLIMIT_AS, (memory, memory))
         timer = threading.Timer(seconds, expire)
         timer.start()
         try:
