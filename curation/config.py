@@ -22,14 +22,22 @@ class SplitConfig(BaseModel):
     near_voice: float = Field(
         default=0.4, ge=-1.0, le=1.0, description="from this cosine they may be one person, and are never put on two sides"
     )
-    same_face: float = Field(
-        default=0.6, ge=-1.0, le=1.0, description="cosine of two face vectors from which they are surely one person's"
+    people_by: list[Literal["voice", "face"]] = Field(
+        default=["voice", "face"], min_length=1, description="what is compared to tell persons apart"
     )
-    near_face: float = Field(
-        default=0.363,
+    same_face: float = Field(
+        default=0.95,
         ge=-1.0,
         le=1.0,
-        description="from this cosine they may be one person's, and are never put on two sides (OpenCV's own bound for SFace)",
+        description="cosine of two face vectors from which they are surely one person's (dlib's on ten real films: one person "
+        "0.94 and more, two 0.91 and less; SFace: 0.6)",
+    )
+    near_face: float = Field(
+        default=0.915,
+        ge=-1.0,
+        le=1.0,
+        description="from this cosine they may be one person's, and are never put on two sides (dlib's own bound; OpenCV's for "
+        "SFace: 0.363)",
     )
     join_sources: bool = Field(default=False, description="also keep all speakers of one source on one side")
     strata: list[Literal["language", "pitch", "duration"]] = Field(
@@ -110,6 +118,11 @@ class ReportConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     max_kept: int = Field(default=12, ge=0, description="playable examples of kept clips")
     per_reason: int = Field(default=2, ge=0, description="playable examples per reason of rejection")
+    max_rejected: int = Field(default=40, ge=0, description="playable examples of rejected clips in all")
+    preview_mb: float = Field(default=100.0, ge=0, description="size of all playable clips together, in megabytes")
+    sample_clips: int = Field(
+        default=20_000, ge=1, description="clips that the page carries to follow its thresholds; a larger corpus is sampled"
+    )
     max_rows: int = Field(default=100, ge=1, description="rows shown of the sources table and of the failures table")
     source_pages: int = Field(
         default=12, ge=0, description="pages with a timeline: sources of the examples, the longest, and those that lost most"

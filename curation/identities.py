@@ -1,8 +1,8 @@
 """Who is who across sources: speakers whose voices or faces are surely, or perhaps, one person's.
 
-In: the clips table (a voice embedding per speaker, a face vector per clip) and two cosines. Out: for every speaker a group
-(surely the same person: connected components above the upper cosine) and the pairs of groups that come nearer than the
-lower one. Comparing is exact and done once: vectors and pairs stay in the corpus, and only speakers that are new, or
+In: the clips table (a voice embedding per speaker, a face vector per clip) and two cosines for each. Out: for every speaker
+a group (surely the same person: connected components above the upper cosine) and the pairs of groups that come nearer than
+the lower one. Comparing is exact and done once: vectors and pairs stay in the corpus, and only speakers that are new, or
 measured anew, are compared again, whatever the policy.
 """
 
@@ -47,7 +47,8 @@ def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
 
     speakers = _speakers(corpus)
     store = corpus.root / "identities"
-    key = json.dumps([config.same_voice, config.near_voice, config.same_face, config.near_face])
+    cosines = {"voice": (config.same_voice, config.near_voice), "face": (config.same_face, config.near_face)}
+    key = json.dumps({name: cosines[name] for name in sorted(config.people_by)})
     known = _load(store, key)
     fresh = [name for name, digest in speakers.items() if known.digests.get(name) != digest]
     stays = [name for name in known.digests if name in speakers and known.digests[name] == speakers[name]]
@@ -60,13 +61,12 @@ def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
     voices = _merged(known.voices, moved, _vectors(corpus, "voice", fresh, place))
     faces = _merged(known.faces, moved, _vectors(corpus, "face", fresh, place))
     found_same, found_near = [_renamed(known.same, moved)], [_renamed(known.near, moved)]
-    for vectors, same, near in (
-        (voices, config.same_voice, config.near_voice),
-        (faces, config.same_face, config.near_face),
-    ):
-        pairs, cosines = pairs_above(vectors, min(same, near), first_new=len(stays))
-        found_same.append(pairs[cosines >= same])
-        found_near.append(pairs[cosines < same])
+    vectors = {"voice": voices, "face": faces}
+    for name in config.people_by:
+        same, near = cosines[name]
+        pairs, likely = pairs_above(vectors[name], min(same, near), first_new=len(stays))
+        found_same.append(pairs[likely >= same])
+        found_near.append(pairs[likely < same])
     result = _Known({n: speakers[n] for n in order}, voices, faces, _unique(found_same), _unique(found_near))
     _save(store, key, result)
     return Likeness(tuple(order), result.same, result.near)

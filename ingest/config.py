@@ -135,8 +135,10 @@ class FaceConfig(_Section):
         0.6, ge=0, le=1, description="a small face in a tile needs this much: badges look like faces there"
     )
     tile_every: int = Field(8, ge=0, description="look for small faces in tiles on every n-th frame; 0: never")
-    vectors: Literal["none", "sface"] = Field("none", description="what tells whose face it is; `none` leaves the column empty")
-    vectors_folder: str = Field("", description="folder with face_recognition_sface_2021dec.onnx; empty: fetched")
+    vectors: Literal["dlib", "sface", "none"] = Field(
+        "dlib", description="what tells whose face it is; `none` leaves the column empty"
+    )
+    vectors_folder: str = Field("", description="folder with the encoder's file; empty: fetched")
 
 
 class TextConfig(_Section):

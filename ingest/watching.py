@@ -16,7 +16,7 @@ import numpy as np
 
 from ingest import media
 from ingest.config import IngestConfig
-from ingest.face_vector import FaceEncoder
+from ingest.face_vector import face_encoder, require_encoder
 from ingest.faces import FaceMeter, FaceReader
 from ingest.fingerprints import VideoHasher
 from ingest.picture_quality import PictureMeter
@@ -58,16 +58,14 @@ class Watching(Step):
     def check(cls, config: IngestConfig) -> None:
         resolve("face-landmarker", config.faces.landmarker_folder or None)
         resolve("ppocr-det", config.text.folder or None)
-        if config.faces.vectors == "sface":
-            resolve("sface", config.faces.vectors_folder or None)
+        require_encoder(config.faces)
 
     def load(self, wanted: tuple[str, ...]) -> None:
         from ingest.shots import ShotDetector
 
         if "faces" in wanted and self._reader is None:
             self._reader = FaceReader(self.config.faces)
-            if self.config.faces.vectors == "sface":
-                self._encoder = FaceEncoder(self.config.faces.vectors_folder)
+            self._encoder = face_encoder(self.config.faces)
         if "shots" in wanted and self._shots is None:
             self._shots = ShotDetector(self.config.shots, self.config.device)
         if "text" in wanted and self._text is None:

