@@ -1,4 +1,7 @@
-"""Ten real videos end as they should: each one a source row, its clips measured sanely, its files cut to the clock."""
+"""Ten real videos end as they should: each one a source row, its clips measured sanely, its files cut to the clock.
+
+Three of them are measured first, as a forecast for the others, which then shows beside what came true.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,8 @@ import pytest
 import soundfile
 
 from ingest.config import CutConfig
-from ingest.pipeline import IngestSummary, ingest
+from orchestration.config import Config
+from orchestration.jobs import forecast_corpus, ingest_corpus
 from shards.clock import SAMPLE_RATE, VIDEO_FPS
 from shards.corpus import Corpus
 from shards.sample import FaceTrack, decode_video
@@ -23,15 +27,24 @@ SPEAKING = ["address_english_mpeg4", "closeup_english", "studio_english_16khz", 
 SILENT = ["cartoon_no_audio", "multi_shot_no_audio"]
 
 
-@pytest.fixture(scope="module")
-def ingested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, IngestSummary]:
-    root = tmp_path_factory.mktemp("media") / "corpus"
-    summary = ingest([str(MEDIA)], root)
-    return Corpus.open(root), summary
+SAMPLED = 3
+
+Ingested = tuple[Corpus, dict[str, Any], dict[str, Any]]
+"""The corpus, what the forecast returned, and what the ingest of the rest returned."""
 
 
 @pytest.fixture(scope="module")
-def clips(ingested: tuple[Corpus, IngestSummary]) -> dict[str, list[dict[str, Any]]]:
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    folder = tmp_path_factory.mktemp("media")
+    settings = Config()
+    settings.tracking.folder = str(folder / "mlflow")
+    sampled = forecast_corpus([str(MEDIA)], folder / "corpus", settings, SAMPLED)
+    rest = ingest_corpus([str(MEDIA)], folder / "corpus", settings)
+    return Corpus.open(folder / "corpus"), sampled, rest
+
+
+@pytest.fixture(scope="module")
+def clips(ingested: Ingested) -> dict[str, list[dict[str, Any]]]:
     """Clip rows by the stem of their video's name, in order of time."""
     rows = (
         ingested[0]
@@ -45,14 +58,31 @@ def clips(ingested: tuple[Corpus, IngestSummary]) -> dict[str, list[dict[str, An
 
 
 def test_every_video_is_a_source_and_none_fails(
-    ingested: tuple[Corpus, IngestSummary], clips: dict[str, list[dict[str, Any]]]
+    ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
 ) -> None:
-    corpus, summary = ingested
+    corpus, sampled, rest = ingested
     videos = sorted(path.stem for path in MEDIA.iterdir() if path.suffix in (".mp4", ".mov", ".mpg"))
-    assert (summary.sources, summary.failures) == (len(videos), {})
+    assert (sampled["sources"], rest["sources"]) == (SAMPLED, len(videos) - SAMPLED)
+    assert (sampled["failures"], rest["failures"]) == ({}, {})
     assert sorted(clips) == videos
-    assert [Path(path).name for path in summary.passed_over] == ["SHA256SUMS"]
+    assert [Path(path).name for path in rest["passed_over"]] == ["SHA256SUMS"]
     assert len(corpus.read("failures")) == 0
+
+
+def test_a_forecast_from_three_stands_beside_what_came_true(ingested: Ingested) -> None:
+    corpus, sampled, rest = ingested
+    forecast, told = sampled["forecast"], rest["forecast"]
+    waiting = forecast["sources"]
+    assert (forecast["sampled"], waiting, told["sources"], told["done"]) == (SAMPLED, rest["sources"], waiting, waiting)
+    for name, figure in forecast["figures"].items():
+        assert 0 <= figure["low"] <= figure["mid"] <= figure["high"], name
+    assert forecast["figures"]["wall_h"]["mid"] > 0
+    assert forecast["slowest_step"] in rest["step_seconds"]
+    lengths = {row["uri"]: row["duration_s"] for row in corpus.read("sources", ["uri", "duration_s"]).to_pylist()}
+    assert told["actual"]["video_h"] * 3600 == pytest.approx(rest["video_seconds"], abs=0.1)
+    assert rest["video_seconds"] + sampled["video_seconds"] == pytest.approx(sum(lengths.values()), abs=0.1)
+    assert told["actual"]["wall_h"] * 3600 == pytest.approx(rest["seconds"])
+    assert told["actual"]["clips"] == rest["clips"]
 
 
 def test_one_speaking_face_is_measured_as_one_speaking_face(clips: dict[str, list[dict[str, Any]]]) -> None:
@@ -96,9 +126,9 @@ def test_words_lie_within_their_clips_in_order(clips: dict[str, list[dict[str, A
 
 
 def test_media_are_cut_to_the_sample_s_clock(
-    ingested: tuple[Corpus, IngestSummary], clips: dict[str, list[dict[str, Any]]]
+    ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
 ) -> None:
-    corpus, _ = ingested
+    corpus = ingested[0]
     for rows in clips.values():
         row = rows[0]
         frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
@@ -131,7 +161,7 @@ FATES = {
 """Reasons that the default policy gives the clips of each video; "" is kept."""
 
 
-def test_every_video_ends_as_it_should_for_the_reason_it_should(ingested: tuple[Corpus, IngestSummary]) -> None:
+def test_every_video_ends_as_it_should_for_the_reason_it_should(ingested: Ingested) -> None:
     from curation.decisions import decide
     from curation.policy import load_policy
 

@@ -231,17 +231,22 @@ def test_the_system_calls_show_no_other_file_and_no_connection(tmp_path: Path, f
     assert not [line for line in lines if "AF_INET" in line]
 
 
-def png(width: int, height: int) -> bytes:
-    """A black picture of one bit a pixel: 16 megapixels are 2 kB."""
+def png(width: int, height: int, bits: int = 1) -> bytes:
+    """A black picture of one bit a pixel, of which 16 megapixels are 2 kB; or of 64 bits, red to alpha in 16 each."""
+    depth, colours = {1: (1, 0), 64: (16, 6)}[bits]
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     packer = zlib.compressobj(9)
-    rows = bytes((1 + (width + 7) // 8) * 100)
+    rows = bytes((1 + (width * bits + 7) // 8) * 100)
     body = b"".join([packer.compress(rows) for _ in range(height // 100)]) + packer.flush()
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), chunk(b"IDAT", body), chunk(b"IEND", b"")]
+        [
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)),
+            chunk(b"IDAT", body),
+            chunk(b"IEND", b""),
+        ]
     )
 
 
@@ -328,11 +333,12 @@ def test_a_bomb_costs_bounded_time_and_memory_and_is_named(tmp_path: Path, film:
 
 
 def test_pictures_beyond_the_memory_limit_name_it(tmp_path: Path) -> None:
-    bomb = film_of(png(6_000, 6_000), tmp_path / "a.mov", 6_000, 50)
-    assert bomb.stat().st_size < 300_000
+    # a picture takes 162 MB: the decoder and its threads start below the limit, the next picture finds no room
+    bomb = film_of(png(4_500, 4_500, 64), tmp_path / "a.mov", 4_500, 4)
+    assert bomb.stat().st_size < 2_000_000
     facts = probe(str(bomb), LIMITS)
     with pytest.raises(UserError, match="limits.memory_gb") as caught:
-        list(decode_frames(str(bomb), facts, 64, 25, None, LimitConfig(memory_gb=0.2)))
+        list(decode_frames(str(bomb), facts, 64, 25, None, LimitConfig(memory_gb=0.4)))
     assert caught.value.kind == "memory"
 
 
