@@ -89,7 +89,9 @@ class DiarizationConfig(_Section):
         3, ge=1, le=10, description="voices are taken in every n-th window, the others follow by overlap (1: twice the cost)"
     )
     cluster_threshold: float = Field(0.60, gt=0, lt=2, description="cosine distance; the plateau is 0.50-0.60")
-    min_voice_s: float = Field(6.0, ge=0, description="voices whose windows start within less than this join their nearest")
+    min_voice_s: float = Field(
+        4.0, ge=0, description="voices whose windows start within less than this join their nearest; the plateau is 1-4"
+    )
     voice_seconds: float = Field(3.0, ge=0.5, description="speech used per embedding (ECAPA's training length)")
     batch_size: int = Field(4, ge=1, description="windows per segmentation batch, voices per embedding batch (more on a GPU)")
 
