@@ -167,12 +167,7 @@ def judge(clips: pa.Table, policy: Policy) -> pa.Table:
 def funnel(clips: pa.Table, policy: Policy) -> list[FunnelRow]:
     """What every rule takes away, in the policy's order; writes nothing, so any policy can be asked what it would do."""
     ranks = range(len(policy.rules))
-    codes = ", ".join(
-        f"CASE WHEN r{i} IS NULL THEN 0 WHEN r{i} = {_literal(_SKIPPED)} THEN 1 "
-        f"WHEN starts_with(r{i}, {_literal(_MISSING)}) THEN 2 ELSE 3 END::TINYINT AS k{i}"
-        for i in ranks
-    )
-    first = " ".join(f"WHEN k{i} >= 2 THEN {i}" for i in ranks)
+    first = " ".join(f"WHEN k{i} >= {MISSING} THEN {i}" for i in ranks)
     columns = [
         part
         for i in ranks
@@ -181,13 +176,13 @@ def funnel(clips: pa.Table, policy: Policy) -> list[FunnelRow]:
             f"coalesce(sum(hours) FILTER (first >= {i}), 0)",
             f"count(*) FILTER (first = {i})",
             f"coalesce(sum(hours) FILTER (first = {i}), 0)",
-            f"count(*) FILTER (k{i} >= 2)",
-            f"count(*) FILTER (k{i} = 2)",
-            f"count(*) FILTER (k{i} = 1)",
+            f"count(*) FILTER (k{i} >= {MISSING})",
+            f"count(*) FILTER (k{i} = {MISSING})",
+            f"count(*) FILTER (k{i} = {NOT_APPLIED})",
         )
     ]
     numbers = _run(
-        f"""WITH coded AS MATERIALIZED (SELECT hours, {codes} FROM ({_verdicts(policy)})),
+        f"""WITH coded AS MATERIALIZED (SELECT hours, {_codes(policy)} FROM ({_verdicts(policy)})),
         ranked AS MATERIALIZED (SELECT *, CASE {first} ELSE {len(policy.rules)} END AS first FROM coded)
         SELECT {", ".join(f"{column} AS c{i}" for i, column in enumerate(columns))} FROM ranked""",
         clips,
@@ -198,11 +193,20 @@ def funnel(clips: pa.Table, policy: Policy) -> list[FunnelRow]:
     return [FunnelRow(rule.name, rule.says, rule.source, *row) for rule, row in zip(policy.rules, rows, strict=True)]
 
 
+def outcomes(clips: pa.Table, policy: Policy) -> pa.Table:
+    """What every rule says of every clip, in the clips' order: `clip_id`, and `k0`, `k1`...: PASSED, NOT_APPLIED, MISSING or
+    FAILED for each rule. Raises UserError where an expression cannot be evaluated."""
+    return _run(f"SELECT clip_id, {_codes(policy)} FROM ({_verdicts(policy)})", clips)
+
+
 def columns_needed(policy: Policy) -> list[str]:
     """Columns of the clips table that judging takes; reading only these keeps a large corpus out of memory."""
     used = {"clip_id", "start_s", "end_s"}.union(*(_columns_of(rule) for rule in policy.rules))
     return [name for name in schema("clips").names if name in used]
 
+
+PASSED, NOT_APPLIED, MISSING, FAILED = range(4)
+"""What a rule says of a clip (`outcomes`); from MISSING on the clip fails the rule."""
 
 _SKIPPED = "-"
 _MISSING = "missing: "
@@ -219,6 +223,15 @@ def _verdicts(policy: Policy) -> str:
     ]
     verdicts = ", ".join(f"{_verdict(rule)} AS r{i}" for i, rule in enumerate(policy.rules))
     return f"SELECT clip_id, (end_s - start_s) / 3600 AS hours, {verdicts} FROM (SELECT {', '.join(clean)} FROM clips)"
+
+
+def _codes(policy: Policy) -> str:
+    """SQL of the columns `k0`, `k1`... that `outcomes` gives, from `_verdicts`."""
+    return ", ".join(
+        f"CASE WHEN r{i} IS NULL THEN {PASSED} WHEN r{i} = {_literal(_SKIPPED)} THEN {NOT_APPLIED} "
+        f"WHEN starts_with(r{i}, {_literal(_MISSING)}) THEN {MISSING} ELSE {FAILED} END::TINYINT AS k{i}"
+        for i in range(len(policy.rules))
+    )
 
 
 def _verdict(rule: Rule) -> str:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def render(template: str, **facts: Any) -> str:
     """A template of `curation/templates` with these facts, escaped for HTML; a name that is missing raises."""
+    return _environment().get_template(template).render(**facts)
+
+
+@cache
+def _environment() -> Environment:
+    """Made once: it keeps the templates that it compiled."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("curation", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"span": span, "clock": clock, "number": number, "name": lambda uri: uri.rsplit("/", 1)[-1]}
+    environment.filters |= {"span": span, "clock": clock, "number": number}
+    environment.filters |= {"count": lambda n: f"{n:,}", "name": lambda uri: uri.rsplit("/", 1)[-1]}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
-    return environment.get_template(template).render(**facts)
+    return environment
 
 
 def span(seconds: float) -> str:

@@ -1,0 +1,222 @@
+"""The page in a real browser: thresholds move by mouse, finger and keys, and count as `--what-if`; words follow the video."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import Browser, chromium
+from made_signals import varied_clips
+
+from curation.config import ReportConfig
+from curation.decisions import decide
+from curation.policy import Policy, funnel, load_policy, parse_policy
+from curation.questions import clips_for, what_if
+from curation.report import write_report
+from shards.clock import VIDEO_FPS
+from shards.corpus import Corpus
+from shards.sample import FaceTrack
+
+pytestmark = pytest.mark.slow
+
+Make = Callable[..., Any]
+CLIPS = 160
+SNR_MIN = ".handle.min[aria-label^=snr]"
+LINES = "document.querySelectorAll('[data-says]')"
+"""What the page says of every rule, with its check box."""
+
+SHIFTS = """new Promise(done => {
+  setTimeout(() => done(0), 300);
+  const sum = list => done(list.getEntries().reduce((all, entry) => all + entry.value, 0));
+  new PerformanceObserver(sum).observe({ type: "layout-shift", buffered: true });
+})"""
+"""How much of the page has jumped since it was opened (cumulative layout shift; below 0.1 is good by web.dev)."""
+
+WATCH = """new Promise(done => {
+  const card = document.querySelector('[data-list=kept] .clip'), video = card.querySelector('video'), seen = [];
+  const look = () => {
+    const on = [...card.querySelectorAll('.words span')].findIndex(word => word.classList.contains('on'));
+    if (!video.seeking) seen.push([video.currentTime, on, card.querySelector('polygon').getAttribute('points')]);
+    video.ended || seen.length > 400 ? done(seen) : requestAnimationFrame(() => setTimeout(look));
+  };
+  look();
+})"""
+"""At every picture until the end: the video's time, the place of the word that is lit (-1: none), and the face's outline."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, make_clip: Make, clip_media: dict[str, bytes]) -> Corpus:
+    """Clips whose signals vary, with media of 2 s each, decided and reported."""
+    made = Corpus.create(tmp_path_factory.mktemp("page") / "corpus")
+    rows = varied_clips(make_clip, CLIPS)
+    made.upsert("clips", rows)
+    for row in rows:
+        for extension, data in clip_media.items():
+            path = made.media_path(row["clip_id"], extension)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    decide(made, load_policy("default"))
+    write_report(made, ReportConfig(source_pages=2))
+    return made
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(corpus: Corpus, tab: Browser) -> Iterator[Browser]:
+    """The page, opened anew; no script may fail on it and nothing may be asked of the network."""
+    tab.open(corpus.root / "report" / "index.html")
+    yield tab
+    assert tab.errors == []
+    asked = tab.read("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [name for name in asked if not name.startswith(("file:", "data:", "blob:"))] == []
+
+
+def shown(page: Browser) -> tuple[int, float]:
+    """Clips and hours that the page says would be kept, once it has settled."""
+    page.read("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    clips, seconds = page.read("(({clips, seconds}) => [clips, seconds])(document.getElementById('kept-now').dataset)")
+    return round(float(clips)), float(seconds) / 3600
+
+
+def kept_by(corpus: Corpus, policy: Policy) -> tuple[int, Any]:
+    last = funnel(clips_for(corpus, policy), policy)[-1]
+    return last.clips_in - last.failed_first, pytest.approx(last.hours_in - last.hours_failed_first, rel=1e-5)
+
+
+def answered(corpus: Corpus, *changes: str) -> tuple[int, Any]:
+    after = what_if(corpus, load_policy("default"), changes).after
+    return after.clips, pytest.approx(after.hours, rel=1e-5)
+
+
+def value_of(page: Browser, handle: str) -> float:
+    return float(page.read(f"document.querySelector('{handle}').getAttribute('aria-valuenow')"))
+
+
+def test_dragging_a_threshold_gives_the_yield_that_what_if_gives(page: Browser, corpus: Corpus) -> None:
+    assert shown(page) == answered(corpus)
+    height = page.read("document.documentElement.scrollHeight")
+    for by_px in (60, 35, -80):
+        page.drag(SNR_MIN, by_px)
+        assert value_of(page, SNR_MIN) != 8
+        assert shown(page) == answered(corpus, f"snr={value_of(page, SNR_MIN)}")
+    page.drag(".handle.max[aria-label^=sync]", -40)
+    bound = value_of(page, ".handle.max[aria-label^=sync]")
+    assert 0 < bound < 160
+    assert shown(page) == answered(corpus, f"snr={value_of(page, SNR_MIN)}", f"sync.max={bound}")
+    assert page.read("document.documentElement.scrollHeight") == height, "the layout stays where it is"
+    assert page.read(SHIFTS) < 0.02
+    page.click("#reset")
+    assert shown(page) == answered(corpus)
+    assert value_of(page, SNR_MIN) == 8
+
+
+def test_the_keyboard_moves_a_threshold_and_its_bars(page: Browser, corpus: Corpus) -> None:
+    page.middle(SNR_MIN)
+    page.wait("document.querySelector('[data-plot=snr_db].js-plotly-plot')")
+    bars = "document.querySelector('[data-plot=snr_db]').data.map(trace => trace.y.reduce((sum, n) => sum + n, 0))"
+    before = page.read(bars)
+    page.read(f"document.querySelector('{SNR_MIN}').focus()")
+    page.press("ArrowRight", 12)
+    raised = value_of(page, SNR_MIN)
+    assert raised > 8
+    assert shown(page) == answered(corpus, f"snr={raised}")
+    page.wait(f"{bars}[0] < {before[0]}")
+    assert sum(page.read(bars)) == pytest.approx(sum(before)), "bars keep their height and change their colour"
+    page.press("PageUp")
+    assert value_of(page, SNR_MIN) > raised
+    page.press("Home")
+    assert shown(page) == answered(corpus, f"snr={value_of(page, SNR_MIN)}")
+    page.press("Escape")
+    assert value_of(page, SNR_MIN) == 8
+    assert page.read(f"document.querySelector('{SNR_MIN}').getAttribute('aria-valuetext')") == "8 dB; the policy says 8"
+
+
+def test_the_policy_that_the_page_writes_keeps_what_the_page_says(page: Browser, corpus: Corpus) -> None:
+    page.drag(SNR_MIN, -30)
+    page.drag(".handle.max[aria-label^=face_yaw]", -40)
+    for rule in ("word_score", "language"):
+        page.read(
+            f"[...{LINES}].find(line => line.querySelector('.mono').textContent === '{rule}').querySelector('input').click()"
+        )
+    told = shown(page)
+    policy = parse_policy(page.read("document.getElementById('yaml').textContent"), where="the page")
+    assert len(policy.rules) == len(load_policy("default").rules) - 2
+    assert told == kept_by(corpus, policy) != answered(corpus)
+    command = page.read("document.getElementById('command').textContent").replace("\\\n", "").split()
+    assert command[:2] == ["uniavgen", "curate"]
+    assert what_if(corpus, load_policy("default"), command[command.index("--what-if") + 1 :: 2]).after.clips > 0
+
+
+def test_each_rule_tells_what_it_rejects_at_all_and_alone(page: Browser, corpus: Corpus) -> None:
+    lines = page.read(f"[...{LINES}].map(line => ['.mono', 'small'].map(part => line.querySelector(part).textContent))")
+    policy = load_policy("default")
+    failing = {row.rule: row.failed for row in funnel(clips_for(corpus, policy), policy)}
+    now = answered(corpus)[0]
+    for name, text in lines:
+        without = Policy("", tuple(rule for rule in policy.rules if rule.name != name))
+        alone = kept_by(corpus, without)[0] - now if failing[name] else 0
+        assert text == f"rejects {failing[name]}, {alone} of them alone"
+    assert {name for name, _ in lines} == {rule.name for rule in policy.rules}
+
+
+def test_words_and_the_mask_follow_the_video(page: Browser, corpus: Corpus) -> None:
+    card = "[data-list=kept] .clip"
+    page.middle(card)
+    page.wait(f"document.querySelector('{card} video').readyState >= 2")
+    name = page.read(f"document.querySelector('{card}').dataset.clip")
+    words = next(row["words"] for row in corpus.read("clips").to_pylist() if row["clip_id"] == name)
+    oval = FaceTrack.from_bytes(corpus.media_path(name, "face.npz").read_bytes()).oval
+    page.click(f"{card} .words span:nth-child(2)")
+    seen = page.read(WATCH)
+    assert seen[0][0] >= words[1]["start_s"], "a click on a word begins there"
+    assert seen[-1][0] > words[2]["end_s"]
+    assert {on for _, on, _ in seen} >= {1, 2, -1}
+    for now, on, points in seen:
+        right = {i for i, word in enumerate(words) if word["start_s"] - 0.1 <= now <= word["end_s"] + 0.1} | {-1}
+        assert on in right
+        centre = np.mean([[float(x) for x in point.split(",")] for point in points.split()], axis=0)
+        frame = min(len(oval) - 1, int(now * VIDEO_FPS))
+        near = oval[max(0, frame - 2) : frame + 3].mean(axis=1)
+        assert np.abs(near - centre).max(axis=1).min() < 0.01
+
+
+def test_a_filter_shows_what_a_rule_rejects_beside_what_passes_it(page: Browser, corpus: Corpus) -> None:
+    visible = "[...document.querySelectorAll('[data-list={}] .clip:not([hidden])')]"
+    assert page.read(visible.format("lost") + ".length") == 6
+    told = ".map(card => [card.dataset.clip, card.querySelector('.why').textContent])"
+    page.click("[data-filter=snr]")
+    rejected = page.read(visible.format("lost") + told)
+    kept = page.read(visible.format("kept") + told)
+    values = {row["clip_id"]: row for row in corpus.read("clips").to_pylist()}
+    assert rejected
+    assert all(values[name]["snr_db"] < 8 for name, _ in rejected)
+    assert all(f"snr_db {values[name]['snr_db']:.1f}".rstrip("0").rstrip(".") in text for name, text in kept)
+    assert all("asked: at least 8 dB" in text for _, text in kept)
+    page.click("[data-list=kept] .unfold")
+    assert page.read(visible.format("kept") + ".length") == 12
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_shows_it_without_scrolling_sideways_and_a_finger_moves_thresholds(
+    corpus: Corpus, tab: Browser, width: int
+) -> None:
+    tab.open(corpus.root / "report" / "index.html", width=width, height=844, touch=True)
+    assert tab.read("document.documentElement.scrollWidth") == width
+    tab.swipe(SNR_MIN, 50)
+    assert value_of(tab, SNR_MIN) > 8
+    assert shown(tab) == answered(corpus, f"snr={value_of(tab, SNR_MIN)}")
+
+
+def test_it_is_dark_where_the_system_is(corpus: Corpus, tab: Browser) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((sum, part) => sum + Number(part), 0)"
+    found = {}
+    for dark in (False, True):
+        tab.open(corpus.root / "report" / "index.html", dark=dark)
+        found[dark] = tab.read(ground)
+    assert found[True] < 150
+    assert found[False] > 650
