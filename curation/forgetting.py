@@ -1,4 +1,4 @@
-"""Forget a source, or a person: every trace in tables, media, measurements, captions, splits and pages goes.
+"""Forget a source, or a person: every trace in tables, media, measurements, captions, cached latents, splits, pages goes.
 
 In: a corpus and what is to be forgotten. Out: what was removed. The order makes it safe to kill: a journal first, then
 tombstones, then rows and files; the next `forget` of anything finishes a journal that it finds. Shards are rewritten
@@ -20,6 +20,8 @@ from curation.identities import SPEAKER, components, likeness
 from shards.corpus import Corpus
 from shards.erasure import bury, rewrite
 from shards.errors import UserError
+from shards.files import locked
+from shards.latents import LOCK, forget_latents
 
 JOURNAL = ".forgetting.json"
 
@@ -87,16 +89,20 @@ def find_speaker(corpus: Corpus, speaker: str, split: SplitConfig) -> Target:
 
 
 def forget(corpus: Corpus, target: Target) -> Forgotten:
-    """Remove the target everywhere but in the shards, and leave tombstones. Finishes an earlier one that was killed."""
+    """Remove the target everywhere but in the shards, and leave tombstones. Finishes an earlier one that was killed.
+
+    Raises UserError of kind `busy` while latents are being made, which would come after what is removed here.
+    """
     done = Forgotten()
     journal = corpus.root / JOURNAL
-    if journal.is_file():
-        _erase(corpus, _from_journal(journal), Forgotten())
-    part = journal.with_suffix(".part")
-    part.write_text(json.dumps({name: sorted(value) for name, value in vars(target).items()}))
-    os.replace(part, journal)
-    bury(corpus.root, {*target.sources, *target.shared, *target.speakers})  # what is shared is never measured again
-    _erase(corpus, target, done)
+    with locked(corpus.root / LOCK, "latents are being made from these shards"):
+        if journal.is_file():
+            _erase(corpus, _from_journal(journal), Forgotten())
+        part = journal.with_suffix(".part")
+        part.write_text(json.dumps({name: sorted(value) for name, value in vars(target).items()}))
+        os.replace(part, journal)
+        bury(corpus.root, {*target.sources, *target.shared, *target.speakers})  # what is shared is never measured again
+        _erase(corpus, target, done)
     return done
 
 
@@ -123,6 +129,7 @@ def _erase(corpus: Corpus, target: Target, done: Forgotten) -> None:
     for folder in ("report", "identities", "duplicates"):  # made from the tables, and made again from them
         done.files += _remove_tree(corpus.root / folder)
     done.files += _unlink([corpus.root / "forecast.json"])
+    done.files += forget_latents(corpus.root / "shards", target.clips)
     _scrub(corpus, target)
     clips, sources = _listed(target.clips), _listed(target.sources)
     rewrite(corpus, "captions", f"clip_id NOT IN ({clips})")

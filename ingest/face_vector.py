@@ -85,7 +85,7 @@ def face_encoder(config: FaceConfig) -> FaceEncoder | None:
     """The encoder that the configuration names; None where it names none."""
     if config.vectors == "none":
         return None
-    return {"dlib": DlibEncoder, "sface": SFaceEncoder}[config.vectors](config.vectors_folder)
+    return DlibEncoder(config.vectors_folder) if config.vectors == "dlib" else SFaceEncoder(config.vectors_folder)
 
 
 def aligned(picture: np.ndarray, points: np.ndarray, template: np.ndarray, side: int) -> np.ndarray:

@@ -158,7 +158,8 @@ def verify_corpus_shards(root: Path, settings: Config) -> dict[str, Any]:
         )
     for defect in summary.defects:
         console.console.print(f"defect: {defect}", style="red", markup=False, soft_wrap=True)
-    counts = f"{summary.shards} shards, {summary.samples} samples, {summary.bytes / 1e6:.1f} MB opened"
+    latents = f" and {summary.sidecars} sidecars of latents" if summary.sidecars else ""
+    counts = f"{summary.shards} shards{latents}, {summary.samples} samples, {summary.bytes / 1e6:.1f} MB opened"
     console.console.print(f"{counts}, {summary.decoded} samples decoded: {len(summary.defects) or 'no'} defects")
     return {"command": "shard --verify", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
 
@@ -169,7 +170,7 @@ def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
     from shards.corpus import Corpus
 
     corpus = Corpus.open(root)
-    page = write_report(corpus, settings.report).page
+    page = write_report(corpus, settings.report, settings.curate.duplicates).page
     console.console.print(f"report: open [bold]{page}[/] in a browser")
     with corpus_run(corpus, settings) as run:
         run.artifact(page.parent, "report")

@@ -34,5 +34,13 @@ class UsageError(UserError):
     """The command was typed wrongly (an unknown setting, a value of the wrong type): exit code 2."""
 
 
+class Stopped(UserError):
+    """The command was asked to stop and did, with everything saved. `code`: the exit code, 128 and the signal's number."""
+
+    def __init__(self, what: str, *, where: object = "", do: str = "", kind: str = "stopped", code: int = 130) -> None:
+        super().__init__(what, where=where, do=do, kind=kind)
+        self.code = code
+
+
 def _rebuild(cls: type[UserError], what: str, where: str, do: str, kind: str) -> UserError:
     return cls(what, where=where, do=do, kind=kind)

@@ -1,9 +1,13 @@
-"""Small files that are either the old ones or the new ones, never half."""
+"""Small files that are either the old ones or the new ones, never half; and a lock on a folder that dies with its holder."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from shards.errors import UserError
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -13,3 +17,16 @@ def replace_file(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content)
     os.replace(part, path)
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when a process dies. Raises UserError saying `busy` where it is held."""
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise UserError(busy, where=path.parent, do="wait until it is done", kind="busy") from None
+    with lock:
+        yield

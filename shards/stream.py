@@ -12,30 +12,24 @@ also when the corpus has grown since: the run keeps to the shards that it began 
 from __future__ import annotations
 
 import json
-import logging
-import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import fsspec
 import numpy as np
 
-from shards.buckets import Buckets
+from shards.buckets import Buckets, WindowBuckets
 from shards.damage import DamageConfig, DamageLedger
 from shards.errors import UserError
 from shards.index import MANIFEST_VERSION, ShardIndex, index_name
 from shards.members import read_members
 from shards.order import SampleOrder
 from shards.sample import Sample, from_members
-
-log = logging.getLogger(__name__)
+from shards.store import Store
 
 STATE_VERSION = 1
-WAITS_S = (0.5, 1.0, 2.0, 4.0)
-"""Waits before a store that fails is asked again (our choice); what still fails then has failed."""
 OPEN_THREADS = 16
 """Indexes that are fetched at once when a stream opens: an object store answers each in tens of milliseconds."""
 
@@ -43,7 +37,9 @@ OPEN_THREADS = 16
 class SampleStream:
     """The samples of one split in an endless seeded order.
 
-    `root` is a corpus's `shards` folder, local or any fsspec URL. With `buckets`, every `batch` positions are of one bucket.
+    `root` is a corpus's `shards` folder, local or any fsspec URL. With `buckets`, every `batch` positions are of one bucket;
+    where `WindowBuckets` give each bucket a batch size of its own, a step has as many positions as the largest, and of a
+    smaller batch's only the first hold a sample (`shards.order`): ask `sample_at`, `read` passes over the others.
     `shards` (name to SHA-256) keeps to these tars; by default it is all of the split. Raises UserError where there are no
     shards, the split is empty, a named tar is gone or changed, or an index is damaged or of another version.
     """
@@ -54,13 +50,13 @@ class SampleStream:
         split: str = "train",
         seed: int = 0,
         *,
-        buckets: Buckets | None = None,
+        buckets: Buckets | WindowBuckets | None = None,
         batch: int = 1,
         shards: Mapping[str, str] | None = None,
         damage: DamageConfig | None = None,
     ) -> None:
         self.root, self.split, self.buckets = str(root), split, buckets
-        self._files, self._root = fsspec.core.url_to_fs(self.root)
+        self.store = Store(self.root)
         entries = self._entries()
         if shards is not None:
             entries = self._the_same(entries, shards)
@@ -74,7 +70,8 @@ class SampleStream:
         self._keys, self._offset, self._length, self._crc32 = (
             np.concatenate([getattr(index, name) for index in indexes]) for name in ("key", "offset", "length", "crc32")
         )
-        self.order = SampleOrder(_bucket_of_each(indexes, buckets), batch=batch, seed=seed)
+        sizes = buckets.batches if isinstance(buckets, WindowBuckets) else ()
+        self.order = SampleOrder(_bucket_of_each(indexes, buckets), batch=batch, sizes=sizes, seed=seed)
         self.damage = DamageLedger(damage or DamageConfig(), len(self), self.root)
 
     @staticmethod
@@ -85,7 +82,8 @@ class SampleStream:
         """
         if state.get("version") != STATE_VERSION:
             raise UserError(f"a stream state of version {state.get('version')} is unknown", kind="wrong-version")
-        buckets = Buckets.model_validate(state["buckets"]) if state["buckets"] else None
+        kind = WindowBuckets if "shapes" in (state["buckets"] or ()) else Buckets
+        buckets = kind.model_validate(state["buckets"]) if state["buckets"] else None
         order = {"buckets": buckets, "batch": state["batch"], "shards": state["shards"]}
         return SampleStream(root, state["split"], state["seed"], **order, damage=damage), state["position"]
 
@@ -117,12 +115,20 @@ class SampleStream:
         """
         return self._read(self.order.sample_at(position))
 
+    def name_at(self, position: int) -> tuple[str, str]:
+        """(shard, key) of the sample at a position, without reading it."""
+        return self._name(self.order.sample_at(position))
+
+    def sample_in(self, place: int) -> Sample:
+        """The sample at a place in the order of the tars, 0 .. len - 1. Raises as `sample_at` does."""
+        return self._read(place)
+
     def sample_named(self, key: str) -> Sample:
         """The sample of that key. Raises UserError where the split has none."""
         found = np.flatnonzero(self._keys == key.encode())
         if not len(found):
             first = self._keys[0].decode()
-            raise UserError(f"no sample {key} in split {self.split}", where=self._root, do=f"the first one is {first}")
+            raise UserError(f"no sample {key} in split {self.split}", where=self.store.root, do=f"the first one is {first}")
         return self._read(int(found[0]))
 
     def read(self, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 0) -> Iterator[tuple[int, Sample]]:
@@ -153,17 +159,22 @@ class SampleStream:
     def _or_none(self, position: int) -> Sample | None:
         try:
             return self.sample_at(position)
+        except IndexError:  # a place that a smaller batch leaves empty
+            return None
         except UserError as error:
             if error.kind != "damaged-sample":
                 raise
             return None
 
+    def _name(self, place: int) -> tuple[str, str]:
+        return self._names[self._shard[place]], self._keys[place].decode()
+
     def _read(self, place: int) -> Sample:
-        key, shard = self._keys[place].decode(), self._names[self._shard[place]]
-        where = f"{self._root}/{shard}"
+        shard, key = self._name(place)
+        where = self.store.where(shard)
         self.damage.note_read()
         try:
-            span = self._span(where, int(self._offset[place]), int(self._length[place]))
+            span = self.store.span(shard, int(self._offset[place]), int(self._length[place]))
             if zlib.crc32(span) != self._crc32[place]:
                 raise UserError(
                     f"the bytes of sample {key} are not those that were written", where=where, kind="damaged-sample"
@@ -174,61 +185,24 @@ class SampleStream:
                 self.damage.note(key, error)
             raise
 
-    def _span(self, path: str, offset: int, length: int) -> bytes:
-        """Bytes of a tar; whatever keeps them from coming costs the sample."""
-        try:
-            span = self._ask(path, start=offset, end=offset + length)
-        except FileNotFoundError as error:
-            raise UserError("the shard is gone", where=path, kind="damaged-sample") from error
-        except Exception as error:  # every kind of store raises its own
-            raise UserError(f"the shard cannot be read: {_one_line(error)}", where=path, kind="damaged-sample") from error
-        if len(span) != length:
-            raise UserError(f"the shard ends within a sample at byte {offset}", where=path, kind="damaged-sample")
-        return span
-
-    def _ask(self, path: str, **span: int) -> bytes:
-        """A file's bytes; a store that fails is asked again, unless it says that the file is not there."""
-        for wait_s in WAITS_S:
-            try:
-                content: bytes = self._files.cat_file(path, **span)
-                return content
-            except FileNotFoundError:
-                raise
-            except Exception as error:  # every kind of store raises its own
-                log.info("asking again in %g s for %s: %s", wait_s, path, _one_line(error))
-                time.sleep(wait_s)
-        last: bytes = self._files.cat_file(path, **span)
-        return last
-
-    def _fetch(self, name: str, *, missing: str, do: str) -> bytes:
-        """A small file whole. Raises UserError where it is missing or the store goes on failing."""
-        path = f"{self._root}/{name}"
-        try:
-            return self._ask(path)
-        except FileNotFoundError as error:
-            raise UserError(missing, where=path, do=do, kind="no-shards") from error
-        except Exception as error:  # every kind of store raises its own
-            do = "check address, rights and network, then run it again"
-            raise UserError(f"the store cannot be read: {_one_line(error)}", where=path, do=do, kind="store-failed") from error
-
     def _entries(self) -> list[dict[str, Any]]:
         """The manifest's entries of this split."""
-        content = self._fetch("manifest.json", missing="no shards here", do="write them: uniavgen shard --corpus DIR")
+        content = self.store.fetch("manifest.json", missing="no shards here", do="write them: uniavgen shard --corpus DIR")
         try:
             manifest = json.loads(content)
             version, entries = manifest["manifest_version"], manifest["shards"]
             found = [entry for entry in entries if entry["split"] == self.split and entry["name"] and entry["sha256"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError("the manifest is damaged", where=self._root, do="run uniavgen shard again") from error
+            raise UserError("the manifest is damaged", where=self.store.root, do="run uniavgen shard again") from error
         if version != MANIFEST_VERSION:
             text = f"the shards' manifest has version {version}, this program reads {MANIFEST_VERSION}"
-            raise UserError(text, where=self._root, do="write the shards again: uniavgen shard", kind="wrong-version")
+            raise UserError(text, where=self.store.root, do="write the shards again: uniavgen shard", kind="wrong-version")
         return found
 
     def _index(self, shard: str) -> ShardIndex:
         name = index_name(shard)
-        content = self._fetch(name, missing="a shard has no index", do="run uniavgen shard again")
-        return ShardIndex.from_bytes(content, f"{self._root}/{name}")
+        content = self.store.fetch(name, missing="a shard has no index", do="run uniavgen shard again")
+        return ShardIndex.from_bytes(content, self.store.where(name))
 
     def _the_same(self, entries: list[dict[str, Any]], shards: Mapping[str, str]) -> list[dict[str, Any]]:
         """The entries of these shards, in their order."""
@@ -237,19 +211,15 @@ class SampleStream:
         if changed:
             raise UserError(
                 f"{len(changed)} of the run's {len(shards)} shards are gone or changed, first {changed[0]}",
-                where=self._root,
+                where=self.store.root,
                 do="bring them back, or begin the order anew on the shards there are",
                 kind="shards-changed",
             )
         return [now[name] for name in shards]
 
 
-def _bucket_of_each(indexes: Sequence[ShardIndex], buckets: Buckets | None) -> np.ndarray:
+def _bucket_of_each(indexes: Sequence[ShardIndex], buckets: Buckets | WindowBuckets | None) -> np.ndarray:
     """The bucket of every sample; all in one where there are no buckets."""
     if not buckets:
         return np.zeros(sum(len(index) for index in indexes), np.int64)
     return np.concatenate([buckets.of(index.seconds, index.width_px, index.height_px) for index in indexes])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]

@@ -5,7 +5,6 @@ In: a corpus. Out: one line per defect. Nothing is changed.
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 import time
 import zlib
@@ -13,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shards.clock import SAMPLE_RATE, VIDEO_FPS
 from shards.corpus import Corpus
@@ -24,6 +22,8 @@ from shards.members import member_problem, read_members
 from shards.parallel import each, worth_ray
 from shards.plan import ShardConfig, ShardEntry, manifest_in_force
 from shards.sample import REQUIRED_MEMBERS, Sample, decode_audio, decode_video, from_members
+from shards.tars import read_span, size_and_digest
+from shards.verify_latents import SidecarCheck, latent_checks, verify_sidecar
 
 REPAIR = "remove it and run uniavgen shard"
 LENGTH_TOLERANCE_S = 2 / VIDEO_FPS
@@ -32,9 +32,10 @@ LENGTH_TOLERANCE_S = 2 / VIDEO_FPS
 
 @dataclass(frozen=True)
 class VerifySummary:
-    """What was opened, and what is wrong: one line per defect, sorted by file."""
+    """What was opened (`sidecars`: of cached latents), and what is wrong: one line per defect, sorted by file."""
 
     shards: int
+    sidecars: int
     samples: int
     decoded: int
     bytes: int
@@ -79,22 +80,33 @@ def verify_shards(
         raise UserError("the shards are of an older version", where=folder, do="run uniavgen shard", kind="wrong-version")
     entries = manifest.entries
     checks = list(_checks(folder, entries, config.verify_decodes))
+    sidecars, of_latents = latent_checks(folder, {entry.name: entry for entry in entries})
+    total_bytes = sum(entry.bytes for entry in entries) + sum(check.entry.bytes for check in sidecars)
+    todo: list[ShardCheck | SidecarCheck] = [*checks, *sidecars]
     checked: list[CheckedShard] = []
-    for shard in each(verify_shard, checks, on_ray=worth_ray(len(checks), sum(entry.bytes for entry in entries))):
-        checked.append(shard)
+    for number, found in enumerate(each(_verify, todo, on_ray=worth_ray(len(todo), total_bytes)), start=1):
+        if isinstance(found, CheckedShard):
+            checked.append(found)
+        else:
+            of_latents += found
         if on_progress:
-            on_progress(len(checked), len(checks))
+            on_progress(number, len(todo))
     checked.sort(key=lambda shard: shard.name)
     defects = [defect for shard in checked for defect in shard.defects]
-    defects += [*_against_decisions(corpus, checked), *_against_folder(folder, entries)]
+    defects += [*_against_decisions(corpus, checked), *_against_folder(folder, entries), *sorted(of_latents)]
     return VerifySummary(
         shards=len(checked),
+        sidecars=len(sidecars),
         samples=sum(len(shard.keys) for shard in checked),
         decoded=sum(shard.decoded for shard in checked),
         bytes=sum(shard.bytes for shard in checked),
         defects=tuple(defects),
         seconds=time.monotonic() - started,
     )
+
+
+def _verify(check: ShardCheck | SidecarCheck) -> CheckedShard | tuple[str, ...]:
+    return verify_shard(check) if isinstance(check, ShardCheck) else verify_sidecar(check)
 
 
 def _checks(folder: Path, entries: Sequence[ShardEntry], decodes: int) -> Iterator[ShardCheck]:
@@ -114,7 +126,7 @@ def verify_shard(check: ShardCheck) -> CheckedShard:
     defects: list[str] = []
     keys, decoded, size = list[str](), 0, 0
     try:
-        size, digest = _size_and_digest(tar)
+        size, digest = size_and_digest(tar)
         if size != entry.bytes:
             defects.append(f"{entry.name}: {size} bytes, the manifest says {entry.bytes}; {REPAIR}")
         elif digest != entry.sha256:
@@ -139,16 +151,11 @@ def verify_shard(check: ShardCheck) -> CheckedShard:
     return CheckedShard(entry.name, entry.split, tuple(keys), decoded, size, tuple(defects))
 
 
-def _size_and_digest(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sample_problems(tar: Path, index: ShardIndex) -> Iterator[tuple[str, str]]:
     """(key, problem) of every sample whose bytes or members are not what the index says."""
     with tar.open("rb") as file:
         for place, key in enumerate(index.sample_keys()):
-            span = _span(file, index, place)
+            span = read_span(file, index, place)
             if len(span) != index.length[place]:
                 yield key, "the tar ends within it"
                 return
@@ -175,17 +182,11 @@ def _sample_problems(tar: Path, index: ShardIndex) -> Iterator[tuple[str, str]]:
         yield next((a for a, b in zip(names, told, strict=False) if a != b), "?"), "the tar holds other members than its index"
 
 
-def _span(file: Any, index: ShardIndex, place: int) -> bytes:
-    file.seek(int(index.offset[place]))
-    data: bytes = file.read(int(index.length[place]))
-    return data
-
-
 def _decode_problems(tar: Path, index: ShardIndex, place: int) -> Iterator[str]:
     key = index.sample_keys()[place]
     try:
         with tar.open("rb") as file:
-            sample = from_members({"__key__": key, **read_members(_span(file, index, place), key)})
+            sample = from_members({"__key__": key, **read_members(read_span(file, index, place), key)})
         yield from (f"sample {key}: {problem}" for problem in _media_problems(sample, float(index.seconds[place])))
     except UserError as error:
         yield error.what

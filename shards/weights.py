@@ -340,10 +340,10 @@ def _member(archive: Path, name: str) -> Iterator[IO[bytes]]:
             yield data
     else:
         with tarfile.open(archive) as source:
-            data = source.extractfile(name)
-            if data is None:
+            member = source.extractfile(name)
+            if member is None:
                 raise RuntimeError(f"{archive.name} has no file {name}")
-            yield data
+            yield member
 
 
 def _package(requirement: str) -> Path:

@@ -16,31 +16,29 @@ any instant, always finds a manifest whose tars are there; the next run takes th
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from shards.corpus import Corpus
 from shards.energon import META_FOLDER, write_energon
 from shards.errors import UserError
-from shards.files import replace_file
-from shards.index import MANIFEST_VERSION, SampleSpan, ShardIndex, index_name
+from shards.files import locked, replace_file
+from shards.index import MANIFEST_VERSION, ShardIndex, index_name
+from shards.latents import remove_stale_latents
 from shards.parallel import each, worth_ray
 from shards.plan import (
     MEDIA,
     Caption,
     Planned,
+    PlannedSample,
     ShardConfig,
     ShardEntry,
     ShardPlan,
@@ -52,6 +50,7 @@ from shards.plan import (
     shard_paths,
 )
 from shards.sample import SCHEMA_VERSION, FaceTrack, Sample, SampleMeta, picture_size, to_members
+from shards.tars import TarPart, TarSample, put_in_place, write_tar
 
 _OURS = re.compile(r"^(train|val|test)-\d{6}\.tar(\.idx|\.index\.(npz|json))?$")
 _HALF = re.compile(r"^\..+\.part$")
@@ -76,11 +75,10 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A tar that is whole but for its name: it stands at `part`."""
+    """A tar that is whole but for its name, and what the manifest will say of it."""
 
-    part: Path
+    part: TarPart
     entry: ShardEntry
-    spans: tuple[SampleSpan, ...]
 
 
 def write_shards(
@@ -95,7 +93,7 @@ def write_shards(
     started = time.monotonic()
     folder, clips = corpus.root / "shards", kept_clips(corpus)
     try:
-        with _alone_in(corpus.root):
+        with locked(corpus.root / ".shards.lock", "another run writes shards here"):
             planned = plan_shards(corpus, clips, config, caption=caption)
             folder.mkdir(exist_ok=True)
             _clear_halves(folder)
@@ -106,6 +104,7 @@ def write_shards(
             write_energon(folder, {split: [e for e in entries if e.split == split] for split in manifest["splits"]})
             replace_file(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
             removed = _remove_stale(folder, entries)
+            remove_stale_latents(folder, {entry.name: entry.sha256 for entry in entries})
     except OSError as error:
         do = "check rights and space, then run it again"
         raise UserError(f"shards cannot be written: {error.strerror or error}", where=folder, do=do) from error
@@ -125,19 +124,6 @@ def write_shards(
     )
 
 
-@contextmanager
-def _alone_in(root: Path) -> Iterator[None]:
-    """Hold the corpus's lock on its shards; the system lets go of it when a process dies."""
-    from filelock import FileLock, Timeout
-
-    try:
-        lock = FileLock(root / ".shards.lock").acquire(timeout=0)
-    except Timeout:
-        raise UserError("another run writes shards here", where=root, do="wait until it is done", kind="busy") from None
-    with lock:
-        yield
-
-
 def _clear_halves(folder: Path) -> None:
     """Remove what a killed run left half written, before its room is needed."""
     for path in [*folder.iterdir(), *(folder / META_FOLDER).glob(".*")]:
@@ -155,45 +141,18 @@ def _check_space(folder: Path, planned: Planned) -> None:
 
 def write_shard(plan: ShardPlan) -> WrittenShard:
     """Write one tar under a name of its own beside its place. Raises UserError naming the clip whose media are at fault."""
-    from webdataset import TarWriter
-
     tar, index = shard_paths(plan.corpus / "shards", plan.name)
-    part = tar.with_name(f".{tar.name}.{uuid4().hex}.part")
-    spans: list[SampleSpan] = []
-    try:
-        with part.open("w+b") as out:
-            with TarWriter(out, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
-                for planned, meta in zip(plan.samples, plan.metas, strict=True):
-                    sample, start = _sample(plan.corpus, meta), writer.tarstream.offset
-                    width, height = _picture_size(plan.corpus, sample)
-                    members = dict(sorted(to_members(sample).items()))  # as webdataset's writer orders them
-                    writer.write({"__key__": planned.key, **members})
-                    sizes = {name: len(data) for name, data in members.items()}
-                    length = writer.tarstream.offset - start
-                    spans.append(SampleSpan(planned.key, start, length, 0, planned.seconds, width, height, sizes))
-            out.flush()
-            os.fsync(out.fileno())
-            digest, spans = _digests(out, spans)
-            size = out.tell()
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    planned = zip(plan.samples, plan.metas, strict=True)
+    part = write_tar(tar, (_tar_sample(plan.corpus, sample, meta) for sample, meta in planned))
     seconds = round(sum(sample.seconds for sample in plan.samples), 3)
-    licences = licence_counts(plan.samples)
-    entry = ShardEntry(plan.name, plan.split, len(spans), seconds, size, digest, index.name, plan.inputs, licences)
-    return WrittenShard(part, entry, tuple(spans))
+    licences, count = licence_counts(plan.samples), len(part.spans)
+    entry = ShardEntry(plan.name, plan.split, count, seconds, part.bytes, part.sha256, index.name, plan.inputs, licences)
+    return WrittenShard(part, entry)
 
 
-def _digests(file: Any, spans: Sequence[SampleSpan]) -> tuple[str, list[SampleSpan]]:
-    """One pass over what stands in the file: its SHA-256, and the spans with the CRC-32 of their bytes."""
-    file.seek(0)
-    whole, summed = hashlib.sha256(), []
-    for span in spans:
-        data = file.read(span.length)
-        whole.update(data)
-        summed.append(replace(span, crc32=zlib.crc32(data)))
-    whole.update(file.read())
-    return whole.hexdigest(), summed
+def _tar_sample(corpus: Path, planned: PlannedSample, meta: str) -> TarSample:
+    sample = _sample(corpus, meta)
+    return TarSample(planned.key, to_members(sample), planned.seconds, *_picture_size(corpus, sample))
 
 
 def _sample(corpus: Path, meta_json: str) -> Sample:
@@ -239,18 +198,10 @@ def _write_all(
             open_plans.append(plan)
     size = sum(sample.bytes for plan in open_plans for sample in plan.samples)
     for shard in each(write_shard, map(filled, open_plans), on_ray=worth_ray(len(open_plans), size)):
-        put_in_place(folder, shard)
+        put_in_place(folder, shard.part, shard.entry)
         done += 1
         on_progress(done, total)
         yield shard.entry
-
-
-def put_in_place(folder: Path, shard: WrittenShard) -> None:
-    """Give a tar its name; the index comes last, since it is the proof that the tar beside it is whole."""
-    tar, index = shard_paths(folder, shard.entry.name)
-    index.unlink(missing_ok=True)
-    os.replace(shard.part, tar)
-    replace_file(index, ShardIndex.of(shard.spans, asdict(shard.entry)).to_bytes())
 
 
 def _finished(plan: ShardPlan) -> ShardEntry | None:

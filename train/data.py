@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -44,12 +44,22 @@ class Stream(Protocol):
     def sample_at(self, position: int) -> Sample: ...
 
 
+class Window(NamedTuple):
+    """Where a window starts and where its references come from, in pixel frames of the clip."""
+
+    start: int
+    image: int
+    sound_start: int
+    sound_frames: int
+
+
 @dataclass(frozen=True)
 class Crop:
     """One sample's window, before the codecs.
 
     frames uint8 [F, H, W, 3], reference uint8 [1, H, W, 3] and face float32 [T, H/32, W/32] are None in audio-only work;
-    waveform float32 [1500 F] and reference_waveform float32 [1500 Fr] are at 24 kHz. `start` is the window's first frame.
+    waveform float32 [1500 F] and reference_waveform float32 [1500 Fr] are at 24 kHz. `start` is the window's first frame,
+    `bucket` the number of its shape where there are several.
     """
 
     key: str
@@ -62,6 +72,7 @@ class Crop:
     reference: np.ndarray | None = None
     face: np.ndarray | None = None
     reference_inside: bool = False
+    bucket: int = 0
 
 
 def random_for(seed: int, step: int, index: int) -> np.random.Generator:
@@ -71,27 +82,59 @@ def random_for(seed: int, step: int, index: int) -> np.random.Generator:
 
 def crop_sample(sample: Sample, config: DataConfig, random: np.random.Generator, *, picture: bool = True) -> Crop:
     """Choose and decode a window. Raises UserError of kind `short-clip` or `damaged-sample`."""
+    start = int(random.integers(_starts(sample, config)))
+    return cut_windows(sample, [choose_window(sample.face.score, start, config, random)], config, picture=picture)[0]
+
+
+def fixed_windows(sample: Sample, config: DataConfig) -> list[Window]:
+    """The windows of a clip that are worth caching: `config.cached.windows` or fewer, always the same for the same clip.
+
+    The clip is divided into as many even parts; a window starts in each, all at the same phase, which is drawn by the
+    clip's id: over the corpus every start is as likely as under random crops. Raises UserError of kind `short-clip`.
+    """
+    starts, windows = _starts(sample, config), config.cached.windows
+    random = np.random.default_rng(list(sample.key.encode()))
+    phase = random.random()
+    chosen = sorted({int((number + phase) / windows * starts) for number in range(windows)})
+    return [choose_window(sample.face.score, start, config, random) for start in chosen]
+
+
+def _starts(sample: Sample, config: DataConfig) -> int:
+    """How many frames of a clip a window may start at."""
     total = len(sample.face.score)
     if total < config.frames:
         raise UserError(f"clip {sample.key} has {total} frames, the window {config.frames}", kind="short-clip")
-    start = int(random.integers(total - config.frames + 1))
-    image = choose_reference_frame(sample.face.score, start, config.frames, random)
-    sound_start, sound_frames = choose_reference_sound(total, start, config.frames, config.reference_frames, random)
-    inside = start <= image < start + config.frames or start <= sound_start < start + config.frames
+    return total - config.frames + 1
+
+
+def choose_window(score: np.ndarray, start: int, config: DataConfig, random: np.random.Generator) -> Window:
+    """A window at `start` with its references; `score` [F] is the face track's."""
+    image = choose_reference_frame(score, start, config.frames, random)
+    return Window(start, image, *choose_reference_sound(len(score), start, config.frames, config.reference_frames, random))
+
+
+def cut_windows(sample: Sample, windows: Sequence[Window], config: DataConfig, *, picture: bool = True) -> list[Crop]:
+    """Decode windows of a sample, its sound and its picture once. Raises UserError of kind `damaged-sample`."""
     try:
         waveform = decode_audio(sample.audio)
-        crop = Crop(
-            key=sample.key,
-            start=start,
-            waveform=_span(waveform, start, config.frames, sample.key),
-            reference_waveform=_repeat(_span(waveform, sound_start, sound_frames, sample.key), config.reference_frames),
-            speech=words_inside(sample.meta.words, start, config.frames),
-            caption=sample.meta.caption,
-            reference_inside=inside,
-        )
-        return _with_picture(crop, sample, image, config) if picture else crop
+        crops = [_cut(sample, waveform, window, config) for window in windows]
+        return _with_pictures(crops, sample, windows, config) if picture else crops
     except (OSError, RuntimeError, ValueError) as error:  # what PyAV and soundfile raise for damaged media
         raise UserError(f"sample {sample.key} cannot be decoded: {error}", kind="damaged-sample") from error
+
+
+def _cut(sample: Sample, waveform: np.ndarray, window: Window, config: DataConfig) -> Crop:
+    inside = range(window.start, window.start + config.frames)
+    reference = _span(waveform, window.sound_start, window.sound_frames, sample.key)
+    return Crop(
+        key=sample.key,
+        start=window.start,
+        waveform=_span(waveform, window.start, config.frames, sample.key),
+        reference_waveform=_repeat(reference, config.reference_frames),
+        speech=words_inside(sample.meta.words, window.start, config.frames),
+        caption=sample.meta.caption,
+        reference_inside=window.image in inside or window.sound_start in inside,
+    )
 
 
 def choose_reference_frame(score: np.ndarray, start: int, frames: int, random: np.random.Generator) -> int:
@@ -135,19 +178,22 @@ def _repeat(waveform: np.ndarray, frames: int) -> np.ndarray:
     return np.resize(waveform, samples_for_frames(frames))
 
 
-def _with_picture(crop: Crop, sample: Sample, image: int, config: DataConfig) -> Crop:
-    window = range(crop.start, crop.start + config.frames)
-    indices = sorted({image, *window})
+def _with_pictures(crops: list[Crop], sample: Sample, windows: Sequence[Window], config: DataConfig) -> list[Crop]:
+    spans = [range(window.start, window.start + config.frames) for window in windows]
+    indices = sorted({index for window, span in zip(windows, spans, strict=True) for index in (window.image, *span)})
     pixels = decode_video(sample.video, indices)
     fitted = np.stack([fit_picture(frame, config.height, config.width) for frame in pixels])
     place = {index: row for row, index in enumerate(indices)}
-    height, width = pixels.shape[1:3]
-    return replace(
-        crop,
-        frames=fitted[[place[index] for index in window]],
-        reference=fitted[[place[image]]],
-        face=face_mask(sample.face, window, (height, width), (config.height, config.width)),
-    )
+    sizes = (pixels.shape[1], pixels.shape[2]), (config.height, config.width)
+    return [
+        replace(
+            crop,
+            frames=fitted[[place[index] for index in span]],
+            reference=fitted[[place[window.image]]],
+            face=face_mask(sample.face, span, *sizes),
+        )
+        for crop, window, span in zip(crops, windows, spans, strict=True)
+    ]
 
 
 def _scale_and_offset(source: tuple[int, int], target: tuple[int, int]) -> tuple[float, tuple[float, float]]:
@@ -187,47 +233,47 @@ class Loaded:
     counts: Counter[str]
 
 
-class BatchLoader:
-    """Makes the part of a global batch that a worker needs, on the codecs' device."""
+class Windows(Protocol):
+    """Where a loader gets windows from: items with `key`, `speech` and `reference_inside`, and batches of them."""
 
-    def __init__(self, stream: Stream, config: DataConfig, codecs: Codecs, batch: int) -> None:
-        self.stream, self.config, self.codecs, self.batch = stream, config, codecs, batch
+    def take(self, position: int, random: np.random.Generator) -> Any:
+        """A window of the sample at a position. Raises UserError of kind `short-clip` or `damaged-sample` for one without."""
+        ...
+
+    def batch_of(self, items: list[Any]) -> LatentBatch:
+        """The windows as a batch of latents."""
+        ...
+
+
+class EncodedWindows:
+    """Random windows, decoded and encoded on line."""
+
+    def __init__(self, stream: Stream, config: DataConfig, codecs: Codecs) -> None:
+        self.stream, self.config, self.picture = stream, config, codecs.video is not None
+        self.encoder = CropEncoder(config, codecs)
+
+    def take(self, position: int, random: np.random.Generator) -> Crop:
+        """See Windows."""
+        return crop_sample(self.stream.sample_at(position), self.config, random, picture=self.picture)
+
+    def batch_of(self, items: list[Crop]) -> LatentBatch:
+        """See Windows."""
+        return self.encoder.encode(items)
+
+
+class CropEncoder:
+    """Crops to a batch of latents: what training on line and the cache of latents share."""
+
+    def __init__(self, config: DataConfig, codecs: Codecs) -> None:
+        self.config, self.codecs = config, codecs
         self._captions: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
-    def load(self, step: int, indices: Sequence[int]) -> Loaded:
-        """Samples `indices` (0 .. batch-1) of the global batch at 0-based `step`."""
-        counts: Counter[str] = Counter()
-        crops = [self._crop(step, index, counts) for index in indices]
-        return Loaded(self._encode(crops, counts), counts)
-
-    def _crop(self, step: int, index: int, counts: Counter[str]) -> Crop:
-        """The crop at its position; a clip that is too short or damaged is replaced, by rule, and counted."""
-        random = random_for(self.config.seed, step, index)
-        reasons = []
-        for attempt in range(TRIES):
-            position = other_position(step * self.batch + index, attempt, len(self.stream))
-            try:
-                crop = crop_sample(self.stream.sample_at(position), self.config, random, picture=self.codecs.video is not None)
-                counts["reference_inside"] += crop.reference_inside
-                return crop
-            except UserError as error:
-                if error.kind not in ("short-clip", "damaged-sample"):
-                    raise
-                counts["short" if error.kind == "short-clip" else "damaged"] += 1
-                reasons.append(str(error))
-                log.log(logging.INFO if error.kind == "short-clip" else logging.WARNING, "passed over: %s", error)
-        raise UserError(
-            f"{TRIES} samples in a row cannot be used; the last: {reasons[-1]}",
-            do="lower train.data.frames to what the clips hold, or check the shards",
-            kind="no-usable-sample",
-        )
-
-    def _encode(self, crops: list[Crop], counts: Counter[str]) -> LatentBatch:
+    def encode(self, crops: list[Crop]) -> LatentBatch:
+        """The batch, on the codecs' device; without video members where the codecs have none."""
         config, mel = self.config, self.codecs.mel
-        counts["speech_cut"] += sum(len(crop.speech.encode()) > config.speech_bytes for crop in crops)
-        speech_ids, speech_mask = encode_speech([crop.speech for crop in crops], config.speech_bytes)
         sound = torch.from_numpy(np.stack([crop.waveform for crop in crops]))
         reference_sound = torch.from_numpy(np.stack([crop.reference_waveform for crop in crops]))
+        speech_ids, speech_mask = encode_speech([crop.speech for crop in crops], config.speech_bytes)
         batch = LatentBatch(
             keys=[crop.key for crop in crops],
             mel=mel.encode(sound, config.mels),
@@ -240,7 +286,6 @@ class BatchLoader:
             batch.reference = self.codecs.video.encode(_stack([crop.reference for crop in crops]))
             batch.face = _stack([crop.face for crop in crops])
             batch.caption, batch.caption_mask = self._caption([crop.caption for crop in crops])
-        validate_batch(batch)
         return batch
 
     def _caption(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -255,6 +300,55 @@ class BatchLoader:
         while len(self._captions) > 256:
             self._captions.popitem(last=False)
         return features, mask
+
+
+class BatchLoader:
+    """Makes the part of a global batch that a worker needs; `windows` gives its samples, by default encoded on line."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        config: DataConfig,
+        codecs: Codecs,
+        batch: int,
+        windows: Windows | None = None,
+        other: Callable[[int, int], int] | None = None,
+    ) -> None:
+        """Step s takes positions from s * `batch` on; `other(position, attempt)` says where to look for a sample instead."""
+        self.stream, self.config, self.batch = stream, config, batch
+        self.other = other or (lambda position, attempt: other_position(position, attempt, len(self.stream)))
+        self.windows: Windows = windows or EncodedWindows(stream, config, codecs)
+
+    def load(self, step: int, indices: Sequence[int]) -> Loaded:
+        """Samples `indices` (0 .. batch-1) of the global batch at 0-based `step`."""
+        counts: Counter[str] = Counter()
+        items = [self._item(step, index, counts) for index in indices]
+        counts["speech_cut"] += sum(len(item.speech.encode()) > self.config.speech_bytes for item in items)
+        batch = self.windows.batch_of(items)
+        validate_batch(batch)
+        return Loaded(batch, counts)
+
+    def _item(self, step: int, index: int, counts: Counter[str]) -> Any:
+        """The window at its position; a clip that is too short or damaged is replaced, by rule, and counted."""
+        random = random_for(self.config.seed, step, index)
+        reasons = []
+        for attempt in range(TRIES):
+            position = self.other(step * self.batch + index, attempt)
+            try:
+                item = self.windows.take(position, random)
+                counts["reference_inside"] += item.reference_inside
+                return item
+            except UserError as error:
+                if error.kind not in ("short-clip", "damaged-sample"):
+                    raise
+                counts["short" if error.kind == "short-clip" else "damaged"] += 1
+                reasons.append(str(error))
+                log.log(logging.INFO if error.kind == "short-clip" else logging.WARNING, "passed over: %s", error)
+        raise UserError(
+            f"{TRIES} samples in a row cannot be used; the last: {reasons[-1]}",
+            do="lower train.data.frames to what the clips hold, or check the shards",
+            kind="no-usable-sample",
+        )
 
 
 def other_position(position: int, attempt: int, samples: int) -> int:

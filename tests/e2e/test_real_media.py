@@ -57,9 +57,7 @@ def clips(ingested: Ingested) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_every_video_is_a_source_and_none_fails(
-    ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
-) -> None:
+def test_every_video_is_a_source_and_none_fails(ingested: Ingested, clips: dict[str, list[dict[str, Any]]]) -> None:
     corpus, sampled, rest = ingested
     videos = sorted(path.stem for path in MEDIA.iterdir() if path.suffix in (".mp4", ".mov", ".mpg"))
     assert (sampled["sources"], rest["sources"]) == (SAMPLED, len(videos) - SAMPLED)
@@ -125,9 +123,7 @@ def test_words_lie_within_their_clips_in_order(clips: dict[str, list[dict[str, A
             at = word["end_s"]
 
 
-def test_media_are_cut_to_the_sample_s_clock(
-    ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
-) -> None:
+def test_media_are_cut_to_the_sample_s_clock(ingested: Ingested, clips: dict[str, list[dict[str, Any]]]) -> None:
     corpus = ingested[0]
     for rows in clips.values():
         row = rows[0]

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from shards import stream as stream_module
+from shards import store as store_module
 from shards.corpus import Corpus
 from shards.errors import UserError
 from shards.plan import ShardConfig
+from shards.publish import publish_shards
 from shards.stream import SampleStream
 from shards.writer import write_shards
 
@@ -187,27 +188,36 @@ def server() -> Iterator[tuple[str, list[int]]]:
     loopback.shutdown()
 
 
-def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
-    corpus: Corpus, server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def bucket(server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The server's store with an empty bucket `corpus`; requests are asked again at once, and by us only."""
     import fsspec
 
-    url, failures = server
     told = {
         "ACCESS_KEY_ID": "a",
         "SECRET_ACCESS_KEY": "b",
-        "ENDPOINT_URL": url,
+        "ENDPOINT_URL": server[0],
         "MAX_ATTEMPTS": "1",
         "DEFAULT_REGION": "us-east-1",
     }
     for name, value in told.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(stream_module, "WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(store_module, "WAITS_S", (0.01, 0.01))
     store = fsspec.filesystem("s3", skip_instance_cache=True)
     type(store).clear_instance_cache()  # of other tests' servers
     monkeypatch.setattr(type(store), "retries", 1)
     store.mkdir("corpus")
-    store.put(str(corpus.root / "shards"), "corpus/shards", recursive=True)
+    yield store
+    server[1].clear()
+    store.rm("corpus", recursive=True)
+    type(store).clear_instance_cache()
+
+
+def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
+    corpus: Corpus, server: tuple[str, list[int]], bucket: Any
+) -> None:
+    failures = server[1]
+    bucket.put(str(corpus.root / "shards"), "corpus/shards", recursive=True)
 
     failures += [503, 500]
     stream = SampleStream("s3://corpus/shards")
@@ -221,5 +231,62 @@ def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
     failures += [503] * 100
     with pytest.raises(UserError, match="the store cannot be read"):
         SampleStream("s3://corpus/shards")
-    failures.clear()
-    type(store).clear_instance_cache()
+
+
+def test_shards_are_sent_to_s3_once_and_read_and_resumed_there(corpus: Corpus, bucket: Any) -> None:
+    first = publish_shards(corpus.root / "shards", "s3://corpus/shards")
+    assert (first.sent, first.stood, first.removed) == (4, 0, 0)
+    for name, content in contents(corpus.root / "shards").items():
+        assert bucket.cat_file(f"corpus/shards/{name}") == content
+    bucket.pipe_file("corpus/shards/notes.txt", b"not ours")
+    again = publish_shards(corpus.root / "shards", "s3://corpus/shards")
+    assert (again.sent, again.stood, again.removed) == (0, 4, 0)
+
+    local, there = SampleStream(str(corpus.root / "shards"), seed=3), SampleStream("s3://corpus/shards", seed=3)
+    read = [sample.key for _, sample in islice(there.read(), 5)]
+    resumed, position = SampleStream.resume("s3://corpus/shards", json.loads(json.dumps(there.state(5))))
+    ranks = [islice(resumed.read(position, rank=rank, world=2), 8) for rank in range(2)]
+    rest = sorted((at, sample.key) for own in ranks for at, sample in own)
+    assert read + [key for _, key in rest] == [sample.key for _, sample in islice(local.read(), 21)]
+
+    write_shards(corpus, CONFIG, caption=named)
+    changed = publish_shards(corpus.root / "shards", "s3://corpus/shards")
+    assert (changed.sent, changed.removed) == (4, 4)
+    after = {path.removeprefix("corpus/shards/") for path in bucket.find("corpus/shards")}
+    assert after == {*contents(corpus.root / "shards"), "notes.txt"}
+    assert {sample.meta.caption for _, sample in islice(SampleStream("s3://corpus/shards").read(), 7)} == {"new"}
+
+
+@pytest.mark.parametrize("after", [0, 3, 9])
+def test_a_store_that_fails_while_shards_are_sent_loses_nothing_and_a_second_run_completes(
+    corpus: Corpus, bucket: Any, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[int]], after: int
+) -> None:
+    """The store breaks down after so many files; the old manifest stays in force until all the new tars are there."""
+    publish_shards(corpus.root / "shards", "s3://corpus/shards")
+    write_shards(corpus, CONFIG, caption=named)
+    real, puts = store_module.Store.put, list[str]()
+
+    def breaking(self: Any, path: Path, name: str) -> None:
+        puts.append(name)
+        if len(puts) == after + 1:
+            server[1].extend([503] * 50)
+        real(self, path, name)
+
+    monkeypatch.setattr(store_module.Store, "put", breaking)
+    with pytest.raises(UserError, match="the store cannot be written: .*run it again") as caught:
+        publish_shards(corpus.root / "shards", "s3://corpus/shards")
+    assert "\n" not in str(caught.value)
+    server[1].clear()
+    old = SampleStream("s3://corpus/shards")
+    assert [sample.meta.caption for _, sample in islice(old.read(), 7)] == ["old"] * 7
+    summary = publish_shards(corpus.root / "shards", "s3://corpus/shards")
+    assert summary.sent + summary.stood == 4
+    assert summary.stood == min(4, after // 2)
+    assert {sample.meta.caption for _, sample in islice(SampleStream("s3://corpus/shards").read(), 7)} == {"new"}
+
+
+def test_shards_are_copied_to_another_folder_and_an_unknown_store_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    publish_shards(corpus.root / "shards", str(tmp_path / "there" / "shards"))
+    assert contents(tmp_path / "there" / "shards") == contents(corpus.root / "shards")
+    with pytest.raises(UserError, match="no such kind of store: .*nostore"):
+        publish_shards(corpus.root / "shards", "nostore://bucket/shards")

@@ -6,6 +6,7 @@ speech:   B strings -> ids int64 [B, Ls], 1..256 for bytes and 0 where there is 
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from shards import weights
 from shards.errors import UserError
+from train.codec.digests import weights_digest
 
 
 class CaptionEncoder:
@@ -24,6 +26,11 @@ class CaptionEncoder:
         self.description = description
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes whenever the features would: of the weights, their configuration and the tokenizer's vocabulary."""
+        return weights_digest(self.model, self.model.config.to_dict() | {"vocabulary": self.tokenizer.get_vocab()})
 
     @torch.no_grad()
     def encode(self, captions: list[str], tokens: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from shards.clock import LATENT_STRIDE, frames_for_latents, latents_for_frames
 from shards.errors import UserError
 from train.codec.config import VIDEO_CHANNELS, VIDEO_STRIDE
+from train.codec.digests import weights_digest
 
 
 class VideoCodec(Protocol):
@@ -28,8 +30,11 @@ class VideoCodec(Protocol):
     name: str
     description: str
     """One honest sentence about what it is, for reports and model cards."""
-    digest: str
-    """Changes whenever the latents would: the key under which they may be cached."""
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever the latents would: the key under which they may be cached."""
+        ...
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [B, F, H, W, 3] (uint8, or float in -1..1) -> latent [B, 48, T, H/16, W/16]."""
@@ -156,7 +161,7 @@ class WanCodec:
     name = "wan2.2"
     description = "the Wan2.2 VAE, as in the paper"
 
-    def __init__(self, vae: Any, digest: str) -> None:
+    def __init__(self, vae: Any) -> None:
         """`vae` is an AutoencoderKLWan of z 48 and strides (4, 16, 16)."""
         config = vae.config
         strides = (config.z_dim, config.scale_factor_temporal, config.scale_factor_spatial)
@@ -169,7 +174,11 @@ class WanCodec:
         self.vae = vae.eval().requires_grad_(False)
         self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
-        self.digest = digest
+
+    @cached_property
+    def digest(self) -> str:
+        """See VideoCodec: of the weights and their configuration."""
+        return weights_digest(self.vae, dict(self.vae.config))
 
     @staticmethod
     def load(folder: str, device: str = "cpu") -> WanCodec:
@@ -185,7 +194,7 @@ class WanCodec:
                 kind="missing-weights",
             )
         vae = AutoencoderKLWan.from_pretrained(path, torch_dtype=torch.float32).to(device)
-        return WanCodec(vae, hashlib.sha256((path / "config.json").read_bytes()).hexdigest()[:16])
+        return WanCodec(vae)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from curation.captioning import captions_of
@@ -18,7 +19,9 @@ from curation.policy import load_policy
 from shards.corpus import Corpus
 from shards.erasure import TOMBSTONES, tombstones
 from shards.errors import UserError
-from shards.plan import ShardConfig
+from shards.latents import LOCK, LatentCache, LatentSample, cache_folders, latents_digest, write_manifest, write_sidecar
+from shards.plan import ShardConfig, manifest_in_force, shard_keys
+from shards.tars import put_in_place
 from shards.writer import write_shards
 
 Make = Callable[..., Any]
@@ -27,7 +30,10 @@ TALK = {"transcript": f"the {SECRET} was mine", "words": [{"text": SECRET, "star
 
 
 def trace(root: Path, *needles: str) -> list[str]:
-    """Files of the corpus that hold any of the words in their content (decompressed where they are tables) or their name."""
+    """Files of the corpus that hold any of the words in their content (decompressed where they are tables) or their name.
+
+    Tars, sidecars of latents among them, hold their text as it is.
+    """
     found = []
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.name != TOMBSTONES:
@@ -63,7 +69,52 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
     (made.root / "report").mkdir()
     (made.root / "report" / "index.html").write_text(SECRET)
     shard(made)
+    cache_latents(made)
     return made
+
+
+def cache_latents(corpus: Corpus) -> None:
+    """Sidecars as `uniavgen cache-latents` leaves them, of small numbers: the first clip of a tar is passed over."""
+    shards = corpus.root / "shards"
+    entries, folder = manifest_in_force(shards).entries, shards / "latents" / latents_digest({"windows": 1})  # type: ignore[union-attr]
+    folder.mkdir(parents=True)
+    arrays = {name: np.zeros((1, 2), np.float16) for name in ("video", "reference", "face", "mel", "reference_mel", "caption")}
+    flags = {"start": np.zeros(1, np.int32), "reference_inside": np.ones(1, bool), "caption_mask": np.ones(1, bool)}
+    spoken = {row["clip_id"]: row["transcript"] for row in corpus.read("clips", ["clip_id", "transcript"]).to_pylist()}
+    made = []
+    for entry in entries:
+        first, *others = shard_keys(shards, entry)
+        found = [(key, LatentSample(**arrays, **flags, speech=np.array([spoken[key].encode()]))) for key in others]
+        part = write_sidecar(folder, entry.name, entry.sha256, [(first, "short-clip"), *found])
+        put_in_place(folder, part.part, part.entry)
+        made.append(part.entry)
+    write_manifest(folder, LatentCache(folder.name, {"windows": 1}, {}, tuple(made)))
+    (folder / ".train-000009.tar.0f3a.part").write_text(SECRET)
+
+
+def sidecars(corpus: Corpus) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for folder in cache_folders(corpus.root / "shards") for path in folder.glob("*.tar")}
+
+
+def test_sidecars_of_others_stay_and_those_of_the_forgotten_are_named_by_no_manifest(corpus: Corpus) -> None:
+    before, target = sidecars(corpus), find_source(corpus, "src_again")
+    shards = corpus.root / "shards"
+    (affected,) = [e.name for e in manifest_in_force(shards).entries if target.clips & set(shard_keys(shards, e))]  # type: ignore[union-attr]
+    forget(corpus, target)
+    assert sidecars(corpus) == {name: data for name, data in before.items() if name != affected}
+    (folder,) = cache_folders(shards)
+    cache = LatentCache.from_bytes((folder / "manifest.json").read_bytes(), folder)
+    assert {entry.name for entry in cache.entries} == before.keys() - {affected}
+    shard(corpus)
+    assert sidecars(corpus) == {name: data for name, data in before.items() if name != affected}
+
+
+def test_nothing_is_forgotten_while_latents_are_made(corpus: Corpus) -> None:
+    from filelock import FileLock
+
+    with FileLock(corpus.root / LOCK), pytest.raises(UserError, match="latents are being made"):
+        forget(corpus, find_source(corpus, "src_again"))
+    assert not unfinished(corpus)
 
 
 def shard(corpus: Corpus) -> Any:
@@ -74,7 +125,9 @@ def test_a_forgotten_source_leaves_no_trace_and_nothing_else_changes(corpus: Cor
     others = corpus.query("SELECT * FROM clips WHERE source_id <> 'src_secret' ORDER BY clip_id").to_pylist()
     before = {path: path.read_bytes() for path in (corpus.root / "shards").glob("*.tar")}
     gone = corpus.query("SELECT clip_id FROM clips WHERE source_id = 'src_secret'")["clip_id"].to_pylist()
-    assert trace(corpus.root, "src_secret", *gone)
+    before_it = trace(corpus.root, "src_secret", *gone)
+    assert {name.split("/")[0] for name in before_it} >= {"clips", "sources", "media", "decisions", "measured", "shards"}
+    assert any(name.startswith("shards/latents/") for name in before_it)
     done = forget(corpus, find_source(corpus, "src_secret.mp4"))
     written = shard(corpus)
     assert trace(corpus.root, "src_secret", "src_secr-", *gone) == []

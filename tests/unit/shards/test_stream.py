@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import sample_named, write_tars
 
-from shards import stream as stream_module
+from shards import store as store_module
 from shards.buckets import Buckets
 from shards.damage import DamageConfig
 from shards.errors import UserError
@@ -227,7 +227,7 @@ def test_too_much_damage_stops_with_a_clear_line(tmp_path: Path) -> None:
 
 def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, [3])
-    monkeypatch.setattr(stream_module, "WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(store_module, "WAITS_S", (0.01, 0.01))
     store = fsspec.filesystem("memory")
     store.put(str(tmp_path), "/flaky/shards", recursive=True)
     real, asked = type(store).cat_file, []
@@ -244,7 +244,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path: Path, monkeypat
         stream = SampleStream("memory://flaky/shards")
         assert len({sample.key for _, sample in islice(stream.read(), 3)}) == 3
         assert not stream.damage.damaged
-        monkeypatch.setattr(stream_module, "WAITS_S", ())
+        monkeypatch.setattr(store_module, "WAITS_S", ())
         with pytest.raises(UserError, match="store cannot be read: OSError 503 Slow Down"):
             SampleStream("memory://flaky/shards")
     finally:

@@ -7,15 +7,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shards.corpus import Corpus
 from shards.errors import UserError
 from shards.index import ShardIndex, index_name
-from shards.plan import ShardConfig
+from shards.latents import (
+    LatentCache,
+    LatentEntry,
+    LatentReader,
+    LatentSample,
+    latents_digest,
+    write_manifest,
+    write_sidecar,
+)
+from shards.plan import ShardConfig, manifest_in_force, shard_keys
+from shards.store import Store
+from shards.tars import put_in_place
 from shards.verify import VerifySummary, verify_shards
 from shards.writer import write_shards
 
@@ -160,3 +173,71 @@ def test_the_command_prints_a_line_per_defect_and_exits_with_1(corpus: Corpus) -
     assert json.loads(done.stdout)["samples"] == 7
     told = [line for line in done.stderr.splitlines() if line.startswith(f"defect: {TAR}: ")]
     assert len(told) == 2
+
+
+def cache_latents(corpus: Corpus) -> Path:
+    """A cache of small numbers over all shards, as `uniavgen cache-latents` leaves it; returns its folder."""
+    shards, fields = corpus.root / "shards", {"windows": 1, "dtype": "float16"}
+    folder = shards / "latents" / latents_digest(fields)
+    folder.mkdir(parents=True)
+    floats = {name: np.ones((1, 2), np.float16) for name in ("video", "reference", "face", "mel", "reference_mel", "caption")}
+    flags = {"start": np.zeros(1, np.int32), "reference_inside": np.ones(1, bool), "caption_mask": np.ones(1, bool)}
+    latents = LatentSample(**floats, **flags, speech=np.array([b"hello"]))
+    made = []
+    for entry in manifest_in_force(shards).entries:  # type: ignore[union-attr]
+        found = write_sidecar(folder, entry.name, entry.sha256, [(key, latents) for key in shard_keys(shards, entry)])
+        put_in_place(folder, found.part, found.entry)
+        made.append(found.entry)
+    write_manifest(folder, LatentCache(folder.name, fields, {}, tuple(made)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("bit", ["SHA-256 is not the manifest's", "bytes are not those that were written"]),
+        ("gone", [f"{TAR} is missing; run uniavgen cache-latents"]),
+        ("fields", ["its manifest is of another cache"]),
+        ("stray", ["train-000007.tar: the manifest does not name it; run uniavgen cache-latents"]),
+        ("stale", [f"{TAR}: its shard is gone or was written anew; run uniavgen cache-latents"]),
+        ("nan", ["mel holds NaN or infinity", "SHA-256"]),
+        ("other clips", ["its clips are not those of its shard"]),
+        ("no manifest", ["has no manifest"]),
+    ],
+)
+def test_every_planted_defect_of_the_cached_latents_is_named(corpus: Corpus, kind: str, says: list[str]) -> None:
+    folder = cache_latents(corpus)
+    whole = verify(corpus)
+    assert (whole.defects, whole.sidecars) == ((), 3)
+    spoil(corpus, folder, kind)
+    defects = verify(corpus).defects
+    assert defects
+    assert all(line.startswith(f"latents/{folder.name}") and "\n" not in line for line in defects)
+    for text in says:
+        assert any(text in line for line in defects), defects
+
+
+def spoil(corpus: Corpus, folder: Path, kind: str) -> None:
+    manifest, tar = folder / "manifest.json", folder / TAR
+    if kind == "bit":
+        flip(tar, 1000)
+    elif kind == "gone":
+        tar.unlink()
+    elif kind in ("fields", "stale"):
+        told = manifest.read_text()
+        entry = next(entry for entry in json.loads(told)["entries"] if entry["name"] == TAR)
+        change = ('"windows": 1', '"windows": 2') if kind == "fields" else (entry["shard_sha256"], "0" * 64)
+        manifest.write_text(told.replace(*change))
+    elif kind == "stray":
+        shutil.copy(tar, folder / "train-000007.tar")
+    elif kind == "no manifest":
+        manifest.unlink()
+    else:
+        index = ShardIndex.from_bytes((folder / index_name(TAR)).read_bytes())
+        reader = LatentCache.from_bytes(manifest.read_bytes(), manifest)
+        latents = LatentReader(Store(str(folder.parents[1])), reader, {e.name: e.shard_sha256 for e in reader.entries})
+        found = [(key, latents.read(TAR, key)) for key in index.sample_keys()]
+        spoilt = replace(found[0][1], mel=np.full((1, 2), np.nan, np.float16))
+        found = [(found[0][0], spoilt), *found[1:]] if kind == "nan" else found[1:]
+        part = write_sidecar(folder, TAR, LatentEntry(**index.shard).shard_sha256, found)
+        put_in_place(folder, part.part, part.entry)

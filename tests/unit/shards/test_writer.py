@@ -24,7 +24,8 @@ from shards.index import ShardIndex, index_name
 from shards.plan import PlannedSample, ShardConfig, ShardPlan, kept_clips, pack, plan_shards
 from shards.sample import REQUIRED_MEMBERS, decode_audio, decode_video, from_members
 from shards.stream import SampleStream
-from shards.writer import put_in_place, write_shard, write_shards
+from shards.tars import put_in_place
+from shards.writer import write_shard, write_shards
 
 Make = Callable[..., Any]
 ONE_TAR = ShardConfig()
@@ -200,7 +201,7 @@ def test_a_tar_that_an_interrupted_run_finished_is_taken_and_leftovers_are_clear
     (corpus.root / "shards").mkdir()
     shard = write_shard(filled(planned, named)[0])
     entry = shard.entry
-    put_in_place(corpus.root / "shards", shard)
+    put_in_place(corpus.root / "shards", shard.part, entry)
     stamp = (corpus.root / "shards" / entry.name).stat().st_mtime_ns
     (corpus.root / "shards" / ".train-000007.tar.0f3a.part").write_bytes(b"half")
     (corpus.root / "shards" / "train-000009.tar").write_bytes(b"stale")

@@ -104,7 +104,7 @@ def test_another_vae_is_refused() -> None:
 
     config = SimpleNamespace(z_dim=16, scale_factor_temporal=4, scale_factor_spatial=8)
     with pytest.raises(UserError, match="Wan2.2"):
-        video.WanCodec(SimpleNamespace(config=config), "x")
+        video.WanCodec(SimpleNamespace(config=config))
 
 
 @pytest.mark.parametrize(
