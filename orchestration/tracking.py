@@ -13,13 +13,15 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestration import console
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ class TrackingConfig(BaseModel):
     uri: str = Field("", description="MLflow tracking URI; empty: $MLFLOW_TRACKING_URI, else a sqlite file in `folder`")
     folder: str = Field("mlflow", description="home of mlflow.db and artifacts where no server is named")
     experiment: str = Field("uniavgen", description="MLflow experiment that holds every run")
+    system_metrics_s: float = Field(10.0, ge=0, description="seconds between system metrics of the driver's machine; 0: none")
+    registered_model: str = Field(
+        "uniavgen", description="model whose versions are the stages' weights, each under its stage's alias; empty: none"
+    )
 
     def resolved_uri(self) -> str:
         """The URI that is really used."""
@@ -69,6 +75,36 @@ class Run:
         logged = [Metric(key, float(value), now, step) for key, value in values.items() if math.isfinite(value)]
         _client(self.uri).log_batch(self.id, metrics=logged)
 
+    def metrics_of(self, rows: Sequence[tuple[int, float, Mapping[str, float]]]) -> None:
+        """Log finite metrics of many steps, each with its step, time (s since 1970) and values, in few requests."""
+        from mlflow.entities import Metric
+
+        logged = [
+            Metric(key, float(value), int(at * 1000), step)
+            for step, at, values in rows
+            for key, value in values.items()
+            if math.isfinite(value)
+        ]
+        for start in range(0, len(logged), 1000):  # MLflow's limit
+            _client(self.uri).log_batch(self.id, metrics=logged[start : start + 1000])
+
+    def register(self, name: str, weights: Path, alias: str) -> int:
+        """Store weights with the run, as the next version of registered model `name`, which `alias` then points to."""
+        from mlflow.exceptions import MlflowException
+
+        client = _client(self.uri)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        folder = f"model-{alias}"
+        client.log_artifact(self.id, str(weights), folder)
+        source = f"{client.get_run(self.id).info.artifact_uri}/{folder}"
+        version = client.create_model_version(name, source, self.id, tags={"stage": alias}).version
+        client.set_registered_model_alias(name, alias, version)
+        return int(version)
+
     def tags(self, values: Mapping[str, str]) -> None:
         for key, value in values.items():
             _client(self.uri).set_tag(self.id, key, value)
@@ -98,35 +134,35 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _client(self.uri).set_terminated(self.id, "FAILED" if kind else "FINISHED")
+        with survivable("the end of a run"):
+            _client(self.uri).set_terminated(self.id, "FAILED" if kind else "FINISHED")
 
 
-@dataclass(frozen=True)
-class StepLogger:
-    """Builds the trainer's `on_metrics`: picklable, sent to rank 0, which calls it to get the function.
+@contextmanager
+def survivable(what: str) -> Iterator[None]:
+    """Let a tracker's defect be told and go on: the work that it tracks is worth more."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        console.console.print(f"warning: MLflow did not take {what}: {reason}", style="yellow", markup=False)
 
-    Every step is first a line of `log` (JSON), then metrics of `run`. A tracker that fails does not stop training: the
-    first failure is told, and the lines stay.
-    """
 
-    run: Run
-    log: Path
+@contextmanager
+def system_metrics(run: Run, interval_s: float) -> Iterator[None]:
+    """Log processor, memory, disk, network and GPUs of this machine to the run, by MLflow's own monitor; 0 logs none."""
+    if not interval_s:
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    def __call__(self) -> Callable[[int, dict[str, float]], None]:
-        told = False
-
-        def on_metrics(step: int, values: dict[str, float]) -> None:
-            nonlocal told
-            with self.log.open("a") as lines:
-                lines.write(json.dumps({"step": step, **values}) + "\n")
-            try:
-                self.run.metrics(values, step)
-            except Exception as error:  # any defect of the tracker is survivable
-                if not told:
-                    print(f"warning: MLflow does not take metrics ({error}); they stay in {self.log}", flush=True)
-                told = True
-
-        return on_metrics
+    monitor = SystemMetricsMonitor(run.id, sampling_interval=interval_s, resume_logging=True, tracking_uri=run.uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        with survivable("system metrics"):
+            monitor.finish()
 
 
 def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | None = None) -> Run:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from orchestration import console
 from orchestration.jobs import corpus_version
 from orchestration.movie import write_movie
-from orchestration.tracking import Run, StepLogger, flat, open_run
+from orchestration.step_log import Backlog, StepLogger
+from orchestration.tracking import Run, flat, open_run, survivable, system_metrics
+from orchestration.validation_films import validation_films
 from shards.cluster import ray_running
 from shards.errors import UsageError, UserError
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from train.launch import StageResult
 
 
-def train_stages(stage: str, root: Path, run_dir: Path, settings: Config) -> dict[str, Any]:
+def train_stages(stage: str, root: Path, run_dir: Path, settings: Config, *, accept_changes: bool = False) -> dict[str, Any]:
     """`uniavgen train STAGE`: one stage, or `all` in the plan's order."""
     from shards.corpus import Corpus
     from train.checkpoint import RunFolder
@@ -40,11 +42,11 @@ def train_stages(stage: str, root: Path, run_dir: Path, settings: Config) -> dic
         raise UsageError(f"unknown stage {stage!r}", do=f"one of: {', '.join(plan)}, all")
     names = plan if stage == "all" else [stage]
     corpus = Corpus.open(root)
-    check_stage(settings.train, names[0], corpus.root / "shards", run_dir)
+    check_stage(settings.train, names[0], _shards(corpus, settings), run_dir, accept_changes=accept_changes)
     # a plan that is done needs no workers
     workers = nullcontext() if all(RunFolder(run_dir, name).done for name in names) else ray_running()
     with open_run(settings.tracking, run_dir, f"training {run_dir.name}") as parent, workers:
-        results = [_train_stage(name, corpus, run_dir, settings, parent) for name in names]
+        results = [_train_stage(name, corpus, run_dir, settings, parent, accept_changes) for name in names]
     console.table(
         f"training in {run_dir}",
         ("stage", "steps", "loss before", "loss after", "samples/s", "seconds", ""),
@@ -121,8 +123,14 @@ def _sample(corpus: Corpus, clip: str | None) -> Sample:
     return SampleStream(str(corpus.root / "shards"), "train").sample_named(clip)
 
 
-def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, parent: Run) -> StageResult:
+def _shards(corpus: Corpus, settings: Config) -> str:
+    """Where training reads its shards: the corpus's own, or a copy that the settings name."""
+    return settings.train.data.shards or str(corpus.root / "shards")
+
+
+def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, parent: Run, accept_changes: bool) -> StageResult:
     """Train one stage as a child run; the child ends as failed where the stage does."""
+    from train.checkpoint import RunFolder
     from train.launch import run_stage
 
     home = run_dir / name
@@ -130,12 +138,28 @@ def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, par
     log = (home / "metrics.jsonl").absolute()
     with open_run(settings.tracking, home, f"stage {name}", parent=parent) as child:
         for run in (parent, child):
-            run.dataset(corpus, version, {"shards": str(corpus.root / "shards")})
+            run.dataset(corpus, version, {"shards": _shards(corpus, settings)})
         child.params(flat(settings.train.model_dump(mode="json"), "train.") | {"stage": name, "corpus_version": version})
         with _followed(name, settings.train.stage(name).steps, log):
-            result = run_stage(settings.train, name, corpus.root / "shards", run_dir, StepLogger(child, log))
-        child.params({f"parameters.{part}": count for part, count in result.parameters.items()})
-        child.metrics({"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share})
+            if not (folder := RunFolder(run_dir, name)).done:
+                folder.write(corpus_version=version)
+            logger = StepLogger(child, log)
+            try:
+                with system_metrics(child, 0 if folder.done else settings.tracking.system_metrics_s):
+                    result = run_stage(
+                        settings.train, name, _shards(corpus, settings), run_dir, logger, accept_changes=accept_changes
+                    )
+            finally:
+                with survivable(f"all metrics; the next run of this stage sends the rest of {log}"):
+                    Backlog(child, log).send()
+        with survivable(f"what stage {name} came to"):
+            child.params({f"parameters.{part}": count for part, count in result.parameters.items()})
+            child.metrics({"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share})
+            if result.ran and settings.tracking.registered_model:
+                child.register(settings.tracking.registered_model, result.weights, name)
+        if result.ran and (films := validation_films(name, _shards(corpus, settings), run_dir, settings)):
+            with survivable(f"the films of stage {name}, which stand in {films}"):
+                child.artifact(films, "validation")
     for line in result.key_report:
         console.console.print(f"  {line}", style="dim")
     return result
@@ -143,13 +167,23 @@ def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, par
 
 @contextmanager
 def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
-    """Show the progress of workers in other processes, by reading the lines that they log."""
+    """Show the progress of workers in other processes, by reading the lines that they log, and what they tell."""
     finished = threading.Event()
+    events = log.with_name("events.jsonl")
+    told = len(_lines(events))
     with console.progress(f"{name}: starting workers", steps) as bar:
+
+        def tell_news() -> None:
+            nonlocal told
+            news = _lines(events)[told:]
+            told += len(news)
+            for line in news:
+                bar.console.print(f"  {json.loads(line)['text']}", style="yellow", markup=False)
 
         def follow() -> None:
             while not finished.wait(0.5):
-                lines = log.read_text().splitlines() if log.is_file() else []
+                tell_news()
+                lines = _lines(log)
                 steps_done = [line for line in lines if "loss/total" in line]
                 if steps_done:
                     last = json.loads(steps_done[-1])
@@ -163,6 +197,13 @@ def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
         finally:
             finished.set()
             follower.join()
+            tell_news()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file that others append to."""
+    text = path.read_text() if path.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _row(result: StageResult) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,10 +14,13 @@ import torch.distributed as dist
 
 from train.data import Loaded
 from train.options import Task
-from train.stages import StageConfig
+from train.planning import PEAK_TFLOPS, sample_flops
+from train.stages import StageConfig, TrainConfig
 
 LOSS_WINDOW = 10
 """Most steps over which the losses at the start and at the end of a stage are averaged: one round of the paper's mix."""
+TIME_BUCKETS = 5
+"""Equal parts of the diffusion time 0..1 by which losses are told apart; our choice."""
 COUNTS = ("short", "damaged", "reference_inside", "speech_cut")
 """What the loader counts, in the order in which it crosses the workers."""
 
@@ -53,8 +57,8 @@ class History:
     counts: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
-    timed_steps: int = 0
     timed_seconds: float = 0.0
+    timed_samples: float = 0.0
     waited: float = 0.0
 
     @staticmethod
@@ -76,8 +80,8 @@ class History:
         self.steps += 1
         self.seconds += metrics["time/step_s"]
         if not first:
-            self.timed_steps += 1
             self.timed_seconds += metrics["time/step_s"]
+            self.timed_samples += metrics["time/samples_per_s"] * metrics["time/step_s"]
             self.waited += metrics["time/data_wait_s"]
 
     def outcome(self, stage: StageConfig, fixed: dict[str, float], parameters: dict[str, int]) -> Outcome:
@@ -89,7 +93,7 @@ class History:
             loss_end={name: sum(values) / len(values) for name, values in self.last.items()},
             fixed_start=self.fixed,
             fixed_end=fixed,
-            samples_per_s=self.timed_steps * stage.batch / timed,
+            samples_per_s=self.timed_samples / timed,
             data_wait_share=self.waited / timed,
             counts=self.counts,
             parameters=parameters,
@@ -103,9 +107,10 @@ class Meter:
         self.started = time.monotonic()
         self.waited = 0.0
         self.grad_norm = 0.0
-        self.micro_steps = 0
+        self.micro_steps = self.samples = 0
         self.losses: dict[str, torch.Tensor] = {}
         self.counts: Counter[str] = Counter()
+        self.sums: dict[str, torch.Tensor] = {}
 
     def wait_for(self, batches: Iterator[Loaded]) -> Loaded:
         """The next batch; the time until it is there is waiting for data."""
@@ -114,11 +119,15 @@ class Meter:
         self.waited += time.monotonic() - asked
         return loaded
 
-    def add(self, losses: dict[str, torch.Tensor], loaded: Loaded) -> None:
+    def add(self, losses: dict[str, torch.Tensor], loaded: Loaded, figures: dict[str, torch.Tensor] | None = None) -> None:
+        """Take in a micro-batch: its losses, and the `figures` of `train.tasks.total_loss` where there are any."""
         self.micro_steps += 1
+        self.samples += len(loaded.batch.keys)
         self.counts += loaded.counts
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value.detach()
+        for name, value in summed(figures or {}).items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
 
     def metrics(self, task: Task, stage: StageConfig) -> dict[str, float]:
         """Means of losses over the global batch, sums of counts, the slowest worker's times. All workers call this.
@@ -136,8 +145,62 @@ class Meter:
             del found["loss/mask"]
         found |= {f"task/{task}/{name}": found[f"loss/{name}"] for name in scored}
         seconds, waited = over_workers([time.monotonic() - self.started, self.waited], dist.ReduceOp.MAX)
-        times = {"time/step_s": seconds, "time/data_wait_s": waited, "time/samples_per_s": stage.batch / seconds}
-        return found | times | {"grad_norm": self.grad_norm}
+        times = {
+            "time/step_s": seconds,
+            "time/data_wait_s": waited,
+            "time/samples_per_s": self.samples * dist.get_world_size() / seconds,
+        }
+        return found | self.details(task, scored, seconds) | times | {"grad_norm": self.grad_norm}
+
+    def details(self, task: Task, scored: list[str], seconds: float) -> dict[str, float]:
+        """What the means hide, over all workers: losses by modality, task and part of the diffusion time, the masks' IoU
+        by interaction (first one first), tokens a second. All workers call this."""
+        names = sorted(self.sums)
+        together = over_workers([v for name in names for v in self.sums[name].flatten().tolist()], dist.ReduceOp.SUM)
+        sums, at = {}, 0
+        for name in names:
+            size = self.sums[name].numel()
+            sums[name], at = together[at : at + size], at + size
+        found = {}
+        for name in scored:
+            totals, counts = sums.get(f"{name}_by_time", []), sums.get(f"{name}_count", [])
+            for bucket, (total, count) in enumerate(zip(totals, counts, strict=True)):
+                if count:
+                    times = f"t{bucket / TIME_BUCKETS:.1f}-{(bucket + 1) / TIME_BUCKETS:.1f}"
+                    found[f"loss_at/{task}/{name}/{times}"] = total / count
+        passes = self.micro_steps * dist.get_world_size()
+        found |= {f"mask_iou/interaction-{place:02d}": iou / passes for place, iou in enumerate(sums.get("mask_iou", []))}
+        if "tokens" in sums:
+            found["time/tokens_per_s"] = sums["tokens"][0] / seconds
+        return found
+
+
+def pace(config: TrainConfig, stage: StageConfig, samples_per_s: float) -> dict[str, float]:
+    """What so many samples a second make of the hardware: the model's TFLOP/s per worker, the share of the peak (MFU) on a
+    card whose peak is known, and the most memory held since the start."""
+    speed = sample_flops(config, stage) * samples_per_s / dist.get_world_size() / 1e12
+    found = {"compute/tflops_per_s": speed}
+    if torch.cuda.is_available() and dist.get_backend() == "nccl":
+        name = torch.cuda.get_device_name().lower()
+        peak = next((tflops for card, tflops in PEAK_TFLOPS.items() if card in name), None)
+        if peak:
+            found["compute/mfu"] = speed / peak
+        found["memory/device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found | {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def summed(figures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Figures of a micro-batch as sums that can be added up: losses [TIME_BUCKETS] and their counts, the rest as it is."""
+    whole = ("mask_iou", "tokens")
+    found: dict[str, torch.Tensor] = {name: figures[name].detach().double() for name in whole if name in figures}
+    for name in ("video", "audio"):
+        if name in figures:
+            losses = figures[name].detach().double()
+            buckets = (figures[f"{name}_time"] * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
+            empty = torch.zeros(TIME_BUCKETS, dtype=torch.float64, device=losses.device)
+            found[f"{name}_by_time"] = empty.index_add(0, buckets, losses)
+            found[f"{name}_count"] = empty.index_add(0, buckets, torch.ones_like(losses))
+    return found
 
 
 def over_workers(values: list[float], operation: Any) -> list[float]:

@@ -20,7 +20,7 @@ from shards.errors import UserError
 from train import flow
 from train.batch import CONDITION, NOISY, REFERENCE, BranchInput, DualOutput, LatentBatch, Layout, Segment
 from train.model.config import FaceConfig
-from train.model.face_modulation import mask_loss
+from train.model.face_modulation import mask_iou, mask_loss
 from train.options import ObjectiveConfig, Task
 
 Model = Callable[..., DualOutput]
@@ -183,21 +183,34 @@ def total_loss(
     *,
     checkpointing: bool = False,
     mels_per_frame: Fraction = MELS_PER_FRAME,
+    figures: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """One micro-step's losses: scalars `total`, `video`, `audio`, `mask` (paper: L = L_v + L_a + lambda_m L_m).
 
     Means over samples, so that averaging over ranks of equal batches gives the global batch's loss. A modality that the
-    task does not score has loss 0 but stays in the graph, so every rank and step runs the same parameters.
+    task does not score has loss 0 but stays in the graph, so every rank and step runs the same parameters. `figures` is
+    filled with what the means hide: `video`, `audio` (loss of each sample, [B]), `video_time`, `audio_time` (its diffusion
+    time, [B]), `mask_iou` [layers] and `tokens` (of both branches together).
     """
     inputs = prepare(batch, task, draw, objective, face, mels_per_frame=mels_per_frame)
     out = model(inputs.video, inputs.audio, checkpointing=checkpointing)
     assert out.audio is not None
-    audio = flow.velocity_loss(out.audio, inputs.audio_target, inputs.audio_scored).mean()
+    seen: dict[str, Tensor] = {} if figures is None else figures
+    seen["audio"] = flow.velocity_loss(out.audio, inputs.audio_target, inputs.audio_scored)
+    seen["audio_time"] = inputs.audio.timestep
+    audio, tokens = seen["audio"].mean(), len(batch.mel) * inputs.audio.latent.shape[2]
     video, mask = torch.zeros_like(audio), torch.zeros_like(audio)
     if out.video is not None and inputs.video_target is not None and inputs.video_scored is not None:
-        video = flow.velocity_loss(out.video, inputs.video_target, inputs.video_scored).mean()
+        assert inputs.video is not None
+        seen["video"] = flow.velocity_loss(out.video, inputs.video_target, inputs.video_scored)
+        seen["video_time"] = inputs.video.timestep
+        video = seen["video"].mean()
     if out.face_masks is not None and inputs.face is not None and inputs.face_scored is not None:
         mask = mask_loss(out.face_masks, inputs.face, inputs.face_scored, face)
+        if figures is not None:
+            seen["mask_iou"] = mask_iou(out.face_masks, inputs.face, inputs.face_scored)
+        tokens += inputs.face.numel()
+    seen["tokens"] = torch.tensor(float(tokens))
     total = objective.video_weight * video + objective.audio_weight * audio + lambda_m * mask
     return {"total": total, "video": video, "audio": audio, "mask": mask}
 

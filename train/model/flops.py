@@ -22,8 +22,22 @@ class Shapes(BaseModel):
     height: int = Field(ge=0, description="Latent rows.")
     width: int = Field(ge=0, description="Latent columns.")
     mels: int = Field(ge=0, description="Mel frames, 0 without audio.")
+    reference_latents: int = Field(
+        default=0, ge=0, description="Of the latents, references: they take no part in interactions."
+    )
+    reference_mels: int = Field(default=0, ge=0, description="Of the mels, references.")
     caption_tokens: int = Field(default=512, ge=0, description="Text tokens of the caption.")
     speech_tokens: int = Field(default=128, ge=0, description="Bytes of the text to be spoken.")
+
+    @property
+    def clip_latents(self) -> int:
+        """Latents without the references."""
+        return self.latents - self.reference_latents
+
+    @property
+    def clip_mels(self) -> int:
+        """Mel frames without the references."""
+        return self.mels - self.reference_mels
 
 
 def forward_flops(config: ModelConfig, shapes: Shapes, *, interact: bool = True) -> dict[str, float]:
@@ -43,7 +57,7 @@ def forward_flops(config: ModelConfig, shapes: Shapes, *, interact: bool = True)
         counts["speech_text"] = 0.0
     layers = len(config.interaction.layer_indices(config.video.layers))
     meets = interact and shapes.latents and shapes.mels
-    counts["interactions"] = layers * _interaction(config, shapes.latents, side, shapes.mels) if meets else 0.0
+    counts["interactions"] = layers * _interaction(config, shapes.clip_latents, side, shapes.clip_mels) if meets else 0.0
     return counts | {"total": sum(counts.values())}
 
 
@@ -63,9 +77,15 @@ def _interaction(config: ModelConfig, latents: int, side: int, mels: int) -> flo
     """Projections of both directions, and attention over what each aligner lets a query see."""
     video, audio, how = config.video.dim, config.audio.dim, config.interaction
     tokens = latents * side
-    per_latent = mels / frames_for_latents(latents) * 4
-    blocks = {"frame": 1 + how.window / 2, "latent": 1 + 2 * how.window}[how.window_unit]
-    heard = {"sgi": mels, "sti": per_latent, "ati": min(mels, blocks * per_latent)}[how.a2v]
+    heard = audio_heard(config, latents, mels)
     seen = {"sgi": tokens, "sti": side, "ati": 2 * side}[how.v2a]
     projections = tokens * 2 * video**2 + mels * 2 * audio * video + mels * 2 * audio**2 + tokens * 2 * audio * video
     return 2.0 * (projections + 2 * video * tokens * heard + 2 * audio * mels * seen)
+
+
+def audio_heard(config: ModelConfig, latents: int, mels: int) -> float:
+    """Mel frames that a video token sees: all, those of its own latent, or those of its window."""
+    how = config.interaction
+    per_latent = mels / frames_for_latents(latents) * 4
+    blocks = {"frame": 1 + how.window / 2, "latent": 1 + 2 * how.window}[how.window_unit]
+    return {"sgi": mels, "sti": per_latent, "ati": min(mels, blocks * per_latent)}[how.a2v]

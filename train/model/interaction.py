@@ -10,9 +10,12 @@ equations, with H normalised first if `pre_norm` says so:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from train.model.alignment import Alignment, AudioWindows, LatentPairs, Queries
 from train.model.config import InteractionConfig, ModelConfig
@@ -32,41 +35,64 @@ class CrossModal(nn.Module):
 
     def attend_windows(self, video: Tensor, audio: Tensor, table: AudioWindows) -> Tensor:
         """Wo (Hv + Attn): video [B, T, S, Dv] asks audio [B, L, Da], each frame its own window of tokens."""
-        batch, frames, _, _ = video.shape
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(video), self.k(audio), self.v(audio)))
         if table.index is None:
-            out = attend(q.flatten(1, 2), k, v).reshape_as(video)
-        else:
-            k, v = (part.index_select(1, table.index).unflatten(1, (frames, -1)).flatten(0, 1) for part in (k, v))
-            bias = None if table.bias is None else table.bias.to(q.dtype).repeat(batch, 1, 1, 1)
-            out = attend(q.flatten(0, 1), k, v, bias).reshape_as(video)
-        return self.o(video + out)
+            return self.o(video + attend(q.flatten(1, 2), k, v).reshape_as(video))
+        return self.o(video + recomputed(lambda q, k, v: over_windows(q, k, v, table), q, k, v))
 
     def attend_latents(self, audio: Tensor, video: Tensor, table: LatentPairs) -> Tensor:
         """Wo (Ha + Attn): audio [B, n, Da] asks video [B, T, S, Dv], each token its own pair of latents.
 
         Keys and values are projected once per latent: the projections are affine and the weights of a pair sum to 1, so
-        interpolating after them is exact. One call serves all: [(1 - a) q, a q] . [k_i, k_(i+1)] is q . k interpolated.
+        interpolating after them is exact.
         """
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(audio), self.k(video), self.v(video)))
-        if table.ask is None or table.answer is None or table.frames is None:
+        if table.frames is None:
             return self.o(audio + attend(q, k.flatten(1, 2), v.flatten(1, 2)).flatten(2))
-        batch, size = len(q), q.shape[-1]
-        pair = 1 if table.alpha is None else 2
-        groups = len(table.frames) // (table.slots * pair)
-        q = q.index_select(1, table.ask).unflatten(1, (groups, -1))
-        k, v = (_pairs(part, table.frames, groups, pair) for part in (k, v))
-        alpha = None if table.alpha is None else table.alpha.to(q.dtype)
-        if alpha is not None:
-            q = torch.cat([(1 - alpha) * q, alpha * q], dim=-1)
-        bias = None
-        if table.bias is not None:
-            bias = table.bias.to(q.dtype).repeat_interleave(video.shape[2], dim=1)[:, None, None, :].repeat(batch, 1, 1, 1)
-        out = attend(q.flatten(0, 1), k, v, bias, size**-0.5).unflatten(0, (batch, groups))
-        if alpha is not None:
-            own, after = out.split(size, dim=-1)
-            out = torch.lerp(own, after, alpha.expand_as(own))
-        return self.o(audio + out.flatten(1, 2).index_select(1, table.answer).flatten(2))
+        return self.o(audio + recomputed(lambda q, k, v: over_latents(q, k, v, table), q, k, v))
+
+
+def recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`work(*inputs)`, made again in the backward pass: windows overlap, so what they gather is larger than its sources."""
+    if not torch.is_grad_enabled():
+        return work(*inputs)
+    out: Tensor = checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
+def over_windows(q: Tensor, k: Tensor, v: Tensor, table: AudioWindows) -> Tensor:
+    """q [B, T, S, h, d] of each frame over its window of k, v [B, L, h, d]: [B, T, S, h * d]."""
+    batch, frames = q.shape[:2]
+    assert table.index is not None
+    k, v = (part.index_select(1, table.index).unflatten(1, (frames, -1)).flatten(0, 1) for part in (k, v))
+    bias = None if table.bias is None else table.bias.to(q.dtype).repeat(batch, 1, 1, 1)
+    return attend(q.flatten(0, 1), k, v, bias).unflatten(0, (batch, frames)).flatten(3)
+
+
+def over_latents(q: Tensor, k: Tensor, v: Tensor, table: LatentPairs) -> Tensor:
+    """q [B, n, h, d] of each token over its latents of k, v [B, T, S, h, d]: [B, n, h * d].
+
+    One call serves all: [(1 - a) q, a q] . [k_i, k_(i+1)] is q . k interpolated.
+    """
+    assert table.ask is not None
+    assert table.answer is not None
+    assert table.frames is not None
+    batch, size, side = len(q), q.shape[-1], k.shape[2]
+    pair = 1 if table.alpha is None else 2
+    groups = len(table.frames) // (table.slots * pair)
+    q = q.index_select(1, table.ask).unflatten(1, (groups, -1))
+    k, v = (_pairs(part, table.frames, groups, pair) for part in (k, v))
+    alpha = None if table.alpha is None else table.alpha.to(q.dtype)
+    if alpha is not None:
+        q = torch.cat([(1 - alpha) * q, alpha * q], dim=-1)
+    bias = None
+    if table.bias is not None:
+        bias = table.bias.to(q.dtype).repeat_interleave(side, dim=1)[:, None, None, :].repeat(batch, 1, 1, 1)
+    out = attend(q.flatten(0, 1), k, v, bias, size**-0.5).unflatten(0, (batch, groups))
+    if alpha is not None:
+        own, after = out.split(size, dim=-1)
+        out = torch.lerp(own, after, alpha.expand_as(own))
+    return out.flatten(1, 2).index_select(1, table.answer).flatten(2)
 
 
 def _pairs(part: Tensor, frames: Tensor, groups: int, pair: int) -> Tensor:
@@ -104,11 +130,13 @@ class Interaction(nn.Module):
         hv, ha = (normalise(x, self.eps).to(x.dtype) if self.config.pre_norm else x for x in (video, audio))
         ha = ha.squeeze(2)
         a2v, v2a = alignment.a2v, alignment.v2a
-        asks, keys = slice(a2v.queries.start, a2v.queries.stop), slice(*a2v.keys)
-        to_video = self.a2v.attend_windows(hv[:, asks], ha[:, keys], a2v)
+        # V2A first: the backward pass then gathers its pairs, the largest of all, when what A2V kept is gone
         seen = hv if mask is None else mask * hv
-        to_video = to_video if mask is None else mask[:, asks] * to_video
         asks, keys = slice(v2a.queries.start, v2a.queries.stop), slice(*v2a.keys)
-        to_audio = self.v2a.attend_latents(ha[:, asks], seen[:, keys], v2a).unsqueeze(2)
+        # contiguous, so that a slice is copied once and not by each projection
+        to_audio = self.v2a.attend_latents(ha[:, asks].contiguous(), seen[:, keys].contiguous(), v2a).unsqueeze(2)
+        asks, keys = slice(a2v.queries.start, a2v.queries.stop), slice(*a2v.keys)
+        to_video = self.a2v.attend_windows(hv[:, asks].contiguous(), ha[:, keys].contiguous(), a2v)
+        to_video = to_video if mask is None else mask[:, asks] * to_video
         masks = None if mask is None else mask.squeeze(-1)
         return add_update(video, to_video, a2v.queries), add_update(audio, to_audio, v2a.queries), masks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +111,34 @@ def load_branch(branch: Branch, path: str | Path, *, skip: tuple[str, ...] = (),
             report.renamed[key] = name
     report.new = sorted(missing)
     return report
+
+
+def take_pretrained(
+    model: nn.Module, checkpoints: Mapping[str, str], skip: Sequence[str], known: Collection[str] = ()
+) -> dict[str, KeyReport]:
+    """Load named checkpoints into the branches `video` and `audio` of a model, in fp32; reports by branch.
+
+    `skip`: prefixes such as `audio.head` that stay as they are; `known`: weights that were taken from elsewhere already.
+    Raises UserError for a branch that the model lacks or that is taken already, and for weights the checkpoint lacks.
+    """
+    reports = {}
+    for name, path in checkpoints.items():
+        branch = getattr(model, name, None)
+        if branch is None or any(key.startswith(f"{name}.") for key in known):
+            why = "has no such branch" if branch is None else "takes this branch from the stage before"
+            raise UserError(f"pretrained.{name} is named, but the stage {why}", where=path, kind="pretrained-misplaced")
+        own = tuple(prefix.removeprefix(f"{name}.") for prefix in skip if prefix.startswith(f"{name}."))
+        report = load_branch(branch, path, skip=own, dtype=torch.float32)
+        missing = [key for key in report.new if not key.startswith(own)] if own else report.new
+        if missing:
+            raise UserError(
+                f"{len(missing)} weights of the {name} branch are not in the checkpoint: {', '.join(missing[:3])}",
+                where=path,
+                do="name another checkpoint, or the parts that start at random in pretrained.skip",
+                kind="weights-mismatch",
+            )
+        reports[name] = report
+    return reports
 
 
 def branch_key(key: str) -> str:

@@ -1,0 +1,124 @@
+"""A stage-2 step of the full-size model on one GPU: step time, peak memory and MFU by the model's own FLOP formula.
+
+    python tests/benchmarks/model/gpu_step.py [--preset paper] [--zero 2] [--offload cpu] [--steps 5] [--compile] [--json FILE]
+
+bf16, activation checkpointing, ZeRO on one worker, latents drawn at random: what the trainer does between data and
+checkpoint. Prints what `uniavgen plan` counts beside what was measured. Leaves at once where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from orchestration.config import load_config
+from orchestration.planner import GPUS
+from shards.clock import mels_for_frames
+from train.batch import LatentBatch
+from train.engine import begin_engine
+from train.model.dual_branch import DualBranch
+from train.options import Task
+from train.planning import sample_flops, stage_memory
+from train.stages import TrainConfig, face_for
+from train.tasks import Draw, total_loss
+
+
+def random_batch(config: TrainConfig, device: str) -> LatentBatch:
+    """One clip of the configured window, as the codecs would give it."""
+    data, (latents, height, width) = config.data, config.data.latent_shape
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device)
+
+    return LatentBatch(
+        keys=["random"],
+        mel=normal(1, data.codecs.mel.mels, mels_for_frames(data.frames)),
+        reference_mel=normal(1, data.codecs.mel.mels, data.reference_mels),
+        speech_ids=torch.randint(1, 257, (1, data.speech_bytes), device=device),
+        speech_mask=torch.ones(1, data.speech_bytes, dtype=torch.bool, device=device),
+        video=normal(1, 48, latents, height, width),
+        reference=normal(1, 48, 1, height, width),
+        caption=normal(1, data.caption_tokens, data.codecs.caption_width),
+        caption_mask=torch.ones(1, data.caption_tokens, dtype=torch.bool, device=device),
+        face=torch.rand(1, latents, height // 2, width // 2, device=device),
+    )
+
+
+def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
+    """Median step time and peak memory of a joint stage with one sample a step; the first two steps are not counted."""
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29533"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    dist.init_process_group("nccl")
+    stage = config.stage("joint").model_copy(update={"batch": 1})
+    config = config.model_copy(update={"stages": [stage], "workers": 1})
+    with torch.device("meta"):
+        model = DualBranch(config.model)
+    from train.model.pretrained import initialise
+
+    initialise(model, 0)
+    engine = begin_engine(model, config, stage, 1, "cuda")
+    if compiled:
+        engine.module.run = torch.compile(engine.module.run)
+    batch, face, taken = random_batch(config, "cuda"), face_for(config, stage), []
+    torch.cuda.reset_peak_memory_stats()
+    for step in range(steps + 2):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        checkpointing = config.deepspeed.activation_checkpointing
+        losses = total_loss(
+            engine, batch, Task.JOINT, Draw(0, step, (0,)), config.objective, face, 0.1, checkpointing=checkpointing
+        )
+        engine.backward(losses["total"])
+        engine.step()
+        torch.cuda.synchronize()
+        if step > 1:
+            taken.append(time.perf_counter() - began)
+    peak, card = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+    flops, step_s = sample_flops(config, stage), statistics.median(taken)
+    counted = stage_memory(config, stage, 1, codecs=False).peak
+    tflops = next((gpu.tflops for gpu in GPUS.values() if gpu.name.split("-")[0] in card.lower()), None)
+    return {
+        "card": card,
+        "step_s": step_s,
+        "loss": float(losses["total"]),
+        "tflops_per_s": flops / step_s / 1e12,
+        "mfu": flops / step_s / 1e12 / tflops if tflops else None,
+        "peak_gib": peak / 2**30,
+        "peak_counted_gib": counted / 2**30,
+        "counted_over_measured": counted / peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--zero", type=int, default=2, choices=[0, 1, 2, 3])
+    parser.add_argument("--offload", default="none", choices=["none", "cpu"])
+    parser.add_argument("--no-checkpointing", action="store_true")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU here: nothing was measured")
+        sys.exit(0)
+    how = [f"train.deepspeed.zero_stage={given.zero}", f"train.deepspeed.offload={given.offload}", "train.deepspeed.dtype=bf16"]
+    how += ["train.deepspeed.micro_batch=1", f"train.deepspeed.activation_checkpointing={not given.no_checkpointing}"]
+    found = measure(load_config(given.preset, assignments=how).train, given.steps, given.compile)
+    print(json.dumps(found, indent=1))
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

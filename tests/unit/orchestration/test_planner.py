@@ -1,0 +1,84 @@
+"""`uniavgen plan`: the paper's figures, advice that holds, and clear words for what is no cluster."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestration.cli import app
+from orchestration.config import load_config
+from orchestration.planner import gpu_named, plan_training
+from shards.errors import UsageError, UserError
+from train.planning import fitting, out_of_memory, smallest_cluster, stage_memory, usable
+from train.stages import TrainConfig
+
+GIB = 2**30
+
+
+def paper(**deepspeed: object) -> TrainConfig:
+    config = load_config("paper").train
+    return config.model_copy(update={"deepspeed": config.deepspeed.model_copy(update=deepspeed)})
+
+
+def test_the_paper_size_on_eight_cards_has_the_published_figures() -> None:
+    found = plan_training(load_config("paper"), 8, "h200", 0.4, None, None)
+    assert found["parameters"]["total"] == pytest.approx(7.05e9, rel=0.01)
+    states = found["memory"]["joint"]["zero-2"]["with_checkpointing"]
+    # 2 bytes of weights, and an eighth of 2 + 12 of gradients and optimizer (arXiv 1910.02054)
+    assert states["weights"] + states["gradients"] + states["optimizer"] == pytest.approx(7.055e9 * (2 + 14 / 8), rel=0.01)
+    joint = next(stage for stage in found["stages"] if stage["stage"] == "joint")
+    assert joint["step_s"] == pytest.approx(32 / 8 * 0.86, rel=0.05)
+    assert joint["days"] == pytest.approx(joint["step_s"] * 30_000 / 86_400)
+    assert found["deepspeed"]["joint"]["gradient_accumulation_steps"] == 4
+    assert found["fits"] == {"audio": True, "joint": True, "multitask": True}
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_more_cards_never_need_more_memory_and_zero_saves(zero: int) -> None:
+    config, less = paper(zero_stage=zero), paper(zero_stage=max(zero - 1, 0))
+    stage = config.stage("joint")
+    peaks = [stage_memory(config, stage, workers).peak for workers in (1, 2, 4, 8, 16, 32)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[3] <= stage_memory(less, stage, 8).peak
+
+
+def test_the_smallest_cluster_fits_and_half_of_it_does_not() -> None:
+    config, limit = paper(), usable(79.6 * GIB)
+    stage = config.stage("joint")
+    found = smallest_cluster(config, stage, limit, offload=False)
+    assert found
+    workers, setting = found
+    assert stage_memory(config.model_copy(update={"deepspeed": setting}), stage, workers).peak <= limit
+    assert workers > 1
+    assert fitting(config, stage, workers // 2, limit, offload=False) is None
+
+
+def test_out_of_memory_names_settings_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = paper(zero_stage=0)
+    monkeypatch.setattr("train.planning.device_memory", lambda device, workers: 79.6 * GIB)
+    told = out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate"), config, config.stage("joint"), "cuda")
+    assert isinstance(told, UserError)
+    named = [part for part in told.do.split() if "=" in part]
+    advised = load_config("paper", assignments=["train.deepspeed.zero_stage=0", *named]).train
+    workers = advised.workers
+    assert stage_memory(advised, advised.stage("joint"), workers).peak <= usable(79.6 * GIB)
+    assert out_of_memory(RuntimeError("shapes do not match"), config, config.stage("joint"), "cuda") is None
+
+
+def test_a_card_may_be_given_by_its_figures() -> None:
+    assert gpu_named("24,165,1008").memory_gib == 24
+    for wrong in ("h900", "24,165", "24,-1,1008"):
+        with pytest.raises(UsageError, match=r"GPU"):
+            gpu_named(wrong)
+
+
+def test_the_command_prints_one_summary_and_refuses_a_batch_that_does_not_split() -> None:
+    run = CliRunner()
+    done = run.invoke(app, ["plan", "--gpus", "1", "--gpu", "24,165,1008", "--json"])
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert {stage["stage"] for stage in summary["stages"]} == {"audio", "joint", "multitask"}
+    wrong = run.invoke(app, ["plan", "--gpus", "3"])
+    assert wrong.exit_code == 1
+    assert "train.stages.audio.batch" in wrong.stderr
+    assert run.invoke(app, ["plan", "--mfu", "2"]).exit_code == 2

@@ -1,0 +1,117 @@
+"""Metrics reach a real MLflow server with a database and an artifact store, also when it was down in between."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from orchestration.step_log import Backlog, StepLogger, last_smoothed
+from orchestration.tracking import Run, TrackingConfig, open_run, survivable, system_metrics
+
+START_S = 300.0
+"""A busy machine may take minutes for what is 20 s of work."""
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[str]:
+    """`mlflow server` on loopback over the folder's database and artifact store, once it answers."""
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "store")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen([*command, *store], cwd=folder, stdout=log, stderr=log, env=environment)
+    try:
+        given_up = time.monotonic() + START_S
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < given_up, (folder / "server.log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=2)
+    except OSError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def history(client: MlflowClient, run: Run, name: str) -> dict[int, float]:
+    return {metric.step: metric.value for metric in client.get_metric_history(run.id, name)}
+
+
+@pytest.mark.slow
+def test_a_server_that_was_down_gets_every_metric_once_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    home, port, log = tmp_path / "mlflow", free_port(), tmp_path / "metrics.jsonl"
+    begun = open_run(TrackingConfig(folder=str(home)), tmp_path / "home", "begun before the server went down")
+    run = Run(f"http://127.0.0.1:{port}", begun.id)
+    on_metrics, began = StepLogger(run, log)(), time.monotonic()
+    for step in (1, 2, 3):
+        on_metrics(step, {"loss/total": 4.0 / step, "broken": float("nan")})
+    assert time.monotonic() - began < 2  # training does not wait for it
+    with pytest.raises(MlflowException):
+        Backlog(run, log).send()
+    with survivable("a tag"), run:
+        run.tags({"a": "tag"})
+    with server(home, port) as uri:
+        Backlog(run, log).send()
+        client = MlflowClient(uri)
+        assert history(client, run, "loss/total") == {1: 4.0, 2: 2.0, 3: pytest.approx(4 / 3)}
+        assert set(history(client, run, "smoothed/loss/total")) == {1, 2, 3}
+        assert Backlog(run, log).send() == 0
+        # a run that begins on the server has its artifacts in the server's store
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(b"weights")
+        with open_run(TrackingConfig(uri=uri, experiment="served"), tmp_path / "other", "stage joint") as served:
+            assert [served.register("generator", weights, alias) for alias in ("audio", "joint")] == [1, 2]
+        assert client.get_model_version_by_alias("generator", "joint").run_id == served.id
+        assert [item.path for item in client.list_artifacts(served.id, "model-joint")] == ["model-joint/model.safetensors"]
+        assert list((home / "store").rglob("model.safetensors"))
+        assert client.get_run(served.id).info.status == "FINISHED"
+
+
+def test_the_backlog_begins_where_it_stopped_and_leaves_half_a_line(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage") as run:
+        backlog = Backlog(run, log)
+        assert backlog.send() == 0
+        log.write_text(json.dumps({"step": 1, "loss/total": 2.0}) + "\n" + json.dumps({"step": 2, "loss/total": 1.0})[:9])
+        assert backlog.send() == 1
+        with log.open("a") as file:
+            file.write(json.dumps({"step": 2, "loss/total": 1.0})[9:] + "\n")
+        assert Backlog(run, log).send() == 1
+        with system_metrics(run, 0.2):
+            time.sleep(1.0)
+    client = MlflowClient(run.uri)
+    assert history(client, run, "loss/total") == {1: 2.0, 2: 1.0}
+    assert history(client, run, "system/cpu_utilization_percentage")
+    assert os.path.getsize(log) == int(backlog.mark.read_text())
+
+
+def test_smoothing_goes_on_where_an_earlier_process_left_it(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "smoothed/loss/total": 3.0}\n{"step": 2, "smoothed/loss/total": 2.5}\n')
+    assert last_smoothed(log) == {"loss/total": 2.5}
+    assert last_smoothed(tmp_path / "none") == {}
