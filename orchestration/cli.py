@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestration.command import ConfigOption, CorpusOption, JsonOption, PresetOption, RunOption, SetOption, run_command
+
 if TYPE_CHECKING:
     from orchestration.config import Config
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with settings, over the preset.", metavar="FILE")
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, over preset and file.", metavar="A.B=C")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON summary on stdout; progress stays on stderr.")]
-PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: tiny, laptop or paper.", metavar="NAME")]
-CorpusOption = Annotated[Path, typer.Option("--corpus", help="The corpus folder.", metavar="DIR")]
-RunOption = Annotated[Path, typer.Option("--run", help="The training run's folder.", metavar="DIR")]
 
 
 @app.callback()
@@ -48,7 +40,7 @@ def demo(
 
         return run_demo(folder, settings)
 
-    _command(work, preset, config, [f"tracking.folder={folder / 'mlflow'}", *(set_ or [])], json_)
+    run_command(work, preset, config, [f"tracking.folder={folder / 'mlflow'}", *(set_ or [])], json_)
 
 
 @app.command()
@@ -84,7 +76,7 @@ def ingest(
             raise UsageError("a forecast is for what was not tried yet", where="--forecast", do="leave out --retry")
         return forecast_corpus(sources, corpus, settings, forecast)
 
-    summary = _command(work, preset, config, set_, json_)
+    summary = run_command(work, preset, config, set_, json_)
     if strict and summary["failures"]:
         raise typer.Exit(1)
 
@@ -123,7 +115,7 @@ def curate(
             return ask_sensitivity(corpus, settings, policy)
         return curate_corpus(corpus, settings, policy)
 
-    _command(work, preset, config, set_, json_)
+    run_command(work, preset, config, set_, json_)
 
 
 @app.command()
@@ -142,13 +134,14 @@ def caption(
 
         return caption_corpus(corpus, settings, retry=retry)
 
-    _command(work, preset, config, set_, json_)
+    run_command(work, preset, config, set_, json_)
 
 
 @app.command()
 def shard(
     corpus: CorpusOption,
     verify: Annotated[bool, typer.Option("--verify", help="Only check what stands; exit with 1 on any defect.")] = False,
+    to: Annotated[str | None, typer.Option("--to", help="Then copy them to a folder or s3:// URL.", metavar="URL")] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -158,11 +151,37 @@ def shard(
 
     def work(settings: Config) -> dict[str, Any]:
         from orchestration.jobs import shard_corpus, verify_corpus_shards
+        from orchestration.publishing import publish_corpus_shards
+        from shards.errors import UsageError
 
+        if to and verify:
+            raise UsageError("--verify changes nothing, --to copies", where="--to, --verify", do="give one of them")
+        if to:
+            return publish_corpus_shards(corpus, settings, to)
         return verify_corpus_shards(corpus, settings) if verify else shard_corpus(corpus, settings)
 
-    summary = _command(work, preset, config, set_, json_)
+    summary = run_command(work, preset, config, set_, json_)
     if verify and summary["defects"]:
+        raise typer.Exit(1)
+
+
+@app.command("cache-latents")
+def cache_latents(
+    corpus: CorpusOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Compute latents, mels and caption features of the shards once, for training to read."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.latents import cache_corpus_latents
+
+        return cache_corpus_latents(corpus, settings)
+
+    summary = run_command(work, preset, config, set_, json_)
+    if summary["failed"]:
         raise typer.Exit(1)
 
 
@@ -181,7 +200,7 @@ def report(
 
         return report_corpus(corpus, settings)
 
-    _command(work, preset, config, set_, json_)
+    run_command(work, preset, config, set_, json_)
 
 
 @app.command()
@@ -203,7 +222,7 @@ def forget(
 
         return forget_from_corpus(corpus, settings, source, speaker)
 
-    _command(work, preset, config, set_, json_)
+    run_command(work, preset, config, set_, json_)
 
 
 @app.command()
@@ -211,6 +230,9 @@ def train(
     stage: Annotated[str, typer.Argument(help="audio, joint, multitask, or all.", metavar="STAGE")],
     corpus: CorpusOption,
     run: RunOption,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although the configuration is not the one it began with.")
+    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -221,9 +243,31 @@ def train(
     def work(settings: Config) -> dict[str, Any]:
         from orchestration.training import train_stages
 
-        return train_stages(stage, corpus, run, settings)
+        return train_stages(stage, corpus, run, settings, accept_changes=accept_changes)
 
-    _command(work, preset, config, set_, json_)
+    run_command(work, preset, config, set_, json_)
+
+
+@app.command("verify-resume")
+def verify_resume(
+    corpus: CorpusOption,
+    run: RunOption,
+    stage: Annotated[str, typer.Option("--stage", help="Stage of the plan that is tried.", metavar="STAGE")] = "multitask",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps before the kill, and after it.", metavar="N")] = 5,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Prove that an interrupted run loses nothing: 2N steps straight against N + kill -9 + N, bit for bit."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.verify_resume import verify_resume
+
+        return verify_resume(corpus, run, settings, stage=stage, steps=steps)
+
+    if not run_command(work, preset, config, set_, json_)["equal"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -257,7 +301,72 @@ def sample(
             run, corpus, settings, task=task, clip=clip, image=image, text=text, caption=caption, out=out, seed=seed
         )
 
-    _command(work, preset, config, set_, json_)
+    run_command(work, preset, config, set_, json_)
+
+
+@app.command()
+def plan(
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Cards; default: train.workers.", metavar="N")] = None,
+    gpu: Annotated[
+        str, typer.Option("--gpu", help="h100-80g, h200, a100-80g, or memory GiB, bf16 TFLOP/s and GB/s as 24,165,1008.")
+    ] = "h100-80g",
+    mfu: Annotated[float, typer.Option("--mfu", help="Share of the peak reached: stated, or what a run measured.")] = 0.4,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="Corpus whose shards tell a clip's size.", metavar="DIR")
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option("--clips", min=1, help="Clips to store; default: the corpus's, or 1.3 M.")
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Memory, time and cost of training, before a GPU is rented."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.planner import plan_training
+
+        return plan_training(settings, gpus, gpu, mfu, corpus, clips)
+
+    run_command(work, preset, config, set_, json_)
+
+
+@app.command()
+def ablate(
+    run: Annotated[Path, typer.Option("--run", help="Folder of the trainings, results and page.", metavar="DIR")],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: Annotated[str, typer.Option("--preset", help="quick: the interaction rows; full: every table.")] = "quick",
+) -> None:
+    """The paper's ablations on a small world with a known law."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.ablation import run_ablation
+
+        return run_ablation(run, settings)
+
+    run_command(work, f"ablate-{preset}", config, set_, json_)
+
+
+@app.command()
+def export(
+    run: RunOption,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.", metavar="DIR")],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Write a trained run's weights in the original Wan layout, with a model card."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.exporting import export_run
+
+        return export_run(run, out)
+
+    run_command(work, preset, config, set_, json_)
 
 
 @app.command()
@@ -274,7 +383,7 @@ def doctor(
 
         return examine(settings)
 
-    summary = _command(work, preset, config, set_, json_)
+    summary = run_command(work, preset, config, set_, json_)
     if summary["missing"]:
         raise typer.Exit(1)
 
@@ -296,42 +405,7 @@ def ui(
         return serve(settings.tracking, port)
 
     places = [f"tracking.folder={folder}"] if folder else []
-    _command(work, preset, config, [*places, *(set_ or [])], json_)
-
-
-def _command(
-    work: Callable[[Config], dict[str, Any]], preset: str, file: Path | None, assignments: list[str] | None, json_: bool
-) -> dict[str, Any]:
-    """Run one command's work between reading the settings and printing the summary; every error becomes one line."""
-    from shards.errors import UsageError, UserError
-
-    try:
-        from orchestration.config import load_config
-
-        summary = work(load_config(preset, file, assignments or []))
-    except UsageError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was committed stays, run the same command again to go on", err=True)
-        raise typer.Exit(130) from None
-    except OSError as error:
-        typer.echo(f"error: {error.strerror or error} ({error.filename or 'system'}); check path, rights and space", err=True)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if os.environ.get("UNIAVGEN_TRACE"):
-            raise
-        first = (str(error).strip().splitlines() or ["no message"])[0][:300]
-        typer.echo(f"error: unexpected {type(error).__name__}: {first}; set UNIAVGEN_TRACE=1 for the trace", err=True)
-        raise typer.Exit(1) from None
-    if json_:
-        from orchestration.console import emit_json
-
-        emit_json(summary)
-    return summary
+    run_command(work, preset, config, [*places, *(set_ or [])], json_)
 
 
 def main() -> None:

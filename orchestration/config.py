@@ -18,6 +18,7 @@ from ingest.config import IngestConfig
 from orchestration.tracking import TrackingConfig
 from shards.errors import UsageError, UserError
 from shards.writer import ShardConfig
+from train.ablation.config import AblateConfig
 from train.options import SamplerConfig
 from train.stages import TrainConfig
 
@@ -35,6 +36,7 @@ class Config(BaseModel):
     report: ReportConfig = Field(default_factory=ReportConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sample: SamplerConfig = Field(default_factory=SamplerConfig)
+    ablate: AblateConfig = Field(default_factory=AblateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 

@@ -1,8 +1,10 @@
 """The run folder: checkpoints to resume from, plain weights to hand on, and what each stage says about itself.
 
     run/<stage>/stage.json                 configuration, step, done, key report, result
-    run/<stage>/checkpoints/step-N/        DeepSpeed's state of every worker, and state.json
+    run/<stage>/events.jsonl               what happened beside the figures: one JSON line each, with `event` and `text`
+    run/<stage>/checkpoints/step-N/        DeepSpeed's state of every worker, state.json, and manifest.json, written last
     run/<stage>/model.safetensors          the stage's weights, whole and in fp32, once it is done
+    run/<stage>/ema.safetensors            their moving average, where `train.ema` asks for one
 
 Everything appears by rename: a reader sees the old state or the new one, never a part. Several nodes need a folder that
 they share.
@@ -10,16 +12,18 @@ they share.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import UserError
-from train.stages import TrainConfig
+from train.stages import CheckpointConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from train.model.dual_branch import DualBranch
 
 FORMAT_VERSION = 1
+State = TypeVar("State")
+STATE, MANIFEST = "state.json", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,27 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def average(self) -> Path:
+        return self.path / "ema.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def stop_request(self) -> Path:
+        """A file whose presence asks the workers to save and leave."""
+        return self.path / "stop"
+
+    def tell(self, event: str, text: str, **figures: Any) -> None:
+        """Note something that people should hear of, in one line."""
+        line = {"time": round(time.time(), 3), "event": event, "text": text, **figures}
+        with self.events.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
 
     def read(self) -> dict[str, Any]:
         """The content of stage.json; {} where the stage was never started. Raises UserError where it is damaged or foreign."""
@@ -98,7 +123,7 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints there are, oldest first."""
-        found = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*") if (path / "state.json").is_file()]
+        found = [path.parent.name.removeprefix("step-") for path in self.checkpoints.glob(f"step-*/{MANIFEST}")]
         return sorted(int(name) for name in found if name.isdigit())
 
     def checkpoint(self, step: int) -> Path:
@@ -115,38 +140,83 @@ class RunFolder:
         self.part(step).mkdir(parents=True)
         return self.part(step)
 
-    def commit(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
-        """Make the written checkpoint the newest one, then drop all but the `keep` newest. One process calls this."""
+    def commit(self, step: int, state: Mapping[str, Any], files: Mapping[str, str], keep: CheckpointConfig) -> Path:
+        """Make the written checkpoint the newest one, then drop those that `keep` does not name. One process calls this.
+
+        `files` are the digests of what stands in `part(step)`; they go into the manifest with state.json's own.
+        """
         part, whole = self.part(step), self.checkpoint(step)
-        (part / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}) + "\n")
+        (part / STATE).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}) + "\n")
         for file in part.rglob("*"):
             if file.is_file():
                 sync(file)
+        write_text(part / MANIFEST, json.dumps({"sha256": {**files, STATE: digest(part / STATE)}}, indent=1) + "\n")
         if whole.exists():  # the same step of the same run: what stands is as good
             shutil.rmtree(part)
         else:
             os.replace(part, whole)
         sync(self.checkpoints)
-        for old in self.steps()[:-keep]:
-            # renamed first, so that a kill in the middle of removing leaves nothing that looks whole
-            doomed = self.checkpoints / f".step-{old}.old"
-            os.replace(self.checkpoint(old), doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        steps = self.steps()
+        kept = {*steps[-keep.keep :], *(found for found in steps if keep.keep_every and found % keep.keep_every == 0)}
+        for old in steps:
+            if old not in kept:
+                self.set_aside(old)
         return whole
+
+    def set_aside(self, step: int) -> None:
+        """Remove a checkpoint; renamed first, so that a kill in the middle leaves nothing that looks whole."""
+        doomed = self.checkpoints / f".step-{step}.old"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(self.checkpoint(step), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def manifest(self, step: int) -> dict[str, str]:
+        """Digest of every file of a checkpoint, by its path within it; {} where the manifest itself is damaged."""
+        try:
+            content: dict[str, str] = json.loads((self.checkpoint(step) / MANIFEST).read_text())["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return content
 
     def state(self, step: int) -> dict[str, Any]:
         """What state.json of a checkpoint says."""
-        content: dict[str, Any] = json.loads((self.checkpoint(step) / "state.json").read_text())
+        content: dict[str, Any] = json.loads((self.checkpoint(step) / STATE).read_text())
         return content
 
-    def write_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace model.safetensors."""
-        from safetensors.torch import save_file
+    def write_weights(self, tensors: Mapping[str, Tensor], average: Mapping[str, Tensor] | None = None) -> None:
+        """Replace model.safetensors, and ema.safetensors by the average if there is one."""
+        self.average.unlink(missing_ok=True)
+        if average:
+            write_tensors(self.average, average, {"stage": self.stage})
+        write_tensors(self.weights, tensors, {"stage": self.stage})
 
-        part = self.path / ".model.safetensors.part"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"stage": self.stage})
-        sync(part)
-        os.replace(part, self.weights)
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differing(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """What is wrong with the files of a folder: one entry for each that is missing or has another digest."""
+    wrong = []
+    for name, known in digests.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif digest(path) != known:
+            wrong.append(f"{name} is not what was written ({path.stat().st_size} bytes)")
+    return wrong
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Replace a safetensors file by rename."""
+    from safetensors.torch import save_file
+
+    part = path.with_name(f".{path.name}.part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+    sync(part)
+    os.replace(part, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -205,16 +275,20 @@ def finished(run_dir: str | Path, stage: str) -> RunFolder:
     return folder
 
 
-def load_weights(run_dir: str | Path, stage: str) -> dict[str, Tensor]:
-    """The finished weights of a stage. Raises UserError where there are none or the file is damaged."""
+def load_weights(run_dir: str | Path, stage: str, *, average: bool = False) -> dict[str, Tensor]:
+    """The finished weights of a stage, or with `average` their moving average where the stage has one.
+
+    Raises UserError where there are none or the file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = finished(run_dir, stage)
+    path = folder.average if average and folder.average.is_file() else folder.weights
     try:
-        return load_file(folder.weights)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"the weights are damaged: {error}", where=folder.weights, do=f"train stage {stage} again") from error
+        raise UserError(f"the weights are damaged: {error}", where=path, do=f"train stage {stage} again") from error
 
 
 def changed_fields(
@@ -235,6 +309,11 @@ def changed_fields(
     return changed
 
 
+def restored(kind: type[State], saved: Mapping[str, Any]) -> State:
+    """A state that was saved as a mapping: what this release no longer knows is left out, what it adds is at its default."""
+    return kind(**{entry.name: saved[entry.name] for entry in fields(kind) if entry.name in saved})  # type: ignore[arg-type]
+
+
 def under(name: str, prefixes: Sequence[str]) -> bool:
     """Whether a parameter's name lies under one of the dotted prefixes."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
@@ -249,10 +328,14 @@ def _by_part(names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, TrainConfig]:
-    """A finished stage and the configuration it was trained with, without its weights.
+    """A finished stage and the configuration it was trained with, without its weights; `run_dir` may be an export.
 
     `stage` None takes the last finished stage that has both branches. Raises UserError where there is none.
     """
+    from train.export import exported_config, is_export
+
+    if is_export(run_dir):
+        return exported_config(run_dir)
     if stage is None:
         done = [name for name in ("multitask", "joint") if RunFolder(run_dir, name).done]
         if not done:
@@ -267,11 +350,17 @@ def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, 
 
 
 def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
-    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config` does."""
+    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config` does.
+
+    Its weights are the moving average of those that were trained, where the stage kept one. `run_dir` may be an export.
+    """
+    from train.export import is_export, load_export
     from train.model.dual_branch import DualBranch
 
+    if is_export(run_dir):
+        return load_export(run_dir)
     stage, config = trained_config(run_dir, stage)
-    tensors = load_weights(run_dir, stage)
+    tensors = load_weights(run_dir, stage, average=True)
     model = DualBranch(config.model)
     model.load_state_dict(tensors)
     return model.eval(), config

@@ -7,7 +7,11 @@ already, the cluster that RAY_ADDRESS names, or one on this machine. On several 
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from shards.cluster import ray_running
-from shards.errors import UserError
+from shards.errors import Stopped, UserError
 from train.checkpoint import RunFolder, changed_fields, write_text
 from train.stages import TrainConfig
 
@@ -51,33 +55,49 @@ def run_stage(
     shards_dir: str | Path,
     run_dir: str | Path,
     on_metrics_factory: MetricsFactory | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> StageResult:
     """Train a stage, or go on from its last checkpoint, or do nothing where it is done.
 
     `on_metrics_factory()` runs in the first worker and gives the function that receives (steps done, metrics). Raises
-    UserError for a stage without its predecessor, a changed configuration, too few CPUs or GPUs, and failing workers.
+    UserError for a stage without its predecessor, a configuration changed since it began (unless `accept_changes`), too few
+    CPUs or GPUs, and failing workers; Stopped where SIGTERM, Ctrl-C or a file `<stage>/stop` asked for it, once the workers
+    have saved after the step they were at.
     """
     began = time.monotonic()
     folder = RunFolder(run_dir, stage)
-    if check_stage(config, stage, shards_dir, run_dir):
+    if check_stage(config, stage, shards_dir, run_dir, accept_changes=accept_changes):
         return _result(folder, ran=False, began=began)
     folder.write(config=config.model_dump(mode="json"), done=False)
     with ray_running():
         device = _device(config)
-        _fit(config, folder, device, _job(config, stage, shards_dir, run_dir, device, on_metrics_factory))
+        job = _job(config, stage, shards_dir, run_dir, device, on_metrics_factory, accept_changes)
+        with _stop_asked(folder) as signals:
+            _fit(config, folder, device, job)
+    if not folder.done:
+        raise Stopped(
+            f"stopped after step {folder.steps()[-1]} of stage {stage}, which is saved",
+            where=folder.path,
+            do="run the same command again to go on",
+            code=128 + (signals[0] if signals else signal.SIGINT),
+        )
     return _result(folder, ran=True, began=began)
 
 
-def check_stage(config: TrainConfig, stage: str, shards_dir: str | Path, run_dir: str | Path) -> bool:
+def check_stage(
+    config: TrainConfig, stage: str, shards_dir: str | Path, run_dir: str | Path, *, accept_changes: bool = False
+) -> bool:
     """Whether a stage is done already; touches nothing.
 
-    Raises UserError where it cannot be trained: its predecessor is not done, its plan changed since it was, its batch does
-    not split, or there are no shards.
+    Raises UserError where it cannot be trained: its predecessor is not done, its plan changed since it was (unless
+    `accept_changes`: then it stands as it is), its batch does not split, or there are no shards.
     """
     plan = config.stage(stage)
     folder = RunFolder(run_dir, stage)
     if folder.done:
-        _check_same_plan(folder, folder.read(), config, stage)
+        if not accept_changes:
+            _check_same_plan(folder, folder.read(), config, stage)
         return True
     if plan.takes_from and not RunFolder(run_dir, plan.takes_from).done:
         raise UserError(
@@ -93,7 +113,7 @@ def check_stage(config: TrainConfig, stage: str, shards_dir: str | Path, run_dir
 
 def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConfig, stage: str) -> None:
     """A finished stage answers for the plan it was trained with, not for another."""
-    from train.trainer import settings_that_matter
+    from train.resume import settings_that_matter
 
     try:
         before = TrainConfig.model_validate(known["config"])
@@ -118,12 +138,18 @@ def _check_shards(shards_dir: str | Path) -> None:
 
 
 def _job(
-    config: TrainConfig, stage: str, shards_dir: str | Path, run_dir: str | Path, device: str, factory: MetricsFactory | None
+    config: TrainConfig,
+    stage: str,
+    shards_dir: str | Path,
+    run_dir: str | Path,
+    device: str,
+    factory: MetricsFactory | None,
+    accept_changes: bool,
 ) -> Job:
     from train.trainer import Job
 
     shards = str(shards_dir) if "://" in str(shards_dir) else str(Path(shards_dir).absolute())
-    return Job(config, stage, shards, str(Path(run_dir).absolute()), device, factory)
+    return Job(config, stage, shards, str(Path(run_dir).absolute()), device, factory, accept_changes)
 
 
 def _device(config: TrainConfig) -> str:
@@ -169,9 +195,53 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
         ),
     )
     try:
-        trainer.fit()
+        _beside(trainer.fit)
     except (TrainingFailedError, RayError) as error:
         raise _told(folder, error) from error
+
+
+@contextmanager
+def _stop_asked(folder: RunFolder) -> Iterator[list[int]]:
+    """While it lasts, a first SIGTERM or Ctrl-C asks the workers to save and leave; a second one ends it at once.
+
+    Gives the list of signals that came. The request is a file in the run folder, which workers on any node see.
+    """
+    folder.stop_request.unlink(missing_ok=True)
+    came: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+        folder.stop_request.touch()
+        folder.tell("stopping", "asked to stop: the workers save after this step (once more to end at once)")
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if here else {}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        folder.stop_request.unlink(missing_ok=True)
+
+
+def _beside(work: Callable[[], object]) -> None:
+    """Call `work` in a thread and wait for it: in the main thread Ray would answer Ctrl-C itself, by dropping the workers."""
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # signals are answered in between
+    if failed:
+        raise failed[0]
 
 
 def _work(given: dict[str, Any]) -> None:
@@ -182,11 +252,14 @@ def _work(given: dict[str, Any]) -> None:
     torch.set_num_threads(job.config.cpus_per_worker)
     folder = RunFolder(job.run_dir, job.stage)
     try:
-        from train.trainer import StageTrainer
+        from train.trainer import train_stage
 
-        StageTrainer(job).run()
+        train_stage(job)
     except Exception as error:
-        _leave_word(folder, error)
+        from train.planning import out_of_memory
+
+        config = job.config
+        _leave_word(folder, out_of_memory(error, config, config.stage(job.stage), job.device) or error)
         raise
 
 

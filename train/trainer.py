@@ -7,28 +7,39 @@ In: a Job (plan, stage, shards folder, run folder) and an initialised torch.dist
 
 from __future__ import annotations
 
+import json
 import logging
-import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor
 
 from shards.errors import UserError
 from shards.stream import SampleStream
-from train.checkpoint import RunFolder, changed_fields, hand_over, under
+from train.average import WeightAverage
+from train.buckets import make_feed, places_at, stage_buckets
+from train.checkpoint import RunFolder, hand_over, restored, under
 from train.codec.registry import load_codecs
 from train.data import BatchLoader, Loaded, prefetched
-from train.engine import begin_engine, full_weights, grad_norm, load_state, save_state
-from train.meters import History, Meter, Outcome
+from train.engine import StepGuard, begin_engine, from_all, full_weights, grad_norm, save_state
+from train.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
+from train.meters import History, Meter, Outcome, over_workers, pace
 from train.model.dual_branch import DualBranch
 from train.model.face_modulation import lambda_at
+from train.model.pretrained import take_pretrained
 from train.options import Task
+from train.resume import AVERAGE_FILE, Resumption, find, random_file, random_state, settings_that_matter
 from train.stages import StageConfig, TrainConfig, face_for, lr_at
 from train.tasks import Draw, task_at, total_loss
+from train.universal import Layout
+from train.validation import begin_validation
+from train.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +55,7 @@ class MetricsFactory(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told. `device` is `cpu` or `cuda`."""
+    """What a worker is told. `device` is `cpu` or `cuda`; `accept_changes`: go on although the configuration changed."""
 
     config: TrainConfig
     stage: str
@@ -52,6 +63,25 @@ class Job:
     run_dir: str
     device: str = "cpu"
     on_metrics_factory: MetricsFactory | None = None
+    accept_changes: bool = False
+
+
+@dataclass(frozen=True)
+class Micro:
+    """A micro-batch that was computed: what may be told of it if its step turns out bad."""
+
+    places: tuple[int, ...]
+    loaded: Loaded
+    losses: dict[str, Tensor]
+
+
+def train_stage(job: Job) -> Outcome | None:
+    """Train a stage on this worker, going back to a checkpoint where its health asks for it; None where asked to stop."""
+    while True:
+        try:
+            return StageTrainer(job).run()
+        except Rewind:
+            continue
 
 
 class StageTrainer:
@@ -65,58 +95,157 @@ class StageTrainer:
         self.folder = RunFolder(job.run_dir, stage.name)
         model = build_model(job, stage, rank)
         self.parameters = model.parameter_counts()
-        self.engine: Any = begin_engine(model, config, stage, world, job.device)
-        self.history, self.start = resume(self.engine, self.folder, config, stage, world)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        found = find(self.folder, config, stage, trained, accept_changes=job.accept_changes)
+        self.engine: Any = begin_engine(model, config, stage, world, job.device, universal=bool(found and found.universal))
+        self.guard = StepGuard(self.engine)
+        self.start, self.history, self.health = 0, History.begin(stage), StepHealth()
+        if found:
+            found.load(self.engine)
+            self.start, self.history = found.step, restored(History, found.state["history"])
+            self.health = restored(StepHealth, found.state["health"])
+        self.average = begin_average(self.engine, config.ema, found, self.folder)
+        self.rewinds = Rewinds(**self.folder.read().get("rewinds", {}))
+        self.watch = Watch(self.engine, config.health)
         codecs = load_codecs(config.data.codecs, picture=stage.picture, device=job.device)
         # a resumed run keeps to the shards that it began with, also when the corpus has grown
-        begun_with = self.folder.state(self.start).get("shards") if self.start else None
-        self.stream = SampleStream(job.shards_dir, "train", config.data.seed, shards=begun_with, damage=config.data.damage)
-        self.loader = BatchLoader(self.stream, config.data, codecs, stage.batch)
-        self.places = split_batch(stage.batch, world, rank, config.micro_batch(stage, world))
+        begun_with = found.state.get("shards") if found else None
+        buckets, damage = stage_buckets(config, stage), config.data.damage
+        self.stream = SampleStream(job.shards_dir, "train", config.data.seed, buckets=buckets, shards=begun_with, damage=damage)
+        # and to the latents that it began with: cached ones are of other windows than those encoded on line
+        feed = make_feed(self.stream, config.data, stage, codecs, found.state.get("latents", "") if found else None)
+        if rank == 0:
+            self.folder.tell("latents", feed.line)
+        self.latents = feed.latents
+        self.loader = BatchLoader(self.stream, config.data, codecs, feed.batch, feed.windows, feed.other)
+        self.share = (world, rank, config.micro_batch(stage, world))
+        self.validate = begin_validation(config, stage, job.shards_dir, codecs)
         self.face = face_for(config, stage)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
 
-    def run(self) -> Outcome:
-        """Train from where the stage stands to its end, and leave its weights in the run folder."""
+    def run(self) -> Outcome | None:
+        """Train from where the stage stands to its end, and leave its weights in the run folder; None where asked to stop."""
         if not self.start:
             self.history.fixed = self.fixed_losses()
             self.on_metrics(0, prefixed("fixed", self.history.fixed))
-        batches = self.batches(range(self.start, self.stage.steps))
-        for step in range(self.start, self.stage.steps):
-            metrics = self.train_step(step, batches)
-            self.history.add(metrics, first=step == self.start)
-            check_finite(metrics, step)
+        steps = [step for step in range(self.start, self.stage.steps) if step not in self.rewinds.avoid]
+        batches = self.batches(steps)
+        for step in steps:
+            metrics, asked_to_stop = self.train_step(step, batches)
+            if not self.health.bad:
+                self.history.add(metrics, first=step == steps[0])
             self.on_metrics(step + 1, metrics)
-            if (step + 1) % self.config.checkpoint.every == 0 or step + 1 == self.stage.steps:
-                state = checkpoint_state(self.config, self.stage, self.history) | {"shards": self.stream.shards}
-                save_state(self.engine, self.folder, step + 1, state, self.config.checkpoint.keep)
+            if (step + 1) % self.config.health.watch_every == 0:
+                for text in self.watch.look():
+                    self.tell("warning", text, step=step + 1)
+                self.on_metrics(step + 1, prefixed("output_norm", self.watch.output_norms))
+            if self.config.validation.every and (step + 1) % self.config.validation.every == 0:
+                self.on_metrics(step + 1, self.validate(self.engine))
+            done = self.stage.steps if step == steps[-1] else step + 1
+            # between bad steps the state may be the cause of them
+            due = (step + 1) % self.config.checkpoint.every == 0 and not self.health.bad
+            if due or asked_to_stop or done == self.stage.steps:
+                self.save(done)
+            if asked_to_stop and done < self.stage.steps:
+                self.tell("stopped", f"asked to stop: step {done} of {self.stage.steps} is saved", step=done)
+                return None
         return self.finish()
 
-    def train_step(self, step: int, batches: Iterator[Loaded]) -> dict[str, float]:
-        """One optimizer step of the global batch: its metrics, the same on all workers."""
+    def train_step(self, step: int, batches: Iterator[Loaded]) -> tuple[dict[str, float], bool]:
+        """One optimizer step of the global batch: its metrics, and whether to stop after it; the same on all workers.
+
+        A bad step is left out on all of them alike. Raises Rewind and UserError as `leave_out` does.
+        """
         meter, task = Meter(), task_at(self.config.seed, step, self.stage.tasks)
         lambda_m = lambda_at(self.face, step / max(1, self.stage.steps - 1))
         lr = self.engine.optimizer.param_groups[0]["lr"] = lr_at(self.stage, step)
-        for places in self.places:
+        limits = self.health.limits(self.config.health, task)
+        seen: list[Micro] = []
+        own_s, loss, asked_to_stop = 0.0, 0.0, False
+        micros = self.places_at(step)
+        for places in micros:
+            began = time.monotonic()
             loaded = meter.wait_for(batches)
-            losses = self.losses(loaded, step, places, task, lambda_m)
+            figures: dict[str, Tensor] = {}
+            losses = self.losses(loaded, step, places, task, lambda_m, figures)
+            own_s += time.monotonic() - began
+            seen.append(Micro(places, loaded, {name: value.detach() for name, value in losses.items()}))
             self.engine.backward(losses["total"])
-            meter.add(losses, loaded)
-            meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
+            meter.add(losses, loaded, figures)
+            if len(seen) == len(micros):
+                loss, asked_to_stop = self.agree(seen)
+                self.guard.open(refuse=not loss <= limits[0], limit=limits[1])
+            self.guard.plain_norm = meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
             self.engine.step()
         meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
-        return meter.metrics(task, self.stage) | {"lambda_m": lambda_m, "lr": lr}
+        metrics = meter.metrics(task, self.stage) | {"lambda_m": lambda_m, "lr": lr, "skipped": float(not self.guard.taken)}
+        metrics |= pace(self.config, self.stage, metrics["time/samples_per_s"])
+        self.watch.add(own_s, meter.waited, metrics["time/step_s"])
+        if self.config.trace:
+            write_trace(self.folder.path / f"trace-{dist.get_rank()}.jsonl", step, task, seen)
+        fault = fault_of(loss, meter.grad_norm, limits)
+        if self.guard.taken:
+            self.health.take(self.config.health, task, loss, meter.grad_norm)
+            if self.average:
+                self.average.update()
+        elif not self.scale_was_too_large(loss):
+            self.leave_out(step, task, fault, seen)
+        return metrics, asked_to_stop
 
-    def losses(self, loaded: Loaded, step: int, places: tuple[int, ...], task: Task, lambda_m: float) -> dict[str, Tensor]:
+    def agree(self, seen: Sequence[Micro]) -> tuple[float, bool]:
+        """The loss of the global batch, and whether someone asked the run to stop; the same on all workers."""
+        loss = sum(float(micro.losses["total"]) for micro in seen) / len(seen) / dist.get_world_size()
+        asked = dist.get_rank() == 0 and self.folder.stop_request.exists()
+        together = over_workers([loss, float(asked)], dist.ReduceOp.SUM)
+        return together[0], together[1] > 0
+
+    def scale_was_too_large(self, loss: float) -> bool:
+        """Whether fp16's loss scale is why a step was not taken: DeepSpeed lowers it and goes on, which is no fault."""
+        return self.config.deepspeed.dtype == "fp16" and not self.guard.refuse and loss == loss
+
+    def leave_out(self, step: int, task: Task, fault: str, seen: Sequence[Micro]) -> None:
+        """Tell of a bad step, with its samples and what their tensors look like.
+
+        After too many in a row, raises Rewind on all workers, or UserError with the verdict where that was done enough.
+        """
+        count = self.health.leave(step)
+        samples = [micro for micros in from_all([described(micro) for micro in seen]) for micro in micros]
+        self.tell("skipped", f"step {step + 1} is left out ({task}): {fault}", step=step + 1, samples=samples)
+        if count < self.config.health.rewind_after:
+            return
+        self.rewinds.refuse_more(self.config.health, self.health.bad, fault, self.folder.events)
+        last = from_all(self.folder.steps())[0]
+        if dist.get_rank() == 0:
+            self.folder.write(rewinds=asdict(self.rewinds.after(self.health.bad)))
+        back = f"{count} bad steps in a row: back to step {last[-1] if last else 0}, and without them from there"
+        self.tell("rewind", back, steps=[bad + 1 for bad in self.health.bad])
+        dist.barrier()
+        raise Rewind
+
+    def losses(
+        self,
+        loaded: Loaded,
+        step: int,
+        places: tuple[int, ...],
+        task: Task,
+        lambda_m: float,
+        figures: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Forward of one micro-batch: `places` are its samples' indices in the global batch of `step`."""
         draw, batch = Draw(self.config.seed, step, places), loaded.batch.to(self.engine.device)
         checkpointing = self.config.deepspeed.activation_checkpointing
         objective = self.config.objective.model_copy(update={"mix": self.stage.tasks})
-        return total_loss(self.engine, batch, task, draw, objective, self.face, lambda_m, checkpointing=checkpointing)
+        return total_loss(
+            self.engine, batch, task, draw, objective, self.face, lambda_m, checkpointing=checkpointing, figures=figures
+        )
 
-    def batches(self, steps: range) -> Iterator[Loaded]:
+    def places_at(self, step: int) -> list[tuple[int, ...]]:
+        """This worker's places in the batch of a step, one tuple per forward."""
+        return places_at(step, self.stream, self.stage, *self.share)
+
+    def batches(self, steps: Sequence[int]) -> Iterator[Loaded]:
         """This worker's micro-batches of those steps, in order, made ahead of their use."""
-        keys = ((step, places) for step in steps for places in self.places)
+        keys = ((step, places) for step in steps for places in self.places_at(step))
         return prefetched(lambda key: self.loader.load(*key), keys, self.config.data.prefetch)
 
     def fixed_losses(self) -> dict[str, float]:
@@ -126,7 +255,7 @@ class StageTrainer:
         batches = self.batches(steps)
         for step in steps:
             task, meter = task_at(self.config.seed, step, self.stage.tasks), Meter()
-            for places in self.places:
+            for places in self.places_at(step):
                 loaded = meter.wait_for(batches)
                 with torch.no_grad():
                     meter.add(self.losses(loaded, step, places, task, 0.0), loaded)
@@ -135,24 +264,83 @@ class StageTrainer:
                     found.setdefault(name.removeprefix("loss/"), []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}
 
+    def save(self, step: int) -> None:
+        """Write a checkpoint after so many steps. All workers call this; raises UserError where the disk refuses."""
+        state: dict[str, Any] = {
+            "settings": settings_that_matter(self.config, self.stage),
+            "layout": asdict(Layout.of(self.config, dist.get_world_size())),
+            "history": asdict(self.history),
+            "health": self.health.as_dict(),
+            "shards": self.stream.shards,
+            "latents": self.latents,
+            "tracking": tracked_as(self.folder),
+        }
+        tensors = {random_file(dist.get_rank()): random_state()}
+        if self.average:
+            state["average_updates"] = self.average.updates
+            whole = self.average.whole()
+            tensors |= {AVERAGE_FILE: whole} if whole else {}
+        save_state(self.engine, self.folder, step, state, self.config.checkpoint, tensors)
+
     def finish(self) -> Outcome:
         """Write the stage's weights and mark it done."""
         fixed = self.fixed_losses()
         self.on_metrics(self.stage.steps, prefixed("fixed", fixed))
+        self.watch.look()
+        self.on_metrics(self.stage.steps, prefixed("output_norm", self.watch.output_norms))
         outcome = self.history.outcome(self.stage, fixed, self.parameters)
         weights = full_weights(self.engine)
+        average = self.average.whole() if self.average else None
         if dist.get_rank() == 0:
-            self.folder.write_weights(weights)
+            self.folder.write_weights(weights, average)
             self.folder.write(done=True, step=self.stage.steps, outcome=asdict(outcome))
         dist.barrier()
         return outcome
 
+    def tell(self, event: str, text: str, **figures: Any) -> None:
+        """Note an event once, whoever calls."""
+        if dist.get_rank() == 0:
+            log.warning("%s", text)
+            self.folder.tell(event, text, **figures)
 
-def split_batch(batch: int, world: int, rank: int, micro: int) -> list[tuple[int, ...]]:
-    """Places in the global batch that a worker computes, one tuple per forward; all workers' together are 0..batch-1."""
-    share = batch // world
-    mine = range(rank * share, (rank + 1) * share)
-    return [tuple(mine[at : at + micro]) for at in range(0, share, micro)]
+
+def begin_average(engine: Any, decay: float, found: Resumption | None, folder: RunFolder) -> WeightAverage | None:
+    """The moving average that the configuration asks for, taken on from the checkpoint where that has one."""
+    if not decay:
+        return None
+    average = WeightAverage(engine, decay)
+    if found and (found.checkpoint / AVERAGE_FILE).is_file():
+        with safe_open(found.checkpoint / AVERAGE_FILE, framework="pt") as tensors:
+            average.restore(tensors.get_tensor, found.state["average_updates"])
+    elif found and dist.get_rank() == 0:
+        folder.tell("average", f"the checkpoint has no moving average: it begins at step {found.step}")
+    return average
+
+
+def described(micro: Micro) -> dict[str, Any]:
+    """A micro-batch for the log: its samples, losses, and what its tensors look like."""
+    tensors = {name: value for name, value in vars(micro.loaded.batch).items() if isinstance(value, Tensor)}
+    return {
+        "places": list(micro.places),
+        "keys": micro.loaded.batch.keys,
+        "losses": {name: float(value) for name, value in micro.losses.items()},
+        "tensors": statistics_of(tensors),
+    }
+
+
+def write_trace(path: Path, step: int, task: Task, seen: Sequence[Micro]) -> None:
+    """Append a step's samples and exact losses (hexadecimal floats) of this worker."""
+    keys = {place: key for micro in seen for place, key in zip(micro.places, micro.loaded.batch.keys, strict=True)}
+    losses = [{name: float(value).hex() for name, value in micro.losses.items()} for micro in seen]
+    with path.open("a") as lines:
+        lines.write(json.dumps({"step": step, "task": task, "keys": keys, "losses": losses}) + "\n")
+
+
+def tracked_as(folder: RunFolder) -> dict[str, str]:
+    """Where the run is recorded (MLflow's URI and run id), where its folder says so."""
+    note = folder.path / "tracking.json"
+    known: dict[str, str] = json.loads(note.read_text()) if note.is_file() else {}
+    return known
 
 
 def build_model(job: Job, stage: StageConfig, rank: int) -> DualBranch:
@@ -163,6 +351,9 @@ def build_model(job: Job, stage: StageConfig, rank: int) -> DualBranch:
         if part not in stage.parts:
             delattr(model, part)
     report = hand_over(model, job.run_dir, stage.takes_from, stage.starts_fresh)
+    named = {name: path for name, path in (("video", stage.pretrained.video), ("audio", stage.pretrained.audio)) if path}
+    pretrained = take_pretrained(model, named, stage.pretrained.skip, report.taken)
+    lines = [*report.lines(), *(f"  {name} from {named[name]}: {told}" for name, told in pretrained.items())]
     trainable = stage.trains or list(stage.parts)
     unknown = [part for part in trainable if not any(under(name, [part]) for name, _ in model.named_parameters())]
     if unknown:
@@ -172,60 +363,9 @@ def build_model(job: Job, stage: StageConfig, rank: int) -> DualBranch:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(under(name, trainable))
     if rank == 0:
-        RunFolder(job.run_dir, stage.name).write(key_report=report.lines())
-        log.info("%s", "\n".join(report.lines()))
+        RunFolder(job.run_dir, stage.name).write(key_report=lines)
+        log.info("%s", "\n".join(lines))
     return model
-
-
-def resume(engine: Any, folder: RunFolder, config: TrainConfig, stage: StageConfig, world: int) -> tuple[History, int]:
-    """Restore the newest checkpoint, if there is one: the figures so far and the number of steps done.
-
-    Raises UserError where it was made by another configuration or number of workers.
-    """
-    steps = folder.steps()
-    if not steps:
-        return History.begin(stage), 0
-    state = folder.state(steps[-1])
-    changed = changed_fields(state["settings"], settings_that_matter(config, stage))
-    if changed:
-        raise UserError(
-            f"the checkpoint was made with another {', '.join(changed[:4])}",
-            where=folder.checkpoint(steps[-1]),
-            do="resume with the configuration it was started with, or use another --run folder",
-            kind="changed-configuration",
-        )
-    if state["world_size"] != world:
-        raise UserError(
-            f"the checkpoint was made by {state['world_size']} workers, now there are {world}",
-            where=folder.checkpoint(steps[-1]),
-            do=f"set train.workers to {state['world_size']}",
-            kind="changed-world-size",
-        )
-    load_state(engine, folder, steps[-1])
-    return History(**state["history"]), steps[-1]
-
-
-def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, Any]:
-    """What must not change between the start of a stage and its resumption: all that its losses depend on."""
-    free = {"stages", "checkpoint", "workers", "device", "cpus_per_worker", "max_restarts"}
-    exclude: Any = {**dict.fromkeys(free, True), "data": {"damage"}}
-    return {**config.model_dump(mode="json", exclude=exclude), "stage": stage.model_dump(mode="json")}
-
-
-def checkpoint_state(config: TrainConfig, stage: StageConfig, history: History) -> dict[str, Any]:
-    """What state.json of a checkpoint holds beside its step."""
-    return {"settings": settings_that_matter(config, stage), "world_size": dist.get_world_size(), "history": asdict(history)}
-
-
-def check_finite(metrics: dict[str, float], step: int) -> None:
-    """Raise UserError, on all workers alike, where the loss of the global batch is not a number."""
-    if not math.isfinite(metrics["loss/total"]):
-        tasks = {name.split("/")[1] for name in metrics if name.startswith("task/")}
-        raise UserError(
-            f"the loss is {metrics['loss/total']} at step {step + 1} (task {', '.join(tasks)})",
-            do="lower the learning rate, or look at the samples of this step; the last checkpoint is whole",
-            kind="loss-not-finite",
-        )
 
 
 def prefixed(prefix: str, figures: dict[str, float]) -> dict[str, float]:

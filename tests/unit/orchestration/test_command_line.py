@@ -11,7 +11,23 @@ import pytest
 from shards.corpus import Corpus
 
 COMMAND = Path(sys.executable).parent / "uniavgen"
-COMMANDS = ("demo", "ingest", "curate", "caption", "shard", "report", "forget", "train", "sample", "doctor", "ui")
+COMMANDS = (
+    "demo",
+    "ingest",
+    "curate",
+    "caption",
+    "shard",
+    "cache-latents",
+    "report",
+    "forget",
+    "train",
+    "verify-resume",
+    "sample",
+    "export",
+    "ablate",
+    "doctor",
+    "ui",
+)
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import socket
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shards.errors import UserError
+from train.data import BatchLoader, Loaded
 from train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
 from train.stages import CheckpointConfig, DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
 
@@ -38,12 +41,19 @@ def small_plan(stages: Sequence[StageConfig], workers: int = 2, every: int = 100
 
 @dataclass(frozen=True)
 class Run:
-    """A stage to train into a folder of its own; `from_checkpoint` is put there first, as if the run had been interrupted."""
+    """A stage to train into a folder of its own.
+
+    `from_checkpoints` are put there first, as if the run had been interrupted; a path may be one that an earlier run leaves.
+    In the steps (0-based) of `spoiled`, the last sample of the global batch is NaN, which only the last worker sees. No file
+    may grow over `largest_file` bytes, as on a disk that is full.
+    """
 
     config: TrainConfig
     stage: str
     run_dir: Path
-    from_checkpoint: Path | None = None
+    from_checkpoints: tuple[Path, ...] = ()
+    spoiled: tuple[int, ...] = ()
+    largest_file: int = resource.RLIM_INFINITY
 
 
 def write_metrics(path: Path):
@@ -71,11 +81,12 @@ def train_together(runs: Sequence[Run], shards_dir: Path, world: int) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(runs, shards_dir, rank, world, port)) for rank in range(world)]
+    # as daemons they end with a test that runs into its time limit
+    workers = [context.Process(target=_work, args=(runs, shards_dir, rank, world, port), daemon=True) for rank in range(world)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(300)
+        worker.join()
     codes = [worker.exitcode for worker in workers]
     for worker in workers:
         worker.kill()
@@ -87,14 +98,35 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     import torch
 
-    from train.trainer import Job, StageTrainer
+    from train import trainer
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     for run in runs:
-        if run.from_checkpoint and rank == 0:
-            shutil.copytree(run.from_checkpoint, run.run_dir / run.stage / "checkpoints" / run.from_checkpoint.name)
+        for checkpoint in run.from_checkpoints if rank == 0 else ():
+            target = run.run_dir / run.stage / "checkpoints" / checkpoint.name
+            shutil.copytree(checkpoint, target, dirs_exist_ok=True)
         torch.distributed.barrier()
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
-        StageTrainer(Job(run.config, run.stage, str(shards_dir), str(run.run_dir), "cpu", factory)).run()
+        trainer.BatchLoader = partial(SpoilingLoader, run.spoiled) if run.spoiled else BatchLoader
+        resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
+        try:
+            trainer.train_stage(trainer.Job(run.config, run.stage, str(shards_dir), str(run.run_dir), "cpu", factory))
+        except UserError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            (run.run_dir / f"error-{rank}.txt").write_text(f"{error.kind}: {error}")
     torch.distributed.destroy_process_group()
+
+
+class SpoilingLoader(BatchLoader):
+    """A loader whose batches hold NaN where the test asks for it, as a broken codec or cache would make them."""
+
+    def __init__(self, spoiled: Sequence[int], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.spoiled = spoiled
+
+    def load(self, step: int, indices: Sequence[int]) -> Loaded:
+        loaded = super().load(step, indices)
+        if step in self.spoiled and self.batch - 1 in indices:
+            loaded.batch.mel[-1, :, 0] = float("nan")
+        return loaded

@@ -11,15 +11,29 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
-from train.checkpoint import RunFolder, changed_fields, hand_over, load_trained, load_weights, under
-from train.stages import TrainConfig
+from train.checkpoint import (
+    RunFolder,
+    changed_fields,
+    differing,
+    digest,
+    hand_over,
+    load_trained,
+    load_weights,
+    under,
+    write_tensors,
+)
+from train.resume import refuse_changes
+from train.stages import CheckpointConfig, TrainConfig
+
+SAVED = Path("state") / "weights.pt"
 
 
-def save(folder: RunFolder, step: int, keep: int = 2) -> None:
+def save(folder: RunFolder, step: int, keep: int = 2, keep_every: int = 0) -> None:
     part = folder.begin(step)
-    (part / "state").mkdir()
-    (part / "state" / "weights.pt").write_text(f"weights of {step}")
-    folder.commit(step, {"settings": {}}, keep)
+    (part / SAVED).parent.mkdir()
+    (part / SAVED).write_text(f"weights of {step}")
+    files = {str(SAVED): digest(part / SAVED)}
+    folder.commit(step, {"settings": {}}, files, CheckpointConfig(keep=keep, keep_every=keep_every))
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -29,6 +43,32 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert folder.steps() == [15, 100]
     assert folder.state(100)["step"] == 100
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["step-100", "step-15"]
+
+
+def test_every_nth_checkpoint_is_kept_for_good(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "joint")
+    for step in range(5, 45, 5):
+        save(folder, step, keep=2, keep_every=15)
+    assert folder.steps() == [15, 30, 35, 40]
+
+
+def test_the_manifest_knows_every_file_and_sees_every_change(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "joint")
+    save(folder, 5)
+    whole = folder.checkpoint(5)
+    digests = folder.manifest(5)
+    assert {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()} == {*digests, "manifest.json"}
+    assert differing(whole, digests) == []
+    content = (whole / SAVED).read_bytes()
+    for name, damaged in (("flipped", bytes([content[0] ^ 1]) + content[1:]), ("truncated", content[:-1]), ("empty", b"")):
+        (whole / SAVED).write_bytes(damaged)
+        wrong = differing(whole, digests)
+        assert len(wrong) == 1, name
+        assert str(SAVED) in wrong[0], name
+    (whole / SAVED).unlink()
+    assert differing(whole, digests) == [f"{SAVED} is missing"]
+    (whole / "manifest.json").write_text("{")
+    assert folder.manifest(5) == {}
 
 
 def test_saving_the_same_step_again_changes_nothing(tmp_path: Path) -> None:
@@ -42,7 +82,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("instant", range(8))
+@pytest.mark.parametrize("instant", range(10))
 def test_a_save_killed_at_any_instant_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: int
 ) -> None:
@@ -66,7 +106,7 @@ def test_a_save_killed_at_any_instant_leaves_a_whole_checkpoint(
         except Killed:
             pass
         else:
-            assert instant >= 5, "the save has fewer instants than the test tries"
+            assert instant >= 6, "the save has fewer instants than the test tries"
     newest = folder.steps()[-1]
     assert folder.state(newest)["step"] == newest
     assert (folder.checkpoint(newest) / "state" / "weights.pt").read_text() == f"weights of {newest}"
@@ -149,6 +189,43 @@ def test_a_trained_model_comes_back_with_its_plan(tmp_path: Path) -> None:
     loaded, config = load_trained(tmp_path)
     assert config == TrainConfig()
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_the_average_is_what_a_run_is_sampled_from_and_the_weights_are_what_it_goes_on_from(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "audio")
+    folder.write(done=True, config=TrainConfig().model_dump(mode="json"))
+    folder.write_weights({"x": torch.zeros(1)}, {"x": torch.ones(1)})
+    assert load_weights(tmp_path, "audio")["x"] == 0
+    assert load_weights(tmp_path, "audio", average=True)["x"] == 1
+    folder.write_weights({"x": torch.zeros(1)})
+    assert load_weights(tmp_path, "audio", average=True)["x"] == 0
+
+
+def test_another_configuration_is_refused_by_the_names_of_its_fields_or_accepted(tmp_path: Path) -> None:
+    saved, now = {"seed": 0, "stage": {"lr": 1e-3, "batch": 4}}, {"seed": 0, "stage": {"lr": 2e-3, "batch": 8}}
+    with pytest.raises(UserError, match=r"another stage.batch, stage.lr.*--accept-changes"):
+        refuse_changes(saved, now, now, tmp_path, accept=False)
+    assert refuse_changes(saved, now, now, tmp_path, accept=True) == ["stage.batch", "stage.lr"]
+    assert refuse_changes(saved, saved, now, tmp_path, accept=False) == []
+
+
+def test_a_setting_that_a_newer_release_added_is_no_change_at_its_default(tmp_path: Path) -> None:
+    saved: dict = {"stage": {"tasks": {"dubbing": 1}}}
+    defaults = {"stage": {"tasks": {"joint": 1}, "pretrained": {"video": ""}}}
+    now = {"stage": {"tasks": {"dubbing": 1}, "pretrained": {"video": ""}}}
+    assert refuse_changes(saved, now, defaults, tmp_path, accept=True) == []
+    now["stage"]["pretrained"]["video"] = "wan"
+    now["stage"]["tasks"]["joint"] = 1
+    assert refuse_changes(saved, now, defaults, tmp_path, accept=True) == ["stage.pretrained", "stage.tasks.joint"]
+
+
+def test_a_file_of_tensors_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
+    before = (tmp_path / "x.safetensors").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(1)})
+    assert (tmp_path / "x.safetensors").read_bytes() == before
 
 
 def test_changed_settings_are_named_with_their_path() -> None:

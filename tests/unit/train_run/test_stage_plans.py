@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from shards.errors import UserError
+from train.buckets import split_batch
 from train.engine import deepspeed_file
 from train.options import PAPER_MIX
 from train.stages import (
@@ -21,7 +22,6 @@ from train.stages import (
     paper_stages,
     tiny_stages,
 )
-from train.trainer import split_batch
 
 
 def test_the_defaults_are_three_stages_that_hand_on() -> None:
