@@ -1,0 +1,210 @@
+"""One experiment: train a small dual model on the small world, generate held-out clips, measure them by the law.
+
+In: a `Training` and the experiments that share it. Out: JSON files, written whole or not at all. Model, tasks, flow and
+sampler are the product's own; only the loop is not the stage trainer's, for dozens of models of 150 k parameters, one
+process and seconds each, need neither DeepSpeed nor shards.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from shards.errors import UserError
+from shards.files import replace_file
+from train.ablation.config import AblateConfig, WorldConfig
+from train.ablation.plan import Experiment, Training
+from train.ablation.readout import agreement, read_face
+from train.ablation.world import world_batch
+from train.batch import LatentBatch
+from train.flow import velocity_loss
+from train.model.dual_branch import DualBranch
+from train.model.face_modulation import lambda_at, mask_iou
+from train.options import ObjectiveConfig, SamplerConfig, Task
+from train.sampling import sample
+from train.tasks import Draw, prepare, task_at, total_loss
+
+TOGETHER, HELD_OUT = 500_000, 1_000_000
+"""Added to a seed for the worlds that rows train on, and for those that nothing is trained on: other people, other words."""
+CURVE_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and what is to be measured of it, in the run folder `folder`."""
+
+    training: Training
+    experiments: tuple[Experiment, ...]
+    folder: str
+
+
+def result_file(folder: Path | str, key: str) -> Path:
+    """Where an experiment's result stands."""
+    return Path(folder) / "experiments" / key / "result.json"
+
+
+def weights_file(folder: Path | str, key: str) -> Path:
+    """Where a training's weights stand."""
+    return Path(folder) / "trainings" / key / "weights.safetensors"
+
+
+def reference_levels(config: AblateConfig) -> dict[str, dict[str, float]]:
+    """The agreements of held-out clips with their own sound (`truth`) and with one another's (`chance`)."""
+    batch = world_batch(config.world, HELD_OUT, tuple(range(config.clips)))
+    assert batch.video is not None
+    pairings = {"chance": batch.mel.roll(1, 0), "truth": batch.mel}
+    found = {name: agreement(batch.video, mel, config.world) for name, mel in pairings.items()}
+    return {name: {measure: float(values.mean()) for measure, values in entry.items()} for name, entry in found.items()}
+
+
+def run_job(job: Job) -> list[str]:
+    """Train, unless the weights are there already, then measure every experiment; returns their keys.
+
+    Raises UserError where the loss leaves the numbers.
+    """
+    torch.set_num_threads(1)
+    model, notes = trained(job.training, job.folder)
+    if not job.experiments:
+        return []
+    batch = held_out(job.training, job.experiments[0].clips)
+    losses = held_out_losses(model, job.training, batch)
+    for experiment in job.experiments:
+        started = time.monotonic()
+        made = generate(model, batch, experiment.sampler, job.training)
+        measures = {name: float(values.mean()) for name, values in made.items()}
+        document = {
+            "experiment": experiment.model_dump(mode="json"),
+            "measures": measures | losses,
+            **notes,
+            "measure_seconds": round(time.monotonic() - started, 1),
+        }
+        path = result_file(job.folder, experiment.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
+    return [experiment.key for experiment in job.experiments]
+
+
+def trained(training: Training, folder: Path | str) -> tuple[DualBranch, dict[str, Any]]:
+    """The model with its weights from the run folder, trained and put there if need be, and notes on the training."""
+    torch.manual_seed(training.seed)
+    model = DualBranch(training.model)
+    weights = weights_file(folder, training.key)
+    notes = weights.with_name("training.json")
+    if not weights.is_file():
+        if training.begins_with is not None:
+            branches = trained(training.begins_with, folder)[0].state_dict()
+            model.load_state_dict({name: value for name, value in branches.items() if not new(name)}, strict=False)
+        started = time.monotonic()
+        curve = train(model, training)
+        seconds = round(time.monotonic() - started, 1)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        document = {"parameters": model.parameter_counts()["total"], "train_seconds": seconds, "curve": curve}
+        replace_file(notes, (json.dumps(document) + "\n").encode())
+        replace_file(weights, save(dict(model.state_dict())))
+    model.load_state_dict(load_file(weights))
+    return model, json.loads(notes.read_text())
+
+
+def new(name: str) -> bool:
+    """Whether a parameter belongs to the interaction, which every row begins anew."""
+    return name.startswith("interactions.")
+
+
+def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
+    """Train in place on clips that are all new; mean losses of every 50 steps. Raises UserError for a loss of NaN."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=0.01, fused=True)
+    world_seed = training.seed + TOGETHER * training.interact
+    first_phase = training.phases[0].share * training.steps
+    places = tuple(range(training.batch))
+    recent, curve = list[dict[str, float]](), list[dict[str, float]]()
+    for step in range(training.steps):
+        optimizer.param_groups[0]["lr"] = lr_at(training, step)
+        batch = world_batch(training.world, world_seed, tuple(step * training.batch + place for place in places))
+        losses = total_loss(
+            partial(model, interact=training.interact),
+            batch,
+            task_of(training, step),
+            Draw(training.seed, step, places),
+            training.objective,
+            training.model.face,
+            lambda_at(training.model.face, step / first_phase),
+            mels_per_frame=training.world.mels_per_frame,
+        )
+        optimizer.zero_grad()
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent.append({name: value.item() for name, value in losses.items()})
+        if (step + 1) % CURVE_EVERY == 0 or step + 1 == training.steps:
+            curve.append({"step": step + 1} | {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]})
+            recent.clear()
+            if curve[-1]["total"] != curve[-1]["total"]:
+                raise UserError(
+                    f"the loss left the numbers before step {step + 1}", do="lower ablate.lr", kind="loss-not-finite"
+                )
+    return curve
+
+
+def lr_at(training: Training, step: int) -> float:
+    """Learning rate of 0-based `step`: linear warm-up, constant, linear to 0 over the last 30 %."""
+    rise = (step + 1) / (training.warmup + 1)
+    fall = (1 - step / training.steps) / 0.3
+    return training.lr * min(1.0, rise, fall)
+
+
+def task_of(training: Training, step: int) -> Task:
+    """The task of a step, by the mix of the phase that it lies in."""
+    end = 0.0
+    for phase in training.phases:
+        end += phase.share * training.steps
+        if step < end:
+            break
+    return task_at(training.seed, step, phase.tasks)
+
+
+def held_out(training: Training, clips: int) -> LatentBatch:
+    """Clips that the training never saw, the same for every row of a seed."""
+    return world_batch(training.world, HELD_OUT + training.seed, tuple(range(clips)))
+
+
+@torch.no_grad()
+def held_out_losses(model: DualBranch, training: Training, batch: LatentBatch) -> dict[str, float]:
+    """Velocity losses of joint generation on draws that are the same for every row, and the face masks' IoU."""
+    objective = ObjectiveConfig(timestep=training.objective.timestep, caption_dropout=0, speech_dropout=0)
+    draw = Draw(HELD_OUT + training.seed, 0, tuple(range(len(batch.keys))))
+    rate, face = training.world.mels_per_frame, training.model.face
+    inputs = prepare(batch, Task.JOINT, draw, objective, face, mels_per_frame=rate)
+    out = model(inputs.video, inputs.audio)
+    figures = {
+        "video_loss": _loss(out.video, inputs.video_target, inputs.video_scored),
+        "audio_loss": _loss(out.audio, inputs.audio_target, inputs.audio_scored),
+    }
+    if out.face_masks is not None and inputs.face is not None and inputs.face_scored is not None:
+        figures["mask_iou"] = float(mask_iou(out.face_masks, inputs.face, inputs.face_scored).mean())
+    return figures
+
+
+def generate(model: DualBranch, batch: LatentBatch, sampler: SamplerConfig, training: Training) -> dict[str, Tensor]:
+    """Agreements of generated picture and sound per clip [B], and `identity`: cosine with the look that was asked for."""
+    assert batch.video is not None
+    world: WorldConfig = training.world
+    seed = HELD_OUT + training.seed
+    video, mel = sample(model, batch, Task.JOINT, sampler, seed, mels_per_frame=world.mels_per_frame)
+    assert video is not None
+    wanted, found = read_face(batch.video, world).look, read_face(video, world).look
+    return agreement(video, mel, world) | {"identity": torch.cosine_similarity(wanted, found, dim=1)}
+
+
+def _loss(predicted: Tensor | None, target: Tensor | None, scored: Tensor | None) -> float:
+    assert predicted is not None
+    assert target is not None
+    assert scored is not None
+    return float(velocity_loss(predicted, target, scored).mean())

@@ -1,0 +1,220 @@
+"""What an ablation consists of: the paper's tables as rows, each row as trainings and samplers. Imports no torch.
+
+In: an `AblateConfig`. Out: the experiments of every (row, seed), each with a key that depends on nothing but what its
+result depends on; equal experiments of different tables are one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from train.ablation.config import BANDS, CHANNELS, AblateConfig, TableName, WorldConfig
+from train.model.config import BranchConfig, FaceConfig, InteractionConfig, ModelConfig, SpeechTextConfig
+from train.options import PAPER_MIX, ObjectiveConfig, SamplerConfig, Task
+
+RECIPE = 1
+"""Part of every key: raise it when the world, the training or the measures change, so that old results are not reused."""
+
+ROLES = {"LS": "sync", "TC": "timbre", "EC": "expression"}
+"""The paper's measures (lip sync, timbre and emotion consistency) and ours that take their roles."""
+
+JOINT_ONLY: dict[Task, int] = {Task.JOINT: 1}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def key(self) -> str:
+        """Digest of all fields: 12 hex digits."""
+        document = json.dumps([RECIPE, type(self).__name__, self.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(document.encode()).hexdigest()[:12]
+
+
+class Phase(_Frozen):
+    """A stretch of a training, as a share of its steps, and the task mix in it."""
+
+    share: float
+    tasks: dict[Task, int]
+
+
+class Training(_Frozen):
+    """All that a small model's weights depend on."""
+
+    world: WorldConfig
+    model: ModelConfig
+    objective: ObjectiveConfig
+    phases: tuple[Phase, ...]
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    seed: int
+    interact: bool = True
+    begins_with: Training | None = None
+    """The training whose branches this one takes over; its interaction starts anew."""
+
+
+class Experiment(_Frozen):
+    """All that a measurement depends on."""
+
+    training: Training
+    sampler: SamplerConfig
+    clips: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: what it changes of the base, and the paper's figures by the names of `ROLES`."""
+
+    name: str
+    paper: dict[str, float] = field(default_factory=dict)
+    interaction: dict[str, Any] = field(default_factory=dict)
+    face: dict[str, Any] = field(default_factory=dict)
+    phases: tuple[Phase, ...] = (Phase(share=1.0, tasks=JOINT_ONLY),)
+    sampler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to compare. Where the paper names only the best row, `best` says which, over all others."""
+
+    name: TableName
+    title: str
+    rows: tuple[Row, ...]
+    best: str | None = None
+
+    def orders(self) -> list[tuple[str, str, str]]:
+        """(better row, worse row, the paper's measure) of every pair whose order the paper reports."""
+        if self.best is not None:
+            return [(self.best, row.name, role) for role in ROLES for row in self.rows if row.name != self.best]
+        pairs = [(role, *pair) for role in ROLES for pair in itertools.combinations(self.rows, 2)]
+        known = [(role, a, b) for role, a, b in pairs if role in a.paper and role in b.paper and a.paper[role] != b.paper[role]]
+        return [(a.name, b.name, role) if a.paper[role] > b.paper[role] else (b.name, a.name, role) for role, a, b in known]
+
+
+def _aligners(a2v: str, v2a: str, *figures: float) -> Row:
+    name = f"{a2v.upper()} / {v2a.upper()}"
+    return Row(name, dict(zip(ROLES, figures, strict=True)), interaction={"a2v": a2v, "v2a": v2a})
+
+
+def _face(mode: str, *figures: float) -> Row:
+    return Row(mode, dict(zip(ROLES, figures, strict=True)), face={"mode": mode})
+
+
+TABLES: dict[TableName, Table] = {
+    table.name: table
+    for table in (
+        Table(
+            "interaction",
+            "interaction, A2V / V2A",
+            (
+                _aligners("sgi", "sgi", 3.46, 0.667, 0.459),
+                _aligners("sti", "sti", 3.73, 0.685, 0.472),
+                _aligners("sti", "ati", 3.88, 0.705, 0.492),
+                _aligners("ati", "sti", 3.97, 0.691, 0.483),
+                _aligners("ati", "ati", 4.09, 0.725, 0.504),
+            ),
+        ),
+        Table(
+            "face",
+            "face-aware modulation",
+            (
+                _face("none", 3.89, 0.705, 0.489),
+                _face("unsupervised", 3.92, 0.701, 0.492),
+                _face("fixed", 4.11, 0.719, 0.497),
+                _face("decayed", 4.09, 0.725, 0.504),
+            ),
+        ),
+        Table(
+            "layers",
+            "layers that interact (paper, Table 7)",
+            tuple(Row(name, interaction={"layers": name}) for name in ("all", "first-half", "last-half", "interleaved")),
+            best="interleaved",
+        ),
+        Table(
+            "position",
+            "place of the interaction in a block (paper, Table 8)",
+            tuple(
+                Row(name, interaction={"position": name})
+                for name in ("before-ffn", "before-cross-attention", "before-self-attention")
+            ),
+            best="before-self-attention",
+        ),
+        Table(
+            "strategy",
+            "training strategy (paper, Fig. 7): JGO joint only, MTO multi-task from the start, JFML joint first",
+            (
+                Row("JGO"),
+                Row("MTO", phases=(Phase(share=1.0, tasks=PAPER_MIX),)),
+                # the paper's 30k and 10k steps
+                Row("JFML", phases=(Phase(share=0.75, tasks=JOINT_ONLY), Phase(share=0.25, tasks=PAPER_MIX))),
+            ),
+            best="JFML",
+        ),
+        Table(
+            "guidance",
+            "guidance of one and the same model (the paper's scales: video 3, audio 2)",
+            (
+                Row("none"),
+                Row("text", sampler={"guidance": "text", "interval": (0.0, 1.0)}),
+                Row("modality-aware", sampler={"guidance": "modality-aware", "interval": (0.0, 1.0)}),
+                Row("modality-aware, t 0.5..1", sampler={"guidance": "modality-aware", "interval": (0.5, 1.0)}),
+            ),
+            best="modality-aware, t 0.5..1",
+        ),
+        Table(
+            "window",
+            "A2V window of ATI / ATI, pixel frames either side (ours: the paper gives one window; none is STI / ATI)",
+            tuple(Row(f"window {frames}", interaction={"window": frames}) for frames in (1, 4, 8)),
+        ),
+    )
+}
+
+
+def model_config(config: AblateConfig, row: Row) -> ModelConfig:
+    """The small model of a row: both branches alike, tokens of one latent value each; the rest as the product's defaults."""
+    size = config.model
+    shape: dict[str, Any] = {"dim": size.dim, "layers": size.layers, "heads": size.heads, "ffn_dim": size.ffn_dim}
+    interaction = {"window": size.window, "mels_per_frame": config.world.mels_per_frame, **row.interaction}
+    return ModelConfig(
+        video=BranchConfig(**shape, in_channels=CHANNELS, text_dim=2, freq_dim=64),
+        audio=BranchConfig(**shape, in_channels=BANDS, text_dim=16, freq_dim=64, rope_axes="time"),
+        speech_text=SpeechTextConfig(dim=16, layers=1),
+        interaction=InteractionConfig(**interaction),
+        face=FaceConfig(**row.face),
+    )
+
+
+def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
+    """What must be run for one row and seed."""
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("world", "objective", "batch", "lr", "warmup")}
+    apart = Training(
+        **common,
+        model=model_config(config, Row("")),
+        phases=Row("").phases,
+        steps=config.branch_steps,
+        seed=seed,
+        interact=False,
+    )
+    training = Training(
+        **common, model=model_config(config, row), phases=row.phases, steps=config.steps, seed=seed, begins_with=apart
+    )
+    sampler = SamplerConfig(**{**config.sampler.model_dump(), **row.sampler})
+    return Experiment(training=training, sampler=sampler, clips=config.clips)
+
+
+def experiments(config: AblateConfig) -> dict[tuple[TableName, str, int], Experiment]:
+    """The experiment of every (table, row, seed), seeds outermost so that an early stop leaves whole comparisons."""
+    return {
+        (name, row.name, seed): experiment(config, row, seed)
+        for seed in range(config.seeds)
+        for name in config.tables
+        for row in TABLES[name].rows
+    }

@@ -1,0 +1,122 @@
+"""Reading the small world back from latents: the exact inverses of its law, and how well sound and face agree.
+
+In: video latents and mels, from the world or from a model. Out: tracks, and agreements per clip. Nothing here is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shards.clock import VIDEO_FPS
+from train.ablation.config import FACE_TOKENS, WorldConfig
+from train.ablation.world import (
+    BROW,
+    LOOK,
+    LOUDNESS,
+    MOUTH,
+    PITCH,
+    SKIN,
+    TIMBRE,
+    areas,
+    between,
+    latent_clock,
+    mel_basis,
+    mel_clock,
+    mouth_of,
+    timbre_of,
+)
+
+PLACE_STEP = 0.05
+"""Grid of the search for the face, in tokens."""
+LAGS = 8
+"""Pixel frames either way that a lag is sought in: half a second."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """What the picture says: place [B, T, 2], mouth [B, F], expression [B, T], look [B, 3]."""
+
+    place: Tensor
+    mouth: Tensor
+    expression: Tensor
+    look: Tensor
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What the sound says: loudness [B, L], expression [B, T] (its pitch at the latents' times), timbre [B, 3]."""
+
+    loudness: Tensor
+    expression: Tensor
+    timbre: Tensor
+
+
+def read_face(video: Tensor, config: WorldConfig) -> Face:
+    """Find the face by its skin, then read its parts by least squares: video [B, 10, T, rows, columns]."""
+    place = find_face(video[:, SKIN].squeeze(1), config)
+    middle = FACE_TOKENS / 2
+    mouth = _part(video[:, MOUTH], areas(config, place, middle, FACE_TOKENS))
+    first = mouth[:, :, 0].mean(1, keepdim=True)
+    return Face(
+        place,
+        torch.cat([first, mouth[:, :, 1:].transpose(1, 2).flatten(1)], dim=1),
+        _part(video[:, BROW], areas(config, place, 0.0, middle)).squeeze(1),
+        _part(video[:, LOOK], areas(config, place)).mean(2),
+    )
+
+
+def find_face(skin: Tensor, config: WorldConfig) -> Tensor:
+    """The corner whose covered areas come nearest to the skin: [B, T, rows, columns] -> [B, T, 2] in tokens."""
+    axes = [torch.arange(0, size - FACE_TOKENS + PLACE_STEP / 2, PLACE_STEP) for size in (config.rows, config.columns)]
+    places = torch.cartesian_prod(*axes)
+    shapes = 2 * areas(config, places).flatten(1)
+    distance = shapes.square().sum(1) - 2 * skin.flatten(2) @ shapes.T
+    return places[distance.argmin(-1)]
+
+
+def read_voice(mel: Tensor, config: WorldConfig) -> Voice:
+    """Coordinates of the mels in the world's basis: mel [B, 8, L]."""
+    coordinates = mel.transpose(1, 2) @ mel_basis().T
+    return Voice(
+        coordinates[..., LOUDNESS].squeeze(-1),
+        between(coordinates[..., PITCH].squeeze(-1), mel_clock(config), latent_clock(config)),
+        coordinates[..., TIMBRE].mean(1),
+    )
+
+
+def agreement(video: Tensor, mel: Tensor, config: WorldConfig) -> dict[str, Tensor]:
+    """How well picture and sound of each clip [B] obey the law together.
+
+    `sync`: correlation of the mouth with what the sound asks of it (LS's role); `sync_error_ms`: size of the shift that
+    would correlate best, within half a second; `timbre` (TC's role) and `expression` (EC's): cosine of the voice's and the
+    face's. Of unrelated halves all three are 0 on average, of the truth 1.
+    """
+    face, voice = read_face(video, config), read_voice(mel, config)
+    asked = mouth_of(voice.loudness, config)
+    by_lag = torch.stack([correlation(*_shifted(face.mouth, asked, lag)) for lag in range(-LAGS, LAGS + 1)], dim=1)
+    error = (by_lag.argmax(1) - LAGS).abs() * (1000 / VIDEO_FPS)
+    return {
+        "sync": by_lag[:, LAGS],
+        "sync_error_ms": error,
+        "timbre": torch.cosine_similarity(voice.timbre, timbre_of(face.look), dim=1),
+        "expression": torch.cosine_similarity(voice.expression, face.expression, dim=1),
+    }
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's r of each row: [B, n], [B, n] -> [B]; 0 where a row does not vary."""
+    return torch.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
+
+
+def _part(channels: Tensor, area: Tensor) -> Tensor:
+    """Value of a part that covers `area` [B, T, rows, columns] of the tokens: [B, c, T, rows, columns] -> [B, c, T]."""
+    return (channels * area[:, None]).sum((-2, -1)) / area.square().sum((-2, -1))[:, None]
+
+
+def _shifted(a: Tensor, b: Tensor, lag: int) -> tuple[Tensor, Tensor]:
+    """The parts of two tracks that overlap when b comes `lag` later."""
+    length = a.shape[1] - abs(lag)
+    return a[:, max(lag, 0) :][:, :length], b[:, max(-lag, 0) :][:, :length]
