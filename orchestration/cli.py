@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from orchestration.command import ConfigOption, CorpusOption, JsonOption, PresetOption, RunOption, SetOption, run_command
 
@@ -365,6 +366,30 @@ def export(
         from orchestration.exporting import export_run
 
         return export_run(run, out)
+
+    run_command(work, preset, config, set_, json_)
+
+
+@app.command()
+def submit(
+    command: Annotated[
+        list[str], typer.Argument(help="A command of this program with its options, after `--`.", metavar="COMMAND...")
+    ],
+    address: Annotated[
+        str, typer.Option("--address", help="Ray's dashboard; default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS.", metavar="URL")
+    ] = "",
+    follow: Annotated[bool, typer.Option(help="Show the job's output to its end.")] = True,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Run a command as a Ray job on a cluster: uniavgen submit -- ingest s3://bucket/raw --corpus /data/corpus."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.submit import submit
+
+        return submit(command, sorted(getattr(get_command(app), "commands", {})), address, follow=follow)
 
     run_command(work, preset, config, set_, json_)
 

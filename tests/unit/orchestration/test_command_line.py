@@ -24,6 +24,7 @@ COMMANDS = (
     "verify-resume",
     "sample",
     "export",
+    "submit",
     "ablate",
     "doctor",
     "ui",

@@ -1,0 +1,81 @@
+"""A command goes to a started cluster as a Ray job: its output comes back, and so does its failure."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until_it_takes_jobs(address: str) -> None:
+    patience = time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+        except OSError:
+            assert time.monotonic() < patience, "the cluster's dashboard does not answer"
+            time.sleep(0.5)
+        else:
+            return
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard's address of a one-node cluster that has this program."""
+    port = free_port()
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", f"--port={free_port()}", "--disable-usage-stats"]
+    command += ["--include-dashboard=true", f"--dashboard-port={port}"]
+    log = (tmp_path_factory.mktemp("cluster") / "ray.log").open("w")
+    with subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as head:
+        try:
+            wait_until_it_takes_jobs(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            head.terminate()
+
+
+def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [BIN / "uniavgen", "submit", "--json", "--address", address, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
+
+
+def test_a_job_shows_its_output_and_ends_as_its_command_does(cluster: str, tmp_path: Path) -> None:
+    good = submit(cluster, "--", "plan", "--preset", "paper", "--gpus", 8)
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["status"] == "SUCCEEDED"
+    assert "7,055" in good.stderr
+    bad = submit(cluster, "--", "curate", "--corpus", tmp_path / "absent")
+    assert bad.returncode == 1
+    assert str(tmp_path / "absent") in bad.stderr  # the job's own line
+    assert re.search(r"error: job raysubmit_\w+ ended as FAILED", bad.stderr)
+    left = submit(cluster, "--no-follow", "--", "plan")
+    assert json.loads(left.stdout)["status"] == "SUBMITTED"
+
+
+def test_what_cannot_be_submitted_is_told_in_one_line() -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    alone = submit(nowhere, "--", "plan")
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert f"({nowhere}); start one (ray start --head)" in alone.stderr
+    unknown = submit(nowhere, "--", "ingestt", "x")
+    assert unknown.returncode == 2
+    assert "did you mean ingest?" in unknown.stderr
