@@ -41,7 +41,9 @@ def train_stages(stage: str, root: Path, run_dir: Path, settings: Config, *, acc
     if stage != "all" and stage not in plan:
         raise UsageError(f"unknown stage {stage!r}", do=f"one of: {', '.join(plan)}, all")
     names = plan if stage == "all" else [stage]
-    corpus = Corpus.open(root)
+    # utterances come with their own shards: a corpus of no clip will do, to name the run's data by
+    only_utterances = all(settings.train.stage(name).emilia.shards for name in names)
+    corpus = Corpus.create(root) if only_utterances else Corpus.open(root)
     check_stage(settings.train, names[0], _shards(corpus, settings), run_dir, accept_changes=accept_changes)
     # a plan that is done needs no workers
     workers = nullcontext() if all(RunFolder(run_dir, name).done for name in names) else ray_running()
@@ -138,7 +140,8 @@ def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, par
     log = (home / "metrics.jsonl").absolute()
     with open_run(settings.tracking, home, f"stage {name}", parent=parent) as child:
         for run in (parent, child):
-            run.dataset(corpus, version, {"shards": _shards(corpus, settings)})
+            audio_shards = settings.train.stage(name).emilia.shards
+            run.dataset(corpus, version, {"shards": audio_shards or _shards(corpus, settings)})
         child.params(flat(settings.train.model_dump(mode="json"), "train.") | {"stage": name, "corpus_version": version})
         with _followed(name, settings.train.stage(name).steps, log):
             if not (folder := RunFolder(run_dir, name)).done:

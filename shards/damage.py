@@ -25,8 +25,10 @@ class DamageConfig(BaseModel):
 class DamageLedger:
     """Counts damaged samples of a stream of `samples`; threads may share it."""
 
-    def __init__(self, config: DamageConfig, samples: int, where: object) -> None:
-        self.config, self.where = config, where
+    def __init__(
+        self, config: DamageConfig, samples: int, where: object, do: str = "check the shards: uniavgen shard --verify"
+    ) -> None:
+        self.config, self.where, self.do = config, where, do
         self.damaged: dict[str, str] = {}
         """Damaged samples so far: key to what is wrong."""
         self.reads = 0
@@ -50,6 +52,6 @@ class DamageLedger:
             raise UserError(
                 f"{count} of {read} samples read are damaged, the last: {error}",
                 where=self.where,
-                do="check the shards: uniavgen shard --verify",
+                do=self.do,
                 kind="too-many-damaged",
             )

@@ -9,17 +9,20 @@ batches split over any number of workers as they did, and cost between a half an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shards.buckets import WindowBuckets, WindowShape
+from shards.clock import VIDEO_FPS
 from train.model.flops import Shapes, forward_flops
 from train.stages import DataConfig, StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from shards.emilia_stream import EmiliaStream
     from shards.stream import SampleStream
     from train.batch import LatentBatch
     from train.codec.registry import Codecs
@@ -92,13 +95,39 @@ class Feed(NamedTuple):
     line: str
 
 
+def open_stream(
+    config: TrainConfig, stage: StageConfig, shards_dir: str, run_dir: str, shards: Mapping[str, str] | None = None
+) -> SampleStream | EmiliaStream:
+    """The training samples of a stage: clips of the corpus, or utterances of the audio shards that it names.
+
+    `shards`: those that the stage began with. Raises UserError as `SampleStream` and `EmiliaStream` do.
+    """
+    from shards.emilia_stream import EmiliaStream
+    from shards.stream import SampleStream
+
+    data = config.data
+    if stage.emilia.shards:
+        window_s, cache = data.frames / VIDEO_FPS, Path(run_dir) / "indexes"
+        return EmiliaStream(stage.emilia, window_s, data.seed, shards=shards, damage=data.damage, cache=cache)
+    buckets = stage_buckets(config, stage)
+    return SampleStream(shards_dir, "train", data.seed, buckets=buckets, shards=shards, damage=data.damage)
+
+
 def make_feed(
-    stream: SampleStream, config: DataConfig, stage: StageConfig, codecs: Codecs, begun_with: str | None = None
+    stream: SampleStream | EmiliaStream, config: DataConfig, stage: StageConfig, codecs: Codecs, begun_with: str | None = None
 ) -> Feed:
-    """Windows of the stream's buckets, cached ones, or any of the one shape. For `begun_with` and errors see `find_latents`."""
+    """Utterances, windows of the stream's buckets, cached ones, or any of the one shape.
+
+    For `begun_with` and errors see `find_latents`.
+    """
+    from shards.emilia_stream import EmiliaStream
     from train.data import EncodedWindows
+    from train.emilia import EmiliaWindows
     from train.latents import find_latents
 
+    if isinstance(stream, EmiliaStream):
+        line = f"{stream.line}; encoded on line in windows of {config.frames} frames"
+        return Feed(stage.batch, EmiliaWindows(stream, config, codecs), None, "", line)
     if isinstance(stream.buckets, WindowBuckets):
         line = f"latents are encoded on line: {len(stream.buckets.shapes)} windows, caches hold one"
         windows = BucketedWindows(stream, config, codecs, stream.buckets)
@@ -109,7 +138,9 @@ def make_feed(
     return Feed(stage.batch, EncodedWindows(stream, config, codecs), None, "", line)
 
 
-def places_at(step: int, stream: SampleStream, stage: StageConfig, world: int, rank: int, micro: int) -> list[tuple[int, ...]]:
+def places_at(
+    step: int, stream: SampleStream | EmiliaStream, stage: StageConfig, world: int, rank: int, micro: int
+) -> list[tuple[int, ...]]:
     """Places in the batch of a step that a worker computes, one tuple per forward; all workers' together are the whole batch.
 
     As many tuples at every step; a batch that is some times the stage's has that many times the samples in each.

@@ -37,11 +37,11 @@ SHORTEST_REFERENCE = VIDEO_FPS // 4
 
 
 class Stream(Protocol):
-    """What is needed of `shards.stream.SampleStream`."""
+    """What is needed of `shards.stream.SampleStream` or `EmiliaStream`; the windows know which samples it has."""
 
     def __len__(self) -> int: ...
 
-    def sample_at(self, position: int) -> Sample: ...
+    def sample_at(self, position: int) -> Any: ...
 
 
 class Window(NamedTuple):

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from shards.cluster import ray_running
 from shards.errors import Stopped, UserError
 from train.checkpoint import RunFolder, changed_fields, write_text
-from train.stages import TrainConfig
+from train.stages import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from train.trainer import Job, MetricsFactory
@@ -92,6 +92,7 @@ def check_stage(
 
     Raises UserError where it cannot be trained: its predecessor is not done, its plan changed since it was (unless
     `accept_changes`: then it stands as it is), its batch does not split, or there are no shards.
+    An index of audio shards may be written.
     """
     plan = config.stage(stage)
     folder = RunFolder(run_dir, stage)
@@ -107,7 +108,7 @@ def check_stage(
             kind="missing-stage",
         )
     config.micro_batch(plan, config.workers)
-    _check_shards(shards_dir)
+    _check_data(config, plan, shards_dir, run_dir)
     return False
 
 
@@ -131,10 +132,14 @@ def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConf
         )
 
 
-def _check_shards(shards_dir: str | Path) -> None:
+def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path, run_dir: str | Path) -> None:
     from shards.stream import SampleStream
+    from train.buckets import open_stream
 
-    SampleStream(str(shards_dir), "train")
+    open_stream(config, stage, str(shards_dir), str(run_dir))
+    if stage.emilia.shards and config.validation.every:
+        # audio shards have no val of their own: validation keeps to the corpus's clips
+        SampleStream(str(shards_dir), "val")
 
 
 def _job(

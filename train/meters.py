@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from train.data import Loaded
 from train.options import Task
-from train.planning import PEAK_TFLOPS, sample_flops
-from train.stages import StageConfig, TrainConfig
+from train.planning import PEAK_TFLOPS
+from train.stages import StageConfig
 
 LOSS_WINDOW = 10
 """Most steps over which the losses at the start and at the end of a stage are averaged: one round of the paper's mix."""
@@ -175,10 +175,10 @@ class Meter:
         return found
 
 
-def pace(config: TrainConfig, stage: StageConfig, samples_per_s: float) -> dict[str, float]:
-    """What so many samples a second make of the hardware: the model's TFLOP/s per worker, the share of the peak (MFU) on a
-    card whose peak is known, and the most memory held since the start."""
-    speed = sample_flops(config, stage) * samples_per_s / dist.get_world_size() / 1e12
+def pace(flops: float, samples_per_s: float) -> dict[str, float]:
+    """What so many samples a second, of so many FLOPs each, make of the hardware: the model's TFLOP/s per worker, the share
+    of the peak (MFU) on a card whose peak is known, and the most memory held since the start."""
+    speed = flops * samples_per_s / dist.get_world_size() / 1e12
     found = {"compute/tflops_per_s": speed}
     if torch.cuda.is_available() and dist.get_backend() == "nccl":
         name = torch.cuda.get_device_name().lower()

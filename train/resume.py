@@ -174,7 +174,10 @@ def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, A
         "data": {"damage": True, "shards": True, "cached": {"workers", "num_cpus", "num_gpus"}},
         "deepspeed": {"zero_stage", "offload", "micro_batch", "activation_checkpointing"},
     }
-    return {**config.model_dump(mode="json", exclude=exclude), "stage": stage.model_dump(mode="json")}
+    staged = stage.model_dump(mode="json")
+    # which audio shards they are is known by their digests, wherever they stand
+    staged["emilia"]["shards"] = bool(stage.emilia.shards)
+    return {**config.model_dump(mode="json", exclude=exclude), "stage": staged}
 
 
 def random_state() -> dict[str, Tensor]:

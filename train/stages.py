@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from shards.buckets import WindowShape
 from shards.clock import latents_for_frames, mels_for_frames
 from shards.damage import DamageConfig
+from shards.emilia import EmiliaConfig
 from shards.errors import UserError
 from train.codec.config import TOKEN_STRIDE, VIDEO_CHANNELS, CodecConfig
 from train.model.config import FaceConfig, ModelConfig
@@ -69,6 +70,15 @@ class StageConfig(_Config):
     pretrained: PretrainedConfig = Field(
         default_factory=PretrainedConfig, description="checkpoints for branches that the stage before did not have"
     )
+    emilia: EmiliaConfig = Field(
+        default_factory=EmiliaConfig, description="audio shards that an audio stage trains on instead of the corpus's clips"
+    )
+
+    @model_validator(mode="after")
+    def _audio_shards_are_for_audio(self) -> StageConfig:
+        if self.emilia.shards and self.picture:
+            raise ValueError(f"stage {self.name} needs pictures, which audio shards lack: only stage audio takes emilia.shards")
+        return self
 
     @property
     def picture(self) -> bool:

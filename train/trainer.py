@@ -21,9 +21,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shards.errors import UserError
-from shards.stream import SampleStream
 from train.average import WeightAverage
-from train.buckets import make_feed, places_at, stage_buckets
+from train.buckets import make_feed, open_stream, places_at
 from train.checkpoint import RunFolder, hand_over, restored, under
 from train.codec.registry import load_codecs
 from train.data import BatchLoader, Loaded, prefetched
@@ -34,6 +33,7 @@ from train.model.dual_branch import DualBranch
 from train.model.face_modulation import lambda_at
 from train.model.pretrained import take_pretrained
 from train.options import Task
+from train.planning import sample_flops
 from train.resume import AVERAGE_FILE, Resumption, find, random_file, random_state, settings_that_matter
 from train.stages import StageConfig, TrainConfig, face_for, lr_at
 from train.tasks import Draw, task_at, total_loss
@@ -110,8 +110,7 @@ class StageTrainer:
         codecs = load_codecs(config.data.codecs, picture=stage.picture, device=job.device)
         # a resumed run keeps to the shards that it began with, also when the corpus has grown
         begun_with = found.state.get("shards") if found else None
-        buckets, damage = stage_buckets(config, stage), config.data.damage
-        self.stream = SampleStream(job.shards_dir, "train", config.data.seed, buckets=buckets, shards=begun_with, damage=damage)
+        self.stream = open_stream(config, stage, job.shards_dir, job.run_dir, begun_with)
         # and to the latents that it began with: cached ones are of other windows than those encoded on line
         feed = make_feed(self.stream, config.data, stage, codecs, found.state.get("latents", "") if found else None)
         if rank == 0:
@@ -120,7 +119,7 @@ class StageTrainer:
         self.loader = BatchLoader(self.stream, config.data, codecs, feed.batch, feed.windows, feed.other)
         self.share = (world, rank, config.micro_batch(stage, world))
         self.validate = begin_validation(config, stage, job.shards_dir, codecs)
-        self.face = face_for(config, stage)
+        self.face, self.flops = face_for(config, stage), sample_flops(config, stage)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
 
     def run(self) -> Outcome | None:
@@ -179,7 +178,7 @@ class StageTrainer:
             self.engine.step()
         meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
         metrics = meter.metrics(task, self.stage) | {"lambda_m": lambda_m, "lr": lr, "skipped": float(not self.guard.taken)}
-        metrics |= pace(self.config, self.stage, metrics["time/samples_per_s"])
+        metrics |= pace(self.flops, metrics["time/samples_per_s"])
         self.watch.add(own_s, meter.waited, metrics["time/step_s"])
         if self.config.trace:
             write_trace(self.folder.path / f"trace-{dist.get_rank()}.jsonl", step, task, seen)

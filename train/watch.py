@@ -57,7 +57,7 @@ class Watch:
         found = {
             "slow-rank": health.slow_rank(self.config, [own for own, _ in per_rank]),
             "stalled-loader": health.stalled_loader(self.config, max(waited for _, waited in per_rank), times.all),
-            "vanishing-mask": health.vanishing_mask(self.config, [float(mean) for mean in self._masks.values()]),
+            "vanishing-mask": health.vanishing_mask(self.config, [float(mask.float().mean()) for mask in self._masks.values()]),
             "dead-interaction": health.dead_interaction(self.output_norms),
         }
         warnings = [text for kind, text in found.items() if text and kind not in self._told]
@@ -66,7 +66,7 @@ class Watch:
 
     def _note_mask(self, name: str) -> Any:
         def note(module: nn.Module, inputs: Any, mask: Tensor) -> None:
-            self._masks[name] = mask.detach().float().mean()
+            self._masks[name] = mask.detach()  # its mean is taken at a look only
 
         return note
 

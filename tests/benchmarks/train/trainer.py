@@ -1,0 +1,379 @@
+"""What the trainer costs beside a bare PyTorch loop, what each ZeRO stage costs, and how long a checkpoint stalls a run.
+
+    python tests/benchmarks/train/trainer.py [--only overhead zero save gpu] [--steps 60] [--folder DIR]
+
+overhead  `StageTrainer.run` on one gloo worker, ZeRO 0, fp32, against three loops that take turns with it in one process on
+          the same model, batches and draws: a bare PyTorch loop, a second one of the same (how far two equal loops are
+          apart), and the same loop over DeepSpeed's engine. Their losses are compared. Then the trainer's step by section.
+zero      the step by ZeRO stage on two gloo workers, in turns.
+save      one checkpoint of the tiny model and of one of 50 M parameters; from its bytes/s, computed, the share of training
+          time that saving takes at the paper's size.
+gpu       as overhead, with the laptop preset in fp32 on the GPU. Leaves with one line where there is no GPU.
+
+Batches are made before the clock starts; made clips, no corpus is needed. CPU time stands beside wall time, which is unfair
+on a busy machine. About three minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "unit" / "train_run"))
+from made_samples import make_sample, write_shards
+
+from orchestration.config import load_config
+from orchestration.planner import gpu_named, stage_cost
+from train import engine, trainer
+from train.checkpoint import RunFolder
+from train.data import Loaded
+from train.engine import begin_engine
+from train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
+from train.model.face_modulation import lambda_at
+from train.options import PAPER_MIX
+from train.planning import stage_parameters
+from train.stages import DataConfig, DeepSpeedConfig, HealthConfig, StageConfig, TrainConfig, face_for, lr_at
+from train.tasks import Draw, task_at, total_loss
+from train.trainer import Job, StageTrainer, build_model
+
+KEPT = 4
+"""Batches that are made and then go round."""
+WARM = 5
+"""First steps that are not counted."""
+WORKERS, CARD, MFU = 8, "h200", 0.4
+"""The cluster for which the paper's interval is computed: the project's budget, not a measurement."""
+MODEL_50M = ModelConfig(
+    video=BranchConfig(dim=512, layers=8, heads=8, ffn_dim=2048, in_channels=48, patch=(2, 2), text_dim=384),
+    audio=BranchConfig(dim=320, layers=8, heads=5, ffn_dim=1280, in_channels=100, text_dim=64, rope_axes="time"),
+    speech_text=SpeechTextConfig(),
+)
+
+
+@dataclass
+class Clocks:
+    """Wall and CPU seconds of a process, by name, one entry a turn."""
+
+    wait: Callable[[], None] = lambda: None
+    wall: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cpu: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def forget(self) -> None:
+        """Begin anew, once everything has been run that is slow the first time."""
+        self.wall.clear()
+        self.cpu.clear()
+
+    def now(self) -> tuple[float, float]:
+        self.wait()
+        return time.perf_counter(), time.process_time()
+
+    def note(self, name: str, since: tuple[float, float]) -> None:
+        now = self.now()
+        self.wall[name].append(now[0] - since[0])
+        self.cpu[name].append(now[1] - since[1])
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            since = self.now()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.note(name, since)
+
+        return call
+
+
+class InMemory(StageTrainer):
+    """The trainer with batches that were made before the clock starts."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        micros = [(step, places) for step in range(KEPT) for places in self.places_at(step)]
+        self.kept = [self.loader.load(*micro) for micro in micros]
+
+    def batches(self, steps: Sequence[int]) -> Iterator[Loaded]:
+        return itertools.cycle(self.kept)
+
+
+class BareLoop:
+    """What one would write by hand for the same losses: forward, backward, clipping, AdamW; with `deepspeed`, by its engine."""
+
+    def __init__(self, job: Job, clocks: Clocks, name: str, *, deepspeed: bool = False) -> None:
+        self.job, self.config, self.stage = job, job.config, job.config.stage(job.stage)
+        self.clocks, self.name, self.face = clocks, name, face_for(self.config, self.stage)
+        self.model: Any = build_model(job, self.stage, 1).to(job.device)
+        self.engine = begin_engine(self.model, self.config, self.stage, 1, job.device) if deepspeed else None
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.stage.lr, weight_decay=self.stage.weight_decay)
+        self.losses: list[float] = []
+
+    def step(self, step: int, loaded: Loaded) -> None:
+        since, config, stage = self.clocks.now(), self.config, self.stage
+        optimizer = self.engine.optimizer if self.engine else self.optimizer
+        optimizer.param_groups[0]["lr"] = lr_at(stage, step)
+        draw, lambda_m = Draw(config.seed, step, tuple(range(stage.batch))), lambda_at(self.face, step / (stage.steps - 1))
+        objective = config.objective.model_copy(update={"mix": stage.tasks})
+        task, batch = task_at(config.seed, step, stage.tasks), loaded.batch.to(self.job.device)
+        loss = self.section(
+            "forward", total_loss, self.engine or self.model, batch, task, draw, objective, self.face, lambda_m
+        )["total"]
+        self.section("backward", self.engine.backward if self.engine else torch.Tensor.backward, loss)
+        self.section("clip, optimizer", self.engine.step if self.engine else self.update)
+        self.losses.append(float(loss.detach()))
+        self.clocks.note(self.name, since)
+
+    def section(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.clocks.timed(f"{self.name}: {name}", function)(*arguments)
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def plan(model: ModelConfig, workers: int, steps: int, zero: int = 0, **changes: Any) -> TrainConfig:
+    """A joint stage on the paper's task mix, which saves at its end only and looks at the watch every 25 steps."""
+    stage = StageConfig(name="joint", batch=4, steps=steps, tasks=PAPER_MIX)
+    given: dict[str, Any] = {"deepspeed": DeepSpeedConfig(zero_stage=zero), "health": HealthConfig(watch_every=25), **changes}
+    return TrainConfig(model=model, stages=[stage], workers=workers, fixed_steps=0, checkpoint={"every": 10**6}, **given)
+
+
+def overhead(shards: Path, folder: Path, steps: int, config: TrainConfig, device: str) -> None:
+    """The trainer's whole loop, the others taking their step whenever it tells of one of its own."""
+    clocks = Clocks(torch.cuda.synchronize) if device == "cuda" else Clocks()
+    job = Job(config, "joint", str(shards), str(folder / "run"), device)
+    loops = [BareLoop(job, clocks, name) for name in ("bare", "bare again")]
+    loops.append(BareLoop(job, clocks, "DeepSpeed", deepspeed=True))
+    runner, told = InMemory(job), []
+    order = itertools.permutations(loops)
+
+    def receive(step: int, metrics: dict[str, float]) -> None:
+        if "loss/total" not in metrics:
+            return
+        clocks.note("trainer", since[0])
+        told.append(metrics["loss/total"])
+        for loop in next(turns):
+            loop.step(step - 1, runner.kept[(step - 1) % KEPT])
+        if step == WARM:
+            clocks.forget()
+        since[0] = clocks.now()
+
+    turns, runner.on_metrics = itertools.cycle(order), receive
+    watch_sections(runner, clocks)
+    since = [clocks.now()]
+    runner.run()
+    apart = [max(abs(a - b) for a, b in zip(told, loop.losses, strict=True)) for loop in loops]
+    print(f"\n{steps} steps of {config.stage('joint').batch} clips, {runner.parameters['total'] / 1e6:.1f} M parameters")
+    print(f"on {device}; losses are apart by at most {max(apart):.1e}\n")
+    show_loops(clocks)
+    show_sections(clocks)
+
+
+def watch_sections(runner: StageTrainer, clocks: Clocks) -> None:
+    """Put a clock around every part of the trainer's step."""
+    for name, owner, attribute in (
+        ("forward", runner, "losses"),
+        ("backward", runner.engine, "backward"),
+        ("clip, optimizer", runner.engine, "step"),
+        ("meter: losses taken in", trainer.Meter, "add"),
+        ("meter: metrics", trainer.Meter, "metrics"),
+        ("metrics: pace", trainer, "pace"),
+        ("guard: norm of the gradient", trainer, "grad_norm"),
+        ("guard: the workers agree", runner, "agree"),
+        ("health: limits", runner.health, "limits"),
+        ("health: step noted", runner.health, "take"),
+        ("watch: times", runner.watch, "add"),
+        ("watch: look, every 25 steps", runner.watch, "look"),
+        ("history", runner.history, "add"),
+    ):
+        setattr(owner, attribute, clocks.timed(f"trainer: {name}", getattr(owner, attribute)))
+
+
+def show_loops(clocks: Clocks) -> None:
+    """Medians of the step, and each loop's median ratio to the bare loop's step of the same turn."""
+    print(f"{'':<14}{'wall ms':>10}{'CPU ms':>10}{'over bare, wall':>18}{'CPU':>10}{'CPU, sum':>12}")
+    for name in ("bare", "bare again", "DeepSpeed", "trainer"):
+        wall, cpu = clocks.wall[name], clocks.cpu[name]
+        by_wall = median(a / b for a, b in zip(wall, clocks.wall["bare"], strict=True)) - 1
+        by_cpu = median(a / b for a, b in zip(cpu, clocks.cpu["bare"], strict=True)) - 1
+        total = sum(cpu) / sum(clocks.cpu["bare"]) - 1
+        print(
+            f"{name:<14}{median(wall) * 1e3:>10.1f}{median(cpu) * 1e3:>10.1f}{by_wall:>+18.1%}{by_cpu:>+10.1%}{total:>+12.1%}"
+        )
+
+
+def show_sections(clocks: Clocks) -> None:
+    """CPU time of the trainer's step by section, beside the bare loop's and DeepSpeed's."""
+    whole, steps = sum(clocks.cpu["bare"]), len(clocks.cpu["bare"])
+    print(f"\n{'CPU ms a step':<34}{'trainer':>10}{'DeepSpeed':>12}{'bare':>10}{'trainer - bare, of the step':>30}")
+    names = [name.removeprefix("trainer: ") for name in clocks.cpu if name.startswith("trainer: ")]
+    columns = {
+        loop: [sum(clocks.cpu.get(f"{loop}: {name}", [])) for name in names] for loop in ("trainer", "DeepSpeed", "bare")
+    }
+    for column, found in columns.items():
+        found.append(sum(clocks.cpu[column]) - sum(found))
+    for row, name in enumerate([*names, "the rest"]):
+        ours, theirs, bare = (columns[loop][row] for loop in columns)
+        print(f"{name:<34}{ours / steps * 1e3:>10.2f}{theirs / steps * 1e3:>12.2f}{bare / steps * 1e3:>10.2f}", end="")
+        print(f"{(ours - bare) / whole:>+30.2%}")
+
+
+def zero_stages(shards: Path, folder: Path, steps: int) -> None:
+    """Two workers, four trainers, a step each in turns."""
+    clocks, runners = Clocks(), {}
+    for zero in range(4):
+        job = Job(plan(ModelConfig(), 2, steps, zero), "joint", str(shards), str(folder / f"zero-{zero}"))
+        runners[f"ZeRO {zero}"] = InMemory(job)
+    losses: dict[str, list[float]] = defaultdict(list)
+    for step in range(steps):
+        for name, runner in runners.items():
+            batches = itertools.cycle(runner.kept[step % KEPT :])
+            dist.barrier()
+            since = clocks.now()
+            metrics, _ = runner.train_step(step, batches)
+            clocks.note(name, since)
+            losses[name].append(metrics["loss/total"])
+    cpu = {name: trainer.over_workers([sum(clocks.cpu[name][WARM:])], dist.ReduceOp.SUM)[0] for name in runners}
+    if dist.get_rank():
+        return
+    apart = max(abs(a - b) for name in runners for a, b in zip(losses[name], losses["ZeRO 0"], strict=True))
+    print(f"\n2 workers, {steps} steps of 4 clips; losses are apart by at most {apart:.1e}\n")
+    print(f"{'':<10}{'wall ms':>10}{'CPU ms, both':>14}{'over ZeRO 0, wall':>20}{'CPU':>10}")
+    for name in runners:
+        wall = median(a / b for a, b in zip(clocks.wall[name][WARM:], clocks.wall["ZeRO 0"][WARM:], strict=True)) - 1
+        print(f"{name:<10}{median(clocks.wall[name][WARM:]) * 1e3:>10.1f}{cpu[name] / (steps - WARM) * 1e3:>14.1f}", end="")
+        print(f"{wall:>+20.1%}{cpu[name] / cpu['ZeRO 0'] - 1:>+10.1%}")
+
+
+def saves(shards: Path, folder: Path, times: int = 4) -> None:
+    """Seconds of a save by model, its three parts, and a plain write of as many bytes; then the paper's interval by the larger
+    one's bytes/s. The first save of each is not counted."""
+    columns = ("M parameters", "MB", "wall s", "CPU s", "MB/s", "state", "digests", "commit", "plain write s", "ratio")
+    print("\n" + f"{'':<6}" + "".join(f"{column:>{len(column) + 3}}" for column in columns))
+    for name, model in (("tiny", ModelConfig()), ("50 M", MODEL_50M)):
+        data = DataConfig(frames=13, height=64, width=64, reference_frames=5)
+        job = Job(plan(model, 1, 10, data=data), "joint", str(shards), str(folder / f"save-{name}"))
+        clocks, runner = Clocks(), InMemory(job)
+        runner.train_step(0, runner.batches([0]))  # moments come with the first step
+        parts = {"state": (runner.engine, "save_checkpoint"), "digests": (engine, "shared_digests")}
+        parts |= {"commit": (runner.folder, "commit"), "save": (runner, "save")}
+        before = {part: getattr(*place) for part, place in parts.items()}
+        for part, place in parts.items():
+            setattr(*place, clocks.timed(part, before[part]))
+        for step in range(1, times + 1):
+            runner.save(step)
+            clocks.timed("plain", plain_write)(folder / "plain", folder_bytes(runner.folder, step))
+        for part, place in parts.items():
+            setattr(*place, before[part])
+        size, wall = folder_bytes(runner.folder, times), {part: median(found[1:]) for part, found in clocks.wall.items()}
+        count, rate = runner.parameters["total"] / 1e6, size / wall["save"]
+        figures = [count, size / 1e6, wall["save"], median(clocks.cpu["save"][1:]), rate / 1e6]
+        figures += [wall[part] for part in ("state", "digests", "commit", "plain")] + [wall["save"] / wall["plain"]]
+        print(f"{name:<6}" + "".join(f"{v:>{len(c) + 3}.2f}" for c, v in zip(columns, figures, strict=True)))
+    at_the_papers_size(rate)
+
+
+def plain_write(path: Path, size: int) -> None:
+    """So many bytes into a file and onto the disk."""
+    piece = bytes(2**20)
+    with path.open("wb") as file:
+        for _ in range(-(-size // len(piece))):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+
+
+def folder_bytes(folder: RunFolder, step: int) -> int:
+    return sum(path.stat().st_size for path in folder.checkpoint(step).rglob("*") if path.is_file())
+
+
+def at_the_papers_size(rate: float) -> None:
+    """Computed, not measured: under ZeRO-2 every worker writes its share of 12 bytes a parameter (master and moments), the
+    first one the 2 bytes of the bf16 weights besides; between two saves lie `train.checkpoint.every` planned steps."""
+    config = load_config("paper").train
+    print(
+        f"\ncomputed for the paper preset on {WORKERS} x {CARD} at {MFU:.0%} MFU, a save every {config.checkpoint.every} steps;"
+    )
+    print(
+        f"each worker writes {rate / 1e6:.0f} MB/s as measured here, to a store that takes {WORKERS} of them at once | in turns"
+    )
+    for stage in config.stages:
+        whole, learns = stage_parameters(config, stage)
+        step_s = stage_cost(config, stage, WORKERS, gpu_named(CARD), MFU, 0).step_s
+        between = config.checkpoint.every * step_s
+        at_once, in_turns = (12 * learns / WORKERS + 2 * whole) / rate, (12 * learns + 2 * whole) / rate
+        print(f"  {stage.name:<10}{(12 * learns + 2 * whole) / 1e9:>6.0f} GB every {between / 60:>5.0f} min: ", end="")
+        shares = [f"{stall:.0f} s, {stall / (between + stall):.1%} of the time" for stall in (at_once, in_turns)]
+        print(" | ".join(shares) + f"; under 2 % from {config.checkpoint.every * at_once / between * 49:.0f} steps apart")
+
+
+def gpu_overhead(shards: Path, folder: Path, steps: int) -> None:
+    given = load_config("laptop").train
+    overhead(shards, folder, steps, plan(given.model, 1, steps, data=given.data), "cuda")
+
+
+PARTS: dict[str, tuple[int, Callable[[Path, Path, int], None]]] = {
+    "overhead": (1, lambda shards, folder, steps: overhead(shards, folder, steps, plan(ModelConfig(), 1, steps), "cpu")),
+    "zero": (2, lambda shards, folder, steps: zero_stages(shards, folder, WARM + steps // 8)),
+    "save": (1, lambda shards, folder, steps: saves(shards, folder)),
+    "gpu": (1, gpu_overhead),
+}
+
+
+def work(part: str, rank: int, port: int, shards: Path, folder: Path, steps: int) -> None:
+    """The body of a process: one worker of one part."""
+    world = PARTS[part][0]
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("nccl" if part == "gpu" else "gloo", rank=rank, world_size=world)
+    PARTS[part][1](shards, folder / part, steps)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument(
+        "--steps", type=int, default=60, help="steps of the trainer beside the bare loops; ZeRO takes an eighth"
+    )
+    parser.add_argument("--folder", type=Path, help="where runs are written; default: a temporary folder")
+    given = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        shards = write_shards(Path(folder) / "shards", [make_sample(f"clip{i}", 40 + i, seed=i) for i in range(8)])
+        for part in given.only:
+            if part == "gpu" and not torch.cuda.is_available():
+                print("\nno GPU here: nothing was measured on one")
+                continue
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            start = partial(context.Process, target=work, daemon=True)
+            workers = [start(args=(part, r, port, shards, Path(folder), given.steps)) for r in range(PARTS[part][0])]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            if any(worker.exitcode for worker in workers):
+                sys.exit(f"{part}: a worker failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Emilia's tars as they are: the index, the filters, the order and its resumption, and damage that is named."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_emilia import Spoken, members_of, write_emilia, write_spoken
+
+from shards.damage import DamageConfig
+from shards.emilia import EmiliaConfig, Utterance, decode_mp3
+from shards.emilia_index import EmiliaIndex, find_tars, read_index
+from shards.emilia_stream import EmiliaStream
+from shards.errors import UserError
+
+SPOKEN = {
+    "EN-B000000": [
+        Spoken("EN_B00000_S00000_W000000", "anna", 200, 0.6),
+        Spoken("EN_B00000_S00000_W000001", "anna", 300, 0.9),
+        Spoken("EN_B00000_S00000_W000002", "anna", 400, 2.0),
+        Spoken("EN_B00000_S00001_W000000", "bert", 500, 0.7, dnsmos=2.9),
+    ],
+    "EN-B000001": [
+        Spoken("EN_B00001_S00000_W000000", "carl", 600, 0.8),
+        Spoken("DE_B00001_S00001_W000000", "dora", 700, 0.8, language="de"),
+    ],
+}
+BY_KEY = {spoken.key: spoken for tar in SPOKEN.values() for spoken in tar}
+SHORT = ["EN_B00000_S00000_W000000", "EN_B00000_S00000_W000001"]
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("emilia")
+    for name, spoken in SPOKEN.items():
+        write_spoken(folder / f"{name}.tar", spoken)
+    return folder
+
+
+def pitch_of(waveform: np.ndarray) -> float:
+    """The strongest frequency of a sound at 24 kHz, Hz."""
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)), 2**17))
+    return float(np.argmax(spectrum) * 24_000 / 2**17)
+
+
+def epoch(stream: EmiliaStream, start: int = 0) -> list[Utterance]:
+    return [stream.sample_at(position) for position in range(start, start + len(stream))]
+
+
+def test_an_epoch_holds_every_utterance_that_fits_once_with_its_own_sound_and_json(tars: Path) -> None:
+    stream = EmiliaStream(EmiliaConfig(shards=[str(tars)]), window_s=1.0)
+    read = epoch(stream)
+    assert sorted(utterance.key for utterance in read) == sorted(key for key, made in BY_KEY.items() if made.seconds <= 1)
+    for utterance in read:
+        made = BY_KEY[utterance.key]
+        assert (utterance.meta.speaker, utterance.meta.language) == (made.speaker, made.language)
+        assert utterance.meta.text == made.text
+        assert pitch_of(utterance.waveform) == pytest.approx(made.hz, abs=3)
+        assert len(utterance.waveform) == pytest.approx(made.seconds * 24_000, abs=3 * 1152)
+    assert stream.left_out == {"language": 0, "speaker": 0, "dnsmos": 0, "length": 1}
+    assert "left out: length 1" in stream.line
+
+
+@pytest.mark.parametrize(
+    ("filters", "passing"),
+    [
+        ({"languages": ["de"]}, {"DE_B00001_S00001_W000000"}),
+        ({"speakers": ["anna"]}, set(SHORT)),
+        ({"speakers": ["anna"], "longer": "crop"}, {*SHORT, "EN_B00000_S00000_W000002"}),
+        ({"min_dnsmos": 3.0, "languages": ["en"]}, {*SHORT, "EN_B00001_S00000_W000000"}),
+    ],
+)
+def test_filters_take_what_the_json_says(tars: Path, filters: dict, passing: set[str]) -> None:
+    stream = EmiliaStream(EmiliaConfig(shards=[f"{tars}/*.tar"], **filters), window_s=1.0)
+    assert set(stream.keys) == passing
+    assert len(stream) + sum(stream.left_out.values()) == len(BY_KEY)
+
+
+def test_nothing_that_passes_is_told_with_the_reasons(tars: Path) -> None:
+    with pytest.raises(UserError, match=r"none of 6 utterances .*6 for language.*lasts 1\.00 s"):
+        EmiliaStream(EmiliaConfig(shards=[str(tars)], languages=["fr"]), window_s=1.0)
+    with pytest.raises(UserError, match="no audio shards here"):
+        EmiliaStream(EmiliaConfig(shards=[str(tars / "none*.tar")]), window_s=1.0)
+
+
+def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path, tmp_path: Path) -> None:
+    config = EmiliaConfig(shards=[str(tars)])
+    stream = EmiliaStream(config, 1.0, seed=3)
+    keys = [stream.name_at(position) for position in range(3 * len(stream))]
+    assert keys == [EmiliaStream(config, 1.0, seed=3).name_at(position) for position in range(3 * len(stream))]
+    assert keys != [EmiliaStream(config, 1.0, seed=4).name_at(position) for position in range(3 * len(stream))]
+    for name in SPOKEN:
+        shutil.copy(tars / f"{name}.tar", tmp_path)
+    write_spoken(tmp_path / "AA-new.tar", [Spoken("AA_B00000_S00000_W000000", "emil", 800, 0.6)])
+    moved = EmiliaConfig(shards=[str(tmp_path)])
+    assert len(EmiliaStream(moved, 1.0, seed=3)) == len(stream) + 1
+    resumed = EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
+    assert [resumed.name_at(position) for position in range(7, 15)] == keys[7:15]
+    write_spoken(tmp_path / "EN-B000001.tar", SPOKEN["EN-B000001"][:1])
+    with pytest.raises(UserError, match="1 of the run's 2 audio shards are gone or changed") as told:
+        EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
+    assert told.value.kind == "shards-changed"
+
+
+def test_another_utterance_of_a_speaker_is_drawn_evenly_and_never_the_same(tars: Path) -> None:
+    stream = EmiliaStream(EmiliaConfig(shards=[str(tars)]), window_s=1.0)
+    random, names = np.random.default_rng(0), [stream.name_at(position)[1] for position in range(len(stream))]
+    position = names.index(SHORT[0])
+    drawn = [stream.other_by_speaker(position, random) for _ in range(20)]
+    # also the one that is too long for the window
+    assert {other.key for other in drawn if other} == {SHORT[1], "EN_B00000_S00000_W000002"}
+    assert stream.other_by_speaker(names.index("EN_B00001_S00000_W000000"), random) is None
+
+
+def test_sound_at_another_rate_comes_at_24_khz() -> None:
+    sound = decode_mp3("key", members_of(Spoken("key", "a", 440, 0.5, rate=44_100))["mp3"])
+    assert len(sound) == pytest.approx(12_000, abs=1200)
+    assert pitch_of(sound) == pytest.approx(440, abs=3)
+
+
+def spoilt_members(fault: str) -> dict[str, bytes]:
+    good = members_of(Spoken("x", "anna", 250, 0.8))
+    if fault == "cut mp3":
+        return good | {"mp3": good["mp3"][: len(good["mp3"]) // 2]}
+    if fault == "no mp3 at all":
+        return good | {"mp3": b"this is no sound" * 40}
+    if fault == "broken json":
+        return good | {"json": good["json"][:-9]}
+    if fault == "no json":
+        return {"mp3": good["mp3"]}
+    return members_of(Spoken("x", "anna", 250, 0.8, changes={fault: None}))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("text", "text: Field required"),
+        ("speaker", "speaker: Field required"),
+        ("language", "language: Field required"),
+        ("dnsmos", "dnsmos: Field required"),
+        ("broken json", "Invalid JSON"),
+        ("no json", "lacks json"),
+        ("cut mp3", "lasts 0"),
+        ("no mp3 at all", "cannot be decoded"),
+    ],
+)
+def test_a_damaged_sample_is_named_and_counted_and_costs_only_itself(tmp_path: Path, fault: str, said: str) -> None:
+    good = {key: members_of(BY_KEY[key]) for key in SHORT}
+    tar = write_emilia(tmp_path / "EN-B000000.tar", {**good, "EN_B00000_S00000_W000009": spoilt_members(fault)})
+    stream = EmiliaStream(EmiliaConfig(shards=[str(tar)], languages=["en"]), 1.0)
+    position = next(at for at in range(3) if stream.name_at(at)[1].endswith("9"))
+    assert sorted(stream.sample_at(at).key for at in range(3) if at != position) == SHORT
+    with pytest.raises(UserError, match=said) as refused:
+        stream.sample_at(position)
+    assert refused.value.kind == "damaged-sample"
+    assert "EN-B000000.tar" in refused.value.where
+    assert list(stream.damage.damaged) == ["EN_B00000_S00000_W000009"]
+    strict = EmiliaStream(EmiliaConfig(shards=[str(tar)]), 1.0, damage=DamageConfig(max_samples=0, max_share=0))
+    with pytest.raises(UserError, match=r"1 of \d samples read are damaged") as told:
+        epoch(strict)
+    assert told.value.kind == "too-many-damaged"
+
+
+@pytest.mark.parametrize("fault", ["cut off", "spoilt header", "no tar", "empty"])
+def test_a_damaged_tar_is_refused_in_one_line(tars: Path, tmp_path: Path, fault: str) -> None:
+    content = (tars / "EN-B000000.tar").read_bytes()
+    index = read_index(find_tars([str(tars / "EN-B000000.tar")])[0])
+    second = int(index.offset[1])
+    spoilt = {
+        "cut off": content[: second + 1000],
+        "spoilt header": content[:second] + b"\xff" * 512 + content[second + 512 :],
+        "no tar": b"an answer of a proxy" * 100,
+        "empty": b"\0" * 10240,
+    }
+    path = tmp_path / "EN-B000000.tar"
+    path.write_bytes(spoilt[fault])
+    with pytest.raises(UserError, match=r"^the audio shard [^\n]*EN-B000000\.tar[^\n]*fetch it again$") as told:
+        EmiliaStream(EmiliaConfig(shards=[str(path)]), 1.0)
+    assert told.value.kind == "damaged-shard"
+
+
+def test_the_index_is_made_once_and_anew_where_the_tar_or_the_index_changed(tmp_path: Path) -> None:
+    tar = write_spoken(tmp_path / "EN-B000000.tar", SPOKEN["EN-B000000"])
+    kept = tmp_path / "EN-B000000.tar.emilia.npz"
+    first = read_index(find_tars([str(tar)])[0])
+    assert np.array_equal(first.key, EmiliaIndex.from_bytes(kept.read_bytes()).key)
+    stamp = kept.stat().st_mtime_ns
+    read_index(find_tars([str(tar)])[0])
+    assert kept.stat().st_mtime_ns == stamp
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert read_index(find_tars([str(tar)])[0]).digest == first.digest
+    write_spoken(tar, SPOKEN["EN-B000001"])
+    changed = read_index(find_tars([str(tar)])[0])
+    assert changed.digest != first.digest
+    assert len(changed) == 2
+
+
+def test_tars_of_a_store_that_is_not_written_keep_their_index_in_the_runs_folder(tars: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/emilia/EN/EN-B000000.tar", (tars / "EN-B000000.tar").read_bytes())
+    stream = EmiliaStream(EmiliaConfig(shards=["memory://emilia/EN"]), 1.0, cache=tmp_path / "indexes")
+    assert sorted(utterance.key for utterance in epoch(stream))[:2] == SHORT
+    assert memory.ls("/emilia/EN", detail=False) == ["/emilia/EN/EN-B000000.tar"]
+    assert [path.name.endswith("-EN-B000000.tar.emilia.npz") for path in (tmp_path / "indexes").iterdir()] == [True]
