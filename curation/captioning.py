@@ -153,14 +153,17 @@ class _Job:
                 self._done += 1
                 self.on_progress(self._done, len(todo))
 
+        refused: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.config.concurrency if self.config.backend == "openai" else 1):
                     group.create_task(work())
         except* UserError as errors:
-            raise errors.exceptions[0] from None
+            refused = errors.exceptions[0]  # raised in here it would come out as a group again
         finally:
             self._commit()
+        if refused:
+            raise refused
 
     def _over(self) -> bool:
         config, summary = self.config, self.summary

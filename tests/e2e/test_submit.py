@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -41,7 +43,14 @@ def wait_until_it_takes_jobs(address: str) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The dashboard's address of a one-node cluster that has this program."""
     port = free_port()
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    # a folder of its own (and a short one, for the sockets): Ray notes a started cluster there, which others would join
+    home = tempfile.mkdtemp(prefix="ray-")
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": home,
+    }
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", f"--port={free_port()}", "--disable-usage-stats"]
     command += ["--include-dashboard=true", f"--dashboard-port={port}"]
     log = (tmp_path_factory.mktemp("cluster") / "ray.log").open("w")
@@ -51,6 +60,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             head.terminate()
+            head.wait(60)
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -60,7 +60,7 @@ def server() -> Iterator[Server]:
                 state.at_once += 1
                 state.most_at_once = max(state.most_at_once, state.at_once)
             status, text = state.answers.get(number) or state.always or (200, completion(GOOD))
-            threading.Event().wait(0.02)
+            threading.Event().wait(0.05)
             with state.lock:
                 state.at_once -= 1
             self.send_response(status)

@@ -118,7 +118,7 @@ def test_limits_are_named_when_they_are_met(tmp_path: Path) -> None:
     for limits, kind in (
         (LimitConfig(max_duration_s=2), "too-long"),
         (LimitConfig(max_pixels=1000), "too-large"),
-        (LimitConfig(probe_seconds=0.01), "timeout"),
+        (LimitConfig(probe_seconds=0.0005), "timeout"),
     ):
         with pytest.raises(UserError) as caught:
             probe(str(film), limits)

@@ -221,7 +221,7 @@ def test_ray_writes_the_same_tars_as_one_process_and_a_damaged_clip_is_named(cor
     seen: list[tuple[int, int]] = []
     alone = Corpus.open(shutil.copytree(corpus.root, tmp_path / "alone"))
     write_shards(alone, ShardConfig(max_samples=3), caption=named)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         summary = write_shards(
             corpus, ShardConfig(max_samples=3), caption=named, on_progress=lambda done, total: seen.append((done, total))

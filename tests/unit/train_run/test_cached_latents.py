@@ -428,7 +428,7 @@ def test_actors_on_ray_make_the_same_sidecars_and_say_what_they_lack(cached: tup
 
     folder = copied(cached, tmp_path)
     shutil.rmtree(folder / FOLDER)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         found = cache_latents(folder, changed(cached=CacheConfig(windows=3, workers=2)))
         assert (found.made, found.digest) == (3, cached[1].digest)

@@ -284,7 +284,7 @@ def ray_cluster():
 
     # the workers must find the receiver of metrics, which stands beside this file
     there = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=there)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=there)
     yield
     ray.shutdown()
 
