@@ -66,7 +66,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [BIN / "uniavgen", "submit", "--json", "--address", address, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
 
 
 def test_a_job_shows_its_output_and_ends_as_its_command_does(cluster: str, tmp_path: Path) -> None:
