@@ -36,7 +36,13 @@ def submit(command: Sequence[str], known: Sequence[str], address: str = "", *, f
         raise UsageError(f"unknown command {command[0]!r}", where="submit", do=hint)
     client = _client(address)
     carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
-    job = client.submit_job(entrypoint=shlex.join(["uniavgen", *command]), runtime_env={"env_vars": carried})
+    try:
+        job = client.submit_job(entrypoint=shlex.join(["uniavgen", *command]), runtime_env={"env_vars": carried})
+    except RuntimeError as error:  # Ray's answer to a job that it does not take
+        reason, do = " ".join(str(error).split())[:200], "a cluster that just started takes jobs a moment later: try again"
+        raise UserError(
+            f"the cluster does not take the job: {reason}", where=client.get_address(), do=do, kind="no-cluster"
+        ) from error
     console.console.print(f"job [bold]{job}[/] on {client.get_address()}: uniavgen {shlex.join(command)}")
     summary = {"command": "submit", "job": job, "address": client.get_address(), "status": "SUBMITTED"}
     return summary | {"status": _followed(client, job)} if follow else summary

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,18 +24,6 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-def wait_until_it_takes_jobs(address: str) -> None:
-    patience = time.monotonic() + 180
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
-        except OSError:
-            assert time.monotonic() < patience, "the cluster's dashboard does not answer"
-            time.sleep(0.5)
-        else:
-            return
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +43,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = (tmp_path_factory.mktemp("cluster") / "ray.log").open("w")
     with subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as head:
         try:
-            wait_until_it_takes_jobs(f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}"
+            address, patience = f"http://127.0.0.1:{port}", time.monotonic() + 240
+            while (first := submit(address, "--no-follow", "--", "plan")).returncode:
+                assert "try again" in first.stderr or "no cluster takes jobs" in first.stderr
+                assert time.monotonic() < patience, first.stderr
+                time.sleep(1)
+            assert json.loads(first.stdout)["status"] == "SUBMITTED"
+            yield address
         finally:
             head.terminate()
             head.wait(60)
@@ -78,8 +70,6 @@ def test_a_job_shows_its_output_and_ends_as_its_command_does(cluster: str, tmp_p
     assert bad.returncode == 1
     assert str(tmp_path / "absent") in bad.stderr  # the job's own line
     assert re.search(r"error: job raysubmit_\w+ ended as FAILED", bad.stderr)
-    left = submit(cluster, "--no-follow", "--", "plan")
-    assert json.loads(left.stdout)["status"] == "SUBMITTED"
 
 
 def test_what_cannot_be_submitted_is_told_in_one_line() -> None:
