@@ -168,29 +168,27 @@ def funnel(clips: pa.Table, policy: Policy) -> list[FunnelRow]:
     """What every rule takes away, in the policy's order; writes nothing, so any policy can be asked what it would do."""
     ranks = range(len(policy.rules))
     first = " ".join(f"WHEN k{i} >= {MISSING} THEN {i}" for i in ranks)
-    columns = [
-        part
+    counts = ", ".join(
+        f"count(*) FILTER (k{i} {is_}) AS c{i}_{n}"
         for i in ranks
-        for part in (
-            f"count(*) FILTER (first >= {i})",
-            f"coalesce(sum(hours) FILTER (first >= {i}), 0)",
-            f"count(*) FILTER (first = {i})",
-            f"coalesce(sum(hours) FILTER (first = {i}), 0)",
-            f"count(*) FILTER (k{i} >= {MISSING})",
-            f"count(*) FILTER (k{i} = {MISSING})",
-            f"count(*) FILTER (k{i} = {NOT_APPLIED})",
-        )
-    ]
-    numbers = _run(
-        f"""WITH coded AS MATERIALIZED (SELECT hours, {_codes(policy)} FROM ({_verdicts(policy)})),
-        ranked AS MATERIALIZED (SELECT *, CASE {first} ELSE {len(policy.rules)} END AS first FROM coded)
-        SELECT {", ".join(f"{column} AS c{i}" for i, column in enumerate(columns))} FROM ranked""",
-        clips,
+        for n, is_ in enumerate((f">= {MISSING}", f"= {MISSING}", f"= {NOT_APPLIED}"))
     )
-    per_rule = len(columns) // len(policy.rules)
-    values = list(numbers.to_pylist()[0].values())
-    rows = [values[i * per_rule : (i + 1) * per_rule] for i in ranks]
-    return [FunnelRow(rule.name, rule.says, rule.source, *row) for rule, row in zip(policy.rules, rows, strict=True)]
+    groups = _run(
+        f"""WITH coded AS MATERIALIZED (SELECT hours, {_codes(policy)} FROM ({_verdicts(policy)})),
+        ranked AS (SELECT *, CASE {first} ELSE {len(policy.rules)} END AS first FROM coded)
+        SELECT first, count(*) AS clips, coalesce(sum(hours), 0) AS hours, {counts}
+        FROM ranked GROUP BY first ORDER BY first""",
+        clips,
+    ).to_pylist()
+    rows = []
+    for i, rule in enumerate(policy.rules):
+        reaching = [group for group in groups if group["first"] >= i]
+        taken = [group for group in groups if group["first"] == i]
+        numbers = [sum(group[name] for group in part) for part in (reaching, taken) for name in ("clips", "hours")]
+        rows.append(
+            FunnelRow(rule.name, rule.says, rule.source, *numbers, *(sum(g[f"c{i}_{n}"] for g in groups) for n in range(3)))
+        )
+    return rows
 
 
 def outcomes(clips: pa.Table, policy: Policy) -> pa.Table:
