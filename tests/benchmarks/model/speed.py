@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,9 @@ from train.model.dual_branch import DualBranch
 from train.model.flops import Shapes, forward_flops
 from train.model.interaction import CrossModal, Interaction
 from train.model.pretrained import branch_key
+
+sys.path.append(str(Path(__file__).parents[2]))
+import peak_memory
 
 LATENTS, TOKENS, MELS = 21, 390, 475
 WIDTHS, HEAD = (3072, 1536), 128
@@ -75,21 +79,7 @@ def peak_bytes(work: Work, device: str) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work()
-    changes, waiting = [], list(record.profiler.kineto_results.experimental_event_tree())
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.tag.name == "Allocation":
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda found: found[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
+    return peak_memory.peak_bytes(work)
 
 
 def model_of(fraction: int, layers: int, aligner: str) -> ModelConfig:

@@ -4,13 +4,10 @@ Memory is read off PyTorch's own allocator through its profiler: every allocatio
 and the same on a busy machine. A process's resident size would also hold what the C library keeps, and miss short peaks.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
+from peak_memory import peak_bytes
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from shards.clock import frames_for_latents, mels_for_frames
@@ -23,24 +20,6 @@ from train.options import ObjectiveConfig, Task
 from train.tasks import Draw, total_loss
 
 VOICE, CAPTION, SPEECH = 33, 16, 32
-
-
-def peak_bytes(work: Callable[[], Any]) -> int:
-    """Most bytes that `work` holds at once above what stood before, by the allocator's own record."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work()
-    changes = []
-    waiting = list(record.profiler.kineto_results.experimental_event_tree())
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.tag.name == "Allocation":
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda found: found[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
 
 
 def test_the_record_of_the_allocator_tells_the_peak() -> None:
