@@ -18,7 +18,7 @@ CHANNELS, BANDS = 10, 8
 FACE_TOKENS = 2.0
 """Side of the world's square face, in tokens; its upper half is the brow, its lower half the mouth."""
 
-TableName = Literal["interaction", "face", "layers", "position", "strategy", "guidance", "window"]
+TableName = Literal["interaction", "face", "layers", "position", "strategy", "guidance", "positions"]
 
 
 class _Config(BaseModel):

@@ -3,7 +3,8 @@
 In: the two branches' layouts (roles and clock places). Out: for audio-into-video (A2V) the audio tokens that each video
 frame sees, for video-into-audio (V2A) the latent pair and weight that each audio token sees. Latent 0 owns one pixel
 frame and every other owns four; a pixel frame owns the mel frames that start in it, 5.859 on average (supplement 6.2).
-References belong to no instant of the clip and take no part.
+References belong to no instant of the clip and take no part. With `positions: time` the tables also hold rotary angles:
+every latent and mel frame stands at the middle of the time that it owns, counted in video latents.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -20,7 +22,8 @@ from torch import Tensor
 from shards.clock import LATENT_STRIDE, frame_of_mel, frames_for_latents, latent_of_frame
 from shards.errors import UserError
 from train.batch import CONDITION, NOISY, REFERENCE, Layout
-from train.model.config import InteractionConfig
+from train.model.config import BranchConfig, InteractionConfig, ModelConfig
+from train.model.dit import Rope, as_rope, rotary_angles
 
 Place = tuple[int, int, int]
 """Role, clock place and index in the sequence, of one frame (video) or mel frame (audio)."""
@@ -40,8 +43,16 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Rotary tables by time of the frames that ask and of the frames that answer, for heads of the asking branch."""
+
+    queries: Rope
+    keys: Rope
+
+
+@dataclass(frozen=True)
 class AudioWindows:
-    """A2V. `keys` [start, stop) of the audio sequence; sgi has no `index`.
+    """A2V. `keys` [start, stop) of the audio sequence; sgi has no `index`; `times` only with positions.
 
     index int64 [T * K]: audio token of each slot, counted from keys' start; bias fp32 [T, 1, 1, K]: log of how often
     that token stands in the window (the paper replicates border blocks), -inf for padding; None if all zero.
@@ -51,11 +62,12 @@ class AudioWindows:
     keys: tuple[int, int]
     index: Tensor | None
     bias: Tensor | None
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
 class LatentPairs:
-    """V2A. `keys` [start, stop) of the video sequence; sgi has no tables.
+    """V2A. `keys` [start, stop) of the video sequence; sgi has no tables; `times` only with positions.
 
     Audio tokens are grouped by the latent they belong to: ask int64 [G * Q] (token of each slot, counted from queries'
     start), answer int64 [n] (slot of each token), frames int64 [G * m * P] (latents that a group sees, counted from keys'
@@ -70,6 +82,7 @@ class LatentPairs:
     alpha: Tensor | None
     bias: Tensor | None
     slots: int = 1
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,30 @@ Table = TypeVar("Table", AudioWindows, LatentPairs)
 
 
 @lru_cache(maxsize=64)
-def align(config: InteractionConfig, video: Layout, audio: Layout, device: torch.device) -> Alignment:
+def align(config: ModelConfig, video: Layout, audio: Layout, device: torch.device) -> Alignment:
     """Tables of both directions on `device`, kept for the next call with the same layouts. Raises UserError."""
-    return Alignment(_moved(audio_windows(config, video, audio), device), _moved(latent_pairs(config, video, audio), device))
+    how = config.interaction
+    a2v = _moved(audio_windows(how, video, audio), device)
+    v2a = _moved(latent_pairs(how, video, audio), device)
+    if how.positions == "none":
+        return Alignment(a2v, v2a)
+    seen = {index: latent_time(latent) for _, latent, index in _places(video)}
+    heard = {index: mel_time(mel, how.mels_per_frame) for _, mel, index in _places(audio)}
+    return Alignment(
+        replace(a2v, times=_times(config.video, a2v.queries, seen, heard, device)),
+        replace(v2a, times=_times(config.audio, v2a.queries, heard, seen, device)),
+    )
+
+
+def latent_time(latent: int) -> float:
+    """Middle of the pixel frames that a latent owns, counted in video latents: 1/8, 3/4, 7/4, ..."""
+    own = _frames_of(latent)
+    return (own[0] + own[-1] + 1) / 2 / LATENT_STRIDE
+
+
+def mel_time(mel: int, mels_per_frame: Fraction) -> float:
+    """Middle of a mel frame on the same clock."""
+    return float((mel + Fraction(1, 2)) / mels_per_frame / LATENT_STRIDE)
 
 
 def audio_windows(config: InteractionConfig, video: Layout, audio: Layout) -> AudioWindows:
@@ -150,6 +184,19 @@ def latent_pairs(config: InteractionConfig, video: Layout, audio: Layout) -> Lat
         bias if bool(bias.any()) else None,
         slots,
     )
+
+
+def _times(
+    branch: BranchConfig, queries: Queries, own: dict[int, float], keys: dict[int, float], device: torch.device
+) -> Times:
+    """Rotary tables of both sides; `own` and `keys` are the two clips' times by index in their sequences."""
+
+    def rope(times: list[float]) -> Rope:
+        places = torch.tensor(times, dtype=torch.float64)
+        return as_rope(rotary_angles(places, branch.head_dim, branch.rope_theta), device)
+
+    asking = [time for index, time in own.items() if queries.start <= index < queries.stop]
+    return Times(rope(asking), rope(list(keys.values())))
 
 
 def _moved(table: Table, device: torch.device) -> Table:

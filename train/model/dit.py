@@ -67,6 +67,17 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
 
 
+def rotary_angles(place: Tensor, size: int, theta: float) -> Tensor:
+    """Angles [n, size / 2] of places float64 [n], for heads of `size` channels: place * theta^(-2 c / size) (RoFormer, Wan)."""
+    frequency = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return torch.outer(place, frequency)
+
+
+def as_rope(angle: Tensor, device: torch.device) -> Rope:
+    """Cosines and sines of float64 angles, in fp32 on `device`."""
+    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
 @lru_cache(maxsize=64)
 def rope_table(config: BranchConfig, layout: Layout, grid: tuple[int, int], device: torch.device) -> Rope:
     """Rotary angles of every token, made on the host in float64 and kept on the device: 2 x fp32 [N * S, head_dim / 2].
@@ -83,12 +94,10 @@ def rope_table(config: BranchConfig, layout: Layout, grid: tuple[int, int], devi
         widths, places = [config.head_dim - 2 * side, side, side], [frames, height, width]
     angles = []
     for axis, (size, place) in enumerate(zip(widths, places, strict=True)):
-        frequency = config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
         shape = [1, 1, 1, size // 2]
         shape[axis] = len(place)
-        angles.append(torch.outer(place, frequency).view(shape).expand(len(frames), *grid, -1))
-    angle = torch.cat(angles, dim=-1).flatten(0, 2)
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+        angles.append(rotary_angles(place, size, config.rope_theta).view(shape).expand(len(frames), *grid, -1))
+    return as_rope(torch.cat(angles, dim=-1).flatten(0, 2), device)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:

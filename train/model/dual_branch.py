@@ -83,7 +83,7 @@ class DualBranch(nn.Module):
             raise UserError("the model needs at least one branch's input", kind="bad-shape")
         alignment = None
         if video is not None and audio is not None and interact:
-            alignment = align(self.config.interaction, video.layout, audio.layout, video.latent.device)
+            alignment = align(self.config, video.layout, audio.layout, video.latent.device)
         return Plan(
             None if video is None else self.video.rope(video),
             None if audio is None else self.audio.rope(audio),

@@ -6,6 +6,9 @@ equations, with H normalised first if `pre_norm` says so:
 
     A2V   C_i = [Ha_(i-w) .. Ha_(i+w)]                  Hv_i += M * Wo (Hv_i + Attn(Wq Hv_i, Wk C_i, Wv C_i))
     V2A   C_j = (1 - a) M Hv_i + a M Hv_(i+1)           Ha_j += Wo (Ha_j + Attn(Wq Ha_j, Wk C_j, Wv C_j))
+
+With `positions: time` (ours: the paper writes none) queries and keys are turned by their own clocks' times. In V2A a latent's
+keys are turned by the latent's time and then interpolated, so that a token also knows where in its latent it lies.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from train.model.alignment import Alignment, AudioWindows, LatentPairs, Queries
+from train.model.alignment import Alignment, AudioWindows, LatentPairs, Queries, Times
 from train.model.config import InteractionConfig, ModelConfig
-from train.model.dit import ZeroLinear, normalise
+from train.model.dit import Rope, ZeroLinear, normalise, rotate
 from train.model.face_modulation import FaceMask
 
 
@@ -36,6 +39,7 @@ class CrossModal(nn.Module):
     def attend_windows(self, video: Tensor, audio: Tensor, table: AudioWindows) -> Tensor:
         """Wo (Hv + Attn): video [B, T, S, Dv] asks audio [B, L, Da], each frame its own window of tokens."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(video), self.k(audio), self.v(audio)))
+        q, k = turned(q, k, table.times)
         if table.index is None:
             return self.o(video + attend(q.flatten(1, 2), k, v).reshape_as(video))
         return self.o(video + recomputed(lambda q, k, v: over_windows(q, k, v, table), q, k, v))
@@ -43,13 +47,26 @@ class CrossModal(nn.Module):
     def attend_latents(self, audio: Tensor, video: Tensor, table: LatentPairs) -> Tensor:
         """Wo (Ha + Attn): audio [B, n, Da] asks video [B, T, S, Dv], each token its own pair of latents.
 
-        Keys and values are projected once per latent: the projections are affine and the weights of a pair sum to 1, so
-        interpolating after them is exact.
+        Keys and values are projected (and keys turned) once per latent: the projections are affine and the weights of a pair
+        sum to 1, so interpolating after them is exact.
         """
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(audio), self.k(video), self.v(video)))
+        q, k = turned(q, k, table.times)
         if table.frames is None:
             return self.o(audio + attend(q, k.flatten(1, 2), v.flatten(1, 2)).flatten(2))
         return self.o(audio + recomputed(lambda q, k, v: over_latents(q, k, v, table), q, k, v))
+
+
+def turned(q: Tensor, k: Tensor, times: Times | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys [B, N, ..., h, d] rotated by their frames' times, so that a score knows the time between the two."""
+    if times is None:
+        return q, k
+    return by_frame(q, times.queries), by_frame(k, times.keys)
+
+
+def by_frame(x: Tensor, rope: Rope) -> Tensor:
+    """x [B, N, ..., d] with all heads of a frame's tokens rotated alike; the rope has one row a frame."""
+    return rotate(x.flatten(2, -2), rope).view_as(x)
 
 
 def recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
     python tests/benchmarks/model/speed.py [--only interaction,dual,wan] [--fraction 16] [--turns 5] [--json FILE]
 
 interaction   one interaction layer forward and backward at the paper's geometry (T 21, 390 tokens a latent, 475 mel frames,
-              widths 3072 / 1536 over --fraction): ATI against the same layer with one global SDPA call (sgi), and against
-              a loop over latents and mel frames written from the equations. Time, and peak memory.
+              widths 3072 / 1536 over --fraction): ATI against the same layer with one global SDPA call (sgi), against
+              ATI without positions (plain), and plain against a loop over latents and mel frames written from the equations.
+              Time, and peak memory.
 dual          the dual model against its two branches without the interaction, beside what the FLOP formula foretells.
 wan           our branch against diffusers' WanTransformer3DModel on the same weights, clean and noisy frames mixed.
 
@@ -31,11 +32,9 @@ from shards.clock import frame_of_mel, frames_for_latents, latent_of_frame
 from train.batch import NOISY, REFERENCE, BranchInput, Segment
 from train.model.alignment import align
 from train.model.config import BranchConfig, InteractionConfig, ModelConfig, SpeechTextConfig
-from train.model.dit import Branch
 from train.model.dual_branch import DualBranch
 from train.model.flops import Shapes, forward_flops
 from train.model.interaction import CrossModal, Interaction
-from train.model.pretrained import branch_key
 
 sys.path.append(str(Path(__file__).parents[2]))
 import peak_memory
@@ -82,7 +81,7 @@ def peak_bytes(work: Work, device: str) -> int:
     return peak_memory.peak_bytes(work)
 
 
-def model_of(fraction: int, layers: int, aligner: str) -> ModelConfig:
+def model_of(fraction: int, layers: int, aligner: str, **changes: Any) -> ModelConfig:
     """The paper's widths over `fraction`, at its head width where it divides."""
     video, audio = (width // fraction for width in WIDTHS)
     head = min(HEAD, audio // 2)
@@ -96,7 +95,7 @@ def model_of(fraction: int, layers: int, aligner: str) -> ModelConfig:
             rope_axes="time",
         ),
         speech_text=SpeechTextConfig(dim=64),
-        interaction=InteractionConfig(a2v=aligner, v2a=aligner),
+        interaction=InteractionConfig(a2v=aligner, v2a=aligner, **changes),
     )  # fmt: skip
 
 
@@ -138,21 +137,21 @@ def asked(way: CrossModal, query: Tensor, context: Tensor) -> Tensor:
 
 
 def interaction(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """ATI against one global call, and against the loop."""
+    """ATI against one global call, against itself without positions, and this one against the loop."""
     layouts = (Segment(NOISY, 0, LATENTS),), (Segment(NOISY, 0, MELS),)
     works: dict[str, Work] = {}
     torch.manual_seed(0)
-    for aligner in ("ati", "sgi"):
-        config = model_of(fraction, 2, aligner)
+    for name, changes in (("ati", {}), ("sgi", {}), ("plain", {"positions": "none"})):
+        config = model_of(fraction, 2, "sgi" if name == "sgi" else "ati", **changes)
         module = Interaction(config).to(device, dtype)
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         video = torch.randn(1, LATENTS, TOKENS, config.video.dim, device=device, dtype=dtype, requires_grad=True)
         audio = torch.randn(1, MELS, 1, config.audio.dim, device=device, dtype=dtype, requires_grad=True)
-        table = align(config.interaction, *layouts, torch.device(device))
+        table = align(config, *layouts, torch.device(device))
         learnt = [video, audio, *module.parameters()]
-        works[aligner] = both_ways(lambda m=module, v=video, a=audio, t=table: m(v, a, t)[:2], learnt)
-        if aligner == "ati":
+        works[name] = both_ways(lambda m=module, v=video, a=audio, t=table: m(v, a, t)[:2], learnt)
+        if name == "plain":
             how = config.interaction
             works["loop"] = both_ways(lambda m=module, v=video, a=audio, c=how: naive_interaction(m, c, v, a), learnt)
             with torch.no_grad():
@@ -168,8 +167,10 @@ def interaction(fraction: int, turns: int, device: str, dtype: torch.dtype) -> d
         "largest_difference_from_loop": apart,
         "time_ati_over_global": taken["ati"] / taken["sgi"],
         "memory_ati_over_global": memory["ati"] / memory["sgi"],
-        "time_loop_over_ati": taken["loop"] / taken["ati"],
-        "memory_loop_over_ati": memory["loop"] / memory["ati"],
+        "time_ati_over_plain": taken["ati"] / taken["plain"],
+        "memory_ati_over_plain": memory["ati"] / memory["plain"],
+        "time_loop_over_plain": taken["loop"] / taken["plain"],
+        "memory_loop_over_plain": memory["loop"] / memory["plain"],
     }
 
 
@@ -215,22 +216,13 @@ def dual(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str
 
 def wan(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """Our branch against diffusers' transformer, forward and backward, with per-token timesteps as training has them."""
-    import diffusers
+    import small_wan
 
     dim, head = WIDTHS[0] // fraction, min(HEAD, WIDTHS[1] // fraction // 2)
     ffn, layers, frames, side, text = dim * 14 // 3 // 8 * 8, 4, 11, (16, 16), 64
-    torch.manual_seed(0)
-    theirs = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=dim // head, attention_head_dim=head, in_channels=48, out_channels=48,
-        text_dim=64, ffn_dim=ffn, num_layers=layers,
-    ).to(device, dtype)  # fmt: skip
-    config = BranchConfig(
-        dim=dim, heads=dim // head, ffn_dim=ffn, layers=layers, in_channels=48, patch=(2, 2), text_dim=64, text_len=text
-    )
-    ours = Branch(config).to(device, dtype)
-    state = {branch_key(key): value for key, value in theirs.state_dict().items()}
-    state["patch_embedding.weight"] = state["patch_embedding.weight"].flatten(1)
-    ours.load_state_dict(state)
+    shape = {"in_channels": 48, "heads": dim // head, "dim": dim, "ffn_dim": ffn, "layers": layers}
+    pair = small_wan.wan_pair(shape, text_dim=64, text_len=text)
+    ours, theirs = (model.to(device, dtype) for model in pair)
     latent = torch.randn(1, 48, frames, *side, device=device, dtype=dtype)
     features = torch.randn(1, text, 64, device=device, dtype=dtype)
     t, mask = torch.full((1,), 0.5, device=device), torch.ones(1, text, dtype=torch.bool, device=device)
@@ -238,7 +230,7 @@ def wan(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str,
     tokens = side[0] * side[1] // 4
     per_token = torch.cat([torch.zeros(1, tokens), torch.full((1, (frames - 1) * tokens), 500.0)], dim=1).to(device)
     works = {
-        "ours": both_ways(lambda: (velocity(ours, data),), list(ours.parameters())),
+        "ours": both_ways(lambda: (small_wan.velocity(ours, data),), list(ours.parameters())),
         "diffusers": both_ways(lambda: (theirs(latent, per_token, features).sample,), list(theirs.parameters())),
     }
     memory = {name: peak_bytes(work, device) for name, work in works.items()}
@@ -251,16 +243,6 @@ def wan(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str,
         "speed_over_diffusers": taken["diffusers"] / taken["ours"],
         "memory_over_diffusers": memory["ours"] / memory["diffusers"],
     }
-
-
-def velocity(branch: Branch, data: BranchInput) -> Tensor:
-    stream = branch.begin(data, data.text, branch.rope(data))
-    for block in branch.blocks:
-        rows = block.modulation(stream.modulation)
-        stream.x = block.attend_self(stream.x, rows, stream.layout, stream.rope)
-        stream.x = block.attend_text(stream.x, stream.context, stream.context_mask)
-        stream.x = block.feed_forward(stream.x, rows, stream.layout)
-    return branch.finish(stream)
 
 
 PARTS = {"interaction": interaction, "dual": dual, "wan": wan}

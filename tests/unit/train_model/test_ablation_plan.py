@@ -1,17 +1,22 @@
 """The ablation's plan and statistics: rows that differ by what they name, keys, orders of the paper, verdicts by hand."""
 
+import hashlib
 import itertools
+import json
 
 import pytest
 
 from shards.errors import UserError
 from train.ablation.config import AblateConfig, WorldConfig
 from train.ablation.experiment import lr_at, task_of
-from train.ablation.plan import ROLES, TABLES, Experiment, experiment, experiments
+from train.ablation.plan import RECIPE, ROLES, TABLES, Experiment, experiment, experiments
 from train.ablation.verdict import compare, confidence_positive, interval
+from train.model.config import InteractionConfig
 from train.options import PAPER_MIX, Task
 
 CONFIG = AblateConfig(tables=tuple(TABLES))
+POSITIONS = [row.name for row in TABLES["positions"].rows]
+AS_BASE = f"ATI / ATI, {InteractionConfig().positions}"
 
 
 def test_equal_experiments_of_different_tables_are_one() -> None:
@@ -24,14 +29,14 @@ def test_equal_experiments_of_different_tables_are_one() -> None:
             ("position", 2),
             ("strategy", 0),
             ("guidance", 0),
-            ("window", 1),
+            ("positions", POSITIONS.index(AS_BASE)),
         )
     ]
     assert len(set(base)) == 1
     keys = {each.key for each in experiments(CONFIG).values()}
-    assert len(keys) == 3 * (5 + 3 + 3 + 2 + 2 + 3 + 2)
+    assert len(keys) == 3 * (5 + 3 + 3 + 2 + 2 + 3 + 4)
     trainings = {each.training.key for each in experiments(CONFIG).values()}
-    assert len(trainings) == 3 * (5 + 3 + 3 + 2 + 2 + 2)
+    assert len(trainings) == 3 * (5 + 3 + 3 + 2 + 2 + 4)
     assert len({each.training.begins_with.key for each in experiments(CONFIG).values()}) == 3
 
 
@@ -46,6 +51,19 @@ def test_a_key_follows_from_everything_that_the_result_depends_on(change: dict) 
 def test_a_key_survives_the_way_through_a_file() -> None:
     entry = experiment(CONFIG, TABLES["strategy"].rows[2], 1)
     assert Experiment.model_validate_json(entry.model_dump_json()).key == entry.key
+
+
+def test_a_field_that_came_later_leaves_earlier_keys_as_they_were() -> None:
+    before, after = (
+        experiment(CONFIG, TABLES["positions"].rows[POSITIONS.index(f"ATI / ATI, {value}")], 0) for value in ("none", "time")
+    )
+    document = before.model_dump(mode="json")
+    for training in (document["training"], document["training"]["begins_with"]):
+        assert training["model"]["interaction"].pop("positions") == "none"
+    text = json.dumps([RECIPE, "Experiment", document], sort_keys=True)
+    assert before.key == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert before.key != after.key
+    assert before.training.begins_with == after.training.begins_with
 
 
 def test_rows_differ_by_what_their_table_names() -> None:
@@ -85,7 +103,7 @@ def test_orders_are_the_papers() -> None:
     assert ("STI / ATI", "ATI / STI", "TC") in orders
     assert ("fixed", "decayed", "LS") in TABLES["face"].orders()
     assert {pair[0] for pair in TABLES["layers"].orders()} == {"interleaved"}
-    assert TABLES["window"].orders() == []
+    assert TABLES["positions"].orders() == []
 
 
 def test_verdicts_against_hand_made_numbers() -> None:

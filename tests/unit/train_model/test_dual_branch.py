@@ -18,6 +18,7 @@ from train.tasks import Draw, TaskInputs, prepare
 MakeBatch = Callable[..., LatentBatch]
 MakeConfig = Callable[..., ModelConfig]
 Randomised = Callable[..., DualBranch]
+POSITIONS = ["none", "time"]
 
 
 def inputs_for(task: Task, batch: LatentBatch, config: ModelConfig) -> TaskInputs:
@@ -27,10 +28,11 @@ def inputs_for(task: Task, batch: LatentBatch, config: ModelConfig) -> TaskInput
 
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("position", ["before-self-attention", "before-cross-attention", "before-ffn"])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_with_zero_initialised_outputs_the_dual_model_equals_its_branches_bit_for_bit(
-    task: Task, position: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
+    task: Task, position: str, positions: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
-    config = make_config(interaction={"layers": "all", "position": position})
+    config = make_config(interaction={"layers": "all", "position": position, "positions": positions})
     model = randomised(config, keep=("a2v.o", "v2a.o"))
     data = inputs_for(task, make_batch(), config)
     with torch.no_grad():
@@ -61,9 +63,12 @@ def moved(model: DualBranch, data: TaskInputs, branch: str, frames: slice) -> tu
         return before, model(data.video, data.audio)
 
 
-def test_reference_audio_skips_the_interaction(make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised) -> None:
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_reference_audio_skips_the_interaction(
+    positions: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
+) -> None:
     # the only interaction comes before any self-attention, so sound can reach the picture through it alone
-    config = make_config(interaction={"interleave_from": 0})
+    config = make_config(interaction={"interleave_from": 0, "positions": positions})
     model, data = randomised(config), inputs_for(Task.REFERENCE, make_batch(), config)
     before, after = moved(model, data, "audio", slice(0, 9))
     assert torch.equal(before.video, after.video)
@@ -72,10 +77,11 @@ def test_reference_audio_skips_the_interaction(make_batch: MakeBatch, make_confi
     assert not torch.equal(before.video, after.video)
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_the_reference_image_skips_the_interaction(
-    make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
+    positions: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
-    config = make_config(interaction={"interleave_from": 0})
+    config = make_config(interaction={"interleave_from": 0, "positions": positions})
     model, data = randomised(config), inputs_for(Task.JOINT, make_batch(), config)
     before, after = moved(model, data, "video", slice(0, 1))
     assert torch.equal(before.audio, after.audio)
@@ -83,10 +89,17 @@ def test_the_reference_image_skips_the_interaction(
 
 
 @pytest.mark.parametrize(("task", "branch", "other"), [(Task.AUDIO_DRIVEN, "audio", "video"), (Task.DUBBING, "video", "audio")])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_conditions_serve_as_keys_and_come_out_unchanged(
-    task: Task, branch: str, other: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
+    task: Task,
+    branch: str,
+    other: str,
+    positions: str,
+    make_batch: MakeBatch,
+    make_config: MakeConfig,
+    randomised: Randomised,
 ) -> None:
-    config = make_config(interaction={"interleave_from": 0})
+    config = make_config(interaction={"interleave_from": 0, "positions": positions})
     model, data = randomised(config), inputs_for(task, make_batch(), config)
     before, after = moved(model, data, branch, slice(4, None))
     assert not torch.equal(getattr(before, other), getattr(after, other))
@@ -95,10 +108,11 @@ def test_conditions_serve_as_keys_and_come_out_unchanged(
     assert torch.equal(getattr(after, branch), getattr(alone, branch))
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_condition_tokens_of_a_continuation_leave_the_interaction_as_they_came(
-    make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
+    positions: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
-    config = make_config(interaction={"layers": "all"})
+    config = make_config(interaction={"layers": "all", "positions": positions})
     model, data = randomised(config), inputs_for(Task.CONTINUATION, make_batch(), config)
     plan = model.plan(data.video, data.audio)
     video, audio = torch.randn(2, 6, 4, 32), torch.randn(2, 100, 1, 24)
@@ -115,7 +129,7 @@ def test_condition_tokens_of_a_continuation_leave_the_interaction_as_they_came(
 def test_recomputing_activations_changes_neither_losses_nor_gradients(
     make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
-    config = make_config(layers=3)
+    config = make_config(layers=3, interaction={"positions": "time"})
     model, data, grads = randomised(config), inputs_for(Task.JOINT, make_batch(), config), []
     for checkpointing in (False, True):
         model.zero_grad()
@@ -159,7 +173,7 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(
 
 
 def test_the_model_runs_in_bfloat16(make_batch: MakeBatch, make_config: MakeConfig) -> None:
-    config = make_config()
+    config = make_config(interaction={"positions": "time"})
     model = DualBranch(config).bfloat16()
     data = inputs_for(Task.JOINT, make_batch(), config)
     out = model(data.video, data.audio)
@@ -199,7 +213,7 @@ def test_the_flop_formula_agrees_with_torchs_counter(
 def test_the_forward_pass_compiles_whole_without_graph_breaks(
     make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
-    config = make_config()
+    config = make_config(interaction={"positions": "time"})
     model, data = randomised(config), inputs_for(Task.REFERENCE, make_batch(), config)
     with torch.no_grad():
         expected = model(data.video, data.audio)

@@ -36,7 +36,7 @@ def test_operations_do_not_grow_with_samples_or_frames_and_none_waits(
     make_batch: Callable[..., LatentBatch],
     make_config: Callable[..., ModelConfig],
 ) -> None:
-    config = make_config(interaction={"a2v": aligners[0], "v2a": aligners[1]})
+    config = make_config(interaction={"a2v": aligners[0], "v2a": aligners[1], "positions": "time"})
     model, found = DualBranch(config), []
     for size, latents in ((2, 5), (3, 9)):
         draw = Draw(3, 0, tuple(range(size)))

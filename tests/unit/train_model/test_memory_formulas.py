@@ -54,10 +54,10 @@ def model_of(
 
 
 CASES = {
-    "activations outweigh weights": (model_of(256, 128, 4), 2, 5, 16),
+    "activations outweigh weights": (model_of(256, 128, 4, interaction=InteractionConfig(positions="time")), 2, 5, 16),
     "weights outweigh activations": (model_of(384, 256, 6, 3), 1, 9, 8),
     "all see all, every layer": (
-        model_of(128, 64, 3, interaction=InteractionConfig(a2v="sgi", v2a="sgi", layers="all")),
+        model_of(128, 64, 3, interaction=InteractionConfig(a2v="sgi", v2a="sgi", layers="all", positions="time")),
         4,
         5,
         8,

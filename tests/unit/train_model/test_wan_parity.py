@@ -1,8 +1,8 @@
 """Our branch is the same function as diffusers' WanTransformer3DModel on the same weights."""
 
-import diffusers
 import pytest
 import torch
+from small_wan import velocity, wan_pair
 
 from shards.errors import UserError
 from train.batch import CONDITION, NOISY, REFERENCE, BranchInput, Layout, Segment
@@ -14,35 +14,6 @@ TI2V_5B = {"in_channels": 48, "heads": 4, "dim": 96, "ffn_dim": 448, "layers": 3
 T2V_1_3B = {"in_channels": 16, "heads": 3, "dim": 96, "ffn_dim": 560, "layers": 2}
 
 
-def run(branch: Branch, data: BranchInput) -> torch.Tensor:
-    stream = branch.begin(data, data.text, branch.rope(data))
-    for block in branch.blocks:
-        rows = block.modulation(stream.modulation)
-        stream.x = block.attend_self(stream.x, rows, stream.layout, stream.rope)
-        stream.x = block.attend_text(stream.x, stream.context, stream.context_mask)
-        stream.x = block.feed_forward(stream.x, rows, stream.layout)
-    return branch.finish(stream)
-
-
-def pair(shape: dict) -> tuple[Branch, diffusers.WanTransformer3DModel]:
-    torch.manual_seed(0)
-    wan = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=shape["heads"],
-        attention_head_dim=shape["dim"] // shape["heads"],
-        in_channels=shape["in_channels"],
-        out_channels=shape["in_channels"],
-        text_dim=40,
-        ffn_dim=shape["ffn_dim"],
-        num_layers=shape["layers"],
-    )
-    branch = Branch(BranchConfig(**shape, patch=(2, 2), text_dim=40, text_len=16))
-    state = {branch_key(key): value for key, value in wan.state_dict().items()}
-    state["patch_embedding.weight"] = state["patch_embedding.weight"].flatten(1)
-    branch.load_state_dict(state)
-    return branch, wan
-
-
 def inputs(shape: dict, layout: Layout) -> BranchInput:
     frames = sum(s.length for s in layout)
     latent, text = torch.randn(2, shape["in_channels"], frames, 6, 8), torch.randn(2, 16, 40)
@@ -51,9 +22,9 @@ def inputs(shape: dict, layout: Layout) -> BranchInput:
 
 @pytest.mark.parametrize("shape", [TI2V_5B, T2V_1_3B], ids=["TI2V-5B", "1.3B"])
 def test_one_time_for_all_tokens_gives_wans_velocity_and_gradient(shape: dict) -> None:
-    branch, wan = pair(shape)
+    branch, wan = wan_pair(shape, text_dim=40, text_len=16)
     data = inputs(shape, (Segment(NOISY, 0, 5),))
-    ours, theirs = run(branch, data), wan(data.latent, data.timestep * 1000, data.text).sample
+    ours, theirs = velocity(branch, data), wan(data.latent, data.timestep * 1000, data.text).sample
     assert (ours - theirs).abs().max() <= 1e-5
     assert theirs.abs().max() > 0.5
     probe = torch.randn_like(ours)
@@ -66,27 +37,27 @@ def test_one_time_for_all_tokens_gives_wans_velocity_and_gradient(shape: dict) -
 
 @pytest.mark.parametrize("shape", [TI2V_5B, T2V_1_3B], ids=["TI2V-5B", "1.3B"])
 def test_clean_and_noisy_frames_give_wans_velocity_with_per_token_timesteps(shape: dict) -> None:
-    branch, wan = pair(shape)
+    branch, wan = wan_pair(shape, text_dim=40, text_len=16)
     data = inputs(shape, (Segment(REFERENCE, -1, 1), Segment(CONDITION, 0, 2), Segment(NOISY, 2, 4)))
     noisy = (data.timestep * 1000)[:, None].expand(2, 4 * 12)
     per_token = torch.cat([torch.zeros(2, 3 * 12), noisy], dim=1)
     with torch.no_grad():
         theirs = wan(data.latent, per_token, data.text).sample
-        assert (run(branch, data) - theirs).abs().max() <= 1e-5
+        assert (velocity(branch, data) - theirs).abs().max() <= 1e-5
 
 
 def test_short_text_is_padded_with_zero_features_as_wan_does() -> None:
-    branch, wan = pair(TI2V_5B)
+    branch, wan = wan_pair(TI2V_5B, text_dim=40, text_len=16)
     data = inputs(TI2V_5B, (Segment(NOISY, 0, 3),))
     padded = data.text.clone()
     padded[:, 5:] = 0
     data.text, data.text_mask = data.text[:, :8], torch.arange(8).expand(2, 8) < 5
     with torch.no_grad():
         theirs = wan(data.latent, data.timestep * 1000, padded).sample
-        assert (run(branch, data) - theirs).abs().max() <= 1e-5
+        assert (velocity(branch, data) - theirs).abs().max() <= 1e-5
     data.text, data.text_mask = torch.randn(2, 17, 40), torch.ones(2, 17, dtype=torch.bool)
     with pytest.raises(UserError, match="text_len"):
-        run(branch, data)
+        velocity(branch, data)
 
 
 def test_modulation_is_held_per_frame_and_never_per_token() -> None:
