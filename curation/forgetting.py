@@ -95,7 +95,7 @@ def forget(corpus: Corpus, target: Target) -> Forgotten:
     """
     done = Forgotten()
     journal = corpus.root / JOURNAL
-    with locked(corpus.root / LOCK, "latents are being made from these shards"):
+    with locked(corpus.root / LOCK, "another run makes, copies or forgets latents here"):
         if journal.is_file():
             _erase(corpus, _from_journal(journal), Forgotten())
         part = journal.with_suffix(".part")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPEAKER = "coalesce(nullif(speaker, ''), 'source:' || source_id)"
 """SQL of a clip's speaker; clips without speech stand together by source."""
 
-_BLOCK = 2048  # speakers compared at a time: bounds the similarities held to 2048 x n
+_BLOCK, _TILE = 2048, 16384  # speakers compared at a time, the later with the earlier: 128 MiB of similarities
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
     stays = [name for name in known.digests if name in speakers and known.digests[name] == speakers[name]]
     if not fresh and len(stays) == len(known.digests):
         return Likeness(tuple(known.digests), known.same, known.near)
+    _require_one_face_model(corpus)
     order = [*stays, *fresh]
     place = {name: i for i, name in enumerate(order)}
     staying = set(stays)
@@ -102,13 +103,14 @@ def pairs_above(vectors: Vectors, cosine: float, first_new: int = 0) -> tuple[np
     rows, columns, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for start in range(begin, len(matrix), _BLOCK):
         block = matrix[start : start + _BLOCK]
-        cosines = block @ matrix[: start + len(block)].T
-        i, j = np.divmod(np.flatnonzero(cosines >= cosine), cosines.shape[1])  # far faster than nonzero in two dimensions
-        later, earlier = of[start + i], of[j]
-        wanted = earlier < later
-        rows.append(earlier[wanted])
-        columns.append(later[wanted])
-        values.append(cosines[i, j][wanted])
+        for first in range(0, start + len(block), _TILE):
+            cosines = block @ matrix[first : min(first + _TILE, start + len(block))].T
+            i, j = np.divmod(np.flatnonzero(cosines >= cosine), cosines.shape[1])  # far faster than nonzero in two dimensions
+            later, earlier = of[start + i], of[first + j]
+            wanted = earlier < later
+            rows.append(earlier[wanted])
+            columns.append(later[wanted])
+            values.append(cosines[i, j][wanted])
     return np.stack([np.concatenate(rows), np.concatenate(columns)], axis=1), np.concatenate(values)
 
 
@@ -143,6 +145,17 @@ def _speakers(corpus: Corpus) -> dict[str, str]:
         FROM clips LEFT JOIN sources USING (source_id) GROUP BY 1 ORDER BY 1"""
     )
     return dict(zip(found["speaker"].to_pylist(), found["digest"].to_pylist(), strict=True))
+
+
+def _require_one_face_model(corpus: Corpus) -> None:
+    """Face vectors of two models may be of one length, and then tell nothing of one another."""
+    found = corpus.query("SELECT DISTINCT versions['face_vectors'] AS model FROM clips WHERE len(face) > 0 ORDER BY 1")
+    models = [name for name in found["model"].to_pylist() if name]
+    if len(models) > 1:
+        raise UserError(
+            f"face vectors in this corpus come from two models: {', '.join(models)}", where=corpus.root,
+            do="ingest its sources again with one ingest.faces.vectors", kind="two-models",
+        )  # fmt: skip
 
 
 def _vectors(corpus: Corpus, column: str, wanted: list[str], place: dict[str, int]) -> Vectors:

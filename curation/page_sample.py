@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 POSITIONS = 100
 """Positions that a threshold may take across its histogram, about (our choice: a position is two or three pixels)."""
 
-SAMPLE_CLIPS = 20_000
-"""Clips that the page carries at most (our choice: a byte per clip and signal, a megabyte in all)."""
-
 ASK, PASSES, FAILS = range(3)
 """What a rule's `states` say of a clip: compare its value with the bounds; passes or fails whatever the bounds."""
 
@@ -111,7 +108,7 @@ def movable(rule: Rule) -> bool:
     return bounded and rule.column in SIGNALS and rule.equals is None and rule.one_of is None
 
 
-def sample(clips: pa.Table, policy: Policy, scales: dict[str, Scale], limit: int = SAMPLE_CLIPS) -> dict[str, Any]:
+def sample(clips: pa.Table, policy: Policy, scales: dict[str, Scale], limit: int) -> dict[str, Any]:
     """The data of the page's thresholds. `clips` are columns that the policy reads, in an order in which the first of any kind
     are as good as random; `scales` by column, of every rule that is `movable`.
 

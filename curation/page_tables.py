@@ -107,16 +107,20 @@ def splits(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 def strata(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """Kept seconds on either side (`train`, `val`) of every `label` of an `axis`: languages, bands of voice pitch and of
-    length."""
+    length; beyond `LARGEST` rows they are one."""
     axes = {
         "language": ("coalesce(nullif(language, ''), 'none')", "-sum(seconds)"),
         "voice pitch": (_bands("pitch_hz", PITCH_HZ, "Hz"), "min(nullif(pitch_hz, 'NaN'))"),
         "clip length": (_bands("seconds", LENGTH_S, "s"), "min(seconds)"),
     }
     queries = [
-        f"""SELECT '{axis}' AS axis, {label} AS label, coalesce(sum(seconds) FILTER (split = '{TRAIN}'), 0) AS train,
-        coalesce(sum(seconds) FILTER (split = '{VAL}'), 0) AS val FROM judged WHERE kept GROUP BY label
-        ORDER BY {order} NULLS LAST, label LIMIT {LARGEST}"""
+        f"""WITH every AS (SELECT {label} AS label, {order} AS rank,
+            coalesce(sum(seconds) FILTER (split = '{TRAIN}'), 0) AS train,
+            coalesce(sum(seconds) FILTER (split = '{VAL}'), 0) AS val FROM judged WHERE kept GROUP BY 1),
+        placed AS (SELECT *, row_number() OVER (ORDER BY rank NULLS LAST, label) AS place FROM every),
+        named AS (SELECT *, CASE WHEN place <= {LARGEST} THEN label END AS name FROM placed)
+        SELECT '{axis}' AS axis, coalesce(name, count(*) || ' others') AS label, sum(train) AS train, sum(val) AS val
+        FROM named GROUP BY name ORDER BY min(place)"""
         for axis, (label, order) in axes.items()
     ]
     return [row for query in queries for row in rows(connection, query)]

@@ -81,8 +81,11 @@ def graph_child(graph: Any, duration_s: float, limits: LimitConfig) -> Iterator[
         yield child
 
 
-STARVED = ("Cannot allocate memory", "pthread_create() failed", "get_buffer() failed", "ff_frame_thread_encoder_init failed")
+STARVED = ("Cannot allocate memory", "pthread_create() failed", "ff_frame_thread_encoder_init failed")
 """What ffmpeg says where its memory ends."""
+
+NO_PICTURE = "get_buffer() failed"
+"""What ffmpeg says where its memory ends, and also of a picture whose stated size is damaged; then it says that too."""
 
 
 class Child:
@@ -111,7 +114,8 @@ class Child:
         lines = self.log.read().decode("utf-8", "replace").strip().splitlines()
         # ffmpeg names the cause first and its consequences after it
         self.complaint = (lines[0] if lines else f"exit code {self.code}")[:200]
-        self.starved = any(sign in line for line in lines for sign in STARVED)
+        said = "\n".join(lines)
+        self.starved = any(sign in said for sign in STARVED) or (NO_PICTURE in said and "invalid" not in said.lower())
 
     def check(self, path: str, what: str, kind: str) -> None:
         """Raise UserError if the child ended badly: `what` and its complaint, or that it met its memory limit."""

@@ -163,6 +163,7 @@ def versions(config: IngestConfig) -> dict[str, str]:
         "words": config.transcription.model,
         "word_times": config.transcription.align_model,
         "faces": "mediapipe face_landmarker",
+        "face_vectors": config.faces.vectors,
         "sync": config.sync.model,
         "active_face": config.sync.active_model,
         "sound_quality": "dnsmos p.835",

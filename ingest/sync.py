@@ -77,11 +77,6 @@ def lip_sync(lip_gap: np.ndarray, pcm: np.ndarray, config: SyncConfig) -> LipSyn
     return LipSync() if curve is None else read_curve(curve, len(lip_gap) / VIDEO_FPS)
 
 
-def sync_clips(clips: Sequence[tuple[np.ndarray, np.ndarray]], config: SyncConfig) -> list[LipSync]:
-    """Sync of several clips of one source that show the same face and voice: (lip gap, sound) each, as for `lip_sync`."""
-    return sync_together([(sync_curve(gap, pcm, config), len(gap) / VIDEO_FPS) for gap, pcm in clips])
-
-
 def sync_together(curves: Sequence[tuple[np.ndarray | None, float]]) -> list[LipSync]:
     """Sync of several clips of one source, face and voice from their curves: (curve, length in seconds) each.
 

@@ -17,7 +17,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
@@ -87,15 +86,22 @@ class EmiliaIndex:
 
 
 def find_tars(patterns: list[str]) -> list[Tar]:
-    """The tars of paths, folders and globs, each once, by path. Raises UserError of kind `no-shards` for one without any."""
+    """The tars of paths, folders and globs, each once, by path.
+
+    Raises UserError of kind `no-shards` for one without any, `no-store` or `store-failed` where it cannot be looked up.
+    """
     found: dict[str, Tar] = {}
     for pattern in patterns:
-        files, path = fsspec.core.url_to_fs(pattern)
-        # find gives, of a file, the file
-        paths = files.glob(path) if any(sign in path for sign in "*?[") else files.find(path)
+        store = Store(pattern)
+        files, path = store.files, store.root
+        try:
+            # find gives, of a file, the file
+            paths = files.glob(path) if any(sign in path for sign in "*?[") else files.find(path)
+        except Exception as error:  # every kind of store raises its own
+            raise store.failed("", error) from error
         tars = sorted(name for name in paths if name.endswith(".tar"))
         if not tars:
-            do = "name .tar files, folders that hold them, or globs"
+            do = "name .tar files, folders that hold them, or globs in the stage's emilia.shards"
             raise UserError("no audio shards here", where=pattern, do=do, kind="no-shards")
         for name in tars:
             folder, _, file = name.rpartition("/")
@@ -106,13 +112,16 @@ def find_tars(patterns: list[str]) -> list[Tar]:
 def read_index(tar: Tar, cache: Path | None = None) -> EmiliaIndex:
     """The index that was kept of a tar, or a new one where there is none or the tar has changed since.
 
-    Raises UserError of kind `damaged-shard` where the tar is none, is cut off or holds no sample.
+    Raises UserError of kind `damaged-shard` where the tar is none, is cut off or holds no sample, `no-shards` where it is gone,
+    `store-failed` where the store does not answer.
     """
     files, where = tar.store.files, tar.where
     try:
         source = str(files.ukey(where))
     except FileNotFoundError as error:
         raise UserError("the audio shard is gone", where=where, kind="no-shards") from error
+    except Exception as error:  # every kind of store raises its own
+        raise tar.store.failed(tar.name, error) from error
     places = [Path(f"{where}.emilia.npz")] if isinstance(files, LocalFileSystem) else []
     if cache:
         places.append(cache / f"{hashlib.sha256(where.encode()).hexdigest()[:12]}-{tar.name}.emilia.npz")

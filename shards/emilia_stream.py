@@ -52,6 +52,8 @@ class EmiliaStream:
             opened = list(zip(tars, pool.map(lambda tar: read_index(tar, cache), tars), strict=True))
         if shards is not None:
             by_digest = {index.digest: (tar, index) for tar, index in reversed(opened)}
+            # of copies with one digest, each stays the one that it was
+            at_place = {(tar.where, index.digest): (tar, index) for tar, index in opened}
             gone = [name for name, digest in shards.items() if digest not in by_digest]
             if gone:
                 raise UserError(
@@ -59,7 +61,7 @@ class EmiliaStream:
                     do="bring them back, or begin the stage anew on the shards there are",
                     kind="shards-changed",
                 )
-            opened = [by_digest[digest] for digest in shards.values()]
+            opened = [at_place.get(named) or by_digest[named[1]] for named in shards.items()]
         self._tars = [tar for tar, _ in opened]
         self.shards: dict[str, str] = {tar.where: index.digest for tar, index in opened}
         self._tar = np.repeat(np.arange(len(opened), dtype=np.int32), [len(index) for _, index in opened])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UserError(Exception):
     """Bad input or environment, told in one line.
@@ -27,7 +29,7 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keyword-only arguments do not survive the default pickling between Ray processes."""
-        return _rebuild, (type(self), self.what, self.where, self.do, self.kind)
+        return _rebuild, (type(self), self.what, {"where": self.where, "do": self.do, "kind": self.kind})
 
 
 class UsageError(UserError):
@@ -41,6 +43,9 @@ class Stopped(UserError):
         super().__init__(what, where=where, do=do, kind=kind)
         self.code = code
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, {"where": self.where, "do": self.do, "kind": self.kind, "code": self.code})
 
-def _rebuild(cls: type[UserError], what: str, where: str, do: str, kind: str) -> UserError:
-    return cls(what, where=where, do=do, kind=kind)
+
+def _rebuild(cls: type[UserError], what: str, named: dict[str, Any]) -> UserError:
+    return cls(what, **named)

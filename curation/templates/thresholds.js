@@ -38,7 +38,7 @@ function judge() {
 const count = value => Math.round(value).toLocaleString("en");
 const span = s => s < 100 ? s.toFixed(0) + " s" : s < 6000 ? (s / 60).toFixed(1) + " min" : (s / 3600).toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 }) + " h";
 const plural = (value, word) => count(value) + " " + word + (Math.round(value) === 1 ? "" : "s");
-const unit = rule => { const u = DATA.histograms[rule.column].unit; return u.includes("..") || u === "ratio" || u === "score" ? "" : " " + u; };
+const unit = rule => { const u = DATA.histograms[rule.column].unit; return u.includes("..") || ["", "0 or 1", "ratio", "score", "variance"].includes(u) ? "" : " " + u; };
 const at = (rule, bound) => columns[rule.column].positions[rule[bound]];
 const bounds = rule => ["min", "max"].filter(bound => rule.own[bound] !== undefined);
 const moved = rule => rule.column ? bounds(rule).filter(bound => rule[bound] !== rule.own[bound]) : [];

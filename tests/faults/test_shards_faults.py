@@ -18,7 +18,10 @@ import pytest
 
 from shards import store as store_module
 from shards.corpus import Corpus
+from shards.emilia_index import find_tars
 from shards.errors import UserError
+from shards.files import locked
+from shards.latents import FOLDER, LOCK, LatentCache, write_manifest
 from shards.plan import ShardConfig
 from shards.publish import publish_shards
 from shards.stream import SampleStream
@@ -233,6 +236,15 @@ def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
         SampleStream("s3://corpus/shards")
 
 
+def test_an_s3_store_that_is_down_is_named_where_it_has_the_audio_shards(server: tuple[str, list[int]], bucket: Any) -> None:
+    bucket.pipe_file("corpus/EN/EN-B000000.tar", b"never opened")
+    server[1].extend([503] * 100)
+    for pattern in ("s3://corpus/EN", "s3://corpus/EN/*.tar"):
+        with pytest.raises(UserError, match=r"^the store cannot be read: [^\n]+$") as told:
+            find_tars([pattern])
+        assert told.value.kind == "store-failed"
+
+
 def test_shards_are_sent_to_s3_once_and_read_and_resumed_there(corpus: Corpus, bucket: Any) -> None:
     first = publish_shards(corpus.root / "shards", "s3://corpus/shards")
     assert (first.sent, first.stood, first.removed) == (4, 0, 0)
@@ -283,6 +295,43 @@ def test_a_store_that_fails_while_shards_are_sent_loses_nothing_and_a_second_run
     assert summary.sent + summary.stood == 4
     assert summary.stood == min(4, after // 2)
     assert {sample.meta.caption for _, sample in islice(SampleStream("s3://corpus/shards").read(), 7)} == {"new"}
+
+
+def test_a_copy_holds_what_manifests_name_and_nothing_that_a_killed_one_left(corpus: Corpus, tmp_path: Path) -> None:
+    """A sidecar of latents that no manifest names yet, as between its rename and the manifest, is not sent."""
+    shards, there = corpus.root / "shards", tmp_path / "there"
+    cache = shards / FOLDER / "0123"
+    cache.mkdir(parents=True)
+    write_manifest(cache, LatentCache("0123", {}, {}))
+    (cache / "train-000000.tar").write_bytes(b"unnamed")
+    there.mkdir()
+    for name in (".train-000000.tar.part", ".manifest.json.part", "mine.part"):
+        (there / name).write_bytes(b"half")
+    publish_shards(shards, str(there))
+    assert set(contents(there)) == {*contents(shards), "mine.part"} - {f"{FOLDER}/0123/train-000000.tar"}
+
+
+def test_shards_are_not_copied_while_their_latents_change(corpus: Corpus, tmp_path: Path) -> None:
+    with (
+        locked(corpus.root / LOCK, "busy"),
+        pytest.raises(UserError, match="another run makes, copies or forgets latents here") as told,
+    ):
+        publish_shards(corpus.root / "shards", str(tmp_path / "there"))
+    assert told.value.kind == "busy"
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_folder_that_fills_up_keeps_no_half_of_a_copy(corpus: Corpus, tmp_path: Path) -> None:
+    """The system refuses files over 8 kB, as a full disk would."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+        with pytest.raises(UserError, match="the store cannot be written"):
+            publish_shards(corpus.root / "shards", str(tmp_path / "there"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list((tmp_path / "there").rglob("*.part"))
 
 
 def test_shards_are_copied_to_another_folder_and_an_unknown_store_is_named(corpus: Corpus, tmp_path: Path) -> None:

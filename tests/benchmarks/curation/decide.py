@@ -1,9 +1,11 @@
 """How long deciding takes, and what it holds in memory, from ten thousand clips to ten million.
 
-    python tests/benchmarks/curation/decide.py [--rows 10000 100000 1300000] [--folder /tmp/bench]
+    python tests/benchmarks/curation/decide.py [--rows 10000 100000 1300000 10000000] [--folder /tmp/bench]
 
 Makes corpora of random clips (48 signals, words, a voice of 192 numbers; one speaker per `--clips-per-speaker` clips) and
 runs each question in a process of its own. The ratio column is the cost per clip beside that of the smallest corpus.
+`voices` compares each speaker with every other, which is done once per speaker and kept; `decide` is what follows, the
+first time, and `again` the same on decisions that stand.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from deltalake import write_deltalake
 from shards.corpus import SIGNALS, Corpus, schema
 
 CHUNK = 100_000
-QUESTIONS = ("decide", "again", "what_if", "sensitivity")
+QUESTIONS = ("voices", "decide", "again", "what_if", "sensitivity")
 
 
 def make(root: Path, rows: int, clips_per_speaker: int) -> Corpus:
@@ -65,13 +67,17 @@ def _chunk(draw: np.random.Generator, first: int, count: int, clips_per_speaker:
 
 def ask(root: Path, question: str) -> dict[str, float]:
     """Seconds and peak memory (GiB) of one question, in this process."""
+    from curation.config import SplitConfig
     from curation.decisions import decide
+    from curation.identities import likeness
     from curation.policy import load_policy
     from curation.questions import clips_for, sensitivity, what_if
 
     corpus, policy = Corpus.open(root), load_policy("default")
     began = time.perf_counter()
-    if question in ("decide", "again"):
+    if question == "voices":
+        likeness(corpus, SplitConfig())
+    elif question in ("decide", "again"):
         assert decide(corpus, policy).written == (question == "decide")
     elif question == "what_if":
         what_if(corpus, policy, ["snr=20"])

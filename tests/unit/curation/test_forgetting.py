@@ -112,7 +112,7 @@ def test_sidecars_of_others_stay_and_those_of_the_forgotten_are_named_by_no_mani
 def test_nothing_is_forgotten_while_latents_are_made(corpus: Corpus) -> None:
     from filelock import FileLock
 
-    with FileLock(corpus.root / LOCK), pytest.raises(UserError, match="latents are being made"):
+    with FileLock(corpus.root / LOCK), pytest.raises(UserError, match="another run makes, copies or forgets latents"):
         forget(corpus, find_source(corpus, "src_again"))
     assert not unfinished(corpus)
 

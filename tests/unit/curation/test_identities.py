@@ -30,6 +30,7 @@ def named(corpus: Corpus, config: SplitConfig) -> tuple[set[tuple[str, str]], se
 @pytest.mark.parametrize("first_new", [0, 11, 24])
 def test_pairs_in_blocks_equal_those_of_a_naive_loop(first_new: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("curation.identities._BLOCK", 7)
+    monkeypatch.setattr("curation.identities._TILE", 9)
     of = [i // 2 for i in range(60)]  # two vectors a speaker
     rows = [np.array(voice(speaker % 13, 0.5, i)) for i, speaker in enumerate(of)]
     pairs, cosines = pairs_above(unit_vectors(of, rows, "voice"), 0.5, first_new)
@@ -87,6 +88,13 @@ def test_a_source_measured_anew_is_compared_anew(make_corpus: Make, make_clip: M
     corpus.upsert("sources", [source | {"digest": "another"}])
     corpus.upsert("clips", [make_clip("s1", 0.0, "p", voice=voice(1))])
     assert named(corpus, SplitConfig())[0] == set()
+
+
+def test_faces_of_two_models_are_refused_though_their_vectors_are_of_one_length(make_corpus: Make, make_clip: Make) -> None:
+    face = np.eye(128, dtype=np.float32)[0].tolist()
+    rows = [make_clip(f"s{i}", 0.0, "p", face=face, versions={"face_vectors": m}) for i, m in enumerate(("dlib", "sface"))]
+    with pytest.raises(UserError, match="two models: dlib, sface"):
+        likeness(make_corpus(rows), SplitConfig())
 
 
 def test_a_face_joins_what_voices_do_not(make_corpus: Make, make_clip: Make) -> None:

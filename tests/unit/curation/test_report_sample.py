@@ -93,7 +93,7 @@ def test_a_threshold_at_any_position_keeps_what_the_policy_would_keep(
     rows: list[dict[str, Any]], which: tuple[str, str], share: float
 ) -> None:
     clips = table([GOOD, *rows])
-    told = sample(clips, POLICY, scales_of(clips))
+    told = sample(clips, POLICY, scales_of(clips), limit=len(clips))
     rule = next(rule for rule in POLICY.rules if rule.name == which[0])
     positions = told["columns"][rule.column]["positions"]
     place = round(share * (len(positions) - 1))

@@ -9,7 +9,7 @@ from speaking_clips import SECONDS, filmed, heard, mouth, spoken
 
 from ingest.config import FaceConfig, IngestConfig, SyncConfig
 from ingest.records import AUDIO_RATE
-from ingest.sync import LipSync, correlation_curve, expectations, lip_sync, octave_loudness, sync_clips, sync_curve
+from ingest.sync import LipSync, correlation_curve, expectations, lip_sync, octave_loudness, sync_curve, sync_together
 from shards.clock import VIDEO_FPS
 
 CONFIG = SyncConfig()
@@ -140,7 +140,8 @@ def test_clips_of_one_source_help_those_that_are_unsure_and_overrule_none_that_i
         noisy.append((lips, (pcm * 0.25 + room).clip(-32768, 32767).astype(np.int16)))
     dubbed, moved = (clip(20, 0)[0], clip(21, 0)[1]), clip(30, -300)
     alone = [lip_sync(*each, CONFIG) for each in (*noisy, dubbed, moved)]
-    together = sync_clips([*noisy, dubbed, moved, *(clip(seed, 200) for seed in range(4))], CONFIG)
+    clips = [*noisy, dubbed, moved, *(clip(seed, 200) for seed in range(4))]
+    together = sync_together([(sync_curve(*each, CONFIG), len(each[0]) / VIDEO_FPS) for each in clips])
     helped = [sync.offset_ms for sync in together[:8] if sync.known]
     assert len(helped) >= sum(sync.known for sync in alone[:8]) + 2
     assert helped == pytest.approx([200] * len(helped), abs=60)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingest.child import ffmpeg_path
+from ingest.child import bounded_child, ffmpeg_path
 from ingest.config import LimitConfig
 from ingest.media import decode_frames, decode_sound, decode_span, decode_tiny, fitted_size, probe
 from shards.errors import UserError
@@ -30,6 +30,26 @@ def flash_and_beep(target: Path, fps: str = "25", seconds: int = 14, *extra: str
 def onsets(level: np.ndarray, rate: float) -> np.ndarray:
     loud = level > level.max() / 2
     return np.flatnonzero(loud & ~np.r_[False, loud[:-1]]) / rate
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (["get_buffer() failed"], "memory"),
+        (["[h264] Cannot allocate memory"], "memory"),
+        (["[mpeg4] video_get_buffer: image parameters invalid", "[mpeg4] get_buffer() failed"], ""),
+    ],
+)
+def test_a_picture_of_damaged_size_is_not_told_as_want_of_memory(said: list[str], kind: str) -> None:
+    words = " ".join(f"'{line}'" for line in said)
+    with bounded_child(["/bin/sh", "-c", f"printf '%s\\n' {words} >&2"], 10.0, LIMITS) as child:
+        child.read()
+    try:
+        child.check("film.mp4", "damaged", "damaged")
+        found = ""
+    except UserError as error:
+        found = error.kind
+    assert found == kind
 
 
 def test_frames_stand_on_the_grid_and_the_tiny_stream_comes_along(tmp_path: Path) -> None:

