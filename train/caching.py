@@ -238,7 +238,7 @@ def cache_latents(
     if not manifest or not manifest.current:
         raise UserError("no shards of this version here", where=shards_dir, do="write them: uniavgen shard", kind="no-shards")
     try:
-        with locked(shards_dir.parent / LOCK, "another run makes or forgets latents here"):
+        with locked(shards_dir.parent / LOCK, "another run makes, copies or forgets latents here"):
             return _cache(shards_dir, config, manifest.entries, on_progress or (lambda done, total: None), started)
     except OSError as error:
         text = f"latents cannot be written: {error.strerror or error}"

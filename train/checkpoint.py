@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import UserError
+from shards.json_lines import append_row
 from train.stages import CheckpointConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ class RunFolder:
     def tell(self, event: str, text: str, **figures: Any) -> None:
         """Note something that people should hear of, in one line."""
         line = {"time": round(time.time(), 3), "event": event, "text": text, **figures}
-        with self.events.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        append_row(self.events, line)
 
     def read(self) -> dict[str, Any]:
         """The content of stage.json; {} where the stage was never started. Raises UserError where it is damaged or foreign."""
@@ -143,17 +143,29 @@ class RunFolder:
     def commit(self, step: int, state: Mapping[str, Any], files: Mapping[str, str], keep: CheckpointConfig) -> Path:
         """Make the written checkpoint the newest one, then drop those that `keep` does not name. One process calls this.
 
-        `files` are the digests of what stands in `part(step)`; they go into the manifest with state.json's own.
+        `files` are the digests of what those who wrote into `part(step)` have brought to the disk; they go into the manifest
+        with those of state.json and of whatever else stands there. Raises UserError where one of them is not to be seen.
         """
         part, whole = self.part(step), self.checkpoint(step)
         (part / STATE).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}) + "\n")
-        for file in part.rglob("*"):
-            if file.is_file():
-                sync(file)
-        write_text(part / MANIFEST, json.dumps({"sha256": {**files, STATE: digest(part / STATE)}}, indent=1) + "\n")
-        if whole.exists():  # the same step of the same run: what stands is as good
+        found = {str(path.relative_to(part)): path for path in part.rglob("*")}
+        unseen = [name for name in files if name not in found]
+        if unseen:
+            raise UserError(
+                f"{unseen[0]}, which another worker wrote, is not to be seen from the first one",
+                where=part,
+                do="put the run folder where all nodes see it",
+                kind="not-shared",
+            )
+        others = {name: digest(path) for name, path in found.items() if path.is_file() and name not in files}
+        for name, path in found.items():
+            if name in others or path.is_dir():
+                sync(path)
+        write_text(part / MANIFEST, json.dumps({"sha256": {**files, **others}}, indent=1) + "\n")
+        if step in self.steps():  # the same step of the same run: what stands is as good
             shutil.rmtree(part)
         else:
+            shutil.rmtree(whole, ignore_errors=True)  # without a manifest it is none
             os.replace(part, whole)
         sync(self.checkpoints)
         steps = self.steps()

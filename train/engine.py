@@ -5,22 +5,31 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from shards.errors import UserError
 from train.checkpoint import RunFolder, digest, write_tensors
+from train.hashed_files import write_hashed
 from train.stages import CheckpointConfig, StageConfig, TrainConfig
 
 STATE_TAG = "state"
 """Folder of DeepSpeed's own files within a checkpoint."""
-WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream", "I/O error", "No space")
-"""Words of PyTorch and safetensors for a file that the disk did not take."""
+WRITERS = 3
+"""Files of a checkpoint that one worker writes at once: the first one has weights, optimizer and random state."""
+
+
+def is_plain(zero_stage: int, dtype: str) -> bool:
+    """fp32 without ZeRO: every worker holds everything, and DeepSpeed leaves the model to PyTorch's own optimizer."""
+    return zero_stage == 0 and dtype == "fp32"
 
 
 def deepspeed_file(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:
@@ -42,7 +51,8 @@ def deepspeed_file(config: TrainConfig, stage: StageConfig, world_size: int) -> 
         "train_batch_size": stage.batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": stage.batch // (micro * world_size),
-        "gradient_clipping": stage.grad_clip,
+        # a plain gradient is clipped by StepGuard, which needs its norm anyway; DeepSpeed does not tell it
+        "gradient_clipping": 0.0 if is_plain(given.zero_stage, given.dtype) else stage.grad_clip,
         # PyTorch's own AdamW: DeepSpeed's would be compiled on first use
         "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": True}},
         "zero_optimization": zero,
@@ -79,6 +89,9 @@ def begin_engine(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     file = deepspeed_file(config, stage, world_size) | {"checkpoint": {"load_universal": universal}}
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=file)
+    if is_plain(config.deepspeed.zero_stage, config.deepspeed.dtype) and world_size == 1:
+        # there is no one to share gradients with: spares two copies of all of them
+        engine.enable_backward_allreduce = False
     return engine
 
 
@@ -86,13 +99,16 @@ class StepGuard:
     """Stands before the optimizer: a step that is refused changes neither weights nor moments, on any worker.
 
     Set `refuse` and `limit` (largest norm of the global gradient before clipping) before `engine.step`; both, like the
-    norm itself, must be the same on all workers. `taken` tells afterwards whether the step was made.
+    norm itself, must be the same on all workers. `taken` and `norm` tell afterwards whether the step was made, and of what
+    gradient. A plain gradient is also clipped here, to a norm of `clip` (0: not at all).
     """
 
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.refuse, self.limit, self.plain_norm = engine, False, math.inf, 0.0
-        self._refused = False
+    def __init__(self, engine: Any, clip: float) -> None:
+        self.engine, self.clip, self.refuse, self.limit = engine, clip, False, math.inf
+        self._norm, self._refused = 0.0, False
         self._optimizer: torch.optim.Optimizer = engine.basic_optimizer
+        # where it is not plain, DeepSpeed's own stands around it
+        self._plain = engine.optimizer is engine.basic_optimizer
         self._step = self._optimizer.step
         self._optimizer.step = self._guarded
 
@@ -105,36 +121,35 @@ class StepGuard:
         """Whether the last step changed the weights; DeepSpeed itself leaves out those whose gradient is not finite."""
         return bool(self.engine.was_step_applied()) and not self._refused
 
+    @property
+    def norm(self) -> float:
+        """Norm of the last step's global gradient before clipping, as DeepSpeed tells it, else as it was found here."""
+        told = self.engine.get_global_grad_norm()
+        return self._norm if told is None else float(told)
+
     def _guarded(self, closure: Any = None) -> Any:
-        norm = self._norm()
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        norm = self._find_norm(parameters)
         if not self.refuse and math.isfinite(norm) and 0 <= norm <= self.limit:
+            if self._plain and 0 < self.clip < norm:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, torch.tensor(norm))
             return self._step(closure)
         self._refused = True
-        for parameter in (p for group in self._optimizer.param_groups for p in group["params"]):
+        for parameter in parameters:
             # DeepSpeed takes hold of the moments after the first step, taken or not
             if not self._optimizer.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self._optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
         return None
 
-    def _norm(self) -> float:
-        """The norm as DeepSpeed has just found it; its public name for it is set after the step only."""
+    def _find_norm(self, parameters: list[Tensor]) -> float:
+        """The norm of plain gradients, which are whole on all workers; else as DeepSpeed has just found it: its public name
+        for it is set after the step only."""
+        if self._plain:
+            self._norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            return self._norm
         found = getattr(self.engine.optimizer, "_global_grad_norm", None)
-        return self.plain_norm if found is None else float(found)
-
-
-def grad_norm(engine: Any, known: float) -> float:
-    """Norm of the global gradient; called before and after `engine.step`, `known` is what the call before found.
-
-    DeepSpeed tells it after the step, but not for plain fp32 without ZeRO: there it is taken off the gradients before.
-    """
-    if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
-        told = engine.get_global_grad_norm()
-        return known if told is None else float(told)
-    if not engine.is_gradient_accumulation_boundary():
-        return known
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else known
+        return self._norm if found is None else float(found)
 
 
 def masters(engine: Any) -> list[Tensor]:
@@ -172,35 +187,57 @@ def save_state(
 
     `tensors`: safetensors files to stand beside DeepSpeed's, by name; each worker gives those that it is to write.
     """
-    try:
-        if dist.get_rank() == 0:
-            folder.begin(step)
-        dist.barrier()
-        part = folder.part(step)
-        for name, content in (tensors or {}).items():
-            write_tensors(part / name, content)
+    first = dist.get_rank() == 0
+    together(lambda: folder.begin(step) if first else None, folder, step)
+    found = together(lambda: write_state(engine, folder.part(step), tensors or {}), folder, step)
+    files = {name: known for worker in found for name, known in worker.items()}
+    together(lambda: folder.commit(step, state, files, keep) if first else None, folder, step)
+
+
+def write_state(engine: Any, part: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write this worker's files of a checkpoint, several at once: their digests, by their paths within `part`, once they are
+    on the disk. All workers call this. Raises OSError or SafetensorError where the disk refuses."""
+    written: dict[str, Future[str]] = {}
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="checkpoint") as pool:
+
+        def begin_file(state_dict: Any, path: str) -> None:
+            # nothing changes the state before all is written
+            name, write = str(Path(path).relative_to(part)), partial(torch.save, state_dict)
+            written[name] = pool.submit(write_hashed, Path(path), write)
+
+        def finish_tensors(name: str) -> str:
+            write_tensors(part / name, tensors[name])
+            return digest(part / name)
+
+        written |= {name: pool.submit(finish_tensors, name) for name in tensors}
+        # DeepSpeed's own writes one file after the other, and tells no digest
+        engine.checkpoint_engine.save = begin_file
         engine.save_checkpoint(str(part), tag=STATE_TAG, save_latest=False)
-        dist.barrier()
-        files = shared_digests(part)
-        if dist.get_rank() == 0:
-            folder.commit(step, state, files, keep)
-        dist.barrier()
-    except (OSError, RuntimeError) as error:
-        if not isinstance(error, OSError) and not any(word in str(error) for word in WRITE_FAILED):
-            raise
-        raise UserError(
-            f"checkpoint {step} cannot be written: {getattr(error, 'strerror', None) or 'the disk is full or was taken away'}",
+    return {name: known.result() for name, known in written.items()}
+
+
+def together(action: Callable[[], Any], folder: RunFolder, step: int) -> list[Any]:
+    """What the action gave on every worker, in the order of their ranks. All workers call this.
+
+    Raises UserError on all of them where checkpoint `step` cannot be written on one.
+    """
+    given, failed = None, None
+    try:
+        given = action()
+    except UserError as error:
+        failed = error
+    except (OSError, SafetensorError) as error:
+        failed = UserError(
+            f"checkpoint {step} cannot be written: {getattr(error, 'strerror', None) or error}",
             where=folder.checkpoints,
             do="free space and run the same command again: it goes on from the checkpoint before",
             kind="save-failed",
-        ) from error
-
-
-def shared_digests(part: Path) -> dict[str, str]:
-    """Digest of every file under a folder that all workers see; each worker reads its share. All workers call this."""
-    paths = sorted(path for path in part.rglob("*") if path.is_file())
-    mine = {str(path.relative_to(part)): digest(path) for path in paths[dist.get_rank() :: dist.get_world_size()]}
-    return {name: known for found in from_all(mine) for name, known in found.items()}
+        )
+    told = from_all((given, failed))
+    for _, failure in told:
+        if failure is not None:
+            raise failure
+    return [worker for worker, _ in told]
 
 
 def from_all(value: Any) -> list[Any]:

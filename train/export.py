@@ -60,7 +60,7 @@ def exported_config(folder: str | Path) -> tuple[str, TrainConfig]:
     try:
         described = json.loads(path.read_text())
         version, stage, config = (described[name] for name in ("export_version", "stage", "config"))
-        if version == EXPORT_VERSION:
+        if version == EXPORT_VERSION and described["sha256"]:
             return stage, TrainConfig.model_validate(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError("config.json of the export is damaged", where=path, do="export the run again") from error

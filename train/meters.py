@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from train.data import Loaded
 from train.options import Task
@@ -101,16 +102,17 @@ class History:
 
 
 class Meter:
-    """Measures one step on one worker, and brings the workers' figures together."""
+    """Measures one step on one worker, and brings the workers' figures together.
+
+    Nothing is computed or brought from the device while the step runs: `metrics` does, once it is done.
+    """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.waited = 0.0
-        self.grad_norm = 0.0
-        self.micro_steps = self.samples = 0
-        self.losses: dict[str, torch.Tensor] = {}
+        self.samples = 0
         self.counts: Counter[str] = Counter()
-        self.sums: dict[str, torch.Tensor] = {}
+        self.micros: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def wait_for(self, batches: Iterator[Loaded]) -> Loaded:
         """The next batch; the time until it is there is waiting for data."""
@@ -119,60 +121,59 @@ class Meter:
         self.waited += time.monotonic() - asked
         return loaded
 
-    def add(self, losses: dict[str, torch.Tensor], loaded: Loaded, figures: dict[str, torch.Tensor] | None = None) -> None:
+    def add(self, losses: dict[str, Tensor], loaded: Loaded, figures: dict[str, Tensor] | None = None) -> None:
         """Take in a micro-batch: its losses, and the `figures` of `train.tasks.total_loss` where there are any."""
-        self.micro_steps += 1
         self.samples += len(loaded.batch.keys)
         self.counts += loaded.counts
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value.detach()
-        for name, value in summed(figures or {}).items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.micros.append((detached(losses), detached(figures or {})))
 
     def metrics(self, task: Task, stage: StageConfig) -> dict[str, float]:
         """Means of losses over the global batch, sums of counts, the slowest worker's times. All workers call this.
 
         A modality that the task does not generate, or that the stage does not have, has no loss.
         """
-        names = sorted(self.losses)
-        sums = [float(self.losses[name]) / self.micro_steps / dist.get_world_size() for name in names]
-        sums = over_workers([*sums, *(float(self.counts[name]) for name in COUNTS)], dist.ReduceOp.SUM)
-        found = dict(zip([*(f"loss/{name}" for name in names), *(f"clips/{name}" for name in COUNTS)], sums, strict=True))
+        rank, world = dist.get_rank(), dist.get_world_size()
+        losses, own = self.micros[0][0], self.sums()
+        # each worker's times have places of their own in the sum
+        own["times"] = [0.0] * (2 * world)
+        own["times"][2 * rank : 2 * rank + 2] = time.monotonic() - self.started, self.waited
+        sums = sums_over_workers(own)
+        passes, times = len(self.micros) * world, sums["times"]
+        found = {f"loss/{name}": sums[name][0] / passes for name in losses}
+        found |= {f"clips/{name}": sums[name][0] for name in COUNTS}
         scored = [name for name in task.scored if stage.picture or name == "audio"]
         for name in {"video", "audio"} - set(scored):
             del found[f"loss/{name}"]
         if not stage.picture:
             del found["loss/mask"]
         found |= {f"task/{task}/{name}": found[f"loss/{name}"] for name in scored}
-        seconds, waited = over_workers([time.monotonic() - self.started, self.waited], dist.ReduceOp.MAX)
-        times = {
-            "time/step_s": seconds,
-            "time/data_wait_s": waited,
-            "time/samples_per_s": self.samples * dist.get_world_size() / seconds,
-        }
-        return found | self.details(task, scored, seconds) | times | {"grad_norm": self.grad_norm}
+        found |= {"time/step_s": max(times[::2]), "time/data_wait_s": max(times[1::2])}
+        found["time/samples_per_s"] = self.samples * world / found["time/step_s"]
+        return found | details(sums, task, scored, passes, found["time/step_s"])
 
-    def details(self, task: Task, scored: list[str], seconds: float) -> dict[str, float]:
-        """What the means hide, over all workers: losses by modality, task and part of the diffusion time, the masks' IoU
-        by interaction (first one first), tokens a second. All workers call this."""
-        names = sorted(self.sums)
-        together = over_workers([v for name in names for v in self.sums[name].flatten().tolist()], dist.ReduceOp.SUM)
-        sums, at = {}, 0
-        for name in names:
-            size = self.sums[name].numel()
-            sums[name], at = together[at : at + size], at + size
-        found = {}
-        for name in scored:
-            totals, counts = sums.get(f"{name}_by_time", []), sums.get(f"{name}_count", [])
-            for bucket, (total, count) in enumerate(zip(totals, counts, strict=True)):
-                if count:
-                    times = f"t{bucket / TIME_BUCKETS:.1f}-{(bucket + 1) / TIME_BUCKETS:.1f}"
-                    found[f"loss_at/{task}/{name}/{times}"] = total / count
-        passes = self.micro_steps * dist.get_world_size()
-        found |= {f"mask_iou/interaction-{place:02d}": iou / passes for place, iou in enumerate(sums.get("mask_iou", []))}
-        if "tokens" in sums:
-            found["time/tokens_per_s"] = sums["tokens"][0] / seconds
-        return found
+    def sums(self) -> dict[str, list[float]]:
+        """This worker's losses, figures and counts, each summed over the step's micro-batches."""
+        sums = {name: [float(self.counts[name])] for name in COUNTS}
+        for losses, figures in self.micros:
+            for name, values in ({name: [float(loss)] for name, loss in losses.items()} | summed(figures)).items():
+                sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(values)), values, strict=True)]
+        return sums
+
+
+def details(sums: dict[str, list[float]], task: Task, scored: list[str], passes: int, seconds: float) -> dict[str, float]:
+    """What the means hide, out of sums over all workers and `passes` forward passes: losses by modality, task and part of
+    the diffusion time, the masks' IoU by interaction (first one first), tokens a second."""
+    found = {}
+    for name in scored:
+        totals, counts = sums.get(f"{name}_by_time", []), sums.get(f"{name}_count", [])
+        for bucket, (total, count) in enumerate(zip(totals, counts, strict=True)):
+            if count:
+                times = f"t{bucket / TIME_BUCKETS:.1f}-{(bucket + 1) / TIME_BUCKETS:.1f}"
+                found[f"loss_at/{task}/{name}/{times}"] = total / count
+    found |= {f"mask_iou/interaction-{place:02d}": iou / passes for place, iou in enumerate(sums.get("mask_iou", []))}
+    if "tokens" in sums:
+        found["time/tokens_per_s"] = sums["tokens"][0] / seconds
+    return found
 
 
 def pace(flops: float, samples_per_s: float) -> dict[str, float]:
@@ -180,7 +181,7 @@ def pace(flops: float, samples_per_s: float) -> dict[str, float]:
     of the peak (MFU) on a card whose peak is known, and the most memory held since the start."""
     speed = flops * samples_per_s / dist.get_world_size() / 1e12
     found = {"compute/tflops_per_s": speed}
-    if torch.cuda.is_available() and dist.get_backend() == "nccl":
+    if dist.get_backend() == "nccl":
         name = torch.cuda.get_device_name().lower()
         peak = next((tflops for card, tflops in PEAK_TFLOPS.items() if card in name), None)
         if peak:
@@ -189,24 +190,36 @@ def pace(flops: float, samples_per_s: float) -> dict[str, float]:
     return found | {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def summed(figures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def summed(figures: dict[str, Tensor]) -> dict[str, list[float]]:
     """Figures of a micro-batch as sums that can be added up: losses [TIME_BUCKETS] and their counts, the rest as it is."""
-    whole = ("mask_iou", "tokens")
-    found: dict[str, torch.Tensor] = {name: figures[name].detach().double() for name in whole if name in figures}
+    found: dict[str, list[float]] = {
+        name: figures[name].flatten().tolist() for name in ("mask_iou", "tokens") if name in figures
+    }
     for name in ("video", "audio"):
         if name in figures:
-            losses = figures[name].detach().double()
-            buckets = (figures[f"{name}_time"] * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
-            empty = torch.zeros(TIME_BUCKETS, dtype=torch.float64, device=losses.device)
-            found[f"{name}_by_time"] = empty.index_add(0, buckets, losses)
-            found[f"{name}_count"] = empty.index_add(0, buckets, torch.ones_like(losses))
+            sums, counts = [0.0] * TIME_BUCKETS, [0.0] * TIME_BUCKETS
+            for loss, at in zip(figures[name].tolist(), figures[f"{name}_time"].tolist(), strict=True):
+                bucket = min(max(int(at * TIME_BUCKETS), 0), TIME_BUCKETS - 1)
+                sums[bucket] += loss
+                counts[bucket] += 1
+            found |= {f"{name}_by_time": sums, f"{name}_count": counts}
     return found
 
 
-def over_workers(values: list[float], operation: Any) -> list[float]:
-    """Figures brought together over all workers; all of them call this and get the same."""
+def sums_over_workers(own: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Figures of the same names and sizes on all workers, summed in one go; all of them call this and get the same."""
+    together = iter(over_workers([value for values in own.values() for value in values]))
+    return {name: list(islice(together, len(values))) for name, values in own.items()}
+
+
+def over_workers(values: list[float]) -> list[float]:
+    """Sums over all workers; all of them call this and get the same."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     together = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(together, operation)
+    dist.all_reduce(together)
     brought: list[float] = together.tolist()
     return brought

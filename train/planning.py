@@ -6,15 +6,20 @@ In: a TrainConfig, one of its stages, a number of workers. Out: bytes and FLOPs,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from shards.buckets import WindowBuckets, WindowShape
+from shards.emilia_stream import EmiliaStream
 from shards.errors import UserError
+from shards.stream import SampleStream
+from train.buckets import data_for, window_flops
 from train.model.config import ModelConfig
 from train.model.flops import Shapes, forward_flops
 from train.model.memory import FP32, Activations, activations
 from train.options import Task
-from train.stages import DeepSpeedConfig, StageConfig, TrainConfig
+from train.stages import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
 
 ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a number in the model's type."""
@@ -68,9 +73,18 @@ def stage_parameters(config: TrainConfig, stage: StageConfig) -> tuple[int, int]
     return sum(counts.values()), sum(count for part, count in counts.items() if part in roots)
 
 
-def stage_shapes(config: TrainConfig, stage: StageConfig) -> list[tuple[float, Shapes]]:
-    """(share of the samples, shapes) over the stage's task mix: with and without a reference voice."""
-    latents, height, width = config.data.latent_shape
+def planned_window(config: TrainConfig, stage: StageConfig) -> DataConfig:
+    """The window that a plan counts with: of several the dearest, whose steps those of the others do not exceed."""
+    if not config.data.buckets or stage.emilia.shards:
+        return config.data
+    return data_for(config.data, max(config.data.buckets, key=lambda shape: window_flops(config, stage, shape)))
+
+
+def stage_shapes(config: TrainConfig, stage: StageConfig, window: WindowShape | None = None) -> list[tuple[float, Shapes]]:
+    """(share of the samples, shapes) over the stage's task mix, with and without a reference voice: in a window, or in the
+    one that a plan counts with."""
+    data = data_for(config.data, window) if window else planned_window(config, stage)
+    latents, height, width = data.latent_shape
     total = sum(stage.tasks.values())
     voiced = {Task.REFERENCE: 1.0, Task.DUBBING: config.objective.dubbing_reference}
     share = sum(weight * voiced.get(task, 0.0) for task, weight in stage.tasks.items()) / total
@@ -80,20 +94,31 @@ def stage_shapes(config: TrainConfig, stage: StageConfig) -> list[tuple[float, S
             latents=latents + 1 if stage.picture else 0,
             height=height,
             width=width,
-            mels=config.data.mels + reference,
+            mels=data.mels + reference,
             reference_latents=1 if stage.picture else 0,
             reference_mels=reference,
-            caption_tokens=config.data.caption_tokens,
-            speech_tokens=config.data.speech_bytes,
+            caption_tokens=data.caption_tokens,
+            speech_tokens=data.speech_bytes,
         )
 
-    mixed = ((1 - share, shapes(0)), (share, shapes(config.data.reference_mels)))
+    mixed = ((1 - share, shapes(0)), (share, shapes(data.reference_mels)))
     return [(part, found) for part, found in mixed if part]
 
 
-def sample_flops(config: TrainConfig, stage: StageConfig) -> float:
+def sample_flops(config: TrainConfig, stage: StageConfig, window: WindowShape | None = None) -> float:
     """FLOPs of training on one sample, mean over the task mix: forward and twice that backward, recomputation left out."""
-    return 3 * sum(share * forward_flops(config.model, shapes)["total"] for share, shapes in stage_shapes(config, stage))
+    mixed = stage_shapes(config, stage, window)
+    return 3 * sum(share * forward_flops(config.model, shapes)["total"] for share, shapes in mixed)
+
+
+def flops_by_step(config: TrainConfig, stage: StageConfig, stream: SampleStream | EmiliaStream) -> Callable[[int], float]:
+    """Gives `sample_flops` in the window of a step, which is one of several where the stream has buckets of windows."""
+    if not isinstance(stream, SampleStream) or not isinstance(stream.buckets, WindowBuckets):
+        whole = sample_flops(config, stage)
+        return lambda step: whole
+    order = stream.order
+    each = [sample_flops(config, stage, shape) for shape in stream.buckets.shapes]
+    return lambda step: each[order.bucket_at(step * order.batch)]
 
 
 def stage_activations(config: TrainConfig, stage: StageConfig, samples: int) -> Activations:

@@ -7,6 +7,7 @@ In: a Job (plan, stage, shards folder, run folder) and an initialised torch.dist
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -26,19 +27,19 @@ from train.buckets import make_feed, open_stream, places_at
 from train.checkpoint import RunFolder, hand_over, restored, under
 from train.codec.registry import load_codecs
 from train.data import BatchLoader, Loaded, prefetched
-from train.engine import StepGuard, begin_engine, from_all, full_weights, grad_norm, save_state
+from train.engine import StepGuard, begin_engine, from_all, full_weights, save_state
 from train.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
 from train.meters import History, Meter, Outcome, over_workers, pace
 from train.model.dual_branch import DualBranch
 from train.model.face_modulation import lambda_at
 from train.model.pretrained import take_pretrained
 from train.options import Task
-from train.planning import sample_flops
+from train.planning import flops_by_step
 from train.resume import AVERAGE_FILE, Resumption, find, random_file, random_state, settings_that_matter
 from train.stages import StageConfig, TrainConfig, face_for, lr_at
 from train.tasks import Draw, task_at, total_loss
 from train.universal import Layout
-from train.validation import begin_validation
+from train.validation import Validation
 from train.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,16 @@ class Micro:
 def train_stage(job: Job) -> Outcome | None:
     """Train a stage on this worker, going back to a checkpoint where its health asks for it; None where asked to stop."""
     while True:
+        trainer = StageTrainer(job)
         try:
-            return StageTrainer(job).run()
+            return trainer.run()
         except Rewind:
-            continue
+            trainer.engine.destroy()
+        # it holds itself by its hooks: its memory is needed before the next one is built
+        del trainer
+        gc.collect()
+        if job.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 class StageTrainer:
@@ -98,7 +105,7 @@ class StageTrainer:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         found = find(self.folder, config, stage, trained, accept_changes=job.accept_changes)
         self.engine: Any = begin_engine(model, config, stage, world, job.device, universal=bool(found and found.universal))
-        self.guard = StepGuard(self.engine)
+        self.guard = StepGuard(self.engine, stage.grad_clip)
         self.start, self.history, self.health = 0, History.begin(stage), StepHealth()
         if found:
             found.load(self.engine)
@@ -118,8 +125,11 @@ class StageTrainer:
         self.latents = feed.latents
         self.loader = BatchLoader(self.stream, config.data, codecs, feed.batch, feed.windows, feed.other)
         self.share = (world, rank, config.micro_batch(stage, world))
-        self.validate = begin_validation(config, stage, job.shards_dir, codecs)
-        self.face, self.flops = face_for(config, stage), sample_flops(config, stage)
+        self.validation: Validation | None = None
+        if config.validation.every:
+            seen_before = found.state.get("val_shards") if found else None
+            self.validation = Validation(config, stage, job.shards_dir, codecs, seen_before)
+        self.face, self.flops_at = face_for(config, stage), flops_by_step(config, stage, self.stream)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
 
     def run(self) -> Outcome | None:
@@ -138,8 +148,8 @@ class StageTrainer:
                 for text in self.watch.look():
                     self.tell("warning", text, step=step + 1)
                 self.on_metrics(step + 1, prefixed("output_norm", self.watch.output_norms))
-            if self.config.validation.every and (step + 1) % self.config.validation.every == 0:
-                self.on_metrics(step + 1, self.validate(self.engine))
+            if self.validation and (step + 1) % self.config.validation.every == 0:
+                self.on_metrics(step + 1, self.validation.losses(self.engine))
             done = self.stage.steps if step == steps[-1] else step + 1
             # between bad steps the state may be the cause of them
             due = (step + 1) % self.config.checkpoint.every == 0 and not self.health.bad
@@ -174,17 +184,16 @@ class StageTrainer:
             if len(seen) == len(micros):
                 loss, asked_to_stop = self.agree(seen)
                 self.guard.open(refuse=not loss <= limits[0], limit=limits[1])
-            self.guard.plain_norm = meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
             self.engine.step()
-        meter.grad_norm = grad_norm(self.engine, meter.grad_norm)
-        metrics = meter.metrics(task, self.stage) | {"lambda_m": lambda_m, "lr": lr, "skipped": float(not self.guard.taken)}
-        metrics |= pace(self.flops, metrics["time/samples_per_s"])
+        norm, taken = self.guard.norm, self.guard.taken
+        metrics = meter.metrics(task, self.stage) | {"grad_norm": norm, "lambda_m": lambda_m, "lr": lr}
+        metrics |= {"skipped": float(not taken)} | pace(self.flops_at(step), metrics["time/samples_per_s"])
         self.watch.add(own_s, meter.waited, metrics["time/step_s"])
         if self.config.trace:
             write_trace(self.folder.path / f"trace-{dist.get_rank()}.jsonl", step, task, seen)
-        fault = fault_of(loss, meter.grad_norm, limits)
-        if self.guard.taken:
-            self.health.take(self.config.health, task, loss, meter.grad_norm)
+        fault = fault_of(loss, norm, limits)
+        if taken:
+            self.health.take(self.config.health, task, loss, norm)
             if self.average:
                 self.average.update()
         elif not self.scale_was_too_large(loss):
@@ -195,7 +204,7 @@ class StageTrainer:
         """The loss of the global batch, and whether someone asked the run to stop; the same on all workers."""
         loss = sum(float(micro.losses["total"]) for micro in seen) / len(seen) / dist.get_world_size()
         asked = dist.get_rank() == 0 and self.folder.stop_request.exists()
-        together = over_workers([loss, float(asked)], dist.ReduceOp.SUM)
+        together = over_workers([loss, float(asked)])
         return together[0], together[1] > 0
 
     def scale_was_too_large(self, loss: float) -> bool:
@@ -271,6 +280,7 @@ class StageTrainer:
             "history": asdict(self.history),
             "health": self.health.as_dict(),
             "shards": self.stream.shards,
+            "val_shards": self.validation.shards if self.validation else None,
             "latents": self.latents,
             "tracking": tracked_as(self.folder),
         }

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from shards.errors import UserError
-from train.engine import STATE_TAG
+from train.engine import STATE_TAG, is_plain
 from train.stages import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class Layout:
 
     @property
     def plain(self) -> bool:
-        """fp32 without ZeRO: every worker holds everything, and DeepSpeed saves PyTorch's own optimizer."""
-        return self.zero_stage == 0 and self.dtype == "fp32"
+        """See `train.engine.is_plain`: DeepSpeed saves PyTorch's own optimizer."""
+        return is_plain(self.zero_stage, self.dtype)
 
     def reads(self, saved: Layout) -> bool:
         """Whether DeepSpeed loads a checkpoint of another layout as it is."""

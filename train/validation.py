@@ -6,7 +6,7 @@ In: the shards, codecs and a model. Out: figures by task, modality and time. Cli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +29,18 @@ STEP = 2**40
 class Validation:
     """One worker's part of the clips. All workers make one and call `losses` together."""
 
-    def __init__(self, config: TrainConfig, stage: StageConfig, shards_dir: str, codecs: Codecs) -> None:
-        """Encode the clips once. Raises UserError where they do not split among the workers, or there is no val."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: StageConfig,
+        shards_dir: str,
+        codecs: Codecs,
+        begun_with: Mapping[str, str] | None = None,
+    ) -> None:
+        """Encode the clips once, of the shards that the stage began with (None: of all there are).
+
+        Raises UserError where they do not split among the workers, or there is no val.
+        """
         rank, world = dist.get_rank(), dist.get_world_size()
         share, rest = divmod(config.validation.clips, world)
         if rest:
@@ -42,7 +52,8 @@ class Validation:
             )
         self.config, self.stage = config, stage
         self.places = tuple(range(rank * share, (rank + 1) * share))
-        stream = SampleStream(shards_dir, "val", config.data.seed, damage=config.data.damage)
+        stream = SampleStream(shards_dir, "val", config.data.seed, shards=begun_with, damage=config.data.damage)
+        self.shards = stream.shards
         self.batch = BatchLoader(stream, config.data, codecs, config.validation.clips).load(0, self.places).batch
 
     def losses(self, engine: Any) -> dict[str, float]:
@@ -52,7 +63,7 @@ class Validation:
         for task in tasks:
             scored = [name for name in task.scored if self.stage.picture or name == "audio"]
             sums = [self._at(engine, task, time, scored) for time in self.config.validation.times]
-            means = over_workers([value for row in sums for value in row], dist.ReduceOp.SUM)
+            means = over_workers([value for row in sums for value in row])
             table = torch.tensor(means).view(len(sums), len(scored)) / dist.get_world_size()
             for column, name in enumerate(scored):
                 found[f"validation/{task}/{name}"] = float(table[:, column].mean())
@@ -79,12 +90,3 @@ def fixed_objective(objective: ObjectiveConfig, mix: dict[Task, int], time: floa
     exact = TimestepConfig(distribution="logit-normal", mean=math.log(time / (1 - time)), std=1e-12)
     update = {"timestep": exact, "mix": mix, "caption_dropout": 0.0, "speech_dropout": 0.0}
     return objective.model_copy(update=update)
-
-
-def begin_validation(
-    config: TrainConfig, stage: StageConfig, shards_dir: str, codecs: Codecs
-) -> Callable[[Any], dict[str, float]]:
-    """What measures the validation losses of an engine; where the plan asks for none, it finds none."""
-    if not config.validation.every:
-        return lambda engine: {}
-    return Validation(config, stage, shards_dir, codecs).losses

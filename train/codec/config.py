@@ -17,8 +17,6 @@ VIDEO_STRIDE = 16
 """Pixels per latent, in height and in width."""
 TOKEN_STRIDE = 2 * VIDEO_STRIDE
 """Pixels per video token: the DiT's patch is (1, 2, 2)."""
-BYTE_VOCABULARY = 257
-"""Speech text is bytes shifted by one: ids 1..256, 0 pads."""
 
 CAPTION_WIDTHS = {"minilm": 384, "umt5": 4096}
 """Width of the caption features by encoder, known before any weights are loaded."""

@@ -1,17 +1,19 @@
 """What the trainer costs beside a bare PyTorch loop, what each ZeRO stage costs, and how long a checkpoint stalls a run.
 
-    python tests/benchmarks/train/trainer.py [--only overhead zero save gpu] [--steps 60] [--folder DIR]
+    python tests/benchmarks/train/trainer.py [--only tiny laptop zero save gpu] [--steps 60] [--folder DIR]
 
-overhead  `StageTrainer.run` on one gloo worker, ZeRO 0, fp32, against three loops that take turns with it in one process on
+tiny      `StageTrainer.run` on one gloo worker, ZeRO 0, fp32, against three loops that take turns with it in one process on
           the same model, batches and draws: a bare PyTorch loop, a second one of the same (how far two equal loops are
-          apart), and the same loop over DeepSpeed's engine. Their losses are compared. Then the trainer's step by section.
+          apart), and the same loop over DeepSpeed's engine as it comes. Their losses are compared. Then the trainer's step by
+          section. The model is that of `make demo`, whose step is so short that every millisecond shows.
+laptop    the same for the laptop preset, which is the least that one would train in earnest; a fifth of the steps.
 zero      the step by ZeRO stage on two gloo workers, in turns.
-save      one checkpoint of the tiny model and of one of 50 M parameters; from its bytes/s, computed, the share of training
-          time that saving takes at the paper's size.
-gpu       as overhead, with the laptop preset in fp32 on the GPU. Leaves with one line where there is no GPU.
+save      what each part of writing a file costs; one checkpoint of the tiny model and of one of 50 M parameters, into memory
+          and onto the disk; from that, computed, the share of training time that saving takes at the paper's size.
+gpu       as laptop, on the GPU. Leaves with one line where there is no GPU.
 
 Batches are made before the clock starts; made clips, no corpus is needed. CPU time stands beside wall time, which is unfair
-on a busy machine. About three minutes on two cores.
+on a busy machine. About eight minutes on two cores.
 """
 
 from __future__ import annotations
@@ -23,10 +25,8 @@ import os
 import socket
 import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,78 +37,23 @@ import torch.distributed as dist
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "unit" / "train_run"))
+from in_memory import KEPT, Clocks, InMemory, plan
 from made_samples import make_sample, write_shards
+from saving import saves
 
 from orchestration.config import load_config
-from orchestration.planner import gpu_named, stage_cost
-from train import engine, trainer
-from train.checkpoint import RunFolder
+from train import trainer
 from train.data import Loaded
-from train.engine import begin_engine
-from train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
+from train.engine import deepspeed_file
+from train.model.config import ModelConfig
+from train.model.dual_branch import DualBranch
 from train.model.face_modulation import lambda_at
-from train.options import PAPER_MIX
-from train.planning import stage_parameters
-from train.stages import DataConfig, DeepSpeedConfig, HealthConfig, StageConfig, TrainConfig, face_for, lr_at
+from train.stages import StageConfig, TrainConfig, face_for, lr_at
 from train.tasks import Draw, task_at, total_loss
 from train.trainer import Job, StageTrainer, build_model
 
-KEPT = 4
-"""Batches that are made and then go round."""
 WARM = 5
 """First steps that are not counted."""
-WORKERS, CARD, MFU = 8, "h200", 0.4
-"""The cluster for which the paper's interval is computed: the project's budget, not a measurement."""
-MODEL_50M = ModelConfig(
-    video=BranchConfig(dim=512, layers=8, heads=8, ffn_dim=2048, in_channels=48, patch=(2, 2), text_dim=384),
-    audio=BranchConfig(dim=320, layers=8, heads=5, ffn_dim=1280, in_channels=100, text_dim=64, rope_axes="time"),
-    speech_text=SpeechTextConfig(),
-)
-
-
-@dataclass
-class Clocks:
-    """Wall and CPU seconds of a process, by name, one entry a turn."""
-
-    wait: Callable[[], None] = lambda: None
-    wall: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    cpu: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def forget(self) -> None:
-        """Begin anew, once everything has been run that is slow the first time."""
-        self.wall.clear()
-        self.cpu.clear()
-
-    def now(self) -> tuple[float, float]:
-        self.wait()
-        return time.perf_counter(), time.process_time()
-
-    def note(self, name: str, since: tuple[float, float]) -> None:
-        now = self.now()
-        self.wall[name].append(now[0] - since[0])
-        self.cpu[name].append(now[1] - since[1])
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            since = self.now()
-            try:
-                return function(*arguments, **named)
-            finally:
-                self.note(name, since)
-
-        return call
-
-
-class InMemory(StageTrainer):
-    """The trainer with batches that were made before the clock starts."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        micros = [(step, places) for step in range(KEPT) for places in self.places_at(step)]
-        self.kept = [self.loader.load(*micro) for micro in micros]
-
-    def batches(self, steps: Sequence[int]) -> Iterator[Loaded]:
-        return itertools.cycle(self.kept)
 
 
 class BareLoop:
@@ -118,7 +63,7 @@ class BareLoop:
         self.job, self.config, self.stage = job, job.config, job.config.stage(job.stage)
         self.clocks, self.name, self.face = clocks, name, face_for(self.config, self.stage)
         self.model: Any = build_model(job, self.stage, 1).to(job.device)
-        self.engine = begin_engine(self.model, self.config, self.stage, 1, job.device) if deepspeed else None
+        self.engine = by_hand(self.model, self.config, self.stage) if deepspeed else None
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.stage.lr, weight_decay=self.stage.weight_decay)
         self.losses: list[float] = []
 
@@ -135,6 +80,7 @@ class BareLoop:
         self.section("backward", self.engine.backward if self.engine else torch.Tensor.backward, loss)
         self.section("clip, optimizer", self.engine.step if self.engine else self.update)
         self.losses.append(float(loss.detach()))
+        del loss  # freeing its graph is part of a step
         self.clocks.note(self.name, since)
 
     def section(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -146,20 +92,21 @@ class BareLoop:
         self.optimizer.zero_grad()
 
 
-def plan(model: ModelConfig, workers: int, steps: int, zero: int = 0, **changes: Any) -> TrainConfig:
-    """A joint stage on the paper's task mix, which saves at its end only and looks at the watch every 25 steps."""
-    stage = StageConfig(name="joint", batch=4, steps=steps, tasks=PAPER_MIX)
-    given: dict[str, Any] = {"deepspeed": DeepSpeedConfig(zero_stage=zero), "health": HealthConfig(watch_every=25), **changes}
-    return TrainConfig(model=model, stages=[stage], workers=workers, fixed_steps=0, checkpoint={"every": 10**6}, **given)
+def by_hand(model: DualBranch, config: TrainConfig, stage: StageConfig) -> Any:
+    """DeepSpeed's engine as it comes: it clips, and shares gradients also where it is alone. The trainer's was begun before."""
+    import deepspeed
+
+    file = deepspeed_file(config, stage, 1) | {"gradient_clipping": stage.grad_clip}
+    return deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=file)[0]
 
 
 def overhead(shards: Path, folder: Path, steps: int, config: TrainConfig, device: str) -> None:
     """The trainer's whole loop, the others taking their step whenever it tells of one of its own."""
     clocks = Clocks(torch.cuda.synchronize) if device == "cuda" else Clocks()
-    job = Job(config, "joint", str(shards), str(folder / "run"), device)
+    job = Job(config, "joint", str(shards), str(folder), device)
+    runner, told = InMemory(job), []
     loops = [BareLoop(job, clocks, name) for name in ("bare", "bare again")]
     loops.append(BareLoop(job, clocks, "DeepSpeed", deepspeed=True))
-    runner, told = InMemory(job), []
     order = itertools.permutations(loops)
 
     def receive(step: int, metrics: dict[str, float]) -> None:
@@ -178,7 +125,10 @@ def overhead(shards: Path, folder: Path, steps: int, config: TrainConfig, device
     since = [clocks.now()]
     runner.run()
     apart = [max(abs(a - b) for a, b in zip(told, loop.losses, strict=True)) for loop in loops]
-    print(f"\n{steps} steps of {config.stage('joint').batch} clips, {runner.parameters['total'] / 1e6:.1f} M parameters")
+    print(
+        f"\n{steps} steps of {config.stage('joint').batch} clips, {runner.parameters['total'] / 1e6:.1f} M parameters, ", end=""
+    )
+    print(f"windows of {config.data.frames} x {config.data.height} x {config.data.width}")
     print(f"on {device}; losses are apart by at most {max(apart):.1e}\n")
     show_loops(clocks)
     show_sections(clocks)
@@ -193,8 +143,7 @@ def watch_sections(runner: StageTrainer, clocks: Clocks) -> None:
         ("meter: losses taken in", trainer.Meter, "add"),
         ("meter: metrics", trainer.Meter, "metrics"),
         ("metrics: pace", trainer, "pace"),
-        ("guard: norm of the gradient", trainer, "grad_norm"),
-        ("guard: the workers agree", runner, "agree"),
+        ("the workers agree", runner, "agree"),
         ("health: limits", runner.health, "limits"),
         ("health: step noted", runner.health, "take"),
         ("watch: times", runner.watch, "add"),
@@ -248,7 +197,7 @@ def zero_stages(shards: Path, folder: Path, steps: int) -> None:
             metrics, _ = runner.train_step(step, batches)
             clocks.note(name, since)
             losses[name].append(metrics["loss/total"])
-    cpu = {name: trainer.over_workers([sum(clocks.cpu[name][WARM:])], dist.ReduceOp.SUM)[0] for name in runners}
+    cpu = {name: trainer.over_workers([sum(clocks.cpu[name][WARM:])])[0] for name in runners}
     if dist.get_rank():
         return
     apart = max(abs(a - b) for name in runners for a, b in zip(losses[name], losses["ZeRO 0"], strict=True))
@@ -260,79 +209,17 @@ def zero_stages(shards: Path, folder: Path, steps: int) -> None:
         print(f"{wall:>+20.1%}{cpu[name] / cpu['ZeRO 0'] - 1:>+10.1%}")
 
 
-def saves(shards: Path, folder: Path, times: int = 4) -> None:
-    """Seconds of a save by model, its three parts, and a plain write of as many bytes; then the paper's interval by the larger
-    one's bytes/s. The first save of each is not counted."""
-    columns = ("M parameters", "MB", "wall s", "CPU s", "MB/s", "state", "digests", "commit", "plain write s", "ratio")
-    print("\n" + f"{'':<6}" + "".join(f"{column:>{len(column) + 3}}" for column in columns))
-    for name, model in (("tiny", ModelConfig()), ("50 M", MODEL_50M)):
-        data = DataConfig(frames=13, height=64, width=64, reference_frames=5)
-        job = Job(plan(model, 1, 10, data=data), "joint", str(shards), str(folder / f"save-{name}"))
-        clocks, runner = Clocks(), InMemory(job)
-        runner.train_step(0, runner.batches([0]))  # moments come with the first step
-        parts = {"state": (runner.engine, "save_checkpoint"), "digests": (engine, "shared_digests")}
-        parts |= {"commit": (runner.folder, "commit"), "save": (runner, "save")}
-        before = {part: getattr(*place) for part, place in parts.items()}
-        for part, place in parts.items():
-            setattr(*place, clocks.timed(part, before[part]))
-        for step in range(1, times + 1):
-            runner.save(step)
-            clocks.timed("plain", plain_write)(folder / "plain", folder_bytes(runner.folder, step))
-        for part, place in parts.items():
-            setattr(*place, before[part])
-        size, wall = folder_bytes(runner.folder, times), {part: median(found[1:]) for part, found in clocks.wall.items()}
-        count, rate = runner.parameters["total"] / 1e6, size / wall["save"]
-        figures = [count, size / 1e6, wall["save"], median(clocks.cpu["save"][1:]), rate / 1e6]
-        figures += [wall[part] for part in ("state", "digests", "commit", "plain")] + [wall["save"] / wall["plain"]]
-        print(f"{name:<6}" + "".join(f"{v:>{len(c) + 3}.2f}" for c, v in zip(columns, figures, strict=True)))
-    at_the_papers_size(rate)
-
-
-def plain_write(path: Path, size: int) -> None:
-    """So many bytes into a file and onto the disk."""
-    piece = bytes(2**20)
-    with path.open("wb") as file:
-        for _ in range(-(-size // len(piece))):
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    path.unlink()
-
-
-def folder_bytes(folder: RunFolder, step: int) -> int:
-    return sum(path.stat().st_size for path in folder.checkpoint(step).rglob("*") if path.is_file())
-
-
-def at_the_papers_size(rate: float) -> None:
-    """Computed, not measured: under ZeRO-2 every worker writes its share of 12 bytes a parameter (master and moments), the
-    first one the 2 bytes of the bf16 weights besides; between two saves lie `train.checkpoint.every` planned steps."""
-    config = load_config("paper").train
-    print(
-        f"\ncomputed for the paper preset on {WORKERS} x {CARD} at {MFU:.0%} MFU, a save every {config.checkpoint.every} steps;"
-    )
-    print(
-        f"each worker writes {rate / 1e6:.0f} MB/s as measured here, to a store that takes {WORKERS} of them at once | in turns"
-    )
-    for stage in config.stages:
-        whole, learns = stage_parameters(config, stage)
-        step_s = stage_cost(config, stage, WORKERS, gpu_named(CARD), MFU, 0).step_s
-        between = config.checkpoint.every * step_s
-        at_once, in_turns = (12 * learns / WORKERS + 2 * whole) / rate, (12 * learns + 2 * whole) / rate
-        print(f"  {stage.name:<10}{(12 * learns + 2 * whole) / 1e9:>6.0f} GB every {between / 60:>5.0f} min: ", end="")
-        shares = [f"{stall:.0f} s, {stall / (between + stall):.1%} of the time" for stall in (at_once, in_turns)]
-        print(" | ".join(shares) + f"; under 2 % from {config.checkpoint.every * at_once / between * 49:.0f} steps apart")
-
-
-def gpu_overhead(shards: Path, folder: Path, steps: int) -> None:
+def laptop(shards: Path, folder: Path, steps: int, device: str) -> None:
     given = load_config("laptop").train
-    overhead(shards, folder, steps, plan(given.model, 1, steps, data=given.data), "cuda")
+    overhead(shards, folder, steps, plan(given.model, 1, steps, data=given.data), device)
 
 
 PARTS: dict[str, tuple[int, Callable[[Path, Path, int], None]]] = {
-    "overhead": (1, lambda shards, folder, steps: overhead(shards, folder, steps, plan(ModelConfig(), 1, steps), "cpu")),
+    "tiny": (1, lambda shards, folder, steps: overhead(shards, folder, steps, plan(ModelConfig(), 1, steps), "cpu")),
+    "laptop": (1, lambda shards, folder, steps: laptop(shards, folder, WARM + steps // 5, "cpu")),
     "zero": (2, lambda shards, folder, steps: zero_stages(shards, folder, WARM + steps // 8)),
     "save": (1, lambda shards, folder, steps: saves(shards, folder)),
-    "gpu": (1, gpu_overhead),
+    "gpu": (1, lambda shards, folder, steps: laptop(shards, folder, steps, "cuda")),
 }
 
 

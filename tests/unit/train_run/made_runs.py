@@ -45,7 +45,7 @@ class Run:
 
     `from_checkpoints` are put there first, as if the run had been interrupted; a path may be one that an earlier run leaves.
     In the steps (0-based) of `spoiled`, the last sample of the global batch is NaN, which only the last worker sees. No file
-    may grow over `largest_file` bytes, as on a disk that is full.
+    of the last worker's may grow over `largest_file` bytes, as on a disk that is full.
     """
 
     config: TrainConfig
@@ -109,7 +109,8 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
         torch.distributed.barrier()
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
         trainer.BatchLoader = partial(SpoilingLoader, run.spoiled) if run.spoiled else BatchLoader
-        resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
+        if rank == world - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
         try:
             trainer.train_stage(trainer.Job(run.config, run.stage, str(shards_dir), str(run.run_dir), "cpu", factory))
         except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import resource
@@ -13,17 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from made_samples import make_sample
 from made_shards import write_tars
 
 from shards import weights
 from shards.errors import UserError
-from shards.latents import FOLDER, LatentSample, cache_folders
+from shards.latents import FOLDER, cache_folders
 from shards.plan import manifest_in_force
 from shards.stream import SampleStream
 from shards.verify_latents import latent_checks, verify_sidecar
@@ -331,47 +327,6 @@ def test_damaged_latents_cost_their_sample_and_are_named(
     assert [len(lines) for lines in found.values()] == [2, 0, 0]
     assert "its SHA-256 is not the manifest's" in found["train-000000.tar"][0]
     assert "clip clip0: its bytes are not those that were written" in found["train-000000.tar"][1]
-
-
-def test_pickles_are_not_opened() -> None:
-    import io
-
-    out = io.BytesIO()
-    np.savez(out, start=np.array([object()], dtype=object))
-    with pytest.raises(UserError, match="latents of a are damaged") as caught:
-        LatentSample.from_bytes(out.getvalue(), "a")
-    assert caught.value.kind == "damaged-sample"
-
-
-@given(total=st.integers(9, 200), windows=st.integers(1, 12), key=st.text("0123456789abcdef", min_size=4, max_size=20))
-@settings(max_examples=60, deadline=None)
-def test_fixed_windows_lie_evenly_within_the_clip_and_never_change(total: int, windows: int, key: str) -> None:
-    config = changed(cached=CacheConfig(windows=windows))
-    sample = clip(key, total)
-    found = data.fixed_windows(sample, config)
-    assert found == data.fixed_windows(sample, config)
-    starts = [window.start for window in found]
-    room = total - config.frames + 1
-    assert starts == sorted(set(starts))
-    assert starts[0] >= 0
-    assert starts[-1] < room
-    assert len(starts) == min(windows, room)
-    even = room / windows
-    assert all(abs(b - a - max(even, 1)) <= 1 for a, b in itertools.pairwise(starts))
-
-
-def test_over_many_clips_every_start_is_as_likely() -> None:
-    config, room = changed(cached=CacheConfig(windows=3)), 20
-    starts = [w.start for i in range(600) for w in data.fixed_windows(clip(f"{i:020x}", room + config.frames - 1), config)]
-    counts = np.bincount(starts, minlength=room)
-    assert len(counts) == room
-    assert abs(counts - 600 * 3 / room).max() < 5 * np.sqrt(600 * 3 / room)
-
-
-def clip(key: str, frames: int) -> Any:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(key=key, face=SimpleNamespace(score=np.ones(frames, np.float32)))
 
 
 KILLED = """

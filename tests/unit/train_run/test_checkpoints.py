@@ -54,7 +54,10 @@ def test_every_nth_checkpoint_is_kept_for_good(tmp_path: Path) -> None:
 
 def test_the_manifest_knows_every_file_and_sees_every_change(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "joint")
-    save(folder, 5)
+    (folder.begin(5) / "untold.py").write_text("DeepSpeed leaves scripts")
+    (folder.part(5) / SAVED).parent.mkdir()
+    (folder.part(5) / SAVED).write_text("weights")
+    folder.commit(5, {}, {str(SAVED): digest(folder.part(5) / SAVED)}, CheckpointConfig())
     whole = folder.checkpoint(5)
     digests = folder.manifest(5)
     assert {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()} == {*digests, "manifest.json"}
@@ -69,6 +72,14 @@ def test_the_manifest_knows_every_file_and_sees_every_change(tmp_path: Path) -> 
     assert differing(whole, digests) == [f"{SAVED} is missing"]
     (whole / "manifest.json").write_text("{")
     assert folder.manifest(5) == {}
+
+
+def test_a_file_of_another_worker_that_is_not_to_be_seen_is_told_at_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "joint")
+    folder.begin(5)
+    with pytest.raises(UserError, match=r"state/weights.pt, which another worker wrote.*where all nodes see it"):
+        folder.commit(5, {}, {str(SAVED): "0" * 64}, CheckpointConfig())
+    assert folder.steps() == []
 
 
 def test_saving_the_same_step_again_changes_nothing(tmp_path: Path) -> None:

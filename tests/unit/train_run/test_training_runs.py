@@ -35,6 +35,7 @@ STRAIGHT = {
     "zero3": (2, {"zero_stage": 3}),
     "micro": (2, {"zero_stage": 2, "micro_batch": 1, "activation_checkpointing": True}),
     "alone": (1, {"zero_stage": 2}),
+    "plain": (1, {"zero_stage": 0}),
 }
 SHORT_TEMPER = HealthConfig(rewind_after=2, max_rewinds=1, watch_every=2)
 MOVED = {
@@ -59,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> dict[str
     """The same five mixed-task steps in every configuration, interrupted and moved to another, and with spoiled batches."""
     home = tmp_path_factory.mktemp("runs")
     others = ["resumed", "damaged", "all damaged", "bf16", "offload", "spoiled", "left out", "twice", "twice out", "verdict"]
-    others += ["full disk", "fp16"]
+    others += ["full disk", "full disk of one", "fp16"]
     folders = {name: home / name.replace(" ", "-") for name in [*STRAIGHT, *MOVED, *others]}
     for folder in folders.values():
         folder.mkdir()
@@ -75,12 +76,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> dict[str
 
     for name, avoid in {"left out": [2], "twice out": [2, 3]}.items():
         RunFolder(folders[name], "multitask").write(rewinds={"times": 1, "avoid": avoid})
-    train_together([run("alone", 1, **STRAIGHT["alone"][1])], shards_dir, 1)
+    train_together([run(name, 1, **STRAIGHT[name][1]) for name in ("alone", "plain")], shards_dir, 1)
     two = [run(name, world, **ds) for name, (world, ds) in STRAIGHT.items() if name in ("zero0", "zero1", "zero2", "micro")]
     two += [moved(name) for name in ("1 worker to 2", "ZeRO 0 to 1", "ZeRO 2 to 0")]
     two += [run("resumed", 2, saved=(("zero2", 2),)), run("bf16", 2, dtype="bf16"), run("offload", 2, offload="cpu")]
     two += [run("spoiled", 2, spoiled=(2,)), run("left out", 2), run("twice", 2, spoiled=(2, 3)), run("twice out", 2)]
     two += [run("verdict", 2, spoiled=(0, 1, 2, 3, 4))]
+    two += [replace(run("full disk of one", 2, saved=(("zero2", 2),)), largest_file=100_000)]
     # ZeRO-3 replaces PyTorch's linear by one that rounds differently, for the rest of the process: it goes last
     two += [run("zero3", 2, zero_stage=3), moved("ZeRO 2 to 3"), moved("ZeRO 3 to 2")]
     train_together(two, shards_dir, 2)
@@ -112,20 +114,20 @@ def losses(run_dir: Path) -> list[float]:
     return [metrics["loss/total"] for step, metrics in sorted(read_metrics(run_dir).items()) if step]
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3", "micro", "alone"])
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3", "micro", "alone", "plain"])
 def test_losses_do_not_depend_on_workers_zero_stage_or_accumulation(runs: dict[str, Path], name: str) -> None:
     assert len(losses(runs[name])) == MIXED.steps
     assert losses(runs[name]) == pytest.approx(losses(runs["zero2"]), rel=2e-5)
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3", "micro", "alone"])
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3", "micro", "alone", "plain"])
 def test_gradient_norms_do_not_depend_on_them_either(runs: dict[str, Path], name: str) -> None:
     norms = [[metrics["grad_norm"] for step, metrics in read_metrics(runs[n]).items() if step] for n in (name, "zero2")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     assert min(norms[0]) > 0
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3", "micro", "alone"])
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero3", "micro", "alone", "plain"])
 def test_the_weights_left_behind_are_whole_and_the_same(runs: dict[str, Path], name: str) -> None:
     these, those = load_weights(runs[name], "multitask"), load_weights(runs["zero2"], "multitask")
     assert these.keys() == those.keys()
@@ -199,12 +201,17 @@ def test_a_run_without_a_whole_checkpoint_stops_and_deletes_nothing(runs: dict[s
     assert RunFolder(runs["all damaged"], "multitask").steps() == [4]
 
 
-def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(runs: dict[str, Path]) -> None:
-    said = (runs["full disk"] / "error-0.txt").read_text()
-    assert re.match(r"save-failed: checkpoint 4 cannot be written: .*; free space and run the same command again", said)
-    folder = RunFolder(runs["full disk"], "multitask")
+@pytest.mark.parametrize(("name", "workers"), [("full disk", 1), ("full disk of one", 2)])
+def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(
+    runs: dict[str, Path], name: str, workers: int
+) -> None:
+    """Where only the last of the workers lacks room, the others hear of it and do not wait."""
+    for rank in range(workers):
+        said = (runs[name] / f"error-{rank}.txt").read_text()
+        assert re.match(r"save-failed: checkpoint 4 cannot be written: .*; free space and run the same command again", said)
+    folder = RunFolder(runs[name], "multitask")
     assert folder.steps() == [2]
-    assert differing_files(runs["full disk"], 2) == []
+    assert differing_files(runs[name], 2) == []
 
 
 def test_fp16_trains_or_says_that_the_processor_cannot(runs: dict[str, Path]) -> None:
@@ -315,7 +322,8 @@ def test_ray_train_runs_a_stage_once_and_tells_failures_in_one_line(
 
     short = write_shards(tmp_path / "short", [make_sample("s", 6)])
     with pytest.raises(UserError, match=r"lower train\.data\.frames") as caught:
-        run_stage(plan, "joint", short, tmp_path)
+        run_stage(plan.model_copy(update={"max_restarts": 2}), "joint", short, tmp_path)
     assert "\n" not in str(caught.value)
+    assert '"restart"' not in RunFolder(tmp_path, "joint").events.read_text(), "what a person must put right is not tried again"
     with pytest.raises(UserError, match="CPUs"):
         run_stage(plan.model_copy(update={"workers": 2, "cpus_per_worker": 8}), "joint", shards_dir, tmp_path)

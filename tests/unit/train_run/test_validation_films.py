@@ -57,5 +57,11 @@ def test_every_task_leaves_films_with_and_without_guidance(tmp_path: Path) -> No
             assert len(list(film.decode(video=0))) == SMALL_DATA.frames
         assert Image.open(made / f"{name}.png").size == (SMALL_DATA.width * STILLS, SMALL_DATA.height)
     assert (made / "joint-a-none.mp4").read_bytes() != (made / "joint-a-modality-aware.mp4").read_bytes()
+    times = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
+    assert validation_films("multitask", str(shards), tmp_path / "run", settings, anew=False) is None
+    lost = "joint-a-none"
+    (made / f"{lost}.png").unlink()
+    assert validation_films("multitask", str(shards), tmp_path / "run", settings, anew=False) == made
+    assert {path.stem for path in made.iterdir() if path.stat().st_mtime_ns != times[path.name]} == {lost}
     quiet = settings.model_copy(update={"train": plan.model_copy(update={"validation": ValidationConfig()})})
     assert validation_films("multitask", str(shards), tmp_path / "run", quiet) is None

@@ -1,0 +1,71 @@
+"""What the benchmarks of training share: clocks, and the trainer on batches that were made before the clock starts."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from train.data import Loaded
+from train.model.config import ModelConfig
+from train.options import PAPER_MIX
+from train.stages import DeepSpeedConfig, HealthConfig, StageConfig, TrainConfig
+from train.trainer import Job, StageTrainer
+
+KEPT = 4
+"""Batches that are made and then go round."""
+
+
+@dataclass
+class Clocks:
+    """Wall and CPU seconds of a process, by name, one entry a turn."""
+
+    wait: Callable[[], None] = lambda: None
+    wall: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cpu: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def forget(self) -> None:
+        """Begin anew, once everything has been run that is slow the first time."""
+        self.wall.clear()
+        self.cpu.clear()
+
+    def now(self) -> tuple[float, float]:
+        self.wait()
+        return time.perf_counter(), time.process_time()
+
+    def note(self, name: str, since: tuple[float, float]) -> None:
+        now = self.now()
+        self.wall[name].append(now[0] - since[0])
+        self.cpu[name].append(now[1] - since[1])
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            since = self.now()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.note(name, since)
+
+        return call
+
+
+class InMemory(StageTrainer):
+    """The trainer with batches that were made before the clock starts."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        micros = [(step, places) for step in range(KEPT) for places in self.places_at(step)]
+        self.kept = [self.loader.load(*micro) for micro in micros]
+
+    def batches(self, steps: Sequence[int]) -> Iterator[Loaded]:
+        return itertools.cycle(self.kept)
+
+
+def plan(model: ModelConfig, workers: int, steps: int, zero: int = 0, **changes: Any) -> TrainConfig:
+    """A joint stage on the paper's task mix, which saves at its end only and looks at the watch every 25 steps."""
+    stage = StageConfig(name="joint", batch=4, steps=steps, tasks=PAPER_MIX)
+    given: dict[str, Any] = {"deepspeed": DeepSpeedConfig(zero_stage=zero), "health": HealthConfig(watch_every=25), **changes}
+    return TrainConfig(model=model, stages=[stage], workers=workers, fixed_steps=0, checkpoint={"every": 10**6}, **given)

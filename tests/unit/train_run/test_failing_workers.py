@@ -1,0 +1,106 @@
+"""What a failing worker leaves behind, which failures are worth another start, and the line that people read in the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.config import load_config
+from shards.errors import UserError
+from train.checkpoint import RunFolder
+from train.planning import out_of_memory
+from train.stages import TrainConfig
+
+NODE_DIED = """Training failed due to worker errors:
+[Rank 1 Error Snippet]:
+A worker health check failed.
+Worker info: Worker(actor=Actor(RayTrainWorker, 1f), metadata=ActorMetadata(hostname='a'))
+The actor died unexpectedly before finishing this task.
+\tclass_name: RayTrainWorker
+\tip: 10.0.0.7
+The actor died because its node has died. Node Id: 8ce1
+"""
+"""What Ray reports of a node that went away, shortened."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path, "joint")
+    made.write(done=False)
+    return made
+
+
+def restarts_told(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = folder.events.read_text().splitlines() if folder.events.is_file() else []
+    return [json.loads(line) for line in lines if json.loads(line)["event"] == "restart"]
+
+
+def test_the_first_worker_to_fail_is_heard_and_those_that_lost_it_are_not(folder: RunFolder) -> None:
+    from train.failures import heard, leave_word, told
+
+    leave_word(folder, RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
+    assert heard(folder) is None
+    leave_word(folder, UserError("the disk is full", where="/run", do="free space", kind="save-failed"))
+    leave_word(folder, ValueError("a later one"))
+    assert str(told(folder, RuntimeError(NODE_DIED), TrainConfig())) == "the disk is full (/run); free space"
+
+
+def test_a_crash_is_tried_again_as_often_as_allowed_and_its_last_word_stays(folder: RunFolder) -> None:
+    from train.failures import Restarts, heard, leave_word
+
+    restarts = Restarts(str(folder.path.parent), "joint", 2)
+    for number in (1, 2, 3):
+        leave_word(folder, ValueError(f"crash {number}"))
+        restarts.after_exception(None, {0: ValueError(f"crash {number}")})
+    assert [event["text"].partition(";")[0] for event in restarts_told(folder)] == [
+        "a training worker failed: ValueError: crash 1",
+        "a training worker failed: ValueError: crash 2",
+    ]
+    assert "restart 2 of 2, from step 0" in restarts_told(folder)[1]["text"]
+    word = heard(folder)
+    assert word
+    assert word.what.endswith("crash 3")
+
+
+def test_what_a_person_must_put_right_is_not_tried_again(folder: RunFolder) -> None:
+    """PyTorch's own error for memory that is not there, told with what would fit."""
+    import torch
+
+    from train.failures import Restarts, leave_word
+
+    config = load_config("laptop").train
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    told = out_of_memory(caught.value, config, config.stage("joint"), "cpu")
+    assert told
+    leave_word(folder, told)
+    with pytest.raises(UserError, match=r"stage joint ran out of memory on a cpu worker \(train.stages.joint\); ") as refused:
+        Restarts(str(folder.path.parent), "joint", 5).after_exception(None, {1: caught.value})
+    assert refused.value.do
+    assert restarts_told(folder) == []
+
+
+def test_a_lost_node_is_told_by_rays_line_about_it(folder: RunFolder) -> None:
+    from train.failures import Restarts, told
+
+    line = str(told(folder, RuntimeError(NODE_DIED), TrainConfig()))
+    assert line.startswith("a training worker was lost: The actor died because its node has died. Node Id: 8ce1 (")
+    assert line.endswith("run the same command again: it goes on from the last checkpoint")
+    Restarts(str(folder.path.parent), "joint", 1).after_exception(None, {1: RuntimeError(NODE_DIED)})
+    (event,) = restarts_told(folder)
+    assert "its node has died. Node Id: 8ce1; restart 1 of 1" in event["text"]
+
+
+def test_a_cluster_without_room_is_told_with_what_was_waited_for(folder: RunFolder) -> None:
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    from train.failures import told
+
+    config = TrainConfig(workers=8, room_wait_s=60)
+    line = str(told(folder, ControllerError(WorkerGroupStartupTimeoutError(8)), config))
+    assert line.startswith("the cluster had no room for 8 workers within 60 s (")
+    assert line.endswith("or go on with fewer train.workers")
