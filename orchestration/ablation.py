@@ -13,6 +13,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from orchestration import console
 from orchestration.ablation_page import write_page
 from orchestration.tracking import Run, flat, open_run
@@ -62,7 +64,7 @@ def run_ablation(run_dir: Path, settings: Config) -> dict[str, Any]:
         for path in (run_dir / "summary.json", page):
             parent.artifact(path, "ablation")
         parent.metrics({f"verdicts/{name}": count for name, count in summary["judgements"].items()})
-    console.console.print(f"open [bold]{page}[/] in a browser")
+    console.console.print(f"open [bold]{escape(str(page))}[/] in a browser")
     return {"command": "ablate", "run": str(run_dir), "page": str(page), **summary}
 
 

@@ -1,11 +1,13 @@
-"""What every command has: its common options, and how its errors become one line and an exit code.
+"""What every command has: the common options, and how its errors become one line and an exit code.
 
-Exit codes: 0 done; 1 the input or the environment is at fault (one clear line); 2 the command was typed wrongly; 128 and a
-signal's number where that ended it.
+Goes in: a function of the settings and of the command's own options. Comes out: the command. Exit codes: 0 done; 1 the input
+or the environment is at fault (one clear line); 2 the command was typed wrongly; 128 and a signal's number where that ended
+it.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +28,56 @@ CorpusOption = Annotated[Path, typer.Option("--corpus", help="The corpus folder.
 RunOption = Annotated[Path, typer.Option("--run", help="The training run's folder.", metavar="DIR")]
 
 
+COMMON = {
+    "config": (ConfigOption, None),
+    "set_": (SetOption, None),
+    "json_": (JsonOption, False),
+    "preset": (PresetOption, "tiny"),
+}
+"""The options of every command with their defaults."""
+
+
+class Fault(Exception):
+    """The command did its work and found something at fault: its summary is printed, the exit code is 1."""
+
+    def __init__(self, summary: dict[str, Any]) -> None:
+        super().__init__(summary)
+        self.summary = summary
+
+
+def with_settings(work: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """A command out of `work(settings, **own options)`, which gives the summary: the common options stand behind its own."""
+    # the configuration is imported when a command runs, so its type has no name here
+    _, *own = inspect.signature(work, locals={"Config": Any}, eval_str=True).parameters.values()
+
+    def command(**given: Any) -> None:
+        config, set_, json_, preset = (given.pop(name) for name in COMMON)
+        run_command(lambda settings: work(settings, **given), preset, config, set_, json_)
+
+    named = {parameter.name: (parameter.annotation, parameter.default) for parameter in own} | COMMON
+    command.__name__, command.__doc__ = work.__name__, work.__doc__
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+            for name, (kind, default) in named.items()
+        ]
+    )
+    return command
+
+
 def run_command(
     work: Callable[[Config], dict[str, Any]], preset: str, file: Path | None, assignments: list[str] | None, json_: bool
-) -> dict[str, Any]:
+) -> None:
     """Run one command's work between reading the settings and printing the summary; every error becomes one line."""
     from shards.errors import Stopped, UsageError, UserError
 
+    faulty = False
     try:
         from orchestration.config import load_config
 
         summary = work(load_config(preset, file, assignments or []))
+    except Fault as fault:
+        summary, faulty = fault.summary, True
     except UsageError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -61,4 +103,5 @@ def run_command(
         from orchestration.console import emit_json
 
         emit_json(summary)
-    return summary
+    if faulty:
+        raise typer.Exit(1)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,7 +27,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Progress]:
     """A progress display with one task, numbered 0; on a terminal it moves, in a log it prints once."""
-    counts = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    counts = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
     clocks = [TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*counts, *clocks, console=console) as bar:
         bar.add_task(label, total=total)
@@ -36,20 +37,20 @@ def progress(label: str, total: int | None = None) -> Iterator[Progress]:
 @contextmanager
 def step(label: str, seconds: dict[str, float]) -> Iterator[None]:
     """Say that a step of a longer road begins, and note how long it took under its label."""
-    console.rule(f"[bold]{label}", align="left")
+    console.rule(f"[bold]{escape(label)}", align="left")
     started = time.monotonic()
     yield
     seconds[label] = round(time.monotonic() - started, 1)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a small table; numbers are right-aligned, None is shown as a dash."""
-    view = Table(title=title, title_justify="left", title_style="bold")
+    """Print a small table; numbers are right-aligned, None is shown as a dash. Brackets in texts are no markup."""
+    view = Table(title=escape(title), title_justify="left", title_style="bold")
     numeric = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(columns))]
     for name, right in zip(columns, numeric, strict=True):
         view.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(shown(value) for value in row))
+        view.add_row(*(escape(shown(value)) for value in row))
     console.print(view)
 
 

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from orchestration import console
 from orchestration.forecasts import make_forecast, show_actual, waiting_sources
 from orchestration.ingest_display import IngestDisplay, show_summary
@@ -171,7 +173,7 @@ def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
 
     corpus = Corpus.open(root)
     page = write_report(corpus, settings.report, settings.curate.duplicates).page
-    console.console.print(f"report: open [bold]{page}[/] in a browser")
+    console.console.print(f"report: open [bold]{escape(str(page))}[/] in a browser")
     with corpus_run(corpus, settings) as run:
         run.artifact(page.parent, "report")
     return {"command": "report", "corpus": str(corpus.root), "page": str(page)}

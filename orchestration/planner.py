@@ -6,13 +6,12 @@ data needs, the smallest cluster that fits, and DeepSpeed's file. Everything is 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from shards.clock import SAMPLE_RATE, VIDEO_FPS, latents_for_frames, mels_for_frames
+from shards.clock import SAMPLE_RATE, VIDEO_FPS
 from shards.errors import UsageError, UserError
 from train.planning import (
     PEAK_TFLOPS,
@@ -79,11 +78,12 @@ class StageCost:
 
 
 def plan_training(
-    settings: Config, gpus: int | None, gpu: str, mfu: float, corpus: Path | None, clips: int | None
+    settings: Config, gpus: int | None, gpu: str, mfu: float | None, corpus: Path | None, clips: int | None
 ) -> dict[str, Any]:
     """`uniavgen plan`: compute, print, and return everything as one summary. Raises UserError where a batch does not split."""
     card, config = gpu_named(gpu), settings.train
     workers = config.workers if gpus is None else gpus
+    mfu = STATED_MFU if mfu is None else mfu
     if not 0 < mfu <= 1:
         raise UsageError(f"MFU is a share of the peak, got {mfu}", where="--mfu", do="for example --mfu 0.4")
     data = data_needs(config, corpus, clips)
@@ -171,22 +171,27 @@ def stage_cost(config: TrainConfig, stage: StageConfig, workers: int, card: Gpu,
 
 
 def data_needs(config: TrainConfig, corpus: Path | None, clips: int | None) -> dict[str, Any]:
-    """Storage of shards and of cached latents, from a corpus's own shards or from the stated size of a clip."""
+    """Storage of shards, and the most of cached latents: with all windows of every clip, and captions that fill their tokens.
+
+    A clip's size is that of a corpus's own shards, or the stated one. Raises UserError where the corpus has no shards.
+    """
     data = config.data
     pixels = data.height * data.width * VIDEO_FPS * CLIP_S
     found, bytes_per_clip = clips or CLIPS, pixels * BITS_PER_PIXEL / 8 + SOUND_BYTES_PER_S * CLIP_S
     if corpus is not None:
         found, bytes_per_clip = _shard_sizes(corpus)
         found = clips or found
-    latents, (_, height, width) = latents_for_frames(data.frames), data.latent_shape
-    numbers = 48 * (latents + 1) * height * width + data.codecs.mel.mels * mels_for_frames(data.frames)
-    numbers += data.caption_tokens * data.codecs.caption_width
+    latents, height, width = data.latent_shape
+    # a window keeps its clip, both references and the face; a clip keeps its caption once
+    window = 48 * (latents + 1) * height * width + latents * height * width // 4
+    window += data.codecs.mel.mels * (data.mels + data.reference_mels)
+    numbers = data.cached.windows * window + data.caption_tokens * data.codecs.caption_width
     return {
         "clips": found,
         "bytes_per_clip": bytes_per_clip,
         "measured": corpus is not None,
         "shards_gb": found * bytes_per_clip / 1e9,
-        "latents_gb": found * numbers * 2 / 1e9,
+        "latents_gb": found * numbers * (2 if data.cached.dtype == "float16" else 4) / 1e9,
     }
 
 
@@ -240,7 +245,8 @@ def show(config: TrainConfig, summary: dict[str, Any], costs: list[StageCost], c
     say = console.console.print
     say(f"in all {summary['days']:.1f} days, {summary['gpu_hours']:,.0f} GPU-hours")
     clips = f"{data['clips']:,} clips of {data['bytes_per_clip'] / 1e6:.2f} MB ({source})"
-    say(f"data: {clips}: shards {data['shards_gb']:,.0f} GB, cached latents {data['latents_gb']:,.0f} GB")
+    latents = f"cached latents at most {data['latents_gb']:,.0f} GB ({config.data.cached.windows} windows a clip)"
+    say(f"data: {clips}: shards {data['shards_gb']:,.0f} GB, {latents}")
     for stage_name, found in summary["smallest_cluster"].items():
         here, offloaded = (_cluster_line(found[name]) for name in ("on_device", "with_offload"))
         say(f"smallest cluster for {stage_name}: {here}; offload allowed: {offloaded}")
@@ -274,12 +280,11 @@ def _cluster_line(found: dict[str, Any] | None) -> str:
 
 
 def _shard_sizes(root: Path) -> tuple[int, float]:
-    """Clips in a corpus's shards and bytes of one, tar files as they lie. Raises UserError where there are none."""
-    from shards.stream import SampleStream
+    """Clips in a corpus's shards and bytes of one, as the manifest counts them. Raises UserError where there are none."""
+    from shards.plan import manifest_in_force
 
-    shards = root / "shards"
-    clips = sum(len(SampleStream(str(shards), split).keys) for split in ("train", "val"))
-    stored = sum(path.stat().st_size for path in shards.glob("*.tar"))
-    if not clips or not math.isfinite(stored / clips):
-        raise UserError("the corpus has no shards", where=shards, do="run: uniavgen shard")
-    return clips, stored / clips
+    manifest = manifest_in_force(root / "shards")
+    clips = sum(entry.samples for entry in manifest.entries) if manifest else 0
+    if not manifest or not clips:
+        raise UserError("the corpus has no shards", where=root / "shards", do="run: uniavgen shard", kind="no-shards")
+    return clips, sum(entry.bytes for entry in manifest.entries) / clips

@@ -13,6 +13,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from orchestration import console
 from shards.errors import Stopped, UsageError, UserError
 
@@ -43,7 +45,7 @@ def submit(command: Sequence[str], known: Sequence[str], address: str = "", *, f
         raise UserError(
             f"the cluster does not take the job: {reason}", where=client.get_address(), do=do, kind="no-cluster"
         ) from error
-    console.console.print(f"job [bold]{job}[/] on {client.get_address()}: uniavgen {shlex.join(command)}")
+    console.console.print(f"job [bold]{job}[/] on {client.get_address()}: uniavgen {escape(shlex.join(command))}")
     summary = {"command": "submit", "job": job, "address": client.get_address(), "status": "SUBMITTED"}
     return summary | {"status": _followed(client, job)} if follow else summary
 

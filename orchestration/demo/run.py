@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from orchestration import console
 from orchestration.demo.build import build_demo
 from orchestration.demo.score import DemoScore, score
@@ -51,7 +53,7 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
     total = time.monotonic() - started
     _show(seconds, total, ingested, trained, measured)
     _show_places({"report": page, "movie": sampled["movie"], "shards": corpus / "shards", "model": run})
-    console.console.print(f"MLflow: [bold]uniavgen ui --folder {settings.tracking.folder}[/]   (or `make ui`)")
+    console.console.print(f"MLflow: [bold]uniavgen ui --folder {escape(settings.tracking.folder)}[/]   (or `make ui`)")
     return {
         "command": "demo",
         "seconds": seconds,

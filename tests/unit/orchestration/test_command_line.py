@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestration import cli
 from shards.corpus import Corpus
 
 COMMAND = Path(sys.executable).parent / "uniavgen"
@@ -20,6 +21,7 @@ COMMANDS = (
     "cache-latents",
     "report",
     "forget",
+    "plan",
     "train",
     "verify-resume",
     "sample",
@@ -34,6 +36,10 @@ COMMANDS = (
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     words = [str(COMMAND), *(str(argument) for argument in arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_these_are_all_the_commands() -> None:
+    assert sorted(cli.COMMANDS) == sorted(COMMANDS)
 
 
 def test_help_answers_in_under_a_second() -> None:
@@ -87,6 +93,13 @@ def test_every_command_has_help_and_the_common_options(command: str) -> None:
         (("curate", "--corpus", "corpus", "--set", "curate.policie=x"), 2, "did you mean curate.policy"),
         (("doctor", "--preset", "huge"), 2, "laptop, paper, tiny"),
         (("ui",), 1, "uniavgen demo"),
+        (("plan", "--mfu", "0"), 2, "a share of the peak"),
+        (("shard", "--corpus", "corpus", "--verify", "--to", "there"), 2, "--to copies"),
+        (
+            ("train", "audio", "--corpus", "corpus", "--run", "r", "--set", "train.data.shards=nostore://b"),
+            1,
+            "no such kind of store",
+        ),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )

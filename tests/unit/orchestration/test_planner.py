@@ -1,15 +1,20 @@
 """`uniavgen plan`: the paper's figures, advice that holds, and clear words for what is no cluster."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from made_shards import sample_named, write_tars
 from typer.testing import CliRunner
 
 from orchestration.cli import app
 from orchestration.config import load_config
-from orchestration.planner import gpu_named, plan_training
+from orchestration.planner import data_needs, gpu_named, plan_training
+from shards.buckets import WindowShape
 from shards.errors import UsageError, UserError
-from train.planning import fitting, out_of_memory, smallest_cluster, stage_memory, usable
+from train.buckets import data_for
+from train.planning import fitting, out_of_memory, sample_flops, smallest_cluster, stage_memory, usable
 from train.stages import TrainConfig
 
 GIB = 2**30
@@ -63,6 +68,33 @@ def test_out_of_memory_names_settings_that_fit(monkeypatch: pytest.MonkeyPatch) 
     workers = advised.workers
     assert stage_memory(advised, advised.stage("joint"), workers).peak <= usable(79.6 * GIB)
     assert out_of_memory(RuntimeError("shapes do not match"), config, config.stage("joint"), "cuda") is None
+
+
+def test_storage_is_what_the_shards_and_the_latents_of_a_clip_take(tmp_path: Path) -> None:
+    """Against arrays of the shapes that `LatentSample` documents, and a corpus without a val split."""
+    data = load_config().train.data
+    (t, h, w), windows = data.latent_shape, data.cached.windows
+    shapes = [(48, t, h, w), (48, 1, h, w), (t, h // 2, w // 2), (100, data.mels), (100, data.reference_mels)]
+    arrays = [np.zeros((windows, *shape), data.cached.dtype) for shape in shapes]
+    arrays.append(np.zeros((data.caption_tokens, data.codecs.caption_width), data.cached.dtype))
+    write_tars(tmp_path / "shards", [[sample_named("a"), sample_named("b")], [sample_named("c")]])
+    needs = data_needs(load_config().train, tmp_path, None)
+    assert needs["latents_gb"] * 1e9 / 3 == pytest.approx(sum(array.nbytes for array in arrays))
+    assert needs["clips"] == 3
+    assert needs["shards_gb"] * 1e9 == pytest.approx(sum(tar.stat().st_size for tar in (tmp_path / "shards").glob("*.tar")))
+    with pytest.raises(UserError, match="the corpus has no shards"):
+        data_needs(load_config().train, tmp_path / "absent", None)
+
+
+def test_of_several_windows_the_dearest_is_planned() -> None:
+    buckets = [WindowShape(frames=f, height=h, width=w) for f, h, w in ((9, 256, 256), (49, 256, 320), (81, 96, 96))]
+    config = load_config("paper").train
+    several = config.model_copy(update={"data": config.data.model_copy(update={"buckets": buckets})})
+    alone = config.model_copy(update={"data": data_for(config.data, buckets[1])})
+    for name in ("joint", "multitask"):
+        stage = config.stage(name)
+        assert stage_memory(several, stage, 8) == stage_memory(alone, stage, 8) != stage_memory(config, stage, 8)
+        assert sample_flops(several, stage) == sample_flops(alone, stage)
 
 
 def test_a_card_may_be_given_by_its_figures() -> None:
