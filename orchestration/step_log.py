@@ -7,7 +7,6 @@ has not sent when the worker ends, or when that is killed, `Backlog.send` sends 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -15,16 +14,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from orchestration.tracking import Run
+from orchestration.tracking import Run, impatient
+from shards.json_lines import append_row, read_rows
 
 SMOOTHED = ("loss/", "task/")
 """Beginnings of figures that are also logged smoothed."""
 KEEP = 0.98
 """Share of the smoothed figure that a step keeps: about the last 50 steps count; our choice."""
 BATCH = 500
-"""Lines that are sent at once at most."""
+"""Lines that are read and sent at once at most."""
 LONGEST_PAUSE_S = 60.0
 
 
@@ -44,41 +43,35 @@ class Backlog:
         """Send what waits, oldest first, and say how many lines that were. Raises what the tracker raises; what was sent
         before that stays sent."""
         count = 0
-        while lines := self._next_lines():
-            rows = [json.loads(line) for line in lines]
-            self.run.metrics_of([(row.pop("step"), row.pop("time", time.time()), row) for row in rows])
+        while (found := read_rows(self.log, self._sent(), BATCH)).end > self._sent():
+            if found.damaged:
+                print(f"warning: {found.damaged} damaged lines of {self.log} are passed over", flush=True)
+            self.run.metrics_of([(row.pop("step"), row.pop("time", time.time()), row) for row in found.rows])
             part = self.mark.with_suffix(".part")
-            part.write_text(str(self._sent() + sum(map(len, lines))))
+            part.write_text(str(found.end))
             os.replace(part, self.mark)
-            count += len(lines)
+            count += len(found.rows)
         return count
 
     def _sent(self) -> int:
         return int(self.mark.read_text()) if self.mark.is_file() else 0
 
-    def _next_lines(self) -> list[bytes]:
-        """Whole lines that follow what was sent."""
-        if not self.log.is_file():
-            return []
-        with self.log.open("rb") as file:
-            file.seek(self._sent())
-            lines = [line for _, line in zip(range(BATCH), file, strict=False)]
-        return [line for line in lines if line.endswith(b"\n")]
-
 
 @dataclass(frozen=True)
 class StepLogger:
-    """Builds the trainer's `on_metrics`: picklable, sent to the first worker, which calls it to get the function."""
+    """Builds the trainer's `on_metrics`: picklable, sent to the first worker, which calls it to get the function.
 
-    run: Run
+    Without a run the lines wait for whoever opens one.
+    """
+
+    run: Run | None
     log: Path
 
     def __call__(self) -> Callable[[int, dict[str, float]], None]:
-        # a tracker that does not answer is asked again by the thread, not for minutes by the client
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        impatient()  # a tracker that does not answer is asked again by the thread, not by the client
         news, smooth = threading.Event(), last_smoothed(self.log)
-        threading.Thread(target=_keep_sending, args=(Backlog(self.run, self.log), news), daemon=True).start()
+        if self.run:
+            threading.Thread(target=_keep_sending, args=(Backlog(self.run, self.log), news), daemon=True).start()
 
         def on_metrics(step: int, values: dict[str, float]) -> None:
             for name, value in values.items():
@@ -86,8 +79,7 @@ class StepLogger:
                     known = smooth.get(name, value)
                     smooth[name] = KEEP * known + (1 - KEEP) * value
             smoothed = {f"smoothed/{name}": smooth[name] for name in values if name in smooth}
-            with self.log.open("a") as lines:
-                lines.write(json.dumps({"step": step, "time": time.time(), **values, **smoothed}) + "\n")
+            append_row(self.log, {"step": step, "time": time.time(), **values, **smoothed})
             news.set()
 
         return on_metrics
@@ -96,9 +88,11 @@ class StepLogger:
 def last_smoothed(log: Path) -> dict[str, float]:
     """Where the smoothed figures of an earlier process stand, without their prefix."""
     found: dict[str, float] = {}
-    for line in log.read_text().splitlines() if log.is_file() else []:
-        row: dict[str, Any] = json.loads(line)
-        found |= {name.removeprefix("smoothed/"): value for name, value in row.items() if name.startswith("smoothed/")}
+    end = -1
+    while (part := read_rows(log, max(end, 0), BATCH)).end > end:
+        end = part.end
+        for row in part.rows:
+            found |= {name.removeprefix("smoothed/"): value for name, value in row.items() if name.startswith("smoothed/")}
     return found
 
 

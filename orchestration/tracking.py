@@ -7,13 +7,14 @@ same corpus, or a resumed stage, continues its run.
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestration import console
-from shards.errors import UserError
+from shards.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from shards.corpus import Corpus
+
+
+MOST_TEXT = 5000
+"""Characters of a tag that every MLflow server takes."""
+
+SOFTWARE = ("torch", "deepspeed", "ray", "mlflow")
+"""Packages whose versions a run notes, beside Python's and the program's own."""
 
 
 class TrackingConfig(BaseModel):
@@ -51,7 +59,7 @@ class TrackingConfig(BaseModel):
 class Run:
     """One MLflow run. It holds no connection, so it can be sent to another process.
 
-    As a context manager it ends the run: as finished, or as failed where an error leaves the block.
+    As a context manager it ends the run: as finished, as killed where somebody stopped it, or as failed.
     """
 
     uri: str
@@ -105,6 +113,27 @@ class Run:
         client.set_registered_model_alias(name, alias, version)
         return int(version)
 
+    def describe(self, note: Callable[[str], str], error: BaseException | None = None) -> None:
+        """Replace the description, Markdown on top of the run's page, by what `note` makes of the error, "" for none."""
+        said = str(error) or type(error).__name__ if error else ""
+        with survivable("a description"):
+            self.tags({"mlflow.note.content": note(said)[:MOST_TEXT]})
+
+    @contextmanager
+    def described(self, note: Callable[[str], str]) -> Iterator[None]:
+        """Describe the run now, and again as the block ends."""
+        self.describe(note)
+        try:
+            yield
+        except BaseException as error:
+            self.describe(note, error)
+            raise
+        self.describe(note)
+
+    def text(self, text: str, name: str) -> None:
+        """Store a text as a file of that name."""
+        _client(self.uri).log_text(self.id, text, name)
+
     def tags(self, values: Mapping[str, str]) -> None:
         for key, value in values.items():
             _client(self.uri).set_tag(self.id, key, value)
@@ -134,8 +163,19 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end(kind)
+
+    def end(self, kind: type[BaseException] | None) -> None:
+        """End the run as finished, or by the `kind` of error that did."""
+        stopped = kind is not None and issubclass(kind, Stopped | KeyboardInterrupt)
         with survivable("the end of a run"):
-            _client(self.uri).set_terminated(self.id, "FAILED" if kind else "FINISHED")
+            _client(self.uri).set_terminated(self.id, "KILLED" if stopped else "FAILED" if kind else "FINISHED")
+
+
+def impatient() -> None:
+    """Let MLflow's client in this process give up soon on a server that does not answer: by default that takes it minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
 @contextmanager
@@ -149,20 +189,23 @@ def survivable(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def system_metrics(run: Run, interval_s: float) -> Iterator[None]:
+def system_metrics(run: Run | None, interval_s: float) -> Iterator[None]:
     """Log processor, memory, disk, network and GPUs of this machine to the run, by MLflow's own monitor; 0 logs none."""
-    if not interval_s:
+    if not run or not interval_s:
         yield
         return
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run.id, sampling_interval=interval_s, resume_logging=True, tracking_uri=run.uri)
-    monitor.start()
+    monitor = None
+    with survivable("system metrics"):
+        monitor = SystemMetricsMonitor(run.id, sampling_interval=interval_s, resume_logging=True, tracking_uri=run.uri)
+        monitor.start()
     try:
         yield
     finally:
         with survivable("system metrics"):
-            monitor.finish()
+            if monitor:
+                monitor.finish()
 
 
 def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | None = None) -> Run:
@@ -179,7 +222,7 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
             if noted["uri"] == uri and _exists(client, noted["run_id"]):
                 client.update_run(noted["run_id"], status="RUNNING")
                 return Run(uri, noted["run_id"])
-        tags = {"mlflow.runName": name, "code_version": code_version(), "python": platform.python_version()}
+        tags = {"mlflow.runName": name, **environment()}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
         run = Run(uri, client.create_run(experiment_id(config), tags=tags).info.run_id)
@@ -232,6 +275,28 @@ def experiment_id(config: TrackingConfig) -> str:
         return str(found.experiment_id)
     store = (Path(config.folder).absolute() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
     return str(client.create_experiment(config.experiment, artifact_location=store))
+
+
+def environment() -> dict[str, str]:
+    """What a run was made by and where, as tags; those of MLflow's own names fill its columns User and Source."""
+    from importlib.metadata import version
+
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "uniavgen",
+        "mlflow.source.type": "LOCAL",
+        "code_version": code_version(),
+        "environment.host": platform.node(),
+        "environment.python": platform.python_version(),
+        **{f"environment.{package}": version(package) for package in SOFTWARE},
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number that has no name
+        return str(os.getuid())
 
 
 def code_version() -> str:

@@ -6,21 +6,25 @@ A run folder has one parent run; each stage is a child run of it, and a resumed 
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
 
 from orchestration import console
 from orchestration.jobs import corpus_version
 from orchestration.movie import write_movie
-from orchestration.step_log import Backlog, StepLogger
+from orchestration.run_notes import plan_note, stage_note
+from orchestration.stage_record import StageRecord, recorded
 from orchestration.tracking import Run, flat, open_run, survivable, system_metrics
 from orchestration.validation_films import validation_films
 from shards.cluster import ray_running
 from shards.errors import UsageError, UserError
+from shards.json_lines import read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,13 +33,16 @@ if TYPE_CHECKING:
     from shards.corpus import Corpus
     from shards.sample import Sample
     from train.launch import StageResult
+    from train.stages import StageConfig
 
 
 def train_stages(stage: str, root: Path, run_dir: Path, settings: Config, *, accept_changes: bool = False) -> dict[str, Any]:
     """`uniavgen train STAGE`: one stage, or `all` in the plan's order."""
+    import yaml
+
     from shards.corpus import Corpus
     from train.checkpoint import RunFolder
-    from train.launch import check_stage
+    from train.launch import check_stages
 
     plan = [entry.name for entry in settings.train.stages]
     if stage != "all" and stage not in plan:
@@ -44,11 +51,19 @@ def train_stages(stage: str, root: Path, run_dir: Path, settings: Config, *, acc
     # utterances come with their own shards: a corpus of no clip will do, to name the run's data by
     only_utterances = all(settings.train.stage(name).emilia.shards for name in names)
     corpus = Corpus.create(root) if only_utterances else Corpus.open(root)
-    check_stage(settings.train, names[0], _shards(corpus, settings), run_dir, accept_changes=accept_changes)
+    done = check_stages(settings.train, names, _shards(corpus, settings), run_dir, accept_changes=accept_changes)
     # a plan that is done needs no workers
-    workers = nullcontext() if all(RunFolder(run_dir, name).done for name in names) else ray_running()
+    workers = nullcontext() if done else ray_running()
+    results = []
     with open_run(settings.tracking, run_dir, f"training {run_dir.name}") as parent, workers:
-        results = [_train_stage(name, corpus, run_dir, settings, parent, accept_changes) for name in names]
+        with survivable("the configuration"):
+            resolved = settings.model_dump(mode="json", include={"train", "sample"})
+            parent.text(yaml.safe_dump(resolved, sort_keys=False), "configuration.yaml")
+        for name in names:
+            if not (folder := RunFolder(run_dir, name)).done:
+                folder.write(corpus_version=corpus_version(corpus))
+            with parent.described(partial(plan_note, settings.train, run_dir, str(root))):
+                results.append(_train_stage(name, corpus, run_dir, settings, parent, accept_changes))
     console.table(
         f"training in {run_dir}",
         ("stage", "steps", "loss before", "loss after", "samples/s", "seconds", ""),
@@ -99,7 +114,9 @@ def sample_movie(
     movie = write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
     with open_run(settings.tracking, run_dir, f"training {run_dir.name}") as run:
         run.artifact(movie, "samples")
-    console.console.print(f"wrote [bold]{movie}[/]: task {task}, conditions of clip {source.key}, {len(made.frames)} frames")
+    console.console.print(
+        f"wrote [bold]{escape(str(movie))}[/]: task {task}, conditions of clip {source.key}, {len(made.frames)} frames"
+    )
     return {"command": "sample", "movie": str(movie), "task": task, "clip": source.key, "frames": len(made.frames)}
 
 
@@ -135,61 +152,66 @@ def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, par
     from train.checkpoint import RunFolder
     from train.launch import run_stage
 
-    home = run_dir / name
-    version = corpus_version(corpus)
-    log = (home / "metrics.jsonl").absolute()
-    with open_run(settings.tracking, home, f"stage {name}", parent=parent) as child:
-        for run in (parent, child):
-            audio_shards = settings.train.stage(name).emilia.shards
-            run.dataset(corpus, version, {"shards": audio_shards or _shards(corpus, settings)})
-        child.params(flat(settings.train.model_dump(mode="json"), "train.") | {"stage": name, "corpus_version": version})
-        with _followed(name, settings.train.stage(name).steps, log):
-            if not (folder := RunFolder(run_dir, name)).done:
-                folder.write(corpus_version=version)
-            logger = StepLogger(child, log)
-            try:
-                with system_metrics(child, 0 if folder.done else settings.tracking.system_metrics_s):
-                    result = run_stage(
-                        settings.train, name, _shards(corpus, settings), run_dir, logger, accept_changes=accept_changes
-                    )
-            finally:
-                with survivable(f"all metrics; the next run of this stage sends the rest of {log}"):
-                    Backlog(child, log).send()
-        with survivable(f"what stage {name} came to"):
-            child.params({f"parameters.{part}": count for part, count in result.parameters.items()})
-            child.metrics({"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share})
-            if result.ran and settings.tracking.registered_model:
-                child.register(settings.tracking.registered_model, result.weights, name)
-        if result.ran and (films := validation_films(name, _shards(corpus, settings), run_dir, settings)):
-            with survivable(f"the films of stage {name}, which stand in {films}"):
-                child.artifact(films, "validation")
+    home, version, plan = run_dir / name, corpus_version(corpus), settings.train.stage(name)
+    read_from = _shards(corpus, settings)
+    about = partial(_say_what_it_is, corpus=corpus, version=version, settings=settings, stage=plan, parent=parent)
+    note = partial(stage_note, settings.train, name, run_dir, plan.emilia.shards or [read_from], version)
+    with recorded(StageRecord(settings.tracking, home, name, parent, about, note)) as record:
+        with _followed(name, plan.steps, record.log):
+            done = RunFolder(run_dir, name).done
+            with system_metrics(record.run, 0 if done else settings.tracking.system_metrics_s):
+                result = run_stage(settings.train, name, read_from, run_dir, record.logger, accept_changes=accept_changes)
+        record.finished(result)
+        if films := _films(name, read_from, run_dir, settings, anew=result.ran):
+            record.films(films)
     for line in result.key_report:
         console.console.print(f"  {line}", style="dim")
     return result
 
 
+def _films(stage: str, read_from: str, run_dir: Path, settings: Config, *, anew: bool) -> Path | None:
+    """The folder of a stage's films, if any were made: those that are missing, or all where `anew`. The stage is done,
+    whatever becomes of them."""
+    try:
+        return validation_films(stage, read_from, run_dir, settings, anew=anew)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        text = f"warning: not all films of stage {stage} were made ({reason}); the same command makes what is missing"
+        console.console.print(text, style="yellow", markup=False)
+        return None
+
+
+def _say_what_it_is(run: Run, *, corpus: Corpus, version: str, settings: Config, stage: StageConfig, parent: Run) -> None:
+    """The corpus as input of the stage's run and of the training's, and the stage's settings as parameters."""
+    for seen_by in (parent, run):
+        seen_by.dataset(corpus, version, {"shards": stage.emilia.shards or [_shards(corpus, settings)]})
+    own = flat(stage.model_dump(mode="json", exclude={"name"}), "stage.")
+    common = flat(settings.train.model_dump(mode="json", exclude={"stages"}), "train.")
+    run.params({"stage": stage.name, "corpus_version": version} | own | common)
+
+
 @contextmanager
 def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
     """Show the progress of workers in other processes, by reading the lines that they log, and what they tell."""
-    finished = threading.Event()
-    events = log.with_name("events.jsonl")
-    told = len(_lines(events))
+    finished, events = threading.Event(), log.with_name("events.jsonl")
+    # what earlier processes said is not said again
+    places = {path: path.stat().st_size if path.is_file() else 0 for path in (events, log)}
     with console.progress(f"{name}: starting workers", steps) as bar:
 
+        def news(path: Path) -> list[dict[str, Any]]:
+            found = read_rows(path, places[path])
+            places[path] = found.end
+            return found.rows
+
         def tell_news() -> None:
-            nonlocal told
-            news = _lines(events)[told:]
-            told += len(news)
-            for line in news:
-                bar.console.print(f"  {json.loads(line)['text']}", style="yellow", markup=False)
+            for event in news(events):
+                bar.console.print(f"  {event['text']}", style="yellow", markup=False)
 
         def follow() -> None:
             while not finished.wait(0.5):
                 tell_news()
-                lines = _lines(log)
-                steps_done = [line for line in lines if "loss/total" in line]
-                if steps_done:
-                    last = json.loads(steps_done[-1])
+                if steps_done := [row for row in news(log) if "loss/total" in row]:
+                    last = steps_done[-1]
                     label = f"{name}: loss {last['loss/total']:.3f}"
                     bar.update(bar.task_ids[0], completed=last["step"], description=label)
 
@@ -201,12 +223,6 @@ def _followed(name: str, steps: int, log: Path) -> Iterator[None]:
             finished.set()
             follower.join()
             tell_news()
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file that others append to."""
-    text = path.read_text() if path.is_file() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _row(result: StageResult) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ Goes in: a finished stage, the shards, settings. Comes out: `<stage>/validation/
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,13 @@ STILLS = 6
 """Pictures of a film on its sheet."""
 
 
-def validation_films(stage: str, shards_dir: str, run_dir: Path, settings: Config, seed: int = 0) -> Path | None:
-    """The folder with the stage's films; None where none are asked for or the stage makes no pictures.
+def validation_films(
+    stage: str, shards_dir: str, run_dir: Path, settings: Config, seed: int = 0, *, anew: bool = True
+) -> Path | None:
+    """The folder with the stage's films; None where none are asked for, the stage makes no pictures, or nothing was made.
 
-    Noise is the same for every task, clip and guidance, so that films differ by them alone.
+    Without `anew` only those are made that are missing. Noise is the same for every task, clip and guidance, so that films
+    differ by them alone.
     """
     from shards.stream import SampleStream
     from train.generate import conditions_from, generate
@@ -36,18 +40,22 @@ def validation_films(stage: str, shards_dir: str, run_dir: Path, settings: Confi
         return None
     stream, folder = SampleStream(shards_dir, "val"), run_dir / stage / "validation"
     tasks = [task for task in Task if plan.tasks.get(task)]
-    clips = [stream.sample_named(key) for key in stream.keys[:wanted]]
-    with console.progress(f"{stage}: films of val", len(tasks) * len(clips) * len(GUIDANCES)) as bar:
-        for sample in clips:
-            given = conditions_from(sample, settings.train.data, seed)
-            for task in tasks:
-                for guidance in GUIDANCES:
-                    sampler = settings.sample.model_copy(update={"guidance": guidance})
-                    made = generate(run_dir, task, given, sampler, seed, stage=stage)
-                    path, size = folder / f"{task}-{sample.key}-{guidance}.mp4", made.frames.shape[1:3]
-                    write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
-                    write_sheet(path.with_suffix(".png"), made.frames)
-                    bar.advance(bar.task_ids[0])
+    films = [
+        (folder / f"{task}-{key}-{guidance}.mp4", key, task, guidance)
+        for key, task, guidance in product(stream.keys[:wanted], tasks, GUIDANCES)
+    ]
+    todo = [film for film in films if anew or not film[0].with_suffix(".png").is_file()]
+    if not todo:
+        return None
+    with console.progress(f"{stage}: films of val", len(todo)) as bar:
+        for path, key, task, guidance in todo:
+            given = conditions_from(stream.sample_named(key), settings.train.data, seed)
+            sampler = settings.sample.model_copy(update={"guidance": guidance})
+            made = generate(run_dir, task, given, sampler, seed, stage=stage)
+            size = made.frames.shape[1:3]
+            write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
+            write_sheet(path.with_suffix(".png"), made.frames)  # last: its presence says that the film is whole
+            bar.advance(bar.task_ids[0])
     return folder
 
 

@@ -145,13 +145,19 @@ def _train(home: Path, root: Path, run_dir: Path, stage: str) -> None:
 
 
 def _train_until(home: Path, root: Path, run_dir: Path, stage: str, step: int) -> None:
-    """Train, and kill everything as soon as the checkpoint after `step` steps stands."""
+    """Train, and kill everything as soon as the checkpoint after `step` steps stands.
+
+    Raises UserError where the training was over before that: then nothing would be proved.
+    """
     from train.checkpoint import RunFolder
 
     folder = RunFolder(run_dir, stage)
     with _trial(home, root, run_dir, stage) as process:
         while process.poll() is None and step not in folder.steps():
             time.sleep(0.02)
+    if process.returncode == 0:
+        do = "raise --steps, so that there is time between the checkpoint and the end"
+        raise UserError("the training ended before it could be killed", where=run_dir, do=do, kind="trial-failed")
 
 
 def kill_all(pid: int) -> None:

@@ -6,11 +6,11 @@ already, the cluster that RAY_ADDRESS names, or one on this machine. On several 
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from shards.cluster import ray_running
 from shards.errors import Stopped, UserError
-from train.checkpoint import RunFolder, changed_fields, write_text
+from train.checkpoint import RunFolder, changed_fields
 from train.stages import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -85,10 +85,27 @@ def run_stage(
     return _result(folder, ran=True, began=began)
 
 
-def check_stage(
-    config: TrainConfig, stage: str, shards_dir: str | Path, run_dir: str | Path, *, accept_changes: bool = False
+def check_stages(
+    config: TrainConfig, stages: Sequence[str], shards_dir: str | Path, run_dir: str | Path, *, accept_changes: bool = False
 ) -> bool:
-    """Whether a stage is done already; touches nothing.
+    """Whether all of these stages are done already; raises as `check_stage` does, before the first of them takes its days."""
+    done = [
+        check_stage(config, stage, shards_dir, run_dir, accept_changes=accept_changes, after=stages[:place])
+        for place, stage in enumerate(stages)
+    ]
+    return all(done)
+
+
+def check_stage(
+    config: TrainConfig,
+    stage: str,
+    shards_dir: str | Path,
+    run_dir: str | Path,
+    *,
+    accept_changes: bool = False,
+    after: Sequence[str] = (),
+) -> bool:
+    """Whether a stage is done already; touches nothing. The stages `after` which it comes are trained by then.
 
     Raises UserError where it cannot be trained: its predecessor is not done, its plan changed since it was (unless
     `accept_changes`: then it stands as it is), its batch does not split, or there are no shards.
@@ -100,7 +117,7 @@ def check_stage(
         if not accept_changes:
             _check_same_plan(folder, folder.read(), config, stage)
         return True
-    if plan.takes_from and not RunFolder(run_dir, plan.takes_from).done:
+    if plan.takes_from and plan.takes_from not in after and not RunFolder(run_dir, plan.takes_from).done:
         raise UserError(
             f"stage {stage} starts from stage {plan.takes_from}, which is not done",
             where=Path(run_dir).absolute() / plan.takes_from,
@@ -137,8 +154,8 @@ def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path,
     from train.buckets import open_stream
 
     open_stream(config, stage, str(shards_dir), str(run_dir))
-    if stage.emilia.shards and config.validation.every:
-        # audio shards have no val of their own: validation keeps to the corpus's clips
+    # audio shards have no val of their own: validation keeps to the corpus's clips
+    if config.validation.every or (config.validation.films and stage.picture):
         SampleStream(str(shards_dir), "val")
 
 
@@ -179,11 +196,15 @@ def _device(config: TrainConfig) -> str:
 
 def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
     from ray.exceptions import RayError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    _failure_path(folder).unlink(missing_ok=True)
+    from train.failures import Restarts, failure_path, told
+
+    failure_path(folder).unlink(missing_ok=True)
+    # Ray Train knows this from its environment alone, and hands it to its controller
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.room_wait_s)
+    restarts = config.max_restarts
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
@@ -196,13 +217,17 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
         run_config=RunConfig(
             name=f"{folder.stage}",
             storage_path=str(folder.path / ".ray"),
-            failure_config=FailureConfig(max_failures=config.max_restarts),
+            # by default Ray waits without end for room, and for nodes that are taken away
+            failure_config=FailureConfig(
+                max_failures=restarts, controller_failure_limit=restarts, max_preemption_failures=restarts
+            ),
+            callbacks=[Restarts(job.run_dir, job.stage, restarts)],
         ),
     )
     try:
         _beside(trainer.fit)
     except (TrainingFailedError, RayError) as error:
-        raise _told(folder, error) from error
+        raise told(folder, error, config) from error
 
 
 @contextmanager
@@ -261,51 +286,12 @@ def _work(given: dict[str, Any]) -> None:
 
         train_stage(job)
     except Exception as error:
+        from train.failures import leave_word
         from train.planning import out_of_memory
 
         config = job.config
-        _leave_word(folder, out_of_memory(error, config, config.stage(job.stage), job.device) or error)
+        leave_word(folder, out_of_memory(error, config, config.stage(job.stage), job.device) or error)
         raise
-
-
-def _failure_path(folder: RunFolder) -> Path:
-    return folder.path / "failure.json"
-
-
-def _leave_word(folder: RunFolder, error: Exception) -> None:
-    """Note the error for the driver. The first worker to fail is heard; the others only lost their connection to it."""
-    lost_a_peer = not isinstance(error, UserError) and any(name in str(error) for name in ("gloo", "NCCL", "Connection"))
-    if lost_a_peer or _failure_path(folder).exists():
-        return
-    if isinstance(error, UserError):
-        word = {"what": error.what, "where": error.where, "do": error.do, "kind": error.kind}
-    else:
-        line = (str(error).strip().splitlines() or [""])[0]
-        word = {
-            "what": f"a training worker failed: {type(error).__name__}: {line}",
-            "where": "",
-            "do": "",
-            "kind": "worker-failed",
-        }
-    write_text(_failure_path(folder), json.dumps(word) + "\n")
-
-
-def _told(folder: RunFolder, error: Exception) -> UserError:
-    """One clear line out of what the workers left or, where they could leave nothing, out of Ray's report."""
-    path = _failure_path(folder)
-    if path.is_file():
-        word = json.loads(path.read_text())
-        return UserError(word["what"], where=word["where"] or folder.path, do=word["do"], kind=word["kind"])
-    # Ray's report is long; its line about a death says the most, and without one the peers' lost connections are all there is
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    dead = [line for line in lines if any(word in line.lower() for word in ("died", "killed", "out of memory", "oom"))]
-    died = (dead or ["its process ended without a word, as when it is killed or memory runs out"])[0]
-    return UserError(
-        f"a training worker was lost: {died[:200]}",
-        where=folder.path,
-        do="run the same command again: it goes on from the last checkpoint",
-        kind="worker-lost",
-    )
 
 
 def _result(folder: RunFolder, *, ran: bool, began: float) -> StageResult:

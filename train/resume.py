@@ -168,7 +168,8 @@ def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, A
 
     How the model is spread over workers is not among it: a checkpoint of another layout is converted.
     """
-    free = {"stages", "checkpoint", "health", "validation", "trace", "workers", "device", "cpus_per_worker", "max_restarts"}
+    free = {"stages", "checkpoint", "health", "validation", "trace", "workers", "device", "cpus_per_worker"}
+    free |= {"max_restarts", "room_wait_s"}
     exclude: Any = {
         **dict.fromkeys(free, True),
         "data": {"damage": True, "shards": True, "cached": {"workers", "num_cpus", "num_gpus"}},

@@ -101,13 +101,15 @@ def tiny_stages() -> list[StageConfig]:
 
 
 def paper_stages() -> list[StageConfig]:
-    """The paper's table: batch 256 / 32 / 32, learning rate 2e-5 / 5e-6 / 5e-6, 160k / 30k / 10k steps.
+    """The paper's table: batch 256 / 32 / 32, learning rate 2e-5 / 5e-6 / 5e-6, 160k / 30k / 10k steps, English Emilia first.
 
-    Warm-up is ours; lambda_m reaches 0 at the end of the joint stage and stays there.
+    Warm-up is ours, and so is the folder of Emilia: where its publishers' repository has it. lambda_m reaches 0 at the end
+    of the joint stage and stays there.
     """
     audio, joint, multitask = tiny_stages()
+    emilia = EmiliaConfig(shards=["Emilia/EN"], languages=["en"])
     return [
-        audio.model_copy(update={"batch": 256, "lr": 2e-5, "steps": 160_000, "warmup": 1000}),
+        audio.model_copy(update={"batch": 256, "lr": 2e-5, "steps": 160_000, "warmup": 1000, "emilia": emilia}),
         joint.model_copy(update={"batch": 32, "lr": 5e-6, "steps": 30_000, "warmup": 500}),
         multitask.model_copy(update={"batch": 32, "lr": 5e-6, "steps": 10_000, "warmup": 100}),
     ]
@@ -201,7 +203,7 @@ class DataConfig(_Config):
 
 
 class DeepSpeedConfig(_Config):
-    """What of DeepSpeed a run uses; the file it reads is made from this by `train.trainer.deepspeed_file`."""
+    """What of DeepSpeed a run uses; the file it reads is made from this by `train.engine.deepspeed_file`."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=2, description="ZeRO: 1 shards optimizer states, 2 gradients too, 3 parameters too"
@@ -296,7 +298,13 @@ class TrainConfig(_Config):
         default=1, gt=0, description="CPUs that Ray reserves, and threads that PyTorch uses, per worker"
     )
     max_restarts: int = Field(
-        default=0, ge=0, description="times Ray restarts the workers from the last checkpoint after a crash"
+        default=0,
+        ge=0,
+        description="times that the workers start again from the last checkpoint after one was lost, as with its node, or "
+        "crashed; what a person must put right is not tried again",
+    )
+    room_wait_s: int = Field(
+        default=300, gt=0, description="seconds that each start waits for CPUs or GPUs that are taken or went with a node"
     )
     seed: int = Field(default=0, ge=0, description="initial weights, tasks, noise and timesteps")
 

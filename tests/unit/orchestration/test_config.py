@@ -25,6 +25,12 @@ def test_the_paper_preset_is_the_published_model_and_table() -> None:
     assert train.stages == paper_stages()
 
 
+def test_the_audio_shards_of_the_paper_preset_can_be_elsewhere() -> None:
+    there = load_config("paper", assignments=["train.stages.0.emilia.shards=[/data/Emilia/EN, s3://bucket/EN]"])
+    emilia = there.train.stage("audio").emilia
+    assert (emilia.shards, emilia.languages) == (["/data/Emilia/EN", "s3://bucket/EN"], ["en"])
+
+
 def test_later_layers_win(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("train: {seed: 5, workers: 1}\n")

@@ -110,6 +110,17 @@ def test_the_backlog_begins_where_it_stopped_and_leaves_half_a_line(tmp_path: Pa
     assert os.path.getsize(log) == int(backlog.mark.read_text())
 
 
+def test_half_a_line_of_a_full_disk_stops_neither_the_backlog_nor_the_next_process(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "smoothed/loss/total": 3.0, "loss/total": 3.0}\n{"step": 2, "ti')
+    with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage") as run:
+        StepLogger(None, log)()(3, {"loss/total": 3.0})
+        assert Backlog(run, log).send() == 2
+        assert Backlog(run, log).send() == 0
+    assert history(MlflowClient(run.uri), run, "loss/total") == {1: 3.0, 3: 3.0}
+    assert history(MlflowClient(run.uri), run, "smoothed/loss/total")[3] == pytest.approx(3.0)
+
+
 def test_smoothing_goes_on_where_an_earlier_process_left_it(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "smoothed/loss/total": 3.0}\n{"step": 2, "smoothed/loss/total": 2.5}\n')

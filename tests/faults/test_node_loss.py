@@ -1,0 +1,180 @@
+"""A node of a Ray cluster is lost in the middle of training: nothing hangs, what was saved stays whole, the workers start again
+when there is room for them, and the end is bit for bit that of a run that kept its nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "train_run"))
+from made_runs import Run, small_plan, train_together
+from made_samples import make_sample, write_shards
+
+from orchestration.verify_resume import compare, kill_all
+from shards import weights
+from train.checkpoint import RunFolder, differing
+from train.options import Task
+from train.stages import StageConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+STAGE = StageConfig(name="joint", steps=14, batch=4, tasks={Task.JOINT: 1, Task.DUBBING: 1})
+EVERY = 3
+PATIENCE_S = 600.0
+"""A busy machine may take minutes for what is 20 s of work."""
+DRIVER = """
+import sys, time
+import ray
+from functools import partial
+from pathlib import Path
+from shards.errors import UserError
+from train.launch import run_stage
+from train.stages import TrainConfig
+
+def begin_holding(home):
+    def hold(step, metrics):
+        if (home / f"hold-{step}").exists():
+            (home / f"held-{step}").write_text(ray.get_runtime_context().get_node_id() + ".")
+        while (home / f"hold-{step}").exists():
+            time.sleep(0.05)
+    return hold
+
+if __name__ == "__main__":
+    plan, shards, home = sys.argv[1:]
+    config = TrainConfig.model_validate_json(Path(plan).read_text())
+    try:
+        run_stage(config, "joint", shards, Path(home) / "run", partial(begin_holding, Path(home)))
+    except UserError as error:
+        print(f"{error.kind}: {error}", flush=True)
+        sys.exit(1)
+"""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that takes no work and two nodes of one CPU each, in processes of their own on this machine."""
+    # a folder of its own (and a short one, for the sockets): Ray notes a started cluster there, which others would join
+    home = tempfile.mkdtemp(prefix="ray-")
+    settings = {
+        "RAY_TMPDIR": home,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_memory_usage_threshold": "0.99",
+        # by default a node is missed after some 15 s
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster
+
+    before = signal.getsignal(signal.SIGTERM)  # Ray's nodes set their own
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=1)
+        yield nodes
+    finally:
+        nodes.shutdown()
+        signal.signal(signal.SIGTERM, before)
+        assert not list(Path(home).rglob("ray_current_cluster"))
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class Training:
+    """One run folder, and drivers that train into it on a cluster; a step can be held until something was done."""
+
+    def __init__(self, home: Path, shards_dir: Path, address: str) -> None:
+        self.home, self.shards_dir, self.address = home, shards_dir, address
+        self.folder = RunFolder(home / "run", "joint")
+        (home / "driver.py").write_text(DRIVER)
+
+    @contextmanager
+    def started(self, plan: TrainConfig) -> Iterator[subprocess.Popen[bytes]]:
+        (self.home / "plan.json").write_text(plan.model_dump_json())
+        words = [self.home / "driver.py", self.home / "plan.json", self.shards_dir, self.home]
+        with (self.home / "said.txt").open("wb") as log:
+            driver = subprocess.Popen(
+                [sys.executable, *map(str, words)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"RAY_ADDRESS": self.address},
+            )
+        try:
+            yield driver
+            driver.wait(PATIENCE_S)
+        finally:
+            kill_all(driver.pid)
+
+    def hold(self, step: int) -> None:
+        (self.home / f"hold-{step}").touch()
+
+    def lose_a_node(self, step: int, cluster: Cluster, driver: subprocess.Popen[bytes]) -> None:
+        """Once the workers hold after a step, end the first one's node at once, then let the others run on."""
+        held, given_up = self.home / f"held-{step}", time.monotonic() + PATIENCE_S
+        while not (held.is_file() and held.read_text().endswith(".")):  # it is whole then
+            assert driver.poll() is None, self.said
+            assert time.monotonic() < given_up
+            time.sleep(0.05)
+        (lost,) = [node for node in cluster.worker_nodes if f"{node.node_id}." == held.read_text()]
+        cluster.remove_node(lost, allow_graceful=False)
+        (self.home / f"hold-{step}").unlink()
+
+    @property
+    def said(self) -> str:
+        return (self.home / "said.txt").read_text()
+
+    def restarts(self) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.folder.events.read_text().splitlines()]
+        return [line for line in lines if line["event"] == "restart"]
+
+
+def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path, cluster: Cluster) -> None:
+    if not weights.present("minilm"):
+        pytest.skip("the embedded MiniLM weights are not in the cache")
+    shards_dir = write_shards(tmp_path / "shards", [make_sample(f"clip{i}", 24 + i, seed=i) for i in range(8)])
+    plan = small_plan([STAGE], 2, every=EVERY).model_copy(update={"trace": True, "max_restarts": 1})
+    training = Training(tmp_path, shards_dir, cluster.address)
+
+    # no node comes in the place of the lost one: the run ends by itself, with one line
+    training.hold(4)
+    with training.started(plan.model_copy(update={"room_wait_s": 2})) as driver:
+        training.lose_a_node(4, cluster, driver)
+    assert driver.returncode == 1
+    assert training.said.strip().splitlines()[-1].startswith("too-small: the cluster had no room for 2 workers within 2 s")
+    assert [restart["step"] for restart in training.restarts()] == [3]
+    assert training.folder.steps() == [3]
+    assert differing(training.folder.checkpoint(3), training.folder.manifest(3)) == []
+
+    # the same command goes on when there are nodes again; another one is lost, and a spare one takes its place
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    training.hold(11)
+    with training.started(plan) as driver:
+        training.lose_a_node(11, cluster, driver)
+    assert driver.returncode == 0, training.said
+    last = training.restarts()[-1]
+    assert last["step"] == 9
+    assert "a training worker was lost: " in last["text"]
+    assert "node" in last["text"]
+    assert "restart 1 of 1, from step 9, once there is room for all workers" in last["text"]
+
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    train_together([Run(plan, "joint", straight)], shards_dir, 2)
+    differences = {one.what: one.difference for one in compare(straight / "joint", training.folder.path)}
+    assert differences == {"losses": None, "sample ids": None, "weights": None}
