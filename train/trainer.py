@@ -84,7 +84,7 @@ def train_stage(job: Job) -> Outcome | None:
             return trainer.run()
         except Rewind:
             trainer.engine.destroy()
-        # it holds itself by its hooks: its memory is needed before the next one is built
+        # it holds itself by its hooks, and its memory is needed before the next one is built
         del trainer
         gc.collect()
         if job.device == "cuda":

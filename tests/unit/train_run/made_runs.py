@@ -8,7 +8,8 @@ import os
 import resource
 import shutil
 import socket
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,7 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
     import torch
 
     from train import trainer
+    from train.engine import begin_engine
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
@@ -108,6 +110,7 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
             shutil.copytree(checkpoint, target, dirs_exist_ok=True)
         torch.distributed.barrier()
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
+        trainer.begin_engine = noting_the_living(begin_engine, run.run_dir / f"living-{rank}.txt")
         trainer.BatchLoader = partial(SpoilingLoader, run.spoiled) if run.spoiled else BatchLoader
         if rank == world - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
@@ -117,6 +120,19 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             (run.run_dir / f"error-{rank}.txt").write_text(f"{error.kind}: {error}")
     torch.distributed.destroy_process_group()
+
+
+def noting_the_living(begin: Callable[..., Any], path: Path) -> Callable[..., Any]:
+    """`begin_engine`, which first notes in a line how many of the run's earlier models are still in memory."""
+    models: list[weakref.ref[Any]] = []
+
+    def noted(model: Any, *given: Any, **named: Any) -> Any:
+        with path.open("a") as file:
+            file.write(f"{sum(reference() is not None for reference in models)}\n")
+        models.append(weakref.ref(model))
+        return begin(model, *given, **named)
+
+    return noted
 
 
 class SpoilingLoader(BatchLoader):

@@ -243,6 +243,8 @@ def test_bad_steps_in_a_row_send_the_run_back_and_are_not_tried_again(runs: dict
     assert RunFolder(runs["twice"], "multitask").read()["rewinds"] == {"times": 1, "avoid": [2, 3]}
     assert RunFolder(runs["twice"], "multitask").read()["outcome"]["steps"] == 3
     assert same_weights(runs["twice"], runs["twice out"])
+    # the model that the run goes on with does not stand beside the one that it leaves
+    assert [(runs["twice"] / f"living-{rank}.txt").read_text() for rank in range(2)] == ["0\n0\n"] * 2
 
 
 def test_a_run_that_stays_bad_ends_with_a_verdict_on_both_workers(runs: dict[str, Path]) -> None:
