@@ -274,7 +274,8 @@ def experiment_id(config: TrackingConfig) -> str:
     if found:
         return str(found.experiment_id)
     store = (Path(config.folder).absolute() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(config.experiment, artifact_location=store))
+    # without a kind MLflow's page takes the runs for evaluations of a language model
+    return str(client.create_experiment(config.experiment, store, tags={"mlflow.experimentKind": "custom_model_development"}))
 
 
 def environment() -> dict[str, str]:

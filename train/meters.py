@@ -77,7 +77,7 @@ class History:
                 end.append(value)
                 del end[: -self.window]
         for name in COUNTS:
-            self.counts[name] = self.counts.get(name, 0) + metrics[f"clips/{name}"]
+            self.counts[name] = self.counts.get(name, 0) + metrics[f"samples/{name}"]
         self.steps += 1
         self.seconds += metrics["time/step_s"]
         if not first:
@@ -140,7 +140,7 @@ class Meter:
         sums = sums_over_workers(own)
         passes, times = len(self.micros) * world, sums["times"]
         found = {f"loss/{name}": sums[name][0] / passes for name in losses}
-        found |= {f"clips/{name}": sums[name][0] for name in COUNTS}
+        found |= {f"samples/{name}": sums[name][0] for name in COUNTS}
         scored = [name for name in task.scored if stage.picture or name == "audio"]
         for name in {"video", "audio"} - set(scored):
             del found[f"loss/{name}"]

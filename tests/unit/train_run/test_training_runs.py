@@ -281,7 +281,7 @@ def test_every_step_tells_its_losses_by_task_and_its_pace(runs: dict[str, Path])
     metrics = read_metrics(runs["zero2"])
     tasks = {name.split("/")[1] for step in metrics.values() for name in step if name.startswith("task/")}
     assert tasks == {str(task) for task in MIX}
-    assert {"lambda_m", "lr", "grad_norm", "time/samples_per_s", "time/data_wait_s", "clips/short"} <= metrics[1].keys()
+    assert {"lambda_m", "lr", "grad_norm", "time/samples_per_s", "time/data_wait_s", "samples/short"} <= metrics[1].keys()
     assert metrics[1]["lambda_m"] == pytest.approx(0.1)
     assert metrics[5]["lambda_m"] == 0
     dubbed = next(step for step in metrics.values() if "task/dubbing/audio" in step)
