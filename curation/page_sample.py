@@ -41,7 +41,9 @@ class Scale:
         import numpy as np
 
         low, high = min([low, *lines]), max([high, *lines])
-        low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+        # a range that numbers of this size cannot divide is one value
+        apart = high - low > 1e-9 * max(1.0, abs(low), abs(high))
+        low, high = (low, high) if apart else (low - 0.5, high + 0.5)
         step = _round_step((high - low) / POSITIONS)
         first, last = math.floor(low / step), math.ceil(high / step)
         per_bin = math.ceil((last - first) / bins)

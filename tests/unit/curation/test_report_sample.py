@@ -108,6 +108,8 @@ def test_only_bounds_on_signals_can_be_moved() -> None:
     assert [rule.name for rule in POLICY.rules if movable(rule)] == ["snr", "luma", "sync"]
 
 
+@example([0.0, 2.2e-308], [], 2)
+@example([1e6, 1e6 + 1e-6], [], 3)
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50),
     st.lists(st.floats(-1e6, 1e6), max_size=3),
