@@ -6,7 +6,7 @@ Goes in: a finished stage, the shards, settings. Comes out: `<stage>/validation/
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,14 +48,15 @@ def validation_films(
     if not todo:
         return None
     with console.progress(f"{stage}: films of val", len(todo)) as bar:
-        for path, key, task, guidance in todo:
+        for key, of_clip in groupby(todo, key=lambda film: film[1]):
             given = conditions_from(stream.sample_named(key), settings.train.data, seed)
-            sampler = settings.sample.model_copy(update={"guidance": guidance})
-            made = generate(run_dir, task, given, sampler, seed, stage=stage)
-            size = made.frames.shape[1:3]
-            write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
-            write_sheet(path.with_suffix(".png"), made.frames)  # last: its presence says that the film is whole
-            bar.advance(bar.task_ids[0])
+            for path, _, task, guidance in of_clip:
+                sampler = settings.sample.model_copy(update={"guidance": guidance})
+                made = generate(run_dir, task, given, sampler, seed, stage=stage)
+                size = made.frames.shape[1:3]
+                write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
+                write_sheet(path.with_suffix(".png"), made.frames)  # last: its presence says that the film is whole
+                bar.advance(bar.task_ids[0])
     return folder
 
 
