@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import ControllerError, UserCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from shards.errors import UserError
 from train.checkpoint import RunFolder, write_text
@@ -23,6 +22,9 @@ CRASHED = "worker-failed"
 
 LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 """What errors say that only tell of another worker's end."""
+
+NO_ROOM = "WorkerGroupStartupTimeoutError"
+"""Ray Train's error for a start that found no room in time, by its name: its class is not public."""
 
 
 def failure_path(folder: RunFolder) -> Path:
@@ -72,7 +74,7 @@ def told(folder: RunFolder, error: Exception, config: TrainConfig) -> UserError:
     word = heard(folder)
     if word:
         return word
-    if isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+    if isinstance(error, ControllerError) and type(error.controller_failure).__name__ == NO_ROOM:
         return UserError(
             f"the cluster had no room for {config.workers} workers within {config.room_wait_s} s",
             where=folder.path,
