@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "train_run"))
@@ -38,7 +39,7 @@ EVERY = 3
 PATIENCE_S = 600.0
 """A busy machine may take minutes for what is 20 s of work."""
 DRIVER = """
-import sys, time
+import os, sys, time
 import ray
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ from train.stages import TrainConfig
 def begin_holding(home):
     def hold(step, metrics):
         if (home / f"hold-{step}").exists():
-            (home / f"held-{step}").write_text(ray.get_runtime_context().get_node_id() + ".")
+            (home / f"held-{step}").write_text(f"{ray.get_runtime_context().get_node_id()} {os.getpid()}.")
         while (home / f"hold-{step}").exists():
             time.sleep(0.05)
     return hold
@@ -124,14 +125,17 @@ class Training:
         (self.home / f"hold-{step}").touch()
 
     def lose_a_node(self, step: int, cluster: Cluster, driver: subprocess.Popen[bytes]) -> None:
-        """Once the workers hold after a step, end the first one's node at once, then let the others run on."""
+        """Once the workers hold after a step, end the first one's node, and let the others run on when its worker is gone."""
         held, given_up = self.home / f"held-{step}", time.monotonic() + PATIENCE_S
         while not (held.is_file() and held.read_text().endswith(".")):  # it is whole then
             assert driver.poll() is None, self.said
             assert time.monotonic() < given_up
             time.sleep(0.05)
-        (lost,) = [node for node in cluster.worker_nodes if f"{node.node_id}." == held.read_text()]
+        node_id, pid = held.read_text().rstrip(".").split()
+        (lost,) = [node for node in cluster.worker_nodes if node.node_id == node_id]
         cluster.remove_node(lost, allow_graceful=False)
+        # a worker outlives its node by a moment, in which it could train on and save
+        psutil.wait_procs([psutil.Process(int(pid))] if psutil.pid_exists(int(pid)) else [], PATIENCE_S)
         (self.home / f"hold-{step}").unlink()
 
     @property
