@@ -16,16 +16,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from curation.captions import caption
+from curation.captions import MODEL, caption
 from curation.config import CaptionConfig
 from curation.describers import BadAnswerError, Describer, UnreachableError, make_describer
 from shards.corpus import Corpus
+from shards.erasure import tombstones
 from shards.errors import UserError
+from shards.files import locked
 from shards.sample import decode_video
 
 STAGE = "caption"
 COMMIT = 64
-"""Captions that are committed together (our choice): what a killed run asks for again at most."""
+"""Answers that are committed together (our choice): what a killed run asks for again at most."""
+
+MANY_FILES = 100
+"""Table files from which they are put together (our choice)."""
 
 
 @dataclass
@@ -77,17 +82,18 @@ def caption_clips(
     ).to_pylist()
     if not kept:
         raise UserError("no clip is kept", where=corpus.root, do="decide first: uniavgen curate", kind="no-decisions")
-    summary = CaptionSummary(config.model if config.backend != "measurements" else "measurements-v1", digest, kept=len(kept))
+    summary = CaptionSummary(config.model if config.backend != "measurements" else MODEL, digest, kept=len(kept))
     if config.backend == "measurements":
         summary.had_one = len(kept)
         return summary
-    have = _have(corpus, summary.model, digest)
-    summary.had_one = sum(row["clip_id"] in have for row in kept)
-    failed = set() if retry else _failed(corpus, digest)
-    todo = [row for row in kept if row["clip_id"] not in have and row["clip_id"] not in failed]
-    if todo:
-        job = _Job(corpus, config, make_describer(config), prompt, summary, on_progress or (lambda done, total: None))
-        asyncio.run(job.run(todo))
+    with locked(corpus.root / ".captions.lock", "another run captions here"):
+        have = _have(corpus, summary.model, digest)
+        summary.had_one = sum(row["clip_id"] in have for row in kept)
+        failed = set() if retry else _failed(corpus, digest)
+        todo = [row for row in kept if row["clip_id"] not in have and row["clip_id"] not in failed]
+        if todo:
+            job = _Job(corpus, config, make_describer(config), prompt, summary, on_progress or (lambda done, total: None))
+            asyncio.run(job.run(todo))
     summary.left = len(kept) - summary.had_one - summary.captioned
     summary.seconds = time.perf_counter() - began
     return summary
@@ -99,14 +105,21 @@ def captions_of(corpus: Corpus, config: CaptionConfig) -> Callable[[Mapping[str,
 
     Raises UserError where several models have captioned and the configuration names none of them.
     """
-    rows = corpus.read("captions", ["clip_id", "caption", "model", "prompt_digest"]).to_pylist()
-    made = {(row["model"], row["prompt_digest"]) for row in rows}
+    import pyarrow.compute as pc
+
+    table = corpus.read("captions", ["clip_id", "caption", "model", "prompt_digest"])
+    pairs = table.group_by(["model", "prompt_digest"]).aggregate([]).to_pylist()
+    made = {(row["model"], row["prompt_digest"]) for row in pairs}
     wanted = {key for key in made if key == (config.model, load_prompt(config)[1])} or made
     if len(wanted) > 1:
         named = ", ".join(f"{model} ({digest})" for model, digest in sorted(wanted))
         raise UserError(f"captions of several models or prompts: {named}", do="name one: --set caption.model=NAME")
-    found = {row["clip_id"]: (row["caption"], row["model"]) for row in rows if (row["model"], row["prompt_digest"]) in wanted}
-    return lambda row: found.get(row["clip_id"]) or caption(row)
+    if not wanted:
+        return caption
+    ((model, digest),) = wanted
+    own = table.filter((pc.field("model") == model) & (pc.field("prompt_digest") == digest))
+    found = dict(zip(own["clip_id"].to_pylist(), own["caption"].to_pylist(), strict=True))
+    return lambda row: (text, model) if (text := found.get(row["clip_id"])) else caption(row)
 
 
 def pictures_of(corpus: Corpus, clip: str, count: int, side: int) -> list[bytes]:
@@ -139,6 +152,7 @@ class _Job:
         self._failures: list[dict[str, Any]] = []
         self._asked = self._done = self._unreachable = 0
         self._attempts = _attempts(corpus)
+        self._erasures = tombstones(corpus.root).erasures
 
     async def run(self, todo: list[dict[str, Any]]) -> None:
         """Workers take clips from one iterator, so that no more than `concurrency` requests are under way."""
@@ -207,8 +221,7 @@ class _Job:
         }
         made |= {"caption_id": caption_id(row["clip_id"], summary.model, summary.prompt_digest)}
         self._captions.append(made | {"tokens": found.tokens, "seconds": time.perf_counter() - began})
-        if len(self._captions) >= COMMIT:
-            self._commit()
+        self._commit_if_many()
 
     def _fail(self, row: dict[str, Any], kind: str, message: str) -> None:
         self._unreachable = 0
@@ -218,12 +231,34 @@ class _Job:
             {"uri": uri, "stage": STAGE, "error_type": kind, "message": message, "source_id": row["source_id"],
              "attempts": self._attempts.get(uri, 0) + 1, "digest": self.summary.prompt_digest}
         )  # fmt: skip
+        self._commit_if_many()
+
+    def _commit_if_many(self) -> None:
+        if len(self._captions) + len(self._failures) >= COMMIT:
+            self._commit()
 
     def _commit(self) -> None:
-        self.corpus.upsert("captions", self._captions)
-        self.corpus.remove("failures", [_failure_uri(row["clip_id"]) for row in self._captions])
-        self.corpus.upsert("failures", self._failures)
+        """The lock is held and the clips had no caption, so that these are new rows: what they cost does not grow."""
+        with self.corpus.writing():
+            gone = tombstones(self.corpus.root).erasures != self._erasures
+            there = self._still_there() if gone else None
+            captions = [row for row in self._captions if there is None or row["clip_id"] in there]
+            failures = [row for row in self._failures if there is None or row["uri"].removeprefix("clip:") in there]
+            self.corpus.append("captions", captions)
+            told = {_failure_uri(row["clip_id"]) for row in captions} & self._attempts.keys()
+            self.corpus.remove("failures", sorted(told))
+            if any(row["uri"] in self._attempts for row in failures):
+                self.corpus.upsert("failures", failures)
+            else:
+                self.corpus.append("failures", failures)
+            self.corpus.compact("captions", MANY_FILES)
         self._captions, self._failures = [], []
+
+    def _still_there(self) -> set[str]:
+        """Those of the clips at hand that nobody has forgotten meanwhile."""
+        at_hand = [row["clip_id"] for row in self._captions]
+        at_hand += [row["uri"].removeprefix("clip:") for row in self._failures]
+        return set(self.corpus.read("clips", ["clip_id"], only=("clip_id", at_hand))["clip_id"].to_pylist())
 
 
 def caption_id(clip: str, model: str, prompt_digest: str) -> str:

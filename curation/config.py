@@ -55,7 +55,7 @@ class DuplicateConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    on: bool = Field(default=True, description="reject all but the best of clips that are copies of one another")
+    enabled: bool = Field(default=True, description="reject all but the best of clips that are copies of one another")
     kinds: list[Literal["copy", "overlap", "same-sound", "same-picture"]] = Field(
         default=["copy", "overlap", "same-sound", "same-picture"],
         description="what counts: whole copies, copies of a part, the same speech with another picture, and the reverse",

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from curation.config import DuplicateConfig, SplitConfig
 from curation.duplicates import without_duplicates
-from curation.identities import SPEAKER, components, likeness
+from curation.identities import SPEAKER, Likeness, components, likeness
 from curation.policy import FunnelRow, Policy, funnel, judge, policy_from
 from curation.questions import clips_for
 from curation.splits import NEITHER, VAL, Group, assign_sides, group_speakers, stratum_of
 from shards.corpus import Corpus
+from shards.erasure import tombstones
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class CurationSummary:
     funnel: list[FunnelRow]
     written: bool
     seconds: float
+    near_cut: dict[str, float] = field(default_factory=dict)
+    """By voice or face, the cosine from which persons were taken to be near, where it was raised (`curation.identities`)."""
 
 
 def decide(
@@ -55,14 +58,20 @@ def decide(
     Raises UserError where the corpus has no clips or the policy cannot be evaluated; nothing is written then.
     """
     started = time.monotonic()
+    erasures = tombstones(corpus.root).erasures
     clips = clips_for(corpus, policy)
     verdicts = without_duplicates(corpus, judge(clips, policy), copies or DuplicateConfig())
-    data = _with_splits(corpus, verdicts, policy, split or SplitConfig())
+    alike = likeness(corpus, split or SplitConfig())
+    data = _with_splits(corpus, verdicts, policy, split or SplitConfig(), alike)
     written = not _same(corpus.read("decisions"), data)
     if written:
         _keep_policy(corpus, policy)
-        corpus.replace("decisions", data)
-    return _summary(clips, data, policy, written, time.monotonic() - started)
+        with corpus.writing():
+            if tombstones(corpus.root).erasures != erasures:
+                do = "decide again: uniavgen curate"
+                raise UserError("something was forgotten meanwhile; nothing is decided", where=corpus.root, do=do, kind="busy")
+            corpus.replace("decisions", data)
+    return replace(_summary(clips, data, policy, written, time.monotonic() - started), near_cut=alike.cut)
 
 
 def decided_policy(corpus: Corpus) -> Policy:
@@ -76,12 +85,12 @@ def decided_policy(corpus: Corpus) -> Policy:
     return policy_from(json.loads(path.read_text()), where=str(path))
 
 
-def _with_splits(corpus: Corpus, verdicts: pa.Table, policy: Policy, split: SplitConfig) -> pa.Table:
+def _with_splits(corpus: Corpus, verdicts: pa.Table, policy: Policy, split: SplitConfig, alike: Likeness) -> pa.Table:
     """Verdicts with the digest and every clip's side, in the order of clip ids. Rejected clips have a side too: a
     looser policy then moves nobody. A clip that would pass but ties both sides together is rejected for that."""
     import pyarrow as pa
 
-    sides = _sides(corpus, verdicts, split)
+    sides = _sides(corpus, verdicts, split, alike)
     named = {"speaker": pa.array(list(sides), pa.string()), "split": pa.array(list(sides.values()), pa.string())}
     return corpus.query(
         f"""SELECT clip_id, kept AND split <> '{NEITHER}' AS kept,
@@ -95,11 +104,10 @@ def _with_splits(corpus: Corpus, verdicts: pa.Table, policy: Policy, split: Spli
     )
 
 
-def _sides(corpus: Corpus, verdicts: pa.Table, split: SplitConfig) -> dict[str, str]:
+def _sides(corpus: Corpus, verdicts: pa.Table, split: SplitConfig, alike: Likeness) -> dict[str, str]:
     """The side of every speaker."""
     import numpy as np
 
-    alike = likeness(corpus, split)
     facts = _speaker_facts(corpus, verdicts)
     same = [alike.same]
     if split.join_sources:

@@ -41,7 +41,7 @@ _CODE_VERSION = "1"
 
 def without_duplicates(corpus: Corpus, verdicts: pa.Table, config: DuplicateConfig) -> pa.Table:
     """Verdicts (`curation.policy.judge`) in which clips that have a better copy among those that pass are rejected."""
-    if not config.on:
+    if not config.enabled:
         return verdicts
     return corpus.query(
         f"""SELECT clip_id, v.kept AND d.clip_id IS NULL AS kept,
@@ -79,7 +79,7 @@ def corpus_pairs(corpus: Corpus, config: DuplicateConfig) -> tuple[np.ndarray, P
     import numpy as np
 
     version = corpus.versions()["clips"]
-    settings = config.model_dump(exclude={"on", "kinds", "min_shared"})
+    settings = config.model_dump(exclude={"enabled", "kinds", "min_shared"})
     key = hashlib.sha256(json.dumps([_CODE_VERSION, version, settings], sort_keys=True).encode()).hexdigest()
     store = corpus.root / "duplicates" / "pairs.npz"
     if store.is_file():

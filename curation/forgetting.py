@@ -25,6 +25,9 @@ from shards.latents import LOCK, forget_latents
 
 JOURNAL = ".forgetting.json"
 
+AGAIN = "run it again when that has ended"
+"""What to do where another run is in the way."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -95,7 +98,7 @@ def forget(corpus: Corpus, target: Target) -> Forgotten:
     """
     done = Forgotten()
     journal = corpus.root / JOURNAL
-    with locked(corpus.root / LOCK, "another run makes, copies or forgets latents here"):
+    with locked(corpus.root / LOCK, "nothing was forgotten: another run makes, copies or forgets latents here", AGAIN):
         if journal.is_file():
             _erase(corpus, _from_journal(journal), Forgotten())
         part = journal.with_suffix(".part")
@@ -136,7 +139,7 @@ def _erase(corpus: Corpus, target: Target, done: Forgotten) -> None:
     rewrite(corpus, "decisions", f"clip_id NOT IN ({clips})")
     of_clips = _listed(f"clip:{clip}" for clip in target.clips)
     rewrite(corpus, "failures", f"coalesce(source_id, '') NOT IN ({sources}) AND uri NOT IN ({of_clips})")
-    rewrite(corpus, "clips", f"clip_id NOT IN ({clips})")
+    rewrite(corpus, "clips", f"clip_id NOT IN ({clips}) AND source_id NOT IN ({sources})")
     rewrite(corpus, "sources", f"source_id NOT IN ({sources})")
     (corpus.root / JOURNAL).unlink(missing_ok=True)
 
@@ -161,7 +164,8 @@ def _scrub(corpus: Corpus, target: Target) -> None:
         return
     rows = corpus.query(f"SELECT * FROM sources WHERE source_id IN ({_listed(target.shared)})").to_pylist()
     for row in rows:
-        labels = {name.rpartition("-S")[2] for name in target.speakers if name.startswith(row["source_id"][:8])}
+        named = [name.rpartition("-S") for name in target.speakers]  # after the first digits of their source
+        labels = {label for head, _, label in named if head and row["source_id"].startswith(head)}
         row["turns"] = [turn for turn in row["turns"] or () if not _says(turn["label"], labels)]
         row["words"] = [word for word in row["words"] or () if not _says(word["speaker"], labels)]
         row["tracks"] = []  # faces carry no speaker's name: better none than a forgotten one's

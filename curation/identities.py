@@ -4,11 +4,15 @@ In: the clips table (a voice embedding per speaker, a face vector per clip) and 
 a group (surely the same person: connected components above the upper cosine) and the pairs of groups that come nearer than
 the lower one. Comparing is exact and done once: vectors and pairs stay in the corpus, and only speakers that are new, or
 measured anew, are compared again, whatever the policy.
+
+Comparisons grow with the square of the persons, and with them the pairs that come near by luck: where everybody is near
+somebody of either side, nobody could be put on one. So of more persons the nearest pairs count alone (`most_near`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +29,16 @@ if TYPE_CHECKING:
 SPEAKER = "coalesce(nullif(speaker, ''), 'source:' || source_id)"
 """SQL of a clip's speaker; clips without speech stand together by source."""
 
+KINDS = ("voice", "face")
+"""What is compared."""
+
+LEAST_NEAR = 1000
+"""Pairs of persons that may be near one another in a corpus of any size (our choice: all pairs of 45)."""
+
+NEAR_EACH = 0.5
+"""Pairs a person beyond that (our choice: each is near one other on average, and few are near both sides)."""
+
+_HELD_EACH = 64  # pairs a speaker that are held at most while all are compared, and kept
 _BLOCK, _TILE = 2048, 16384  # speakers compared at a time, the later with the earlier: 128 MiB of similarities
 
 
@@ -32,12 +46,15 @@ _BLOCK, _TILE = 2048, 16384  # speakers compared at a time, the later with the e
 class Likeness:
     """What is known of the likeness of n speakers, by their place in `speakers`.
 
-    `same` and `near`: int64 [m, 2], pairs (i, j) that are surely, or perhaps (but not surely), one person; i < j.
+    `same` and `near`: int64 [m, 2], pairs (i, j) that are surely, or perhaps (but not surely), one person; i < j. `cut`: by
+    what is compared the cosine from which pairs are near, where so many come nearer than the configured one that it tells
+    nothing.
     """
 
     speakers: tuple[str, ...]
     same: np.ndarray
     near: np.ndarray
+    cut: dict[str, float]
 
 
 def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
@@ -53,7 +70,7 @@ def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
     fresh = [name for name, digest in speakers.items() if known.digests.get(name) != digest]
     stays = [name for name in known.digests if name in speakers and known.digests[name] == speakers[name]]
     if not fresh and len(stays) == len(known.digests):
-        return Likeness(tuple(known.digests), known.same, known.near)
+        return _told(known)
     _require_one_face_model(corpus)
     order = [*stays, *fresh]
     place = {name: i for i, name in enumerate(order)}
@@ -61,16 +78,50 @@ def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
     moved = np.array([place[name] if name in staying else -1 for name in known.digests], np.int64)
     voices = _merged(known.voices, moved, _vectors(corpus, "voice", fresh, place))
     faces = _merged(known.faces, moved, _vectors(corpus, "face", fresh, place))
-    found_same, found_near = [_renamed(known.same, moved)], [_renamed(known.near, moved)]
+    staying_pairs = _renamed(known.same, moved)
+    found_same = [staying_pairs[(staying_pairs >= 0).all(axis=1)]]
+    found_near = [known.near.moved(moved)]
     vectors = {"voice": voices, "face": faces}
     for name in config.people_by:
         same, near = cosines[name]
-        pairs, likely = pairs_above(vectors[name], min(same, near), first_new=len(stays))
+        most = max(LEAST_NEAR, _HELD_EACH * len(order))
+        pairs, likely = pairs_above(vectors[name], min(same, near), first_new=len(stays), most=most, always=same)
         found_same.append(pairs[likely >= same])
-        found_near.append(pairs[likely < same])
-    result = _Known({n: speakers[n] for n in order}, voices, faces, _unique(found_same), _unique(found_near))
+        found_near.append(Near(pairs[likely < same], likely[likely < same], np.full((likely < same).sum(), KINDS.index(name))))
+    result = _Known({n: speakers[n] for n in order}, voices, faces, _unique(found_same), Near.joined(found_near))
     _save(store, key, result)
-    return Likeness(tuple(order), result.same, result.near)
+    return _told(result)
+
+
+def _told(known: _Known) -> Likeness:
+    labels = components(len(known.digests), [known.same])
+    near, cut = nearest(labels, known.near)
+    return Likeness(tuple(known.digests), known.same, near, cut)
+
+
+def most_near(persons: int) -> int:
+    """Pairs of persons that may be near one another, by voice and by face each."""
+    return max(LEAST_NEAR, int(NEAR_EACH * persons))
+
+
+def nearest(labels: np.ndarray, near: Near) -> tuple[np.ndarray, dict[str, float]]:
+    """Of pairs of speakers whose persons (`labels` int64 [n], by speaker) differ, those of the `most_near` nearest pairs of
+    persons, by voice and by face each: int64 [m, 2]; and the cosine from which pairs are taken, where some are not."""
+    import numpy as np
+
+    persons = int(labels.max(initial=-1)) + 1
+    most, kept, cut = most_near(persons), [np.zeros((0, 2), np.int64)], {}
+    one, other = np.sort(labels[near.pairs], axis=1).T
+    for number, name in enumerate(KINDS):
+        rows = np.flatnonzero((near.by == number) & (one != other))
+        names, place = np.unique(one[rows] * persons + other[rows], return_inverse=True)
+        best = np.full(len(names), -np.inf, np.float32)
+        np.maximum.at(best, place, near.cosine[rows])
+        if len(best) > most:
+            cut[name] = float(np.partition(best, -most)[-most])
+            rows = rows[best[place] >= cut[name]]
+        kept.append(near.pairs[rows])
+    return _unique(kept), cut
 
 
 @dataclass(frozen=True)
@@ -82,18 +133,42 @@ class Vectors:
 
 
 @dataclass(frozen=True)
+class Near:
+    """Pairs of speakers that come near: `pairs` int64 [m, 2], `cosine` float32 [m], `by` int64 [m], the place in `KINDS`."""
+
+    pairs: np.ndarray
+    cosine: np.ndarray
+    by: np.ndarray
+
+    @staticmethod
+    def joined(parts: Sequence[Near]) -> Near:
+        import numpy as np
+
+        return Near(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("pairs", "cosine", "by")))
+
+    def moved(self, places: np.ndarray) -> Near:
+        """With speakers at new places; pairs of one that has none (-1) go."""
+        renamed = _renamed(self.pairs, places)
+        stays = (renamed >= 0).all(axis=1)
+        return Near(renamed[stays], self.cosine[stays], self.by[stays])
+
+
+@dataclass(frozen=True)
 class _Known:
     digests: dict[str, str]
     voices: Vectors
     faces: Vectors
     same: np.ndarray
-    near: np.ndarray
+    near: Near
 
 
-def pairs_above(vectors: Vectors, cosine: float, first_new: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pairs_above(
+    vectors: Vectors, cosine: float, first_new: int = 0, most: float = math.inf, always: float = math.inf
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of speakers with a cosine of at least `cosine`: int64 [m, 2] with i < j, and the cosines float32 [m].
 
-    Only pairs whose later speaker is at place `first_new` or beyond are looked at; a speaker is not paired with itself.
+    Only pairs whose later speaker is at place `first_new` or beyond are looked at; a speaker is not paired with itself. Of
+    more than twice `most` pairs the nearest `most` are held, and all of at least `always`: memory stays bounded.
     """
     import numpy as np
 
@@ -111,6 +186,11 @@ def pairs_above(vectors: Vectors, cosine: float, first_new: int = 0) -> tuple[np
             rows.append(earlier[wanted])
             columns.append(later[wanted])
             values.append(cosines[i, j][wanted])
+        if sum(map(len, values)) > 2 * most:
+            every = np.concatenate(values)
+            cosine = max(cosine, min(always, float(np.partition(every, -int(most))[-int(most)])))
+            near = every >= cosine
+            rows, columns, values = [np.concatenate(rows)[near]], [np.concatenate(columns)[near]], [every[near]]
     return np.stack([np.concatenate(rows), np.concatenate(columns)], axis=1), np.concatenate(values)
 
 
@@ -187,12 +267,10 @@ def _merged(known: Vectors, moved: np.ndarray, fresh: Vectors) -> Vectors:
 
 
 def _renamed(pairs: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Pairs with speakers at their new places; -1 is none."""
     import numpy as np
 
-    if not len(pairs):
-        return pairs
-    renamed = moved[pairs]
-    return np.sort(renamed[(renamed >= 0).all(axis=1)], axis=1)
+    return np.sort(moved[pairs], axis=1) if len(pairs) else pairs
 
 
 def _unique(parts: list[np.ndarray]) -> np.ndarray:
@@ -216,9 +294,10 @@ def _load(store: Path, key: str) -> _Known:
             voices = Vectors(saved["voice_of"], saved["voice"])
             faces = Vectors(saved["face_of"], saved["face"])
             digests = dict(zip(table["speaker"].to_pylist(), table["digest"].to_pylist(), strict=True))
-            return _Known(digests, voices, faces, saved["same"], saved["near"])
+            near = Near(saved["near"], saved["near_cosine"], saved["near_by"])
+            return _Known(digests, voices, faces, saved["same"], near)
     except (OSError, ValueError, KeyError):
-        return _Known({}, empty, empty, none, none)
+        return _Known({}, empty, empty, none, Near(none, np.zeros(0, np.float32), np.zeros(0, np.int64)))
 
 
 def _save(store: Path, key: str, known: _Known) -> None:
@@ -234,7 +313,7 @@ def _save(store: Path, key: str, known: _Known) -> None:
     arrays = store / f"likeness-{part}.npz"
     with open(arrays.with_suffix(".part"), "wb") as file:
         np.savez(file, voice_of=known.voices.of, voice=known.voices.matrix, face_of=known.faces.of, face=known.faces.matrix,
-                 same=known.same, near=known.near)  # fmt: skip
+                 same=known.same, near=known.near.pairs, near_cosine=known.near.cosine, near_by=known.near.by)  # fmt: skip
     os.replace(arrays.with_suffix(".part"), arrays)
     table = pa.table({"speaker": list(known.digests), "digest": list(known.digests.values())})
     table = table.replace_schema_metadata({"cosines": key, "part": part})

@@ -6,6 +6,7 @@ never another file and never the network. Raises UserError (kinds: no-ffmpeg, ti
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -134,8 +135,10 @@ def bounded_child(command: list[str], seconds: float, limits: LimitConfig) -> It
     expired = threading.Event()
     # a file takes the complaints: a pipe that nobody drains would stop a decoder that complains a lot
     with tempfile.TemporaryFile() as log:
-        # the shell sets the limit before the decoder is there: set from outside, it might come too late
-        limited = f'ulimit -v {int(limits.memory_gb * 2**20)}; exec "$0" "$@"'
+        # the shell sets the limits before the decoder is there: set from outside, they might come too late; that of processor
+        # time is for a decoder whose worker is killed, and with it the one who watches the clock
+        most_s = math.ceil(seconds) * (os.cpu_count() or 1)
+        limited = f'ulimit -v {int(limits.memory_gb * 2**20)}; ulimit -t {most_s}; exec "$0" "$@"'
         child = Child(["/bin/sh", "-c", limited, *command], log)
 
         def expire() -> None:

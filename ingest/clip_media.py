@@ -34,11 +34,13 @@ class ClipMedia:
     def path(self, clip: str, extension: str) -> Path:
         return self.root / "media" / clip[:2] / f"{clip}.{extension}"
 
-    def begin(self, source_id: str, recipes: dict[str, Any]) -> set[str]:
-        """Announce the clips that a source shall have; returns those that must be cut, as they are not there or not so."""
+    def begin(self, source_id: str, recipes: dict[str, Any], extensions: Iterable[str] = ("mp4",)) -> set[str]:
+        """Announce the clips that a source shall have; returns those that must be cut, as they are not there (with all of
+        `extensions`) or not so."""
         asked = {clip: _digest(recipe) for clip, recipe in recipes.items()}
         known = self._list(source_id)
-        fresh = {clip for clip, digest in asked.items() if known.get(clip) == digest and self.path(clip, "mp4").is_file()}
+        there = {clip for clip in asked if all(self.path(clip, extension).is_file() for extension in extensions)}
+        fresh = {clip for clip in there if known.get(clip) == asked[clip]}
         self._cutting.mkdir(parents=True, exist_ok=True)
         (self._cutting / source_id).write_text(self.owner)
         # clips of an earlier measurement stay on the list until the commit removes them
@@ -73,6 +75,20 @@ class ClipMedia:
         for clip in clips:
             for extension in EXTENSIONS:
                 self.path(clip, extension).unlink(missing_ok=True)
+
+    def lacking(self, clips: Iterable[tuple[str, bool]]) -> set[str]:
+        """Of clips (id, whether there is sound) those whose files are not all there; a folder is listed once."""
+        folders: dict[str, list[tuple[str, bool]]] = {}
+        for clip, has_audio in clips:
+            folders.setdefault(clip[:2], []).append((clip, has_audio))
+        found = set()
+        for folder, own in folders.items():
+            path = self.root / "media" / folder
+            names = set(os.listdir(path)) if path.is_dir() else set()
+            for clip, has_audio in own:
+                if any(f"{clip}.{name}" not in names for name in EXTENSIONS if has_audio or name != "flac"):
+                    found.add(clip)
+        return found
 
     def abandoned(self, is_alive: Callable[[str], bool]) -> list[str]:
         """Sources that a run, which is no more, left half cut or not committed."""

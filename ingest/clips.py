@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+import numpy as np
 
 from ingest.config import ClipConfig
 from ingest.records import Proposal, Span, SpokenWord
@@ -79,30 +83,61 @@ def _runs(words: list[SpokenWord], shot: Span, max_pause_s: float) -> list[tuple
 def _divide(
     words: list[SpokenWord], heard_until: list[float], first: int, last: int, room: Span, config: ClipConfig
 ) -> list[Proposal]:
-    """The longest clip of words first..last within `room`, between those of the words before it and after it."""
-    best: tuple[float, float, int, int] | None = None
-    for start in range(first, last + 1):
-        end = _longest_from(words, heard_until, start, last, room, config)
-        if end is not None and (best is None or end[1] - end[0] > best[1] - best[0] + EPSILON):
-            best = end
-    if best is None:
-        return []
-    clip = Proposal(best[0], best[1], words[first].speaker, words[best[2] : best[3] + 1])
-    before = _divide(words, heard_until, first, best[2] - 1, Span(room.start_s, clip.start_s), config)
-    after = _divide(words, heard_until, best[3] + 1, last, Span(clip.end_s, room.end_s), config)
-    return [*before, clip, *after]
+    """Clips of words first..last within `room`, in order of time: the longest (of several the first), then on either side of
+    it the longest of what is left there, and so on.
+
+    Every word's longest clip is kept; a cut changes it for the words close to the cut alone, so that hours of speech
+    without a pause cost little more than their words.
+    """
+    reach: dict[int, _Candidate | None] = {}
+    lengths = np.zeros(last + 1 - first, int)  # in frames of the grid, where equal lengths are equal numbers
+    starts = [word.start_s for word in words[first : last + 1]]
+
+    def look(begin: int, end: int, until: int, within: Span) -> None:
+        for start in range(begin, end):
+            latest = first + bisect_right(starts, words[start].start_s + config.max_s) - 1
+            reach[start] = found = _longest_from(words, heard_until, start, min(until, latest), within, config)
+            lengths[start - first] = round((found.end_s - found.start_s) * VIDEO_FPS) if found else 0
+
+    look(first, last + 1, last, room)
+    clips: list[Proposal] = []
+    open_: list[tuple[int, int, Span]] = [(first, last, room)]
+    while open_:
+        begin, end, space = open_.pop()
+        if begin > end:
+            continue
+        start = begin + int(lengths[begin - first : end + 1 - first].argmax())
+        best = reach[start]
+        if best is None:
+            continue
+        clips.append(Proposal(best.start_s, best.end_s, words[start].speaker, words[start : best.last + 1]))
+        before, after = Span(space.start_s, best.start_s), Span(best.end_s, space.end_s)
+        late = first + bisect_left(starts, best.start_s - config.max_s - config.pad_s, begin - first, start - first)
+        look(late, start, start - 1, before)
+        near_s = best.end_s + config.pad_s + 1 / VIDEO_FPS
+        early = first + bisect_right(starts, near_s, best.last + 1 - first, end + 1 - first)
+        look(best.last + 1, early, end, after)
+        open_ += [(begin, start - 1, before), (best.last + 1, end, after)]
+    return sorted(clips, key=lambda clip: clip.start_s)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A clip that a word may begin, and its last word."""
+
+    start_s: float
+    end_s: float
+    last: int
 
 
 def _longest_from(
     words: list[SpokenWord], heard_until: list[float], first: int, last: int, room: Span, config: ClipConfig
-) -> tuple[float, float, int, int] | None:
-    """(start, end, first word, last word) of the longest clip that starts with a word and ends by word `last`."""
-    while last > first and words[last].start_s - words[first].start_s > config.max_s:
-        last -= 1
+) -> _Candidate | None:
+    """The longest clip that starts with a word and ends by word `last`."""
     for end in range(last, first - 1, -1):
         span = _padded(words, heard_until, first, end, room, config.pad_s)
         if span and config.min_s - EPSILON <= span[1] - span[0] <= config.max_s + EPSILON:
-            return (*span, first, end)
+            return _Candidate(*span, end)
     return None
 
 

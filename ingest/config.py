@@ -31,7 +31,9 @@ class SourceConfig(_Section):
     """Where videos may come from, and what fetching them may cost."""
 
     allow_http: bool = Field(False, description="read http(s) addresses too")
-    cache_gb: float = Field(50.0, gt=0, description="size of the cache of fetched sources on each machine, in GiB")
+    cache_gb: float = Field(
+        50.0, gt=0, description="size of the run's cache of fetched sources, in GiB; it lies on the corpus's disk"
+    )
     source_gb: float = Field(20.0, gt=0, description="largest remote source, in GiB")
     fetch_seconds: float = Field(3600.0, gt=0, description="longest time of one fetch, the wait for room in the cache included")
 
@@ -238,11 +240,11 @@ class StagesConfig(_Section):
         description="`joint`: speech and sight in one worker, so that neither waits for the other; `split`: apart, for a GPU "
         "or little memory; `auto`: split where a share of a GPU is given",
     )
-    prepare: StageConfig = StageConfig(num_cpus=0.25, workers=2)
+    prepare: StageConfig = StageConfig(num_cpus=0.25)
     joint: StageConfig = StageConfig(num_cpus=0.75)
     speech: StageConfig = StageConfig(num_cpus=0.75)
     sight: StageConfig = StageConfig(num_cpus=0.5)
-    cut: StageConfig = StageConfig(num_cpus=0.25, workers=2)
+    cut: StageConfig = StageConfig(num_cpus=0.25)
 
 
 class IngestConfig(_Section):

@@ -46,7 +46,7 @@ STEPS: tuple[StepSpec, ...] = (
     StepSpec("listen", "sight", "3", ("sound", "propose"), ("sound_quality",)),
     StepSpec("sync", "sight", "3", ("sound", "faces", "propose"), ("sync",)),
     StepSpec("fingerprint", "sight", "2", ("sound", "hash", "faces", "sync", "propose")),
-    StepSpec("measure", "sight", "3", ("diarize", "faces", "picture", "text", "listen", "sync", "fingerprint")),
+    StepSpec("measure", "sight", "4", ("diarize", "faces", "picture", "text", "listen", "sync", "fingerprint")),
     StepSpec("cut", "cut", "2", ("measure",), ("cut",), kept=False),
 )
 """Every step, in the order in which one source goes through them."""

@@ -8,13 +8,9 @@ worker that dies is started again by Ray and finds out what killed it (`watchdog
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +21,9 @@ from ingest.live import Live
 from ingest.progress import IngestSummary, Lost, Progress
 from ingest.records import Measured, Probe, Proposals, SourceRecord
 from ingest.results import Results
+from ingest.scratch import is_running, show_life, work_folder
 from ingest.sources import find_sources
-from ingest.stages import MARKERS, finished_sources
+from ingest.stages import finished_sources
 from shards.cluster import ray_running
 from shards.corpus import Corpus
 from shards.errors import UserError
@@ -85,7 +82,7 @@ def _measure(
     todo: list[SourceRecord], corpus: Corpus, ledger: Ledger, config: IngestConfig, summary: IngestSummary,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:  # fmt: skip
-    with _work_folder(corpus) as scratch, ray_running():
+    with work_folder(corpus.root) as scratch, ray_running():
         live = Live(ledger.contents, len(todo), summary, on_progress)
         committer = _Committer(corpus, ledger, config, summary, live, scratch)
         # the longest first, so that the last ones to end are short
@@ -93,7 +90,7 @@ def _measure(
         committer.take_all(finished_sources(todo, corpus.root, scratch, config, live.board))
         summary.steps = live.totals()
         summary.step_seconds = {name: step.seconds for name, step in summary.steps.items() if step.seconds}
-        ledger.sweep(lambda owner: owner != scratch.name and _is_running(corpus, owner))
+        ledger.sweep(lambda owner: owner != scratch.name and is_running(corpus.root, owner))
         ledger.tidy()
 
 
@@ -106,6 +103,7 @@ class _Committer:
         from ingest.steps import Fetching, Hearing
 
         self.corpus, self.ledger, self.config, self.summary, self.live = corpus, ledger, config, summary, live
+        self._scratch = scratch
         self._results = Results(corpus.root)
         self._keys = config.keys()
         self._files = [step(config, scratch, corpus.root) for step in (Fetching, Hearing)]
@@ -122,6 +120,7 @@ class _Committer:
                 record.fetch = self._stored
                 self._waiting.append(record)
             self.live.tick()
+            show_life(self._scratch)
             late = time.monotonic() - self._since >= self.config.commit_seconds
             if self._waiting and (late or len(self._waiting) >= self.config.commit_sources):
                 self._commit()
@@ -171,28 +170,3 @@ def _check_space(corpus: Corpus) -> None:
     free = shutil.disk_usage(corpus.root).free
     if free < NEEDED_SPACE:
         raise UserError(f"only {free // 2**20} MiB are free", where=corpus.root, do="free some space", kind="no-space")
-
-
-@contextmanager
-def _work_folder(corpus: Corpus) -> Iterator[Path]:
-    """A folder for files that the run throws away, on the corpus's own disk, where every machine of a cluster sees it; those
-    of runs that are gone are removed."""
-    parent = corpus.root / ".work"
-    for other in parent.glob("*-*"):
-        if not _is_running(corpus, other.name):
-            shutil.rmtree(other, ignore_errors=True)
-    work = parent / f"{socket.gethostname()}-{os.getpid()}"
-    try:
-        (work / MARKERS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise (disk_full(corpus) if error.errno == errno.ENOSPC else error) from error
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _is_running(corpus: Corpus, owner: str) -> bool:
-    """Whether the run that a work folder is named after still runs; of another host's, its folder has to answer."""
-    host, _, process = owner.rpartition("-")
-    return Path(f"/proc/{process}").exists() if host == socket.gethostname() else (corpus.root / ".work" / owner).exists()

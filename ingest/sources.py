@@ -120,7 +120,16 @@ def _take_glob(pattern: str, found: Found, config: SourceConfig) -> None:
 
 def _take_folder(folder: str, found: Found) -> None:
     before, files = len(found.entries), 0
-    for root, folders, names in os.walk(folder):
+
+    def unread(error: OSError) -> None:
+        if error.filename == folder:
+            where = printable(folder)
+            raise UserError(
+                f"the folder cannot be listed: {error.strerror}", where=where, do="check its rights", kind="no-sources"
+            )
+        found.passed_over[uri_of(error.filename)] = f"a folder that cannot be listed: {error.strerror}"
+
+    for root, folders, names in os.walk(folder, onerror=unread):
         for name in [*names, *(name for name in folders if os.path.islink(os.path.join(root, name)))]:
             files += 1
             _take_file(os.path.join(root, name), folder, found, any_name=False)

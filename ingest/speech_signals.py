@@ -120,7 +120,9 @@ def unvoiced_ratio(words: Sequence[SpokenWord], turns: Sequence[Span]) -> float 
     length = sum(word.end_s - word.start_s for word in words)
     if length <= 0:
         return None
-    return 1.0 - sum(covered(turns, word.start_s, word.end_s) for word in words) / length
+    first_s, last_s = min(word.start_s for word in words), max(word.end_s for word in words)
+    near = [turn for turn in turns if turn.end_s > first_s and turn.start_s < last_s]  # of hours of turns a few
+    return 1.0 - sum(covered(near, word.start_s, word.end_s) for word in words) / length
 
 
 def plain_text(text: str) -> str:

@@ -28,8 +28,12 @@ JOINT = "joint"
 LOADING = ("speech", "sight")
 """Stages that hold models: their workers are actors; the others are plain tasks."""
 
-MANY_BLOCKS = 2000
-"""Blocks of rows that Ray Data schedules well; with more sources than this, a block holds several (our choice)."""
+WAVE = 2000
+"""Sources that go through one graph; more follow in graphs of their own (our choice). Each is a block of its own, so that it is
+committed when it is done and not with its neighbours; Ray Data keeps something of every block as long as the graph lives."""
+
+LEAST_TASKS = 2
+"""Workers of a stage without models, on the smallest machine: one may wait for its disk (our choice)."""
 
 MARKERS = "attempts"
 """Folder of the watchdog's markers in the run's scratch folder."""
@@ -58,8 +62,9 @@ def worker_kinds(config: StagesConfig, cpus: float, sources: int) -> list[Worker
     kinds = []
     for stages in groups:
         takes: StageConfig = getattr(config, JOINT if stages == LOADING else stages[0])
-        usual = int(cpus) if stages == LOADING else int(cpus // 2)
-        kinds.append(WorkerKind(stages, takes, min(sources, takes.workers or max(1, usual))))
+        least = 1 if set(stages) & set(LOADING) else LEAST_TASKS
+        usual = max(least, int(cpus) if stages == LOADING else int(cpus // 2))
+        kinds.append(WorkerKind(stages, takes, min(sources, takes.workers or usual)))
     return kinds
 
 
@@ -108,8 +113,10 @@ def finished_sources(
 
     def collect() -> None:
         try:
-            for row in _graph(todo, corpus_root, scratch, config, board).iter_rows():
-                ended.put(SourceRecord.unpack(row["source"]))
+            for first in range(0, len(todo), WAVE):
+                wave = _graph(todo[first : first + WAVE], corpus_root, scratch, config, board)
+                for row in wave.iter_rows():
+                    ended.put(SourceRecord.unpack(row["source"]))
             ended.put(None)
         except BaseException as error:
             ended.put(error)
@@ -134,7 +141,7 @@ def _graph(todo: list[SourceRecord], corpus_root: Path, scratch: Path, config: I
     _set_up(ray.data.DataContext.get_current())
     cpus = float(ray.cluster_resources().get("CPU", 1))
     rows = [{"source": record.pack()} for record in todo]
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MANY_BLOCKS))
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     missing = _missing_steps(todo[0], corpus_root, config)
     arguments: dict[str, Any] = {
         "config": config.model_dump_json(), "corpus_root": str(corpus_root), "scratch": str(scratch), "board": board,

@@ -1,4 +1,4 @@
-"""Remote videos as local files, in a cache of bounded size that all workers of a machine share.
+"""Remote videos as local files, in a cache of bounded size that all workers of a run share.
 
 Goes in: an `Entry`. Comes out: a local path. A local file is its own copy. The cache is a folder: a file's length counts
 against `sources.cache_gb` from the moment its fetch begins (the part file has its full length at once), a lock on a file
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -126,15 +127,13 @@ class Stage:
     def _make_room(self, size: int) -> bool:
         """Whether `size` more bytes fit, after removing copies that nobody reads as far as needed."""
         limit = self.config.cache_gb * GIB
-        files = [path for path in self.folder.glob("*.*") if not path.is_symlink()]
-        files.sort(key=lambda path: path.stat().st_mtime)
-        taken = sum(path.stat().st_size for path in files)
-        for path in files:
+        files = {path: facts for path, facts in files_in(self.folder, "*.*").items() if not stat.S_ISLNK(facts.st_mode)}
+        taken = sum(facts.st_size for facts in files.values())
+        for path, facts in sorted(files.items(), key=lambda file: file[1].st_mtime):
             if taken + size <= limit:
                 break
-            length = path.stat().st_size
             if _remove_unused(path):
-                taken -= length
+                taken -= facts.st_size
         return taken + size <= limit
 
     def _fill(self, part: IO[bytes], source: Entry, deadline: float) -> None:
@@ -162,6 +161,15 @@ class Stage:
         except BaseException:
             os.unlink(part.name)
             raise
+
+
+def files_in(folder: Path, pattern: str) -> dict[Path, os.stat_result]:
+    """Files of a folder and what the system says of them (of a link: of itself). Others work in it: one may go meanwhile."""
+    found = {}
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            found[path] = path.lstat()
+    return found
 
 
 def _store_fetch(uri: str, target: IO[bytes], take: Callable[[int], None]) -> int:

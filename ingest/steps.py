@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ingest import media
 from ingest.clip_media import ClipMedia
 from ingest.clips import propose_clips
-from ingest.commits import FORGOTTEN
+from ingest.commits import FORGOTTEN, FORGOTTEN_SAYS
 from ingest.config import IngestConfig
 from ingest.cutting import cut_clip
 from ingest.diarization import EMBEDDED, Diarizer
@@ -47,7 +47,7 @@ from ingest.records import (
 from ingest.sound import Sound
 from ingest.sound_quality import bandwidth_hz
 from ingest.sources import content_id
-from ingest.staging import Stage
+from ingest.staging import Stage, files_in
 from ingest.step import Step
 from ingest.syncing import clip_syncs
 from ingest.transcription import Transcriber, whisper_source
@@ -74,9 +74,7 @@ class Fetching(Step):
         path = self._stage.fetch(_entry(record))
         record.source_id = record.source_id or content_id(path)
         if tombstones(self.corpus_root).cover(record.source_id):
-            raise UserError(
-                "this content, or somebody in it, was forgotten on request", where=record.uri, do="leave it out", kind=FORGOTTEN
-            )
+            raise UserError(FORGOTTEN_SAYS, where=record.uri, do="leave it out", kind=FORGOTTEN)
         return {"fetch": LocalCopy(path)}
 
     def release(self, record: SourceRecord) -> None:
@@ -111,7 +109,7 @@ class Hearing(Step):
         return {"sound": media.decode_sound(record.of(LocalCopy).path, probe.duration_s, path, self.config.limits)}
 
     def release(self, record: SourceRecord) -> None:
-        kept = sum(path.stat().st_size for path in self.scratch.glob("*.s16"))
+        kept = sum(facts.st_size for facts in files_in(self.scratch, "*.s16").values())
         if kept > self.config.scratch_gb * 2**30:  # the next stage is far behind: it decodes anew what it comes to
             self.drop(record)
 
@@ -260,7 +258,8 @@ class Cutting(Step):
         rows = record.of(Measured).clips
         framings = [self._framing(record, index) for index in range(len(rows))]
         recipes = {row["clip_id"]: self._recipe(row, chosen) for row, chosen in zip(rows, framings, strict=True)}
-        todo = self._media.begin(record.source_id, recipes)
+        files = ("mp4", "flac") if record.of(Probe).has_audio else ("mp4",)
+        todo = self._media.begin(record.source_id, recipes, files)
         for index, (row, chosen) in enumerate(zip(rows, framings, strict=True)):
             if row["clip_id"] in todo:
                 self._cut(record, row, chosen)

@@ -13,6 +13,8 @@ import logging
 import os
 import sys
 import zlib
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ class Transcriber:
             passage, heard = self._passage(sound, chunk, encoded, language, probability)
             passages.append(passage)
             words += heard
-        return passages, [with_speaker(word, turns) for word in words]
+        return passages, with_speakers(words, turns)
 
     def _encoded(self, sound: Sound, chunk: Span, pad_s: float) -> Any:
         """The encoder's view of a chunk, made once for language, words, no-speech and attention.
@@ -175,15 +177,20 @@ def speech_chunks(sound: Sound, turns: list[Span], longest_s: float) -> list[Spa
     return [Span(start, end) for start, end in chunks]
 
 
-def with_speaker(word: SpokenWord, turns: list[Span]) -> SpokenWord:
-    """The word with the label of the turn that covers most of it, "" where none does."""
-    shares: dict[str, float] = {}
-    for turn in turns:
-        shared = min(word.end_s, turn.end_s) - max(word.start_s, turn.start_s)
-        if shared > 0:
-            shares[turn.label] = shares.get(turn.label, 0.0) + shared
-    speaker = max(sorted(shares), key=lambda label: shares[label]) if shares else ""
-    return SpokenWord(word.text, word.start_s, word.end_s, word.score, speaker)
+def with_speakers(words: list[SpokenWord], turns: list[Span]) -> list[SpokenWord]:
+    """Each word with the label of the turn that covers most of it, "" where none does."""
+    turns = sorted(turns, key=lambda turn: turn.start_s)
+    starts, heard_until = [turn.start_s for turn in turns], list(accumulate((turn.end_s for turn in turns), max))
+    found = []
+    for word in words:
+        shares: dict[str, float] = {}
+        for turn in turns[bisect_right(heard_until, word.start_s) : bisect_left(starts, word.end_s)]:
+            shared = min(word.end_s, turn.end_s) - max(word.start_s, turn.start_s)
+            if shared > 0:
+                shares[turn.label] = shares.get(turn.label, 0.0) + shared
+        speaker = max(sorted(shares), key=lambda label: shares[label]) if shares else ""
+        found.append(SpokenWord(word.text, word.start_s, word.end_s, word.score, speaker))
+    return found
 
 
 def shifted(word: SpokenWord, by_s: float) -> SpokenWord:

@@ -54,10 +54,33 @@ def submit(
     ] = "",
     follow: Annotated[bool, typer.Option(help="Show the job's output to its end.")] = True,
 ) -> dict[str, Any]:
-    """Run a command as a Ray job on a cluster: uniavgen submit -- ingest s3://bucket/raw --corpus /data/corpus."""
+    """Run a command as a Ray job on a cluster.
+
+    For example: uniavgen submit -- ingest s3://bucket/raw --corpus /data/corpus
+    """
     from orchestration.submit import submit
 
     return submit(command, sorted(COMMANDS), address, follow=follow)
+
+
+def settings(
+    part: Annotated[str, typer.Argument(help="Only what is below it, as train.deepspeed; default: all.", metavar="PART")] = "",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: PresetOption = "tiny",
+) -> None:
+    """Every setting, its value and its meaning, in a file for --config."""
+
+    def work(settings: Config) -> dict[str, Any]:
+        from orchestration.settings import commented, values
+
+        text = commented(settings, part)
+        if not json_:
+            typer.echo(text, nl=False)
+        return {part or "settings": values(settings, part)}
+
+    run_command(work, preset, config, set_, json_)
 
 
 def doctor(settings: Config) -> dict[str, Any]:
@@ -105,6 +128,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": with_settings(training_commands.export),
     "ablate": training_commands.ablate,
     "submit": with_settings(submit),
+    "settings": settings,
     "doctor": with_settings(doctor),
     "ui": ui,
 }

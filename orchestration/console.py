@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+LOG_WIDTH = 140
+"""Columns of what goes into a log, where nobody's window sets them."""
+
+# a terminal, or COLUMNS, says its own width
+_width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
+console = Console(stderr=True, highlight=False, soft_wrap=True, width=_width)
 
 
 @contextmanager

@@ -60,7 +60,10 @@ def curate(
     ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Only tell how the yield follows each threshold.")] = False,
 ) -> dict[str, Any]:
-    """Decide which clips to keep, each with a reason; or answer a question about the policy and write nothing."""
+    """Decide which clips to keep, each with a reason.
+
+    With --what-if, --explain or --sensitivity: only answer, and write nothing.
+    """
     from orchestration.jobs import curate_corpus
     from orchestration.policy_questions import ask_sensitivity, ask_what_if, explain_clip
     from shards.errors import UsageError
@@ -111,7 +114,10 @@ def shard(
 
 
 def cache_latents(settings: Config, corpus: CorpusOption) -> dict[str, Any]:
-    """Compute latents, mels and caption features of the shards once, for training to read."""
+    """Run the codecs once, for training to read what they gave.
+
+    Latents, mels and caption features of the clips in the shards go into sidecars beside them.
+    """
     from orchestration.latents import cache_corpus_latents
 
     summary = cache_corpus_latents(corpus, settings)
@@ -130,12 +136,15 @@ def report(settings: Config, corpus: CorpusOption) -> dict[str, Any]:
 def forget(
     settings: Config,
     corpus: CorpusOption,
-    source: Annotated[str | None, typer.Argument(help="A source: its id, path or file name.", metavar="[SOURCE]")] = None,
+    source: Annotated[str | None, typer.Argument(help="A source: its id, path or file name.", metavar="SOURCE")] = None,
     speaker: Annotated[
         str | None, typer.Option("--speaker", help="A speaker; who is surely the same person goes too.", metavar="ID")
     ] = None,
 ) -> dict[str, Any]:
-    """Remove a source or a person from tables, media and shards, for good."""
+    """Remove a source or a person from everything, for good.
+
+    Tables, media, captions, latents, shards and splits; and say which trainings had seen it.
+    """
     from orchestration.forgetting import forget_from_corpus
 
     return forget_from_corpus(corpus, settings, source, speaker)

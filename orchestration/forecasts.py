@@ -103,18 +103,21 @@ def kept_clips(corpus: Corpus, policy: str) -> set[str]:
 
 def corpus_totals(corpus: Corpus, policy: str) -> dict[str, float]:
     """What a corpus holds now, under the names of a forecast's figures, and `sources`: all that ended, failed or not."""
+    import pyarrow.compute as pc
+
     kept = kept_clips(corpus, policy)
     durations = corpus.read("sources", ["duration_s"])["duration_s"].to_pylist()
     failures = len(corpus.read("failures", ["uri"]))
-    clips = corpus.read("clips", ["clip_id", "start_s", "end_s"]).to_pylist()
-    seconds = {clip["clip_id"]: clip["end_s"] - clip["start_s"] for clip in clips}
+    clips = corpus.read("clips", ["clip_id", "start_s", "end_s"])
+    lengths = pc.subtract(clips["end_s"], clips["start_s"]).to_pylist()
     return {
         "sources": len(durations) + failures,
         "failures": failures,
         "video_h": sum(value or 0.0 for value in durations) / 3600,
-        "clips": len(seconds),
-        "clip_h": sum(seconds.values()) / 3600,
-        "kept_h": sum(length for clip, length in seconds.items() if clip in kept) / 3600,
+        "clips": len(lengths),
+        "clip_h": sum(lengths) / 3600,
+        "kept_h": sum(length for clip, length in zip(clips["clip_id"].to_pylist(), lengths, strict=True) if clip in kept)
+        / 3600,
         "media_gb": _folder_bytes(corpus.root / "media") / 1e9,
         "stored_gb": _folder_bytes(corpus.root / "measured") / 1e9,
     }

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LINE_SECONDS = 10.0
 """How often a log gets a line."""
 
+HISTORY = 4000
+"""News that are kept for the forecast's pace: a run of weeks gets some every half second."""
+
 FAILURES_TOLD = 20
 """Failures that are told one by one; the others are counted, and all are rows of the failures table."""
 
@@ -48,7 +51,8 @@ class IngestDisplay:
         self._told_at = float("-inf")
         self._told: set[str] = set()
         self.history: list[tuple[float, float]] = []
-        """(seconds since the start, seconds worked by all workers), at every news."""
+        """(seconds since the start, seconds worked by all workers): the first and the latest news and others between, at most
+        `HISTORY`, sparser the longer ago."""
 
     def __enter__(self) -> IngestDisplay:
         if self._live is not None:
@@ -66,6 +70,8 @@ class IngestDisplay:
         """Take the news; to be called from one thread."""
         self._progress = progress
         self.history.append((progress.elapsed_s, sum(step.seconds for step in progress.steps)))
+        if len(self.history) > HISTORY:
+            del self.history[1:-1:2]
         if self._began_work is None and self.history[-1][1]:
             self._began_work = progress.elapsed_s
         self._tell_failure(progress)

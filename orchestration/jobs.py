@@ -192,3 +192,6 @@ def _show_funnel(summary: CurationSummary) -> None:
         f"{summary.hours * 60:.2f} minutes; "
         f"train {summary.train}, val {summary.val}" + ("" if summary.written else " (nothing changed)")
     )
+    for name, cosine in summary.near_cut.items():
+        text = f"so many {name}s are near each other by luck that only from a cosine of {cosine:.2f} they keep persons apart"
+        console.console.print(text, style="yellow")

@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from orchestration.config import Config
 
 
 def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
-    """Bring the cached latents in line with the shards and with `train.data`."""
+    """Bring the cached latents in line with the shards and with `train.data`.
+
+    Raises UserError for several windows, whose latents no training would read.
+    """
     from orchestration.jobs import corpus_run
     from shards.corpus import Corpus
     from train.caching import cache_latents
 
     corpus, data = Corpus.open(root), settings.train.data
+    if data.buckets:
+        what = f"training takes {len(data.buckets)} windows and encodes them on line; latents are cached for one"
+        do = "leave cache-latents out, or train on one window: train.data.buckets=[]"
+        raise UserError(what, where="train.data.buckets", do=do, kind="several-windows")
     with console.progress("latents, by shard") as bar:
         summary = cache_latents(
             corpus.root / "shards",

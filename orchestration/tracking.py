@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 MOST_TEXT = 5000
 """Characters of a tag that every MLflow server takes."""
 
+REQUEST_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+"""Variable by which MLflow's client knows how many seconds an answer may take."""
+UPLOAD_S = 3600
+"""Seconds in which a server must have stored a file that it was sent."""
+
 SOFTWARE = ("torch", "deepspeed", "ray", "mlflow")
 """Packages whose versions a run notes, beside Python's and the program's own."""
 
@@ -107,28 +112,22 @@ class Run:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         folder = f"model-{alias}"
-        client.log_artifact(self.id, str(weights), folder)
+        with patient():
+            client.log_artifact(self.id, str(weights), folder)
         source = f"{client.get_run(self.id).info.artifact_uri}/{folder}"
         version = client.create_model_version(name, source, self.id, tags={"stage": alias}).version
         client.set_registered_model_alias(name, alias, version)
         return int(version)
+
+    def registered(self, name: str) -> bool:
+        """Whether a version of registered model `name` stems from this run."""
+        return bool(_client(self.uri).search_model_versions(f"name='{name}' and run_id='{self.id}'", max_results=1))
 
     def describe(self, note: Callable[[str], str], error: BaseException | None = None) -> None:
         """Replace the description, Markdown on top of the run's page, by what `note` makes of the error, "" for none."""
         said = str(error) or type(error).__name__ if error else ""
         with survivable("a description"):
             self.tags({"mlflow.note.content": note(said)[:MOST_TEXT]})
-
-    @contextmanager
-    def described(self, note: Callable[[str], str]) -> Iterator[None]:
-        """Describe the run now, and again as the block ends."""
-        self.describe(note)
-        try:
-            yield
-        except BaseException as error:
-            self.describe(note, error)
-            raise
-        self.describe(note)
 
     def text(self, text: str, name: str) -> None:
         """Store a text as a file of that name."""
@@ -141,7 +140,8 @@ class Run:
     def artifact(self, path: Path, folder: str = "") -> None:
         """Store a file, or every file of a folder."""
         client = _client(self.uri)
-        (client.log_artifacts if path.is_dir() else client.log_artifact)(self.id, str(path), folder or None)
+        with patient():
+            (client.log_artifacts if path.is_dir() else client.log_artifact)(self.id, str(path), folder or None)
 
     def remove_artifacts(self, folder: str) -> None:
         """Take a folder of artifacts out of the run's store; nothing where there is none."""
@@ -175,7 +175,20 @@ class Run:
 def impatient() -> None:
     """Let MLflow's client in this process give up soon on a server that does not answer: by default that takes it minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault(REQUEST_TIMEOUT, "10")
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Wait for a server that stores a large file before it answers, as it does with weights of gigabytes."""
+    before = os.environ.get(REQUEST_TIMEOUT)
+    os.environ[REQUEST_TIMEOUT] = str(max(UPLOAD_S, int(before or 0)))
+    try:
+        yield
+    finally:
+        os.environ.pop(REQUEST_TIMEOUT)
+        if before is not None:
+            os.environ[REQUEST_TIMEOUT] = before
 
 
 @contextmanager
@@ -216,12 +229,10 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
     uri = config.resolved_uri()
     note = home / "tracking.json"
     try:
-        client = _client(uri)
-        if note.is_file():
-            noted = json.loads(note.read_text())
-            if noted["uri"] == uri and _exists(client, noted["run_id"]):
-                client.update_run(noted["run_id"], status="RUNNING")
-                return Run(uri, noted["run_id"])
+        client, noted = _client(uri), _noted(note)
+        if noted.get("uri") == uri and _exists(client, str(noted.get("run_id"))):
+            client.update_run(noted["run_id"], status="RUNNING")
+            return Run(uri, noted["run_id"])
         tags = {"mlflow.runName": name, **environment()}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
@@ -229,7 +240,7 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"the MLflow store does not answer: {reason}", where=uri, do="start it or set tracking.uri") from error
     home.mkdir(parents=True, exist_ok=True)
     part = note.with_suffix(".part")
@@ -301,12 +312,15 @@ def _user() -> str:
 
 
 def code_version() -> str:
-    """Release and, in a checkout, the commit."""
+    """Release and, in a checkout, the commit where there is git to tell it."""
     from importlib.metadata import version
 
     release = version("uniavgen")
     here = Path(__file__).parent
-    done = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:
+        return release
     return f"{release}+{done.stdout.strip()}" if done.returncode == 0 else release
 
 
@@ -335,10 +349,22 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
+def _noted(note: Path) -> dict[str, Any]:
+    """What a `tracking.json` says; {} where there is none, or where it is damaged."""
+    try:
+        content = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _exists(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has the run, not deleted. Raises MlflowException where it does not answer."""
     from mlflow.exceptions import MlflowException
 
     try:
         return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException:
-        return False
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise

@@ -19,8 +19,8 @@ from orchestration import console
 from orchestration.jobs import corpus_version
 from orchestration.movie import write_movie
 from orchestration.run_notes import plan_note, stage_note
-from orchestration.stage_record import StageRecord, recorded
-from orchestration.tracking import Run, flat, open_run, survivable, system_metrics
+from orchestration.stage_record import Record, StageRecord, recorded
+from orchestration.tracking import Run, flat, impatient, open_run, survivable, system_metrics
 from orchestration.validation_films import validation_films
 from shards.cluster import ray_running
 from shards.errors import UsageError, UserError
@@ -55,15 +55,18 @@ def train_stages(stage: str, root: Path, run_dir: Path, settings: Config, *, acc
     # a plan that is done needs no workers
     workers = nullcontext() if done else ray_running()
     results = []
-    with open_run(settings.tracking, run_dir, f"training {run_dir.name}") as parent, workers:
-        with survivable("the configuration"):
-            resolved = settings.model_dump(mode="json", include={"train", "sample"})
-            parent.text(yaml.safe_dump(resolved, sort_keys=False), "configuration.yaml")
+
+    def about(run: Run) -> None:
+        resolved = settings.model_dump(mode="json", include={"train", "sample"})
+        run.text(yaml.safe_dump(resolved, sort_keys=False), "configuration.yaml")
+
+    note = partial(plan_note, settings.train, run_dir, str(root))
+    with recorded(Record(settings.tracking, run_dir, f"training {run_dir.name}", about, note)) as plan_record, workers:
         for name in names:
             if not (folder := RunFolder(run_dir, name)).done:
                 folder.write(corpus_version=corpus_version(corpus))
-            with parent.described(partial(plan_note, settings.train, run_dir, str(root))):
-                results.append(_train_stage(name, corpus, run_dir, settings, parent, accept_changes))
+            plan_record.describe()
+            results.append(_train_stage(name, corpus, run_dir, settings, plan_record, accept_changes))
     console.table(
         f"training in {run_dir}",
         ("stage", "steps", "loss before", "loss after", "samples/s", "seconds", ""),
@@ -88,7 +91,7 @@ def sample_movie(
     """`uniavgen sample`: generate a movie for a task and attach it to the run."""
     from shards.corpus import Corpus
     from train.checkpoint import trained_config
-    from train.generate import conditions_from, generate
+    from train.generate import conditions_from, device_here, generate
     from train.options import Task
 
     tasks = [entry.value for entry in Task]
@@ -107,12 +110,15 @@ def sample_movie(
             given,
             sampler,
             seed,
+            device=device_here(settings.train.device),
             on_step=lambda done, steps: bar.update(bar.task_ids[0], completed=done, total=steps),
         )
     path = out or run_dir / "samples" / f"{task}-{source.key}-seed{seed}.mp4"
     size = made.frames.shape[1:3]
     movie = write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
-    with open_run(settings.tracking, run_dir, f"training {run_dir.name}") as run:
+    impatient()
+    name = f"training {run_dir.name}"
+    with survivable(f"the film, which stands in {movie}"), open_run(settings.tracking, run_dir, name) as run:
         run.artifact(movie, "samples")
     console.console.print(
         f"wrote [bold]{escape(str(movie))}[/]: task {task}, conditions of clip {source.key}, {len(made.frames)} frames"
@@ -147,7 +153,9 @@ def _shards(corpus: Corpus, settings: Config) -> str:
     return settings.train.data.shards or str(corpus.root / "shards")
 
 
-def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, parent: Run, accept_changes: bool) -> StageResult:
+def _train_stage(
+    name: str, corpus: Corpus, run_dir: Path, settings: Config, parent: Record, accept_changes: bool
+) -> StageResult:
     """Train one stage as a child run; the child ends as failed where the stage does."""
     from train.checkpoint import RunFolder
     from train.launch import run_stage
@@ -156,7 +164,7 @@ def _train_stage(name: str, corpus: Corpus, run_dir: Path, settings: Config, par
     read_from = _shards(corpus, settings)
     about = partial(_say_what_it_is, corpus=corpus, version=version, settings=settings, stage=plan, parent=parent)
     note = partial(stage_note, settings.train, name, run_dir, plan.emilia.shards or [read_from], version)
-    with recorded(StageRecord(settings.tracking, home, name, parent, about, note)) as record:
+    with recorded(StageRecord(settings.tracking, home, f"stage {name}", about, note, parent)) as record:
         with _followed(name, plan.steps, record.log):
             done = RunFolder(run_dir, name).done
             with system_metrics(record.run, 0 if done else settings.tracking.system_metrics_s):
@@ -181,9 +189,9 @@ def _films(stage: str, read_from: str, run_dir: Path, settings: Config, *, anew:
         return None
 
 
-def _say_what_it_is(run: Run, *, corpus: Corpus, version: str, settings: Config, stage: StageConfig, parent: Run) -> None:
+def _say_what_it_is(run: Run, *, corpus: Corpus, version: str, settings: Config, stage: StageConfig, parent: Record) -> None:
     """The corpus as input of the stage's run and of the training's, and the stage's settings as parameters."""
-    for seen_by in (parent, run):
+    for seen_by in filter(None, (parent.run, run)):
         seen_by.dataset(corpus, version, {"shards": stage.emilia.shards or [_shards(corpus, settings)]})
     own = flat(stage.model_dump(mode="json", exclude={"name"}), "stage.")
     common = flat(settings.train.model_dump(mode="json", exclude={"stages"}), "train.")

@@ -25,7 +25,7 @@ def train(
         bool, typer.Option("--accept-changes", help="Go on although the configuration is not the one it began with.")
     ] = False,
 ) -> dict[str, Any]:
-    """Train a stage (or all three) with DeepSpeed through Ray Train."""
+    """Train a stage, or all three, by DeepSpeed on Ray Train."""
     from orchestration.training import train_stages
 
     return train_stages(stage, corpus, run, settings, accept_changes=accept_changes)
@@ -38,7 +38,10 @@ def verify_resume(
     stage: Annotated[str, typer.Option("--stage", help="Stage of the plan that is tried.", metavar="STAGE")] = "multitask",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps before the kill, and after it.", metavar="N")] = 5,
 ) -> dict[str, Any]:
-    """Prove that an interrupted run loses nothing: 2N steps straight against N + kill -9 + N, bit for bit."""
+    """Prove that an interrupted run loses nothing.
+
+    2N steps straight against N + kill -9 + N: losses, sample ids and weights must agree bit for bit.
+    """
     from orchestration.verify_resume import verify_resume
 
     summary = verify_resume(corpus, run, settings, stage=stage, steps=steps)
@@ -51,19 +54,25 @@ def sample(
     settings: Config,
     run: RunOption,
     corpus: CorpusOption,
-    task: Annotated[str, typer.Option("--task", help="joint, reference, continuation, dubbing or audio-driven.")] = "joint",
+    task: Annotated[
+        str, typer.Option("--task", help="joint, reference, continuation, dubbing or audio-driven.", metavar="TASK")
+    ] = "joint",
     clip: Annotated[
-        str | None, typer.Option("--clip", help="Clip that gives the conditions; default: the first of val.")
+        str | None, typer.Option("--clip", help="Clip that gives the conditions; default: the first of val.", metavar="CLIP")
     ] = None,
     image: Annotated[
         Path | None, typer.Option("--image", help="Reference picture instead of the clip's.", metavar="FILE")
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="Words to be spoken instead of the clip's.")] = None,
-    caption: Annotated[str | None, typer.Option("--caption", help="Video caption instead of the clip's.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Words to be spoken instead of the clip's.", metavar="WORDS")
+    ] = None,
+    caption: Annotated[
+        str | None, typer.Option("--caption", help="Video caption instead of the clip's.", metavar="WORDS")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The .mp4 to write; default: in the run folder.", metavar="FILE")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.", metavar="N")] = 0,
 ) -> dict[str, Any]:
     """Generate a video with sound from a trained run."""
     from orchestration.training import sample_movie
@@ -84,16 +93,20 @@ def plan(
     settings: Config,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Cards; default: train.workers.", metavar="N")] = None,
     gpu: Annotated[
-        str, typer.Option("--gpu", help="h100-80g, h200, a100-80g, or memory GiB, bf16 TFLOP/s and GB/s as 24,165,1008.")
+        str,
+        typer.Option(
+            "--gpu", help="h100-80g, h200, a100-80g, or memory GiB, bf16 TFLOP/s and GB/s as 24,165,1008.", metavar="CARD"
+        ),
     ] = "h100-80g",
     mfu: Annotated[
-        float | None, typer.Option("--mfu", help="Share of the peak reached, as a run measured it; default: 0.4, an aim.")
+        float | None,
+        typer.Option("--mfu", help="Share of the peak reached, as a run measured it; default: 0.4, an aim.", metavar="SHARE"),
     ] = None,
     corpus: Annotated[
         Path | None, typer.Option("--corpus", help="Corpus whose shards tell a clip's size.", metavar="DIR")
     ] = None,
     clips: Annotated[
-        int | None, typer.Option("--clips", min=1, help="Clips to store; default: the corpus's, or 1.3 M.")
+        int | None, typer.Option("--clips", min=1, help="Clips to store; default: the corpus's, or 1.3 M.", metavar="N")
     ] = None,
 ) -> dict[str, Any]:
     """Memory, time and cost of training, before a GPU is rented."""
@@ -107,7 +120,10 @@ def export(
     run: RunOption,
     out: Annotated[Path, typer.Option("--out", help="The folder to write.", metavar="DIR")],
 ) -> dict[str, Any]:
-    """Write a trained run's weights in the original Wan layout, with a model card."""
+    """Write a trained run's weights as files for others.
+
+    Safetensors in the original Wan layout, a file per branch and one for the interaction, with a model card.
+    """
     from orchestration.exporting import export_run
 
     return export_run(run, out)
@@ -118,7 +134,9 @@ def ablate(
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
-    preset: Annotated[str, typer.Option("--preset", help="quick: the interaction rows; full: every table.")] = "quick",
+    preset: Annotated[
+        str, typer.Option("--preset", help="quick: the interaction rows; full: every table.", metavar="NAME")
+    ] = "quick",
 ) -> None:
     """The paper's ablations on a small world with a known law."""
 

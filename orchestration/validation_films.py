@@ -6,6 +6,7 @@ Goes in: a finished stage, the shards, settings. Comes out: `<stage>/validation/
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ def validation_films(
     differ by them alone.
     """
     from shards.stream import SampleStream
-    from train.generate import conditions_from, generate
+    from train.generate import ClipGenerator, conditions_from, device_here
     from train.options import Task
 
     plan, wanted = settings.train.stage(stage), settings.train.validation.films
@@ -47,12 +48,13 @@ def validation_films(
     todo = [film for film in films if anew or not film[0].with_suffix(".png").is_file()]
     if not todo:
         return None
-    with console.progress(f"{stage}: films of val", len(todo)) as bar:
+    making = closing(ClipGenerator(run_dir, stage, device_here(settings.train.device)))
+    with making as generator, console.progress(f"{stage}: films of val", len(todo)) as bar:
         for key, of_clip in groupby(todo, key=lambda film: film[1]):
             given = conditions_from(stream.sample_named(key), settings.train.data, seed)
             for path, _, task, guidance in of_clip:
                 sampler = settings.sample.model_copy(update={"guidance": guidance})
-                made = generate(run_dir, task, given, sampler, seed, stage=stage)
+                made = generator.generate(task, given, sampler, seed)
                 size = made.frames.shape[1:3]
                 write_movie(path, made.frames, size, made.waveform, fps=made.fps, sample_rate=made.sample_rate)
                 write_sheet(path.with_suffix(".png"), made.frames)  # last: its presence says that the film is whole

@@ -5,7 +5,8 @@
     media/<2 hex>/<clip_id>.{mp4,flac,face.npz}
     shards/  report/         made from the tables
 
-Ids come from content, so the same input gives the same rows; `upsert` makes writing them twice harmless.
+Ids come from content, so the same input gives the same rows; `upsert` makes writing them twice harmless. Runs may write at
+once: each transaction waits for the one before it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shards.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
+    from filelock import BaseFileLock
 
+MARKER_PART = ".corpus.json.part"
 CORPUS_VERSION = 2
 """1: until 0.1; 2 adds columns only, and a corpus of version 1 gains them, empty, when it is opened."""
 
@@ -149,6 +154,13 @@ KEYS = {
 """The tables, each by the column that names its rows."""
 
 
+DEAD_HOURS = 1
+"""How long files that no version of today needs stay for those who read (our choice)."""
+
+CONFIGURATION = {"delta.dataSkippingNumIndexedCols": "2"}
+"""Of a new table: its log has statistics of two columns, ids. Those of sixty would fill log and memory with every commit."""
+
+
 def clip_id(source_id: str, start_s: float, end_s: float) -> str:
     """Identity of a clip: a hash of its source and its milliseconds, so that a second run names it alike."""
     span = f"{source_id}:{round(start_s * 1000)}:{round(end_s * 1000)}"
@@ -161,6 +173,40 @@ class Corpus:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @cached_property
+    def _lock(self) -> BaseFileLock:
+        from filelock import FileLock
+
+        return FileLock(self.root / ".tables.lock", is_singleton=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone with the tables: other runs' transactions wait; this object's own, inside, do not. Finishes first what a run
+        that was killed between the two renames of `shards.erasure.rewrite` left."""
+        with self._lock:
+            for name in KEYS:
+                fresh, gone = self.root / f".{name}.fresh", self.root / f".{name}.gone"
+                if gone.exists():
+                    if fresh.exists() and not (self.root / name).exists():
+                        os.replace(fresh, self.root / name)
+                    shutil.rmtree(gone)
+            yield
+
+    def _settle(self) -> None:
+        """Wait for a table that is being written anew, which stands nowhere for an instant."""
+        if any((self.root / f".{name}.gone").exists() for name in KEYS):
+            with self.writing():
+                pass
+
+    def _is_table(self, table: str) -> bool:
+        """Whether a table was ever written."""
+        from deltalake import DeltaTable
+
+        path = str(self.root / table)
+        if not DeltaTable.is_deltatable(path):
+            self._settle()
+        return DeltaTable.is_deltatable(path)
+
     @staticmethod
     def create(root: str | Path) -> Corpus:
         """Open a corpus, making the folder where there is none. Raises UserError for another version or no rights."""
@@ -170,7 +216,7 @@ class Corpus:
             return Corpus.open(path)
         if path.exists() and not path.is_dir():
             raise UserError("the corpus path is a file", where=path, do="name a folder")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(other.name != MARKER_PART for other in path.iterdir()):
             raise UserError("the folder is not empty and is no corpus", where=path, do="name a new or empty folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -192,68 +238,65 @@ class Corpus:
             version = json.loads(marker.read_text())["corpus_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError("corpus.json is damaged", where=marker, do="restore it or ingest anew") from error
-        _finish_swaps(path)
+        corpus = Corpus(path)
+        corpus._settle()
         if version == 1:
-            _add_columns(path)
-            _write_marker(path)
+            with corpus.writing():
+                _add_columns(path)
+                _write_marker(path)
         elif version != CORPUS_VERSION:
-            raise UserError(
-                f"the corpus has version {version}, this program reads {CORPUS_VERSION}",
-                where=path,
-                do="use the matching release of uniavgen, or ingest into a new folder",
-                kind="wrong-version",
-            )
-        return Corpus(path)
+            what = f"the corpus has version {version}, this program reads {CORPUS_VERSION}"
+            do = "use the matching release of uniavgen, or ingest into a new folder"
+            raise UserError(what, where=path, do=do, kind="wrong-version")
+        return corpus
 
     def upsert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
         """Commit rows in one transaction, replacing those with the same key; returns how many were given."""
         import pyarrow as pa
-        from deltalake import DeltaTable, write_deltalake
 
         data = pa.Table.from_pylist([dict(row) for row in rows], schema=_schemas()[table])
         if not len(data):
             return 0
-        path = str(self.root / table)
-        if not DeltaTable.is_deltatable(path):
-            write_deltalake(path, data)
-            return len(data)
-        key = KEYS[table]
-        merge = _opened(path).merge(data, predicate=f"t.{key} = s.{key}", source_alias="s", target_alias="t")
-        merge.when_matched_update_all().when_not_matched_insert_all().execute()
+        with self.writing():
+            if not self._is_table(table):
+                return self._write(table, data, "append")
+            same = f"t.{KEYS[table]} = s.{KEYS[table]}"
+            merge = _opened(str(self.root / table)).merge(data, predicate=same, source_alias="s", target_alias="t")
+            merge.when_matched_update_all().when_not_matched_insert_all().execute()
         return len(data)
 
     def append(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
         """Commit rows whose keys are known to be new, in one transaction; returns how many. Costs the same in any table."""
         import pyarrow as pa
-        from deltalake import write_deltalake
 
         data = pa.Table.from_pylist([dict(row) for row in rows], schema=_schemas()[table])
-        if len(data):
-            write_deltalake(str(self.root / table), data, mode="append")
-        return len(data)
-
-    def compact(self, table: str, files: int) -> None:
-        """Put the files of a table together, in one transaction, once it has more than `files` of them."""
-        from deltalake import DeltaTable
-
-        path = str(self.root / table)
-        if DeltaTable.is_deltatable(path) and len(DeltaTable(path).file_uris()) > files:
-            DeltaTable(path).optimize.compact()
+        return self._write(table, data, "append") if len(data) else 0
 
     def replace(self, table: str, data: pa.Table) -> None:
         """Commit `data` as the whole content of a table, in one transaction."""
+        self._write(table, data.cast(_schemas()[table]), "overwrite")
+
+    def _write(self, table: str, data: pa.Table, mode: Literal["append", "overwrite"]) -> int:
         from deltalake import write_deltalake
 
-        write_deltalake(str(self.root / table), data.cast(_schemas()[table]), mode="overwrite")
+        with self.writing():
+            new = None if self._is_table(table) else CONFIGURATION
+            write_deltalake(str(self.root / table), data, mode=mode, configuration=new)
+        return len(data)
+
+    def compact(self, table: str, files: int) -> None:
+        """Put the files of a table together, once it has more than `files` of them; those long put together go."""
+        with self.writing():
+            if self._is_table(table) and len((found := _opened(str(self.root / table))).file_uris()) > files:
+                found.optimize.compact()
+                found.vacuum(DEAD_HOURS, dry_run=False, enforce_retention_duration=False)
 
     def remove(self, table: str, keys: Iterable[str]) -> None:
         """Delete the rows with these keys, in one transaction; keys that are not there are ignored."""
-        from deltalake import DeltaTable
-
         listed = ", ".join("'" + key.replace("'", "''") + "'" for key in keys)
-        path = str(self.root / table)
-        if listed and DeltaTable.is_deltatable(path):
-            DeltaTable(path).delete(f"{KEYS[table]} IN ({listed})")
+        with self.writing():
+            if listed and self._is_table(table):
+                _opened(str(self.root / table)).delete(f"{KEYS[table]} IN ({listed})")
 
     def read(self, table: str, columns: list[str] | None = None, only: tuple[str, Sequence[str]] | None = None) -> pa.Table:
         """A whole table (or some columns of it) as Arrow; empty, with the right schema, where none was written.
@@ -261,11 +304,11 @@ class Corpus:
         `only` is a column and the values that it may have: other rows are not loaded.
         """
         import pyarrow as pa
-        from deltalake import DeltaTable, QueryBuilder
+        from deltalake import QueryBuilder
 
         schema = _schemas()[table]
         path = str(self.root / table)
-        if not DeltaTable.is_deltatable(path):
+        if not self._is_table(table):
             empty = schema.empty_table()
             return empty.select(columns) if columns else empty
         if only is None:
@@ -303,45 +346,37 @@ class Corpus:
 
     def _offer(self, connection: Any, table: str) -> None:
         """Give DuckDB a table under its name: it reads the columns and rows that a query asks for, and no others."""
-        from deltalake import DeltaTable
-
-        path = str(self.root / table)
-        files = _opened(path).file_uris() if DeltaTable.is_deltatable(path) else []
+        files = _opened(str(self.root / table)).file_uris() if self._is_table(table) else []
         connection.register(f"no_{table}", _schemas()[table].empty_table())  # types, and columns that no file has yet
         listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
         found = f"SELECT * FROM read_parquet([{listed}], union_by_name=true) UNION ALL BY NAME " if files else ""
         connection.execute(f"CREATE VIEW {table} AS {found} SELECT * FROM no_{table}")
 
-    def versions(self) -> dict[str, int]:
-        """Version of every table; -1 where it was never written."""
-        from deltalake import DeltaTable
-
-        paths = {name: str(self.root / name) for name in KEYS}
-        return {n: _opened(p).version() if DeltaTable.is_deltatable(p) else -1 for n, p in paths.items()}
+    def versions(self, tables: Iterable[str] = KEYS) -> dict[str, int]:
+        """Version of every table, or of some; -1 where it was never written."""
+        there = {name: str(self.root / name) if self._is_table(name) else "" for name in tables}
+        return {name: _opened(path, files=False).version() if path else -1 for name, path in there.items()}
 
     def media_path(self, clip: str, extension: str) -> Path:
         """Where a clip's file stands: `extension` is `mp4`, `flac` or `face.npz`."""
         return self.root / "media" / clip[:2] / f"{clip}.{extension}"
 
 
-def _opened(path: str) -> DeltaTable:
+def _opened(path: str, files: bool = True) -> DeltaTable:
     """A table that is there. Raises UserError of kind `unreadable-table`, as for one that a newer program wrote."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
     try:
-        return DeltaTable(path)
+        return DeltaTable(path, without_files=not files)
     except DeltaError as error:
-        raise UserError(
-            f"the table cannot be opened, it may be damaged or of a newer version: {error}",
-            where=path,
-            do="use the matching release of uniavgen, or restore it",
-            kind="unreadable-table",
-        ) from error
+        what = f"the table cannot be opened, it may be damaged or of a newer version: {error}"
+        do = "use the matching release of uniavgen, or restore it"
+        raise UserError(what, where=path, do=do, kind="unreadable-table") from error
 
 
 def _write_marker(root: Path) -> None:
-    part = root / ".corpus.json.part"
+    part = root / MARKER_PART
     part.write_text(json.dumps({"corpus_version": CORPUS_VERSION}) + "\n")
     os.replace(part, root / "corpus.json")
 
@@ -359,13 +394,3 @@ def _add_columns(root: Path) -> None:
             missing = [field for field in DeltaSchema.from_arrow(wanted).fields if field.name not in known]
             if missing:
                 table.alter.add_columns(missing)
-
-
-def _finish_swaps(root: Path) -> None:
-    """A table whose rewriting was killed between its two renames gets its new content (see `shards.erasure.rewrite`)."""
-    for name in KEYS:
-        fresh, gone = root / f".{name}.fresh", root / f".{name}.gone"
-        if gone.exists():
-            if fresh.exists() and not (root / name).exists():
-                os.replace(fresh, root / name)
-            shutil.rmtree(gone)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.corpus import KEYS, Corpus, schema
+from shards.corpus import CONFIGURATION, KEYS, Corpus, schema
 from shards.errors import UserError
 
 TOMBSTONES = "forgotten.json"
@@ -67,17 +67,19 @@ def rewrite(corpus: Corpus, table: str, keep: str) -> None:
     from deltalake import DeltaTable, write_deltalake
 
     path, fresh, gone = (corpus.root / name for name in (table, f".{table}.fresh", f".{table}.gone"))
-    if not DeltaTable.is_deltatable(str(path)):
-        return
-    shutil.rmtree(fresh, ignore_errors=True)
     kinds = schema(table)
     names = ", ".join(f'"{name}"' for name in kinds.names)
-    wrote = False
-    for batch in corpus.batches(f"SELECT {names} FROM {table} WHERE {keep} ORDER BY {KEYS[table]}"):
-        write_deltalake(str(fresh), batch.cast(kinds), mode="append")
-        wrote = True
-    if not wrote:
-        write_deltalake(str(fresh), kinds.empty_table())
-    os.replace(path, gone)
-    os.replace(fresh, path)
-    shutil.rmtree(gone)
+    with corpus.writing():  # what another run commits meanwhile would be lost
+        if not DeltaTable.is_deltatable(str(path)):
+            return
+        shutil.rmtree(fresh, ignore_errors=True)
+        wrote = False
+        for batch in corpus.batches(f"SELECT {names} FROM {table} WHERE {keep} ORDER BY {KEYS[table]}"):
+            new = None if wrote else CONFIGURATION
+            write_deltalake(str(fresh), batch.cast(kinds), mode="append", configuration=new)
+            wrote = True
+        if not wrote:
+            write_deltalake(str(fresh), kinds.empty_table(), configuration=CONFIGURATION)
+        os.replace(path, gone)
+        os.replace(fresh, path)
+        shutil.rmtree(gone)

@@ -190,7 +190,7 @@ def _samples(corpus: Corpus, clips: pa.Table, caption: Caption, config: ShardCon
         raise UserError(
             f"media of {len(missing)} kept clips are missing, first {missing[0]}",
             where=corpus.root / "media",
-            do="ingest their sources again",
+            do="make them again: uniavgen ingest SOURCES --retry",
             kind="missing-media",
         )
 

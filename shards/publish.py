@@ -9,6 +9,7 @@ own: the stream counts their samples as damaged.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +17,15 @@ from pathlib import Path
 
 from shards.energon import META_FOLDER
 from shards.errors import UserError
-from shards.files import locked
+from shards.files import locked, replace_file
 from shards.index import index_name
 from shards.latents import FOLDER, LOCK, LatentCache, cache_folders
 from shards.plan import manifest_in_force
 from shards.store import Store
+from shards.writer import LOCK as SHARDS_LOCK
+
+PUBLISHED = "published.json"
+"""In the corpus folder: where shards were copied to."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,32 @@ def publish_shards(shards: Path, url: str, *, on_progress: Callable[[int, int], 
     if not manifest_in_force(shards):
         raise UserError("no shards here", where=shards, do="write them: uniavgen shard", kind="no-shards")
     store = Store(url)
-    writing = locked(shards.parent / ".shards.lock", "another run writes shards here")
+    writing = locked(shards.parent / SHARDS_LOCK, "another run writes shards here, copies them or forgets")
     try:
         # a manifest of latents that changed on the way would name tars that were not sent
         with writing, locked(shards.parent / LOCK, "another run makes, copies or forgets latents here"):
+            _remember(shards.parent, store.files.unstrip_protocol(store.root))
             return _publish(shards, store, url, on_progress or (lambda done, total: None), started)
     except UserError:
         raise
     except Exception as error:  # every kind of store raises its own
         raise store.failed("", error, "written") from error
+
+
+def published(corpus: Path) -> list[str]:
+    """Every URL that shards of a corpus were ever copied to: what is forgotten here stands there until it is copied again."""
+    try:
+        return [str(url) for url in json.loads((corpus / PUBLISHED).read_text())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise UserError("the list of copies is damaged", where=corpus / PUBLISHED, do="restore or remove it") from error
+
+
+def _remember(corpus: Path, url: str) -> None:
+    """Before anything is sent: a copy that fails half-way holds something too."""
+    urls = sorted({*published(corpus), url})
+    replace_file(corpus / PUBLISHED, (json.dumps(urls, indent=0) + "\n").encode())
 
 
 def _publish(shards: Path, store: Store, url: str, on_progress: Callable[[int, int], None], started: float) -> PublishSummary:

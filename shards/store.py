@@ -1,4 +1,4 @@
-"""Where shards stand, a local folder or any fsspec URL; a store that fails to be read is asked again.
+"""Where shards stand, a local folder or any fsspec URL; a store that fails is asked again.
 
 In: a folder's path or URL, names of files in it. Out: their bytes, or spans of them; and files put there or removed.
 """
@@ -9,7 +9,10 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -74,18 +77,20 @@ class Store:
 
     def _ask(self, name: str, **span: int) -> bytes:
         """A file's bytes; a store that fails is asked again, unless it says that the file is not there."""
+        content: bytes = self._again(name, lambda path: self.files.cat_file(path, **span))
+        return content
+
+    def _again(self, name: str, act: Callable[[str], Any]) -> Any:
         path = self.where(name)
         for wait_s in WAITS_S:
             try:
-                content: bytes = self.files.cat_file(path, **span)
-                return content
+                return act(path)
             except FileNotFoundError:
                 raise
             except Exception as error:  # every kind of store raises its own
                 log.info("asking again in %g s for %s: %s", wait_s, path, _one_line(error))
                 time.sleep(wait_s)
-        last: bytes = self.files.cat_file(path, **span)
-        return last
+        return act(path)
 
     def names(self) -> list[str]:
         """Every file below the folder, by its path within it; as they stand now, whatever was listed before."""
@@ -102,16 +107,16 @@ class Store:
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where it is not there."""
         try:
-            found: int = self.files.info(self.where(name))["size"]
+            found: int = self._again(name, self.files.info)["size"]
             return found
         except FileNotFoundError:
             return None
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a local file there, whole or not at all. Whatever the store raises comes through."""
+        """Copy a local file there, whole or not at all. Whatever the store goes on raising comes through."""
         target = self.where(name)
         if not isinstance(self.files, LocalFileSystem):  # object stores show an object once it is whole
-            self.files.put_file(str(path), target)
+            self._again(name, lambda there: self.files.put_file(str(path), there))
             return
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         part = Path(target).with_name(f".{Path(target).name}.part")
@@ -123,7 +128,9 @@ class Store:
             raise
 
     def remove(self, name: str) -> None:
-        self.files.rm_file(self.where(name))
+        """Delete a file; one that is gone already is."""
+        with suppress(FileNotFoundError):
+            self._again(name, self.files.rm_file)
 
     def failed(self, name: str, error: Exception, what: str = "read") -> UserError:
         """The line for a store that goes on failing to be read (or written)."""

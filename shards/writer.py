@@ -23,6 +23,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ from shards.plan import (
 )
 from shards.sample import SCHEMA_VERSION, FaceTrack, Sample, SampleMeta, picture_size, to_members
 from shards.tars import TarPart, TarSample, put_in_place, write_tar
+
+LOCK = ".shards.lock"
+"""In the corpus folder: held by who writes shards, copies them or forgets."""
 
 _OURS = re.compile(r"^(train|val|test)-\d{6}\.tar(\.idx|\.index\.(npz|json))?$")
 _HALF = re.compile(r"^\..+\.part$")
@@ -82,19 +86,26 @@ class WrittenShard:
 
 
 def write_shards(
-    corpus: Corpus, config: ShardConfig, *, caption: Caption, on_progress: Callable[[int, int], None] | None = None
+    corpus: Corpus,
+    config: ShardConfig,
+    *,
+    caption: Caption,
+    on_progress: Callable[[int, int], None] | None = None,
+    held: bool = False,
 ) -> ShardSummary:
     """Bring `shards/` in line with the decisions; doing it again does nothing. Many tars are written as Ray tasks.
 
-    `on_progress(done, total)` is called for every tar. Raises UserError where nothing was decided or kept, where a kept
-    clip's media are missing or damaged, where another run is at work or a newer program was, and where the disk refuses;
-    the manifest in force stays whole then.
+    `on_progress(done, total)` is called for every tar; `held`: the caller holds the lock. Raises UserError where nothing was
+    decided or kept, where a kept clip's media are missing or damaged, where another run is at work or a newer program was,
+    and where the disk refuses; the manifest in force stays whole then.
     """
     started = time.monotonic()
-    folder, clips = corpus.root / "shards", kept_clips(corpus)
+    folder = corpus.root / "shards"
+    lock = nullcontext() if held else locked(corpus.root / LOCK, "another run writes shards here, copies them or forgets")
     try:
-        with locked(corpus.root / ".shards.lock", "another run writes shards here"):
-            planned = plan_shards(corpus, clips, config, caption=caption)
+        with lock:
+            # read under the lock: what was forgotten before it was had is in no table
+            planned = plan_shards(corpus, kept_clips(corpus), config, caption=caption)
             folder.mkdir(exist_ok=True)
             _clear_halves(folder)
             _check_space(folder, planned)
@@ -174,7 +185,9 @@ def _picture_size(corpus: Path, sample: Sample) -> tuple[int, int]:
 
 def _damaged(corpus: Path, clip: str, error: Exception) -> UserError:
     where = Corpus(corpus).media_path(clip, MEDIA[0]).parent
-    return UserError(f"media of clip {clip} are damaged: {error}", where=where, do="ingest its source again")
+    return UserError(
+        f"media of clip {clip} are damaged: {error}", where=where, do="remove them and run uniavgen ingest SOURCES --retry"
+    )
 
 
 def _write_all(

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from train.engine import full_weights, masters, set_master
 
+PIECE = 2**24
+"""Numbers of a shard that change places at once."""
+
 
 class WeightAverage:
     """The average of one worker's shards. All workers make one and call the same methods in the same order."""
@@ -56,6 +59,8 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for master, average in zip(masters(self.engine), self._average, strict=True):
-            held = master.detach().clone()
-            master.data.copy_(average)
-            average.copy_(held)
+            # in pieces: under ZeRO a master is all that a worker holds, and there is no room for a third one
+            for mine, other in zip(master.data.view(-1).split(PIECE), average.view(-1).split(PIECE), strict=True):
+                held = mine.clone()
+                mine.copy_(other)
+                other.copy_(held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,13 @@ Layout = tuple[Segment, ...]
 """A branch's sequence, `[ref | cond | noisy]`, as plain numbers: shapes and index tables follow from it on the host."""
 
 
+def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`. A copy to a card is made from pinned memory, so that the host does not wait for it."""
+    if tensor.device.type == "cpu" and str(device).startswith("cuda"):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass
 class LatentBatch:
     """A batch after the codecs and before a task is chosen. All clips of a batch have the same length and size.
@@ -52,7 +59,8 @@ class LatentBatch:
 
     def to(self, device: torch.device | str) -> LatentBatch:
         """The same batch with every tensor on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if hasattr(getattr(self, f.name), "device")}
+        members = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {n: on_device(value, device) for n, value in members.items() if hasattr(value, "device")}
         return replace(self, **moved)
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from train.model.dual_branch import DualBranch
 
 FORMAT_VERSION = 1
+ABSENT = object()
+"""In the place of a setting that is not there at all, which null would not say."""
 State = TypeVar("State")
 STATE, MANIFEST = "state.json", "manifest.json"
 
@@ -94,8 +96,8 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
+            content: dict[str, Any] = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise UserError("stage.json is damaged", where=path, do=f"delete {self.path} and train the stage again") from error
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(
@@ -306,12 +308,15 @@ def load_weights(run_dir: str | Path, stage: str, *, average: bool = False) -> d
 def changed_fields(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Iterable[str] = (), prefix: str = ""
 ) -> list[str]:
-    """Dotted names of settings that differ between two dumps; `ignore` lists names that may differ."""
+    """Dotted names of settings that differ between two dumps; `ignore` lists names that may differ.
+
+    A setting that only one of them has differs, also where it is null.
+    """
     skip = set(ignore)
     changed = []
     for key in sorted({*before, *now}):
         name = f"{prefix}{key}"
-        old, new = before.get(key), now.get(key)
+        old, new = before.get(key, ABSENT), now.get(key, ABSENT)
         if name in skip or old == new:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):

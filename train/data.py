@@ -269,7 +269,8 @@ class CropEncoder:
         self._captions: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     def encode(self, crops: list[Crop]) -> LatentBatch:
-        """The batch, on the codecs' device; without video members where the codecs have none."""
+        """The batch, its latents on the codecs' device and its texts in host memory; without video members where the codecs
+        have none."""
         config, mel = self.config, self.codecs.mel
         sound = torch.from_numpy(np.stack([crop.waveform for crop in crops]))
         reference_sound = torch.from_numpy(np.stack([crop.reference_waveform for crop in crops]))
@@ -289,12 +290,13 @@ class CropEncoder:
         return batch
 
     def _caption(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of captions; each text is encoded once while it stays among the last few hundred."""
+        """Features of captions; each text is encoded once while it stays among the last few hundred, which in the memory of a
+        card would take gigabytes."""
         assert self.codecs.caption is not None
         for caption in captions:
             if caption not in self._captions:
                 features, mask = self.codecs.caption.encode([caption], self.config.caption_tokens)
-                self._captions[caption] = features[0], mask[0]
+                self._captions[caption] = features[0].cpu(), mask[0].cpu()
             self._captions.move_to_end(caption)
         features, mask = (torch.stack(parts) for parts in zip(*(self._captions[c] for c in captions), strict=True))
         while len(self._captions) > 256:

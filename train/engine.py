@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shards.errors import UserError
 from train.checkpoint import RunFolder, digest, write_tensors
 from train.hashed_files import write_hashed
+from train.lean_imports import set_environment
 from train.stages import CheckpointConfig, StageConfig, TrainConfig
 
 STATE_TAG = "state"
@@ -71,12 +72,7 @@ def begin_engine(
     `universal`: it will load a checkpoint in DeepSpeed's universal form. Raises UserError where the device cannot compute
     in the dtype asked for.
     """
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # where DeepSpeed builds an extension it looks for ninja, which stands beside the interpreter
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    # importing it would start a pool of compiler processes, which nothing here uses
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    set_environment(device)
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -93,6 +89,24 @@ def begin_engine(
         # there is no one to share gradients with: spares two copies of all of them
         engine.enable_backward_allreduce = False
     return engine
+
+
+def release(engine: Any) -> None:
+    """Give up an engine for good, so that its memory is free once nobody else holds it; it is not to be used again.
+
+    DeepSpeed keeps the model of every ZeRO-3 engine beyond its `destroy`: in a stack of modules that it never empties, and in
+    the cache of what to free after a module.
+    """
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    engine.destroy()
+    own = {id(module) for module in engine.module.modules()}
+    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if id(module) not in own]
+    for method in vars(PartitionedParameterCoordinator).values():
+        # the cache is of one of its methods, behind a decorator that does not show it
+        for cell in getattr(method, "__closure__", None) or ():
+            getattr(cell.cell_contents, "cache_clear", lambda: None)()
 
 
 class StepGuard:
@@ -245,6 +259,21 @@ def from_all(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def agree_on(what: str, own: Any) -> None:
+    """Make sure that all workers see the same (`own` as JSON); all of them call this.
+
+    Raises UserError on all of them where one sees something else, as where a node has a folder of its own at the same path.
+    """
+    seen = from_all(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest())
+    others = [rank for rank, digest_of_rank in enumerate(seen) if digest_of_rank != seen[0]]
+    if others:
+        raise UserError(
+            f"worker {others[0]} sees other {what} than worker 0",
+            do="put them where all nodes see the same",
+            kind="not-shared",
+        )
 
 
 def load_state(engine: Any, path: Path) -> None:

@@ -7,15 +7,21 @@ each time that Ray starts the workers again, and at the end of it a UserError.
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ray.train import ControllerError, UserCallback
 
 from shards.errors import UserError
-from train.checkpoint import RunFolder, write_text
+from train.checkpoint import RunFolder
 from train.stages import TrainConfig
+
+log = logging.getLogger(__name__)
 
 CRASHED = "worker-failed"
 """Kind of a failure that another start may well survive; of the others, a person must put something right first."""
@@ -33,7 +39,11 @@ def failure_path(folder: RunFolder) -> Path:
 
 
 def leave_word(folder: RunFolder, error: Exception) -> None:
-    """Note the error for the driver. The first worker to fail is heard; the others only lost their connection to it."""
+    """Note the error for the driver. The first worker to fail is heard; the others only lost their connection to it.
+
+    Of several that fail at once any one is heard, and whole. A disk that does not take the word is logged: the error that the
+    worker goes on to raise must not be hidden by that.
+    """
     lost_a_peer = not isinstance(error, UserError) and any(sign in str(error) for sign in LOST_PEER)
     if lost_a_peer or failure_path(folder).exists():
         return
@@ -42,16 +52,25 @@ def leave_word(folder: RunFolder, error: Exception) -> None:
     else:
         line = (str(error).strip().splitlines() or [""])[0]
         word = {"what": f"a training worker failed: {type(error).__name__}: {line}", "where": "", "do": "", "kind": CRASHED}
-    write_text(failure_path(folder), json.dumps(word) + "\n")
+    own = failure_path(folder).with_name(f".failure-{uuid4().hex}.part")
+    try:
+        own.write_text(json.dumps(word) + "\n")
+        os.replace(own, failure_path(folder))
+    except OSError as refused:
+        own.unlink(missing_ok=True)
+        log.warning("no word could be left of %s: %s", word["what"], refused)
 
 
-def heard(folder: RunFolder) -> UserError | None:
-    """What the first worker to fail left word of; None where it could leave none."""
+def heard(folder: RunFolder, raised: Mapping[int, Exception] | None = None) -> UserError | None:
+    """What the first worker to fail left word of, else what Ray has of its error; None where neither says anything.
+
+    `raised`: by rank, what the workers raised.
+    """
     path = failure_path(folder)
-    if not path.is_file():
-        return None
-    word = json.loads(path.read_text())
-    return UserError(word["what"], where=word["where"] or folder.path, do=word["do"], kind=word["kind"])
+    if path.is_file():
+        word = json.loads(path.read_text())
+        return UserError(word["what"], where=word["where"] or folder.path, do=word["do"], kind=word["kind"])
+    return next((error for _, error in sorted((raised or {}).items()) if isinstance(error, UserError)), None)
 
 
 def lost(folder: RunFolder, report: str) -> UserError:
@@ -60,7 +79,9 @@ def lost(folder: RunFolder, report: str) -> UserError:
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     dead = [line for line in lines if any(word in line.lower() for word in ("died", "killed", "out of memory", "oom"))]
     dead.sort(key=lambda line: "its node has died" not in line)
-    died = (dead or ["its process ended without a word, as when it is killed or memory runs out"])[0]
+    # where nobody died, all failed in the same call to one another, as in NCCL where a network is missing
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    died = [*dead, *errors, "its process ended without a word, as when it is killed or memory runs out"][0]
     return UserError(
         f"a training worker was lost: {died[:200]}",
         where=folder.path,
@@ -71,7 +92,7 @@ def lost(folder: RunFolder, report: str) -> UserError:
 
 def told(folder: RunFolder, error: Exception, config: TrainConfig) -> UserError:
     """One clear line out of what the workers left or, where they could leave nothing, out of what Ray Train raised."""
-    word = heard(folder)
+    word = heard(folder, getattr(error, "worker_failures", None))
     if word:
         return word
     if isinstance(error, ControllerError) and type(error.controller_failure).__name__ == NO_ROOM:
@@ -93,7 +114,7 @@ class Restarts(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Ray Train calls this before it decides about a restart. Raises UserError, which ends the run, for a failure that a
         person must put right."""
-        word = heard(self.folder)
+        word = heard(self.folder, worker_exceptions)
         if word and word.kind != CRASHED:
             raise word
         self.count += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from shards.errors import UserError
 from shards.sample import Sample
 from train.batch import LatentBatch
 from train.checkpoint import load_trained
+from train.codec.audio import Vocoder
 from train.codec.registry import Codecs, load_codecs, load_vocoder
 from train.codec.text import encode_speech
 from train.codec.video import to_pixels
@@ -75,6 +77,58 @@ def conditions_from(sample: Sample, config: DataConfig, seed: int = 0) -> Condit
     return Conditions(crop.caption, crop.speech, crop.reference[0], crop.reference_waveform, crop.frames, crop.waveform)
 
 
+class ClipGenerator:
+    """A finished stage's model and its codecs, loaded once for any number of clips."""
+
+    def __init__(self, run_dir: str | Path, stage: str | None = None, device: str = "cpu") -> None:
+        """`stage` None takes the last finished one with both branches. Raises UserError for a run that is not trained."""
+        model, self.config = load_trained(run_dir, stage)
+        self.model, self.device = model.to(device), device
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        """Raises UserError where weights are missing."""
+        return load_codecs(self.config.data.codecs, device=self.device)
+
+    @cached_property
+    def vocoder(self) -> Vocoder:
+        """Raises UserError where weights are missing."""
+        return load_vocoder(self.config.data.codecs, self.codecs.mel, self.device)
+
+    def generate(
+        self,
+        task: Task,
+        given: Conditions | Sample,
+        sampler: SamplerConfig | None = None,
+        seed: int = 0,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Generated:
+        """One clip; the same arguments give the same one, bit for bit on a CPU. `on_step(done, steps)` follows the sampler.
+
+        Raises UserError for conditions that the task needs and that are missing.
+        """
+        data = self.config.data
+        conditions = conditions_from(given, data, seed) if isinstance(given, Sample) else given
+        fitted = fit_conditions(conditions, task, data)
+        batch = encode_conditions(fitted, task, data, self.codecs).to(self.device)
+        video, mel = sample_latents(self.model, batch, task, sampler or SamplerConfig(), seed, on_step=on_step)
+        assert video is not None
+        assert self.codecs.video is not None
+        frames, waveform = fitted.frames, fitted.waveform
+        if frames is None or "video" in task.scored:
+            frames = to_pixels(self.codecs.video.decode(video))[0].cpu().numpy()
+        if waveform is None or "audio" in task.scored:
+            waveform = self.vocoder.decode(mel, samples_for_frames(data.frames))[0].cpu().numpy()
+        return Generated(frames, waveform)
+
+    def close(self) -> None:
+        """Give up all weights; a card's memory is then free for other processes, such as the workers of the next stage."""
+        vars(self).clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
 def generate(
     run_dir: str | Path,
     task: Task | str,
@@ -88,26 +142,21 @@ def generate(
 ) -> Generated:
     """Generate one clip with a run's last finished two-branch stage (or the `stage` named).
 
-    The same arguments give the same clip, bit for bit on a CPU. `on_step(done, steps)` follows the sampler. Raises
-    UserError for a run that is not trained, an unknown task, and conditions that the task needs and that are missing.
+    Raises UserError for an unknown task, and as `ClipGenerator` does.
     """
     task = task_named(str(task))
-    model, config = load_trained(run_dir, stage)
-    data = config.data
-    conditions = conditions_from(given, data, seed) if isinstance(given, Sample) else given
-    fitted = fit_conditions(conditions, task, data)
-    codecs = load_codecs(data.codecs, device=device)
-    batch = encode_conditions(fitted, task, data, codecs).to(device)
-    video, mel = sample_latents(model.to(device), batch, task, sampler or SamplerConfig(), seed, on_step=on_step)
-    assert video is not None
-    assert codecs.video is not None
-    frames, waveform = fitted.frames, fitted.waveform
-    if frames is None or "video" in task.scored:
-        frames = to_pixels(codecs.video.decode(video))[0].cpu().numpy()
-    if waveform is None or "audio" in task.scored:
-        vocoder = load_vocoder(data.codecs, codecs.mel, device)
-        waveform = vocoder.decode(mel, samples_for_frames(data.frames))[0].cpu().numpy()
-    return Generated(frames, waveform)
+    return ClipGenerator(run_dir, stage, device).generate(task, given, sampler, seed, on_step=on_step)
+
+
+def device_here(wanted: str) -> str:
+    """Where this process computes: on its card if there is one and `wanted` (`train.device`) does not say `cpu`.
+
+    Raises UserError where `wanted` says `cuda` and there is none.
+    """
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UserError("this machine has no GPU", where="train.device", do="set train.device=cpu", kind="no-gpu")
+    return "cuda" if there and wanted != "cpu" else "cpu"
 
 
 def fit_conditions(given: Conditions, task: Task, config: DataConfig) -> Conditions:

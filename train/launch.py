@@ -21,10 +21,16 @@ from pydantic import ValidationError
 from shards.cluster import ray_running
 from shards.errors import Stopped, UserError
 from train.checkpoint import RunFolder, changed_fields
+from train.lean_imports import import_lean
 from train.stages import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from train.trainer import Job, MetricsFactory
+
+
+PATIENCE_S = 7200
+"""Seconds that workers wait for one another before they give up: the first one alone converts a checkpoint or writes the
+weights of billions of parameters, maybe into a slow folder. A worker that is lost Ray notices by itself."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +137,14 @@ def check_stage(
 
 def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConfig, stage: str) -> None:
     """A finished stage answers for the plan it was trained with, not for another."""
-    from train.resume import settings_that_matter
+    from train.resume import NO_MATTER, settings_that_matter
 
     try:
         before = TrainConfig.model_validate(known["config"])
     except (KeyError, ValidationError) as error:
         raise UserError("stage.json holds no readable plan", where=folder.path, do="use another --run folder") from error
-    changed = changed_fields(
-        settings_that_matter(before, before.stage(stage)), settings_that_matter(config, config.stage(stage))
-    )
+    then, now = settings_that_matter(before, before.stage(stage)), settings_that_matter(config, config.stage(stage))
+    changed = changed_fields(then, now, ignore=NO_MATTER)
     if changed:
         raise UserError(
             f"stage {stage} is done, with another {', '.join(changed[:4])}",
@@ -208,14 +213,14 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=PATIENCE_S),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=device == "cuda",
             resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if device == "cuda" else {})},
         ),
         run_config=RunConfig(
-            name=f"{folder.stage}",
+            name=folder.stage,
             storage_path=str(folder.path / ".ray"),
             # by default Ray waits without end for room, and for nodes that are taken away
             failure_config=FailureConfig(
@@ -276,9 +281,10 @@ def _beside(work: Callable[[], object]) -> None:
 
 def _work(given: dict[str, Any]) -> None:
     """The body of a Ray Train worker: train, or leave word of why not and fail."""
+    job: Job = given["job"]
+    import_lean(job.device)
     import torch
 
-    job: Job = given["job"]
     torch.set_num_threads(job.config.cpus_per_worker)
     folder = RunFolder(job.run_dir, job.stage)
     try:
@@ -290,7 +296,10 @@ def _work(given: dict[str, Any]) -> None:
         from train.planning import out_of_memory
 
         config = job.config
-        leave_word(folder, out_of_memory(error, config, config.stage(job.stage), job.device) or error)
+        told = out_of_memory(error, config, config.stage(job.stage), job.device)
+        leave_word(folder, told or error)
+        if told:
+            raise told from error
         raise
 
 

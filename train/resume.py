@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shards.errors import UserError
-from train.checkpoint import MANIFEST, STATE, RunFolder, changed_fields, differing
+from train.checkpoint import ABSENT, MANIFEST, STATE, RunFolder, changed_fields, differing
 from train.engine import from_all, load_state
 from train.stages import StageConfig, TrainConfig
 from train.universal import Layout, convert, load_plain
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 AVERAGE_FILE = "ema.safetensors"
 TASK_MIXES = ("stage.tasks.", "objective.mix.")
 """Settings whose keys are a choice: a task that is new there is a change."""
+NO_MATTER = ("data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weights")
+"""Settings that no loss depends on, though they stand among those that losses do."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def find(
 
 def damage_of(folder: RunFolder, step: int) -> list[str]:
     """What is wrong with a checkpoint; each worker reads a share of the files. All workers call this."""
-    digests = folder.manifest(step)
+    # as the first worker sees it: where a shared folder lags, all must go the same way
+    digests = from_all(folder.manifest(step))[0]
     if not digests:
         return [f"{MANIFEST} is missing or damaged"]
     if STATE not in digests:
@@ -116,9 +119,9 @@ def refuse_changes(
     new = [
         name
         for name in changed_fields(saved, settings)
-        if _at(saved, name) is None and _at(settings, name) == _at(defaults, name) and not name.startswith(TASK_MIXES)
+        if _at(saved, name) is ABSENT and _at(settings, name) == _at(defaults, name) and not name.startswith(TASK_MIXES)
     ]
-    changed = changed_fields(saved, settings, ignore=new)
+    changed = changed_fields(saved, settings, ignore=[*new, *NO_MATTER])
     if changed and not accept:
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise UserError(
@@ -132,10 +135,10 @@ def refuse_changes(
 
 
 def _at(settings: Mapping[str, Any], name: str) -> Any:
-    """The value under a dotted name; None where there is none."""
+    """The value under a dotted name; ABSENT where there is none."""
     value: Any = settings
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        value = value.get(part, ABSENT) if isinstance(value, Mapping) else ABSENT
     return value
 
 

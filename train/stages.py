@@ -1,6 +1,6 @@
 """The plan of a training run: model, data, DeepSpeed, and the stages audio -> joint -> multitask. Imports nothing heavy.
 
-The defaults are the `tiny` run, which a 2-core machine trains in minutes; `paper_stages` holds the paper's own table.
+The defaults are the `tiny` run, which a 2-core machine trains in minutes; the paper's own table is the preset `paper`.
 """
 
 from __future__ import annotations
@@ -97,21 +97,6 @@ def tiny_stages() -> list[StageConfig]:
         StageConfig(name="audio"),
         StageConfig(name="joint", takes_from="audio", starts_fresh=["video", "interactions"]),
         StageConfig(name="multitask", takes_from="joint", tasks=PAPER_MIX, lambda_start=0.0, lambda_end=0.0),
-    ]
-
-
-def paper_stages() -> list[StageConfig]:
-    """The paper's table: batch 256 / 32 / 32, learning rate 2e-5 / 5e-6 / 5e-6, 160k / 30k / 10k steps, English Emilia first.
-
-    Warm-up is ours, and so is the folder of Emilia: where its publishers' repository has it. lambda_m reaches 0 at the end
-    of the joint stage and stays there.
-    """
-    audio, joint, multitask = tiny_stages()
-    emilia = EmiliaConfig(shards=["Emilia/EN"], languages=["en"])
-    return [
-        audio.model_copy(update={"batch": 256, "lr": 2e-5, "steps": 160_000, "warmup": 1000, "emilia": emilia}),
-        joint.model_copy(update={"batch": 32, "lr": 5e-6, "steps": 30_000, "warmup": 500}),
-        multitask.model_copy(update={"batch": 32, "lr": 5e-6, "steps": 10_000, "warmup": 100}),
     ]
 
 
@@ -292,7 +277,8 @@ class TrainConfig(_Config):
     )
     workers: int = Field(default=2, gt=0, description="training processes, one per GPU or CPU")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda where the cluster has a GPU per worker"
+        default="auto",
+        description="auto: cuda where the cluster has a GPU per worker; for sampling, where this machine has one",
     )
     cpus_per_worker: int = Field(
         default=1, gt=0, description="CPUs that Ray reserves, and threads that PyTorch uses, per worker"
@@ -326,6 +312,8 @@ class TrainConfig(_Config):
         video, audio, codecs = self.model.video, self.model.audio, self.data.codecs
         if audio.in_channels != codecs.mel.mels:
             raise ValueError(f"model.audio.in_channels is {audio.in_channels}, data.codecs.mel.mels {codecs.mel.mels}")
+        if audio.text_len is not None and self.data.speech_bytes > audio.text_len:
+            raise ValueError(f"data.speech_bytes {self.data.speech_bytes} exceeds model.audio.text_len {audio.text_len}")
         if not any(stage.picture for stage in self.stages):
             return self
         if video.in_channels != VIDEO_CHANNELS:
@@ -336,9 +324,11 @@ class TrainConfig(_Config):
         if video.text_len is not None and self.data.caption_tokens > video.text_len:
             raise ValueError(f"data.caption_tokens {self.data.caption_tokens} exceeds model.video.text_len {video.text_len}")
         how = self.model.interaction
-        span = {"frame": self.data.frames, "latent": latents_for_frames(self.data.frames)}[how.window_unit]
-        if how.a2v == "ati" and how.window >= span:
-            raise ValueError(f"model.interaction.window is {how.window} {how.window_unit}s, data.frames make only {span}")
+        windows = {f"data.buckets.{place}.frames": shape.frames for place, shape in enumerate(self.data.buckets)}
+        for name, frames in {"data.frames": self.data.frames, **windows}.items():
+            span = {"frame": frames, "latent": latents_for_frames(frames)}[how.window_unit]
+            if how.a2v == "ati" and how.window >= span:
+                raise ValueError(f"model.interaction.window is {how.window} {how.window_unit}s, {name} make only {span}")
         return self
 
     def stage(self, name: str) -> StageConfig:

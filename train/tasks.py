@@ -18,7 +18,7 @@ from torch import Tensor
 from shards.clock import MELS_PER_FRAME, frames_for_latents, mels_for_frames
 from shards.errors import UserError
 from train import flow
-from train.batch import CONDITION, NOISY, REFERENCE, BranchInput, DualOutput, LatentBatch, Layout, Segment
+from train.batch import CONDITION, NOISY, REFERENCE, BranchInput, DualOutput, LatentBatch, Layout, Segment, on_device
 from train.model.config import FaceConfig
 from train.model.face_modulation import mask_iou, mask_loss
 from train.options import ObjectiveConfig, Task
@@ -245,7 +245,7 @@ def drop_text(batch: LatentBatch, draw: Draw, objective: ObjectiveConfig) -> Lat
 
     def kept(mask: Tensor, share: float, purpose: str) -> Tensor:
         stays = [flow.uniform_for(draw.seed, draw.step, index, purpose) >= share for index in draw.sample_indices]
-        return mask & torch.tensor(stays, device=mask.device)[:, None]
+        return mask & on_device(torch.tensor(stays), mask.device)[:, None]
 
     caption = batch.caption_mask
     return replace(
@@ -321,10 +321,10 @@ def _face_target(batch: LatentBatch, layout: Layout, face: FaceConfig) -> tuple[
 
 def _times(draw: Draw, objective: ObjectiveConfig, purpose: str, device: torch.device) -> Tensor:
     times = [flow.timestep_for(draw.seed, draw.step, i, objective.timestep, purpose) for i in draw.sample_indices]
-    return torch.tensor(times, dtype=torch.float32, device=device)
+    return on_device(torch.tensor(times, dtype=torch.float32), device)
 
 
 def _noise(draw: Draw, like: Tensor, purpose: str) -> Tensor:
     """Every sample's own noise, made on the CPU and then moved."""
     noise = [flow.noise_for(draw.seed, draw.step, index, like.shape[1:], purpose) for index in draw.sample_indices]
-    return torch.stack(noise).to(like.device, like.dtype)
+    return on_device(torch.stack(noise), like.device).to(like.dtype)

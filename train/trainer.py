@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from train.buckets import make_feed, open_stream, places_at
 from train.checkpoint import RunFolder, hand_over, restored, under
 from train.codec.registry import load_codecs
 from train.data import BatchLoader, Loaded, prefetched
-from train.engine import StepGuard, begin_engine, from_all, full_weights, save_state
+from train.engine import StepGuard, agree_on, begin_engine, from_all, full_weights, release, save_state
 from train.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
 from train.meters import History, Meter, Outcome, over_workers, pace
 from train.model.dual_branch import DualBranch
@@ -40,7 +39,7 @@ from train.stages import StageConfig, TrainConfig, face_for, lr_at
 from train.tasks import Draw, task_at, total_loss
 from train.universal import Layout
 from train.validation import Validation
-from train.watch import Watch
+from train.watch import OwnTime, Watch
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +82,8 @@ def train_stage(job: Job) -> Outcome | None:
         try:
             return trainer.run()
         except Rewind:
-            trainer.engine.destroy()
-        # it holds itself by its hooks, and its memory is needed before the next one is built
+            release(trainer.engine)
+        # the trainer and its engine hold one another, and their memory is needed before the next are built
         del trainer
         gc.collect()
         if job.device == "cuda":
@@ -112,7 +111,8 @@ class StageTrainer:
             self.start, self.history = found.step, restored(History, found.state["history"])
             self.health = restored(StepHealth, found.state["health"])
         self.average = begin_average(self.engine, config.ema, found, self.folder)
-        self.rewinds = Rewinds(**self.folder.read().get("rewinds", {}))
+        # as the first worker reads them: all must leave out the same steps
+        self.rewinds = Rewinds(**from_all(self.folder.read().get("rewinds", {}))[0])
         self.watch = Watch(self.engine, config.health)
         codecs = load_codecs(config.data.codecs, picture=stage.picture, device=job.device)
         # a resumed run keeps to the shards that it began with, also when the corpus has grown
@@ -129,6 +129,7 @@ class StageTrainer:
         if config.validation.every:
             seen_before = found.state.get("val_shards") if found else None
             self.validation = Validation(config, stage, job.shards_dir, codecs, seen_before)
+        agree_on("shards or cached latents", [self.stream.shards, self.validation and self.validation.shards, self.latents])
         self.face, self.flops_at = face_for(config, stage), flops_by_step(config, stage, self.stream)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
 
@@ -138,7 +139,7 @@ class StageTrainer:
             self.history.fixed = self.fixed_losses()
             self.on_metrics(0, prefixed("fixed", self.history.fixed))
         steps = [step for step in range(self.start, self.stage.steps) if step not in self.rewinds.avoid]
-        batches = self.batches(steps)
+        batches, saved = self.batches(steps), self.start
         for step in steps:
             metrics, asked_to_stop = self.train_step(step, batches)
             if not self.health.bad:
@@ -151,10 +152,11 @@ class StageTrainer:
             if self.validation and (step + 1) % self.config.validation.every == 0:
                 self.on_metrics(step + 1, self.validation.losses(self.engine))
             done = self.stage.steps if step == steps[-1] else step + 1
-            # between bad steps the state may be the cause of them
-            due = (step + 1) % self.config.checkpoint.every == 0 and not self.health.bad
+            # between bad steps the state may be the cause of them: then it is saved after the next good one
+            due = done // self.config.checkpoint.every > saved // self.config.checkpoint.every and not self.health.bad
             if due or asked_to_stop or done == self.stage.steps:
                 self.save(done)
+                saved = done
             if asked_to_stop and done < self.stage.steps:
                 self.tell("stopped", f"asked to stop: step {done} of {self.stage.steps} is saved", step=done)
                 return None
@@ -170,14 +172,13 @@ class StageTrainer:
         lr = self.engine.optimizer.param_groups[0]["lr"] = lr_at(self.stage, step)
         limits = self.health.limits(self.config.health, task)
         seen: list[Micro] = []
-        own_s, loss, asked_to_stop = 0.0, 0.0, False
+        own, loss, asked_to_stop = OwnTime(self.engine.device), 0.0, False
         micros = self.places_at(step)
         for places in micros:
-            began = time.monotonic()
-            loaded = meter.wait_for(batches)
             figures: dict[str, Tensor] = {}
-            losses = self.losses(loaded, step, places, task, lambda_m, figures)
-            own_s += time.monotonic() - began
+            with own.running():
+                loaded = meter.wait_for(batches)
+                losses = self.losses(loaded, step, places, task, lambda_m, figures)
             seen.append(Micro(places, loaded, {name: value.detach() for name, value in losses.items()}))
             self.engine.backward(losses["total"])
             meter.add(losses, loaded, figures)
@@ -186,16 +187,16 @@ class StageTrainer:
                 self.guard.open(refuse=not loss <= limits[0], limit=limits[1])
             self.engine.step()
         norm, taken = self.guard.norm, self.guard.taken
+        if taken and self.average:
+            self.average.update()
         metrics = meter.metrics(task, self.stage) | {"grad_norm": norm, "lambda_m": lambda_m, "lr": lr}
         metrics |= {"skipped": float(not taken)} | pace(self.flops_at(step), metrics["time/samples_per_s"])
-        self.watch.add(own_s, meter.waited, metrics["time/step_s"])
+        self.watch.add(own.seconds(), meter.waited, metrics["time/step_s"])
         if self.config.trace:
             write_trace(self.folder.path / f"trace-{dist.get_rank()}.jsonl", step, task, seen)
         fault = fault_of(loss, norm, limits)
         if taken:
             self.health.take(self.config.health, task, loss, norm)
-            if self.average:
-                self.average.update()
         elif not self.scale_was_too_large(loss):
             self.leave_out(step, task, fault, seen)
         return metrics, asked_to_stop

@@ -6,6 +6,9 @@ Everything costly is gathered at a look, not at a step.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +28,36 @@ class Times:
     waited: float = 0.0
     all: float = 0.0
     steps: int = 0
+
+
+class OwnTime:
+    """Seconds of a step that a worker takes by itself. A card works on while the host goes ahead: there its own clock counts,
+    and under ZeRO-3 what the forward pass gathers from the others."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_card, self._host_s = device.type == "cuda", 0.0
+        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is done within."""
+        began, first = time.monotonic(), self._mark()
+        yield
+        self._host_s += time.monotonic() - began
+        last = self._mark()
+        if first and last:
+            self._spans.append((first, last))
+
+    def seconds(self) -> float:
+        """The sum so far; to be asked for when the card is done with the step, so that it is not waited for."""
+        return max(self._host_s, sum(first.elapsed_time(last) for first, last in self._spans) / 1000)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if not self._on_card:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 class Watch:

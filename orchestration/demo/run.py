@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from orchestration.demo.build import build_demo
 from orchestration.demo.score import DemoScore, score
 from orchestration.jobs import curate_corpus, ingest_corpus, report_corpus, shard_corpus
 from orchestration.training import sample_movie, train_stages
+from shards.cluster import ray_running
 from shards.errors import UserError
+from train.checkpoint import RunFolder
 
 if TYPE_CHECKING:
     from orchestration.config import Config
@@ -36,14 +39,16 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
     started = time.monotonic()
     with console.step("1/6 build: videos with known truth, the good and the bad", seconds):
         truth = _build(videos)
-    with console.step("2/6 ingest: measure every video", seconds):
-        ingested = ingest_corpus([str(videos)], corpus, settings)
-    with console.step("3/6 curate, shard, report", seconds):
-        curated = curate_corpus(corpus, settings)
-        sharded = shard_corpus(corpus, settings)
-        page = report_corpus(corpus, settings)["page"]
-    with console.step("4/6 train: audio, joint, multitask", seconds):
-        trained = train_stages("all", corpus, run, settings)
+    # one Ray for all of it, unless nothing is left to do
+    with nullcontext() if RunFolder(run, settings.train.stages[-1].name).done else ray_running():
+        with console.step("2/6 ingest: measure every video", seconds):
+            ingested = ingest_corpus([str(videos)], corpus, settings)
+        with console.step("3/6 curate, shard, report", seconds):
+            curated = curate_corpus(corpus, settings)
+            sharded = shard_corpus(corpus, settings)
+            page = report_corpus(corpus, settings)["page"]
+        with console.step("4/6 train: audio, joint, multitask", seconds):
+            trained = train_stages("all", corpus, run, settings)
     with console.step("5/6 sample: a movie under modality-aware guidance", seconds):
         sampled = sample_movie(run, corpus, settings, task="joint")
     with console.step("6/6 score against the truth", seconds):

@@ -40,6 +40,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", f"--port={free_port()}", "--disable-usage-stats"]
     command += ["--include-dashboard=true", f"--dashboard-port={port}"]
+    # the agent takes the jobs; at its usual port it would find that of any other Ray on this machine, and not start
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     log = (tmp_path_factory.mktemp("cluster") / "ray.log").open("w")
     with subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as head:
         try:

@@ -30,7 +30,7 @@ from train.stages import StageConfig, TrainConfig
 
 pytestmark = pytest.mark.slow
 
-STAGE = StageConfig(name="joint", steps=40, batch=4, tasks={Task.JOINT: 1, Task.DUBBING: 1})
+STAGE = StageConfig(name="joint", steps=24, batch=4, tasks={Task.JOINT: 1, Task.DUBBING: 1})
 EVERY = 3
 DRIVER = """
 import sys

@@ -76,7 +76,7 @@ class GriffinLim:
 
         config = self.codec.config
         magnitude = invert_filters(self.codec.log_mel(mel.float()).exp(), self.codec.filters)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[mel.device] if mel.is_cuda else []):
             torch.manual_seed(0)  # it starts from random phases
             waveform = griffinlim(
                 magnitude,

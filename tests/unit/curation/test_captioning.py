@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from curation.captioning import caption_clips, captions_of, load_prompt
 from curation.config import CaptionConfig
 from curation.decisions import decide
 from curation.describers import BadAnswerError, checked
+from curation.forgetting import find_source, forget
 from curation.policy import load_policy
 from shards.corpus import Corpus
 from shards.errors import UserError
@@ -125,6 +127,34 @@ def test_a_busy_server_is_asked_again_and_a_bad_answer_is_a_failure_row(corpus: 
     assert len(server.requests) == asked
     assert caption_clips(corpus, config(server), retry=True).captioned == 3
     assert len(corpus.read("failures")) == 0
+
+
+def test_bad_answers_are_committed_as_they_come_to_the_one_run_that_there_is(
+    corpus: Corpus, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FileLock(corpus.root / ".captions.lock"), pytest.raises(UserError, match="another run captions here"):
+        caption_clips(corpus, config(server))
+    assert server.requests == []
+    monkeypatch.setattr("curation.captioning.COMMIT", 2)
+    server.always = (200, completion(""))
+    rows: list[int] = []
+    look = lambda done, total: rows.append(len(corpus.read("failures")))  # noqa: E731
+    caption_clips(corpus, config(server, concurrency=1), on_progress=look)
+    assert rows == [0, 2, 2, 4, 4, 6]
+
+
+def test_a_clip_that_is_forgotten_while_it_is_described_gets_no_caption(
+    corpus: Corpus, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = find_source(corpus, "s0")
+
+    def forget_midway(done: int, total: int) -> None:
+        if done == 3:
+            forget(Corpus.open(corpus.root), target)
+
+    caption_clips(corpus, config(server, concurrency=1), on_progress=forget_midway)
+    assert set(corpus.read("captions")["clip_id"].to_pylist()).isdisjoint(target.clips)
+    assert (len(corpus.read("captions")), len(corpus.read("failures"))) == (5, 0)
 
 
 def test_a_budget_ends_the_run_and_the_next_goes_on(corpus: Corpus, server: Server) -> None:

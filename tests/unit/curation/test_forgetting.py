@@ -15,12 +15,13 @@ from curation.captioning import captions_of
 from curation.config import CaptionConfig, SplitConfig
 from curation.decisions import decide
 from curation.forgetting import find_source, find_speaker, forget, unfinished
-from curation.policy import load_policy
+from curation.policy import judge, load_policy
 from shards.corpus import Corpus
 from shards.erasure import TOMBSTONES, tombstones
 from shards.errors import UserError
 from shards.latents import LOCK, LatentCache, LatentSample, cache_folders, latents_digest, write_manifest, write_sidecar
 from shards.plan import ShardConfig, manifest_in_force, shard_keys
+from shards.publish import publish_shards
 from shards.tars import put_in_place
 from shards.writer import write_shards
 
@@ -159,6 +160,45 @@ def test_a_clip_keeps_its_side_when_others_are_forgotten(corpus: Corpus) -> None
     decide(corpus, load_policy("default"))
     after = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
     assert after == {clip: side for clip, side in sides.items() if clip not in target.clips}
+
+
+def test_decisions_over_which_something_was_forgotten_are_not_written(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetting_midway(*args: Any) -> Any:
+        forget(Corpus.open(corpus.root), find_source(corpus, "src_again"))
+        return judge(*args)
+
+    monkeypatch.setattr("curation.decisions.judge", forgetting_midway)
+    with pytest.raises(UserError, match="something was forgotten meanwhile"):
+        decide(corpus, load_policy("pretrain"))
+    monkeypatch.undo()
+    decide(corpus, load_policy("pretrain"))
+    shard(corpus)
+    assert trace(corpus.root, "src_again") == []
+
+
+def test_forget_waits_for_who_is_at_the_shards_and_names_their_copies(corpus: Corpus, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    from orchestration.config import Config
+    from orchestration.forgetting import forget_from_corpus
+
+    settings = Config.model_validate({"shard": {"max_samples": 2}, "tracking": {"folder": str(tmp_path / "mlflow")}})
+    copy = tmp_path / "copy"
+    publish_shards(corpus.root / "shards", str(copy))
+    with FileLock(corpus.root / ".shards.lock"), pytest.raises(UserError, match=r"nothing was forgotten.*shard --to") as busy:
+        forget_from_corpus(corpus.root, settings, "src_again", None)
+    assert busy.value.kind == "busy"
+    assert len(corpus.query("SELECT * FROM clips WHERE source_id = 'src_again'")) == 1
+    done = forget_from_corpus(corpus.root, settings, "src_again", None)
+    assert trace(corpus.root, "src_again") == []
+    assert done["copies"] == [copy.as_uri()]
+    assert trace(copy, "src_again")
+    publish_shards(corpus.root / "shards", done["copies"][0])
+    assert trace(copy, "src_again") == []
+    lost = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][0].as_py()
+    corpus.media_path(lost, "flac").unlink()
+    with pytest.raises(UserError, match="forgotten everywhere but in the shards.*media of 1 kept clips are missing"):
+        forget_from_corpus(corpus.root, settings, "src_secret", None)
 
 
 @pytest.mark.parametrize(("name", "complaint"), [("nobody.mp4", "no such source"), ("src", "sources are meant")])

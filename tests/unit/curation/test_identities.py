@@ -8,8 +8,9 @@ import pytest
 
 from curation.config import SplitConfig
 from curation.decisions import BOTH_SIDES, decide
-from curation.identities import components, likeness, pairs_above, unit_vectors
+from curation.identities import Near, components, likeness, nearest, pairs_above, unit_vectors
 from curation.policy import load_policy
+from curation.splits import NEITHER, VAL, Group, assign_sides
 from shards.corpus import Corpus
 from shards.errors import UserError
 
@@ -43,6 +44,58 @@ def test_pairs_in_blocks_equal_those_of_a_naive_loop(first_new: int, monkeypatch
     assert {tuple(pair) for pair in pairs.tolist()} == wanted
     assert len(wanted) > 3
     assert (cosines >= 0.5).all()
+
+
+def test_of_too_many_pairs_the_nearest_are_held_and_all_that_are_surely_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation.identities._BLOCK", 7)
+    monkeypatch.setattr("curation.identities._TILE", 9)
+    vectors = unit_vectors(range(90), list(np.random.default_rng(1).standard_normal((90, 6))), "voice")
+    cosines = np.triu(vectors.matrix @ vectors.matrix.T, 1)
+    ranked = np.sort(cosines[cosines >= 0.2])[::-1]
+    assert len(ranked) > 600
+    for most, always in ((100, 0.99), (20, float(ranked[60]) - 1e-6)):
+        pairs, values = pairs_above(vectors, 0.2, most=most, always=always)
+        assert len(pairs) <= max(2 * most + 7 * 9, 200)
+        surely = max(most, int((ranked >= always).sum()))
+        assert np.sort(values)[::-1][:surely] == pytest.approx(ranked[:surely], abs=1e-6)
+        assert [cosines[i, j] for i, j in pairs] == pytest.approx(values.tolist(), abs=1e-6)
+
+
+def test_of_persons_near_each_other_the_nearest_pairs_count_and_two_of_one_person_take_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("curation.identities.LEAST_NEAR", 2)
+    labels = np.array([0, 0, 1, 2, 3, 3])  # four persons, so two pairs of them may be near
+    rows = [
+        (0, 1, 0.59, 0),
+        (4, 5, 0.58, 0),
+        (0, 2, 0.5, 0),
+        (1, 2, 0.41, 0),
+        (2, 3, 0.55, 0),
+        (3, 4, 0.45, 0),
+        (0, 5, 0.95, 1),
+    ]
+    near = Near(
+        np.array([row[:2] for row in rows]), np.array([row[2] for row in rows], np.float32), np.array([r[3] for r in rows])
+    )
+    pairs, cut = nearest(labels, near)
+    assert {tuple(pair) for pair in pairs.tolist()} == {(0, 2), (1, 2), (2, 3), (0, 5)}
+    assert cut == {"voice": pytest.approx(0.5)}
+    assert nearest(labels, Near(near.pairs[:3], near.cosine[:3], near.by[:3]))[1] == {}
+
+
+def test_luck_among_thousands_leaves_few_without_a_side() -> None:
+    count, config = 3000, SplitConfig(val_share=0.1)
+    vectors = unit_vectors(range(count), list(np.random.default_rng(2).standard_normal((count, 24))), "voice")
+    pairs, cosines = pairs_above(vectors, 0.4)
+    assert len(pairs) > 20 * count  # each is near forty others, all of them strangers
+    near, _ = nearest(np.arange(count), Near(pairs, cosines, np.zeros(len(pairs), int)))
+    groups = [Group((f"s{i}",), 10.0) for i in range(count)]
+    sides = {name: assign_sides(groups, map(tuple, found.tolist()), config) for name, found in (("all", pairs), ("few", near))}
+    assert sides["all"].count(NEITHER) > 0.8 * count
+    assert sides["few"].count(NEITHER) < 0.1 * count
+    assert sides["few"].count(VAL) == pytest.approx(0.1 * count, rel=0.2)
+    assert not any({sides["few"][i], sides["few"][j]} == {"train", "val"} for i, j in near.tolist())
 
 
 def test_components_join_chains() -> None:

@@ -1,6 +1,8 @@
 """Clip proposals keep their promises for any words and shots."""
 
 import itertools
+import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -51,6 +53,58 @@ def test_clips_of_speech_hold_whole_words_of_one_speaker_in_one_shot(talk: tuple
                 assert min(word.end_s, clip.end_s) - max(word.start_s, clip.start_s) < FRAME
     for before, after in itertools.pairwise(clips):
         assert before.end_s <= after.start_s + 1e-6
+
+
+def longest_first(words: list[SpokenWord], shot: Span) -> list[tuple[float, float]]:
+    """The rule of `spoken_proposals` as it is told, for words of one speaker without a long pause: of all clips that any
+    words make the longest (of several the earliest), then the same before it and after it."""
+
+    def grid(seconds: float, whole: Callable[[float], int]) -> float:
+        return whole(round(seconds * 16, 4)) / 16
+
+    def clip_of(first: int, last: int, low_s: float, high_s: float) -> tuple[float, float] | None:
+        start_s, end_s = words[first].start_s, max(word.end_s for word in words[first : last + 1])
+        before = max([0.0, *(word.end_s for word in words[:first])])
+        after = words[last + 1].start_s if last + 1 < len(words) else shot.end_s + 99
+        if before > start_s + 1e-6 or after < end_s - 1e-6:
+            return None
+        start = grid(max(start_s - CONFIG.pad_s, before, low_s), math.ceil)
+        end = grid(min(end_s + CONFIG.pad_s, after, high_s), math.floor)
+        start = start if start <= start_s + 1e-6 else grid(start_s, math.floor)
+        end = end if end >= end_s - 1e-6 else grid(end_s, math.ceil)
+        fits = low_s - 1e-6 <= start and end <= high_s + 1e-6
+        return (start, end) if fits and CONFIG.min_s - 1e-6 <= end - start <= CONFIG.max_s + 1e-6 else None
+
+    def divide(first: int, last: int, low_s: float, high_s: float) -> list[tuple[float, float]]:
+        spans = {(a, b): clip_of(a, b, low_s, high_s) for a in range(first, last + 1) for b in range(a, last + 1)}
+        held = [(place, span) for place, span in spans.items() if span]
+        if not held:
+            return []
+        (a, b), (start, end) = max(held, key=lambda item: (item[1][1] - item[1][0], -item[0][0], item[0][1]))
+        return [*divide(first, a - 1, low_s, start), (start, end), *divide(b + 1, last, end, high_s)]
+
+    return divide(0, len(words) - 1, shot.start_s, shot.end_s) if words else []
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.9]), st.floats(0.05, 1.5)), max_size=30), st.floats(0, 2))
+@settings(deadline=None, max_examples=40)
+def test_clips_are_those_of_the_rule_told_naively(said: list[tuple[float, float]], at: float) -> None:
+    words = []
+    for pause, length in said:
+        words.append(SpokenWord("word", at + pause, at + pause + length, 1.0, "A"))
+        at += pause + length
+    shot = Span(0.0, round((at + 1) * 16) / 16)
+    assert [(clip.start_s, clip.end_s) for clip in spoken_proposals(words, [shot], shot.end_s, CONFIG)] == longest_first(
+        words, shot
+    )
+
+
+def test_hours_without_a_pause_are_divided_like_a_minute() -> None:
+    words = [SpokenWord("word", t, t + 0.9, 1.0, "A") for t in range(4 * 3600)]
+    clips = spoken_proposals(words, [Span(0, len(words))], len(words), CONFIG)
+    assert len(clips) == pytest.approx(len(words) / 10, rel=0.02)
+    minute = spoken_proposals(words[:60], [Span(0, 60)], 60, CONFIG)
+    assert [clip.start_s for clip in clips[:5]] == [clip.start_s for clip in minute[:5]]
 
 
 @given(talks())

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from ingest.board import Board
+from ingest.clip_media import EXTENSIONS, ClipMedia
 from ingest.commits import Ledger, Work
 from ingest.config import IngestConfig
 from ingest.locations import Entry
@@ -18,6 +19,7 @@ from ingest.steps import check_complete
 from ingest.watchdog import Watchdog
 from ingest.watching import frames_of_interest
 from shards.corpus import SIGNALS, Corpus, clip_id
+from shards.erasure import bury
 from shards.errors import UserError
 
 PROBE = Probe(10.0, 64, 48, 25.0, "h264", "aac", True)
@@ -117,6 +119,52 @@ def test_the_second_of_two_equal_contents_becomes_a_failure_that_names_the_first
     assert (found.todo, found.copies) == ([], {"/videos/copy.mp4": "a"})
 
 
+def test_two_runs_at_once_commit_a_source_once(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    one, other = Ledger(corpus, "d1"), Ledger(Corpus.open(corpus.root), "d1")
+    one.commit([record("a"), record("b", failure=LOST)])
+    other.commit([record("a"), record("b", failure=LOST), record("a", uri="/videos/copy.mp4")])
+    assert counts(corpus) == (1, 2, 2)
+    failures = {row["uri"]: (row["error_type"], row["attempts"]) for row in corpus.read("failures").to_pylist()}
+    assert failures == {"/videos/b.mp4": ("not-a-video", 2), "/videos/copy.mp4": ("duplicate", 1)}
+
+
+def test_what_is_forgotten_while_it_is_measured_does_not_come_back(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    ledger, a = Ledger(corpus, "d1"), record("a")
+    rows = a.results[Measured].clips
+    ledger.media.begin("a", {row["clip_id"]: 1 for row in rows})
+    paths = [media_of(corpus, row) for row in rows]
+    Results(corpus.root).save("a", "probe", "k", PROBE)
+    bury(corpus.root, ["a"])
+    ledger.commit([a, record("b")])
+    assert [row["uri"] for row in corpus.read("sources").to_pylist()] == ["/videos/b.mp4"]
+    assert [row["error_type"] for row in corpus.read("failures").to_pylist()] == ["forgotten"]
+    assert not any(path.exists() for path in paths)
+    assert not Results(corpus.root).folder("a").exists()
+
+
+def test_a_source_whose_results_are_gone_fails_alone(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    gone = record("a")
+    gone.results = {Measured: None, Probe: PROBE}
+    commit(corpus, [gone, record("b")], "d1")
+    assert counts(corpus) == (1, 2, 1)
+    assert corpus.read("failures")["error_type"].to_pylist() == ["lost"]
+
+
+def test_many_commits_keep_the_tables_files_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltalake import DeltaTable
+
+    monkeypatch.setattr("ingest.commits.MANY_FILES", 3)
+    corpus = Corpus.create(tmp_path / "c")
+    ledger = Ledger(corpus, "d1")
+    for index in range(8):
+        ledger.commit([record(f"s{index}")])
+    assert len(DeltaTable(str(corpus.root / "clips")).file_uris()) <= 4
+    assert counts(corpus) == (8, 16, 0)
+
+
 def test_what_is_done_is_known_by_name_and_stamp_alone(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     commit(corpus, [record("a"), record("b", failure=LOST)], "d1")
@@ -148,6 +196,28 @@ def test_failures_wait_for_retry_and_for_their_own_step(tmp_path: Path) -> None:
     assert len(work(corpus, uri, "1", "d2").todo) == 1, "other settings are another try"
 
 
+def test_a_source_whose_clips_lost_files_is_done_again_when_asked(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    commit(corpus, [record("a"), record("b")], "d1")
+    for name in "ab":
+        for row in record(name).results[Measured].clips:
+            for extension in EXTENSIONS:
+                media_of(corpus, row).with_name(f"{row['clip_id']}.{extension}").write_bytes(b"media")
+    entries = [Entry(f"/videos/{name}.mp4", "1", 100) for name in "ab"]
+    assert Ledger(corpus, "d1").work(entries, True).done == 2
+    lost = corpus.media_path(record("b").results[Measured].clips[1]["clip_id"], "flac")
+    lost.unlink()
+    found = Ledger(corpus, "d1").work(entries, True)
+    assert ([each.source_id for each in found.todo], found.done) == (["b"], 1)
+    assert Ledger(corpus, "d1").work(entries, False).done == 2
+    media = ClipMedia(corpus.root, "run")
+    recipes = {row["clip_id"]: 1 for row in record("b").results[Measured].clips}
+    media.begin("b", recipes)
+    for clip in recipes:
+        media.done("b", clip)
+    assert media.begin("b", recipes, ("mp4", "flac")) == {lost.name.partition(".")[0]}
+
+
 def test_media_that_a_dead_run_left_goes_unless_its_clips_are_committed(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     ledger = Ledger(corpus, "d1")
@@ -161,7 +231,7 @@ def test_media_that_a_dead_run_left_goes_unless_its_clips_are_committed(tmp_path
     assert [path.exists() for path in paths["a"] + paths["b"]] == [True, True, False, False]
 
 
-def test_a_thousand_commits_leave_few_files(tmp_path: Path) -> None:
+def test_a_thousand_commits_leave_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus.create(tmp_path / "c")
     for index in range(6):
         corpus.append("failures", [{"uri": str(index), "attempts": 1}])
@@ -173,6 +243,12 @@ def test_a_thousand_commits_leave_few_files(tmp_path: Path) -> None:
     corpus.compact("failures", 3)
     assert len(DeltaTable(table).file_uris()) == 1
     assert sorted(corpus.read("failures")["uri"].to_pylist()) == [str(index) for index in range(6)]
+    assert len(list((corpus.root / "failures").glob("*.parquet"))) == 7, "who reads now finds what it began with"
+    monkeypatch.setattr("shards.corpus.DEAD_HOURS", 0)
+    corpus.append("failures", [{"uri": "6", "attempts": 1}])
+    corpus.compact("failures", 1)
+    assert len(list((corpus.root / "failures").glob("*.parquet"))) == 1
+    assert len(corpus.read("failures")) == 7
 
 
 class Raising(Step):

@@ -118,6 +118,24 @@ def test_a_name_that_is_no_utf8_comes_back_as_it_was() -> None:
     assert local_path("s3://bucket/100%25.mp4") is None
 
 
+def test_a_folder_that_cannot_be_listed_is_named_and_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open/a.mp4", "shut/b.mp4"):
+        touch(tmp_path / name)
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = find_sources([str(tmp_path)])
+    assert names(found.videos) == ["a.mp4"]
+    assert found.passed_over == {str(tmp_path / "shut"): "a folder that cannot be listed: Permission denied"}
+    with pytest.raises(UserError, match="cannot be listed"):
+        find_sources([str(tmp_path / "shut")])
+
+
 def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
     touch(tmp_path / "outside" / "secret.mp4")
     inside = touch(tmp_path / "folder" / "a.mp4").parent

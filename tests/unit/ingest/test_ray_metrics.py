@@ -6,7 +6,6 @@ import urllib.request
 import pytest
 
 from ingest.board import Board, Reporter
-from shards.cluster import ray_running
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +26,9 @@ def exported(port: int) -> dict[str, float]:
 def test_steps_failures_and_video_are_exported() -> None:
     import ray
 
-    with ray_running():
+    often = {"metrics_report_interval_ms": 500}  # ten seconds otherwise
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=often)
+    try:
         board = ray.remote(num_cpus=0)(Board).remote()
         reporter = Reporter(board)
         reporter.ended("a", {"faces": 2.0, "shots": 0.2}, 30.0)
@@ -43,6 +44,8 @@ def test_steps_failures_and_video_are_exported() -> None:
         while 'uniavgen_failures_total kind="not-a-video" step="probe"' not in found and time.monotonic() < until:
             time.sleep(0.5)
             found = exported(node["MetricsExportPort"])
+    finally:
+        ray.shutdown()
     assert found['uniavgen_steps_done_total step="faces"'] == 2
     assert found['uniavgen_video_seconds_total step="faces"'] == 42
     assert found['uniavgen_failures_total kind="not-a-video" step="probe"'] == 1

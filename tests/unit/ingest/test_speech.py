@@ -15,7 +15,7 @@ from ingest.config import TranscriptionConfig
 from ingest.records import AUDIO_RATE, Span, SpokenWord
 from ingest.sound import Sound
 from ingest.speech_signals import speech_signals
-from ingest.transcription import Transcriber, compression_ratio, speech_chunks, with_speaker
+from ingest.transcription import Transcriber, compression_ratio, speech_chunks, with_speakers
 from shards.errors import UserError
 
 
@@ -129,7 +129,8 @@ def test_speech_without_a_pause_is_split_where_it_is_quietest(tmp_path: Path) ->
 
 def test_a_word_belongs_to_the_turn_that_covers_most_of_it() -> None:
     turns = [Span(0, 1.0, "A"), Span(0.9, 3, "B")]
-    speakers = [with_speaker(SpokenWord("w", a, b, 1.0), turns).speaker for a, b in ((0.5, 0.95), (0.85, 1.4), (5, 6))]
+    words = [SpokenWord("w", a, b, 1.0) for a, b in ((0.5, 0.95), (0.85, 1.4), (5, 6))]
+    speakers = [word.speaker for word in with_speakers(words, turns)]
     assert speakers == ["A", "B", ""]
 
 

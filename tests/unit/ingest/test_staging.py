@@ -9,15 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 
 from ingest.child import ffmpeg_path
-from ingest.config import SourceConfig
+from ingest.config import IngestConfig, SourceConfig
 from ingest.locations import Entry
+from ingest.records import SourceRecord
 from ingest.sources import content_id, find_sources
 from ingest.staging import Stage
+from ingest.steps import Hearing
 from shards.errors import UserError
 
 MIB = 2**20
@@ -153,6 +155,28 @@ def test_a_fetch_waits_for_room_that_others_hold(bucket: str, tmp_path: Path) ->
     patient = Stage(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
     assert Path(patient.fetch(entries[2])).read_bytes() == b"\2" * MIB
     timer.join()
+
+
+class EmptiedWhileRead(PosixPath):
+    """A folder whose files others remove between its listing and a look at them."""
+
+    def glob(self, pattern: str) -> Iterator[Path]:
+        for path in list(super().glob(pattern)):
+            path.unlink()
+            yield path
+
+
+def test_a_file_that_goes_while_room_is_counted_fails_nobody(web: str, tmp_path: Path) -> None:
+    stage = Stage(SourceConfig(allow_http=True), tmp_path)
+    stage.folder.mkdir()
+    (stage.folder / "other.video").write_bytes(b"gone at once")
+    stage.folder = EmptiedWhileRead(stage.folder)
+    with stage.hold(Entry(f"{web}/film.mp4", "x", 4000)) as path:
+        assert Path(path).stat().st_size == 4000
+    (tmp_path / "other.s16").write_bytes(b"gone at once")
+    record = SourceRecord(f"{web}/film.mp4", "0123")
+    Hearing(IngestConfig(scratch_gb=0), EmptiedWhileRead(tmp_path), tmp_path).release(record)
+    assert not (tmp_path / "other.s16").exists()
 
 
 def test_a_source_larger_than_the_cache_names_the_limit(tmp_path: Path) -> None:
@@ -322,14 +346,13 @@ def test_a_fetch_that_was_killed_is_begun_anew_and_its_room_is_free(web: str, tm
 def test_one_run_takes_files_a_bucket_and_the_web_alike_and_names_what_is_no_video(
     bucket: str, web: str, tmp_path: Path
 ) -> None:
-    from ingest.config import IngestConfig
     from ingest.pipeline import ingest
     from shards.corpus import Corpus
 
     films = []
     for index in range(3):
         films.append(tmp_path / f"film{index}.mkv")
-        picture = ["-f", "lavfi", "-i", f"testsrc=s=96x64:r=25:d={3 + index}", "-f", "lavfi", "-i", f"sine=d={3 + index}"]
+        picture = ["-f", "lavfi", "-i", f"testsrc=s=96x64:r=25:d={1 + index}", "-f", "lavfi", "-i", f"sine=d={1 + index}"]
         command = [ffmpeg_path(), "-loglevel", "error", *picture, "-pix_fmt", "yuv420p", str(films[-1])]
         subprocess.run(command, check=True, timeout=60)
     here = tmp_path / "here"
@@ -356,7 +379,7 @@ def test_one_run_takes_files_a_bucket_and_the_web_alike_and_names_what_is_no_vid
     summary = ingest(sources, corpus.root, config)
     measured = {row["uri"].rpartition("/")[2]: row for row in corpus.read("sources").to_pylist()}
     assert set(measured) == {"caf%E9%20%27line%0Abreak%27.mkv", "in the bucket.mkv", "at%20the%20web.mkv"}
-    assert [round(row["duration_s"]) for _, row in sorted(measured.items())] == [5, 3, 4]
+    assert [round(row["duration_s"]) for _, row in sorted(measured.items())] == [3, 1, 2]
     failures = {row["uri"].rpartition("/")[2]: row["error_type"] for row in corpus.read("failures").to_pylist()}
     assert failures == {"zero.mp4": "empty", "text.mov": "not-a-video", "list.ts": "not-a-video", "a.mkv": "unreadable"}
     assert set(summary.passed_over.values()) == {"a pipe", "a link that leads out of the folder"}

@@ -1,10 +1,14 @@
 """Which workers an ingest starts: every step in one of them, and never more than the machine holds."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from ingest.config import StagesConfig
+from ingest.config import IngestConfig, StagesConfig
 from ingest.graph import STAGES
-from ingest.stages import worker_kinds
+from ingest.records import SourceRecord
+from ingest.stages import finished_sources, worker_kinds
 
 
 @pytest.mark.parametrize("layout", ["joint", "split"])
@@ -20,8 +24,14 @@ def test_every_stage_runs_once_in_order_and_all_workers_fit_together(layout: str
 
 
 def test_no_more_workers_are_started_than_there_are_sources() -> None:
-    assert [kind.count for kind in worker_kinds(StagesConfig(), 64, sources=3)] == [2, 3, 2]
+    assert [kind.count for kind in worker_kinds(StagesConfig(), 64, sources=3)] == [3, 3, 3]
     assert all(kind.count == 1 for kind in worker_kinds(StagesConfig(), 64, sources=1))
+
+
+def test_every_kind_of_worker_grows_with_the_cluster() -> None:
+    small, large = ([kind.count for kind in worker_kinds(StagesConfig(), cpus, sources=10**5)] for cpus in (2, 1600))
+    assert small == [2, 2, 2]
+    assert large == [800, 1600, 800]
 
 
 def test_a_share_of_a_gpu_takes_the_stages_apart_unless_the_user_says_otherwise() -> None:
@@ -34,3 +44,26 @@ def test_a_share_of_a_gpu_takes_the_stages_apart_unless_the_user_says_otherwise(
 def test_the_user_s_number_of_workers_holds() -> None:
     kinds = worker_kinds(StagesConfig.model_validate({"joint": {"workers": 5}}), 8, 10)
     assert [kind.count for kind in kinds if kind.loads] == [5]
+
+
+def test_every_source_is_in_one_graph_and_no_graph_is_larger_than_a_wave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waves: list[list[str]] = []
+
+    class Graph:
+        """What Ray Data gives back for a graph: here the rows as they went in."""
+
+        def __init__(self, todo: list[SourceRecord], *_: object) -> None:
+            self.todo = todo
+            waves.append([record.uri for record in todo])
+
+        def iter_rows(self) -> Iterator[dict[str, str]]:
+            return ({"source": record.pack()} for record in self.todo)
+
+    monkeypatch.setattr("ingest.stages.WAVE", 4)
+    monkeypatch.setattr("ingest.stages._graph", Graph)
+    todo = [SourceRecord(str(number)) for number in range(10)]
+    ended = list(finished_sources(todo, tmp_path, tmp_path, IngestConfig(), None))
+    assert [record.uri for record in ended if record] == [record.uri for record in todo]
+    assert [len(wave) for wave in waves] == [4, 4, 2]

@@ -19,6 +19,7 @@ from shards.errors import UsageError
         (["train.data.codecs.caption=umt5"], r"model\.video\.text_dim is 384, captions of umt5 are 4096 wide"),
         (["train.data.codecs.mel.mels=80"], r"model\.audio\.in_channels is 100, data\.codecs\.mel\.mels 80"),
         (["train.model.video.text_len=16"], r"data\.caption_tokens 32 exceeds model\.video\.text_len 16"),
+        (["train.model.audio.text_len=16"], r"data\.speech_bytes 64 exceeds model\.audio\.text_len 16"),
         (["train.objective.mix={sing: 1}"], r"train\.objective\.mix.*sing"),
         (["train.stages=[{name: joint, tasks: {sing: 1}}]"], r"train\.stages\.0\.tasks.*sing"),
         (["train.stages=[{name: joint, takes_from: audio}]"], "takes from audio, which does not come before"),

@@ -7,7 +7,8 @@ import pytest
 from orchestration.config import Config, known_keys, load_config, preset_names
 from shards.errors import UsageError, UserError
 from train.model.config import ModelConfig
-from train.stages import paper_stages
+from train.options import PAPER_MIX
+from train.stages import face_for
 
 
 def test_the_tiny_preset_is_the_defaults_in_code() -> None:
@@ -22,7 +23,17 @@ def test_every_preset_is_valid(name: str) -> None:
 def test_the_paper_preset_is_the_published_model_and_table() -> None:
     train = load_config("paper").train
     assert train.model == ModelConfig.paper()
-    assert train.stages == paper_stages()
+    table = [(stage.name, stage.batch, stage.lr, stage.steps, stage.takes_from) for stage in train.stages]
+    assert table == [
+        ("audio", 256, 2e-5, 160_000, None),
+        ("joint", 32, 5e-6, 30_000, "audio"),
+        ("multitask", 32, 5e-6, 10_000, "joint"),
+    ]
+    assert train.stage("audio").emilia.languages == ["en"]
+    assert train.stage("multitask").tasks == PAPER_MIX
+    # lambda_m falls from 0.1 to 0 over the joint stage and stays there
+    lambdas = [(face_for(train, stage).lambda_start, face_for(train, stage).lambda_end) for stage in train.stages[1:]]
+    assert lambdas == [(0.1, 0.0), (0.0, 0.0)]
 
 
 def test_the_audio_shards_of_the_paper_preset_can_be_elsewhere() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from ingest.forecast import pace
 from ingest.progress import IngestSummary, Lost, Progress, StepProgress, StepSummary
 from orchestration import ingest_display
 from orchestration.ingest_display import IngestDisplay, line, lost_rows, next_steps, step_rows, steps_done, time_left_s, view
@@ -50,6 +51,16 @@ def test_the_bar_moves_while_one_long_source_is_measured() -> None:
     assert steps_done(progress(done=0, total=1, steps=steps)) == 0.25
     assert steps_done(progress(done=3, total=4, steps=())) == 0.75
     assert steps_done(progress(done=0, total=0, steps=())) == 0.0
+
+
+def test_the_pace_of_weeks_is_kept_in_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_display, "HISTORY", 50)
+    display = IngestDisplay(Console(file=io.StringIO()))
+    for second in range(5000):
+        display.update(progress(elapsed_s=float(second), steps=(StepProgress("faces", seconds=2.0 * second),)))
+    assert len(display.history) <= 50
+    assert (display.history[0][0], display.history[-1][0]) == (0.0, 4999.0)
+    assert pace(display.history) == pytest.approx((0.0, 2.0), abs=1e-6)
 
 
 def test_a_narrow_terminal_gets_no_broken_rows() -> None:

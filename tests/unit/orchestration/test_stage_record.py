@@ -2,17 +2,19 @@
 
 import json
 import socket
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestration.run_notes import plan_note, stage_note
-from orchestration.stage_record import StageRecord, recorded
-from orchestration.tracking import MOST_TEXT, Run, TrackingConfig, open_run
+from orchestration.stage_record import Record, StageRecord, recorded
+from orchestration.tracking import MOST_TEXT, Run, TrackingConfig
 from shards.errors import Stopped
 from train.checkpoint import RunFolder
+from train.launch import StageResult
 from train.stages import TrainConfig
 
 
@@ -27,12 +29,16 @@ def nowhere() -> str:
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRecord:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = TrackingConfig(folder=str(tmp_path / "mlflow"))
-    parent = open_run(config, tmp_path, "training")
 
     def about(run: Run) -> None:
         run.params({"stage": "joint"})
 
-    return StageRecord(config, tmp_path / "joint", "joint", parent, about, lambda error: f"so far: {error}")
+    def note(error: str) -> str:
+        return f"so far: {error}"
+
+    parent = Record(config, tmp_path, "training", lambda run: None, note)
+    assert parent.open()
+    return StageRecord(config, tmp_path / "joint", "stage joint", about, note, parent)
 
 
 def test_a_tracker_that_is_away_all_the_time_gets_the_stage_from_the_next_command(record: StageRecord) -> None:
@@ -48,7 +54,9 @@ def test_a_tracker_that_is_away_all_the_time_gets_the_stage_from_the_next_comman
     assert found.data.metrics["loss/total"] == 2.0
     assert (found.info.status, found.data.params) == ("FINISHED", {"stage": "joint"})
     assert found.data.tags["mlflow.note.content"] == "so far: "
-    assert found.data.tags["mlflow.parentRunId"] == record.parent.id
+    assert record.parent
+    assert record.parent.run
+    assert found.data.tags["mlflow.parentRunId"] == record.parent.run.id
 
 
 def test_a_tracker_that_is_back_at_the_end_gets_all_of_it_then(record: StageRecord) -> None:
@@ -60,6 +68,46 @@ def test_a_tracker_that_is_back_at_the_end_gets_all_of_it_then(record: StageReco
         running.config = there
     assert record.run
     assert MlflowClient(record.run.uri).get_run(record.run.id).data.metrics["loss/total"] == 2.0
+
+
+def test_a_tracker_that_is_away_at_the_start_keeps_no_training_from_its_start(record: StageRecord) -> None:
+    """Neither run is opened then; both are when it is back, the stage's below the training's."""
+    assert record.parent
+    there, nobody = record.config, TrackingConfig(uri=nowhere())
+    parent = replace(record.parent, run=None, home=record.home.parent / "other", config=nobody)
+    stage = replace(record, parent=parent, config=nobody)
+    record.home.mkdir()
+    with recorded(parent), recorded(stage) as running:
+        assert (parent.run, running.run) == (None, None)
+        parent.describe()
+        parent.config = running.config = there
+    assert parent.run
+    assert running.run
+    tags = MlflowClient(running.run.uri).get_run(running.run.id).data.tags
+    assert tags["mlflow.parentRunId"] == parent.run.id
+    assert MlflowClient(parent.run.uri).get_run(parent.run.id).info.status == "FINISHED"
+
+
+def result_of(record: StageRecord, *, ran: bool) -> StageResult:
+    """A finished stage, whose weights stand in its folder."""
+    weights = record.home / "model.safetensors"
+    weights.write_bytes(b"weights")
+    figures: dict[str, Any] = {entry.name: {} for entry in fields(StageResult)}
+    figures |= {"stage": "joint", "ran": ran, "samples_per_s": 1.0, "data_wait_share": 0.0, "weights": weights}
+    return StageResult(**figures)
+
+
+def test_weights_that_a_tracker_missed_are_registered_by_the_next_command_and_then_not_again(record: StageRecord) -> None:
+    record.home.mkdir()
+    away = replace(record, config=TrackingConfig(uri=nowhere()))
+    with recorded(away):
+        away.finished(result_of(away, ran=True))
+    for _ in range(2):
+        with recorded(replace(record, run=None)) as again:
+            again.finished(result_of(record, ran=False))
+    assert again.run
+    versions = MlflowClient(again.run.uri).search_model_versions("name='uniavgen'")
+    assert [(version.version, version.run_id) for version in versions] == [(1, again.run.id)]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +127,9 @@ def test_a_run_ends_as_its_stage_did_and_says_why(record: StageRecord, error: Ba
 
 
 def test_a_run_says_what_made_it_and_where(record: StageRecord) -> None:
-    tags = MlflowClient(record.parent.uri).get_run(record.parent.id).data.tags
+    run = record.open()
+    assert run
+    tags = MlflowClient(run.uri).get_run(run.id).data.tags
     import torch
 
     assert tags["environment.torch"] == torch.__version__.partition("+")[0]

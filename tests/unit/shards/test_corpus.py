@@ -1,6 +1,8 @@
 """The corpus tables: committing twice is harmless, and every unusable folder is one clear line."""
 
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.corpus import CORPUS_VERSION, KEYS, SIGNALS, Corpus, clip_id, schema
+from shards.erasure import rewrite
 from shards.errors import UserError
 
 
@@ -90,3 +93,55 @@ def test_a_corpus_of_the_first_version_gains_the_columns_that_came_later(tmp_pat
     rows = corpus.query("SELECT clip_id, motion, face, video_hash FROM clips ORDER BY 1").to_pylist()
     assert [list(row.values()) for row in rows] == [["a", None, None, None], ["b", 1.0, [1.0, 2.0], [3]]]
     assert json.loads((root / "corpus.json").read_text()) == {"corpus_version": CORPUS_VERSION}
+
+
+def test_a_table_that_is_written_anew_loses_nothing_that_others_commit_meanwhile(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    corpus.append("failures", [{"uri": "first"}, {"uri": "forgotten"}])
+    failed, others = list[BaseException](), 15
+
+    def commit() -> None:
+        try:
+            mine = Corpus.open(corpus.root)
+            for number in range(others):
+                mine.append("failures", [{"uri": f"other {number}"}])
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    seen = []
+    while thread.is_alive():
+        rewrite(corpus, "failures", "uri <> 'forgotten'")
+        seen.append(len(corpus.read("failures", ["uri"])))
+    thread.join()
+    assert failed == []
+    assert 0 not in seen
+    assert set(corpus.read("failures")["uri"].to_pylist()) == {"first", *(f"other {number}" for number in range(others))}
+
+
+def test_a_reader_waits_for_a_table_that_stands_nowhere_for_an_instant(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    corpus.append("failures", [{"uri": "a"}])
+    table, gone, fresh = (corpus.root / name for name in ("failures", ".failures.gone", ".failures.fresh"))
+    shutil.copytree(table, fresh)
+    with Corpus(corpus.root).writing():
+        table.rename(gone)
+        found: list[int] = []
+        reader = threading.Thread(target=lambda: found.append(len(Corpus(corpus.root).read("failures"))))
+        reader.start()
+        reader.join(timeout=0.3)
+        assert found == []
+        fresh.rename(table)
+    reader.join(timeout=20)
+    assert found == [1]
+    assert not gone.exists()
+
+
+def test_a_swap_that_was_killed_is_finished_by_whoever_writes_next(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    corpus.append("failures", [{"uri": "a"}])
+    shutil.copytree(corpus.root / "failures", corpus.root / ".failures.fresh")
+    (corpus.root / "failures").rename(corpus.root / ".failures.gone")
+    corpus.append("failures", [{"uri": "b"}])
+    assert sorted(corpus.read("failures")["uri"].to_pylist()) == ["a", "b"]

@@ -2,8 +2,10 @@
 
 import json
 import logging
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -18,6 +20,7 @@ from shards.damage import DamageConfig
 from shards.errors import UserError
 from shards.index import index_name
 from shards.order import SampleOrder
+from shards.store import Store
 from shards.stream import SampleStream
 
 
@@ -249,3 +252,28 @@ def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path: Path, monkeypat
             SampleStream("memory://flaky/shards")
     finally:
         store.rm("/flaky", recursive=True)
+
+
+def test_a_store_that_does_not_take_a_file_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "WAITS_S", (0.01, 0.01))
+    store = fsspec.filesystem("memory")
+    real, asked = {name: getattr(type(store), name) for name in ("put_file", "rm_file")}, list[str]()
+
+    def failing(name: str) -> Callable[..., Any]:
+        def call(self: object, *args: Any, **kw: Any) -> Any:
+            asked.append(name)
+            if len(asked) % 3:
+                raise OSError("503 Slow Down")
+            return real[name](self, *args, **kw)
+
+        return call
+
+    (tmp_path / "a.tar").write_bytes(b"tar")
+    copy = Store("memory://flaky/copy")
+    for name, act in (("put_file", lambda: copy.put(tmp_path / "a.tar", "a.tar")), ("rm_file", lambda: copy.remove("a.tar"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store), name, failing(name))
+            act()
+        assert copy.content("a.tar") == {"put_file": b"tar", "rm_file": None}[name]
+    copy.remove("a.tar")
+    assert asked == ["put_file"] * 3 + ["rm_file"] * 3

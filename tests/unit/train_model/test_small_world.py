@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shards.clock import SAMPLE_RATE, VIDEO_FPS
 from train.ablation.config import FACE_TOKENS, WorldConfig
-from train.ablation.readout import agreement, find_face, read_face, read_voice
+from train.ablation.readout import PLACE_STEP, agreement, find_face, read_face, read_voice
 from train.ablation.world import MOUTH_GAIN, areas, mel_basis, mouth_of, standardised, timbre_of, world_batch, world_clips
 from train.tasks import validate_batch
 
@@ -115,6 +115,7 @@ def test_the_reference_sound_has_the_voice_and_other_words() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(row=st.floats(0, 1), column=st.floats(0, 2))
+@example(row=0.921875, column=0.2265625)
 def test_a_face_covers_its_area_and_is_found_where_it_is(row: float, column: float) -> None:
     place = torch.tensor([[[row, column]]])
     area = areas(WORLD, place)
@@ -122,4 +123,5 @@ def test_a_face_covers_its_area_and_is_found_where_it_is(row: float, column: flo
     centres = torch.stack(torch.meshgrid(torch.arange(3) + 0.5, torch.arange(4) + 0.5, indexing="ij"), dim=-1)
     middle = (area[0, 0, ..., None] * centres).sum((0, 1)) / FACE_TOKENS**2
     torch.testing.assert_close(middle, torch.tensor([row, column]) + FACE_TOKENS / 2, atol=1e-4, rtol=0)
-    torch.testing.assert_close(find_face(2 * area, WORLD), place, atol=0.026, rtol=0)
+    # between two steps either may cover the more alike
+    torch.testing.assert_close(find_face(2 * area, WORLD), place, atol=PLACE_STEP, rtol=0)

@@ -46,7 +46,8 @@ class Run:
 
     `from_checkpoints` are put there first, as if the run had been interrupted; a path may be one that an earlier run leaves.
     In the steps (0-based) of `spoiled`, the last sample of the global batch is NaN, which only the last worker sees. No file
-    of the last worker's may grow over `largest_file` bytes, as on a disk that is full.
+    of the last worker's may grow over `largest_file` bytes, as on a disk that is full. The last worker reads `shards_of_last`
+    where they are named, as on a node that has a folder of its own there.
     """
 
     config: TrainConfig
@@ -55,6 +56,7 @@ class Run:
     from_checkpoints: tuple[Path, ...] = ()
     spoiled: tuple[int, ...] = ()
     largest_file: int = resource.RLIM_INFINITY
+    shards_of_last: Path | None = None
 
 
 def write_metrics(path: Path):
@@ -97,11 +99,15 @@ def train_together(runs: Sequence[Run], shards_dir: Path, world: int) -> None:
 def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from train.lean_imports import import_lean
+
+    import_lean("cpu")
     import torch
 
-    from train import trainer
+    from train import average, trainer
     from train.engine import begin_engine
 
+    average.PIECE = 100  # so small a model's shards change places in several pieces too
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     for run in runs:
@@ -112,10 +118,12 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
         trainer.begin_engine = noting_the_living(begin_engine, run.run_dir / f"living-{rank}.txt")
         trainer.BatchLoader = partial(SpoilingLoader, run.spoiled) if run.spoiled else BatchLoader
+        shards = shards_dir
         if rank == world - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
+            shards = run.shards_of_last or shards_dir
         try:
-            trainer.train_stage(trainer.Job(run.config, run.stage, str(shards_dir), str(run.run_dir), "cpu", factory))
+            trainer.train_stage(trainer.Job(run.config, run.stage, str(shards), str(run.run_dir), "cpu", factory))
         except UserError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             (run.run_dir / f"error-{rank}.txt").write_text(f"{error.kind}: {error}")

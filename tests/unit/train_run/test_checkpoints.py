@@ -22,7 +22,8 @@ from train.checkpoint import (
     under,
     write_tensors,
 )
-from train.resume import refuse_changes
+from train.codec.config import CodecConfig
+from train.resume import refuse_changes, settings_that_matter
 from train.stages import CheckpointConfig, TrainConfig
 
 SAVED = Path("state") / "weights.pt"
@@ -182,9 +183,10 @@ def test_damaged_weights_and_foreign_runs_are_told(tmp_path: Path) -> None:
     (folder.path / "stage.json").write_text('{"format_version": 99}')
     with pytest.raises(UserError, match="format 99"):
         folder.read()
-    (folder.path / "stage.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        folder.read()
+    for content in ("{", "null", "[1]"):
+        (folder.path / "stage.json").write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            folder.read()
 
 
 def test_a_run_without_a_finished_stage_cannot_be_sampled(tmp_path: Path) -> None:
@@ -230,6 +232,23 @@ def test_a_setting_that_a_newer_release_added_is_no_change_at_its_default(tmp_pa
     assert refuse_changes(saved, now, defaults, tmp_path, accept=True) == ["stage.pretrained", "stage.tasks.joint"]
 
 
+def test_a_setting_that_was_saved_as_null_is_known(tmp_path: Path) -> None:
+    """It is a change when it stands at a default that is not null, and no change as long as it stays null."""
+    saved, now = {"video": {"text_len": None}}, {"video": {"text_len": 512}}
+    assert refuse_changes(saved, now, now, tmp_path, accept=True) == ["video.text_len"]
+    assert refuse_changes(saved, saved, now, tmp_path, accept=True) == []
+    assert refuse_changes({"video": {}}, now, now, tmp_path, accept=True) == []
+    assert refuse_changes({"video": {}}, saved, now, tmp_path, accept=True) == ["video.text_len"], "not its default"
+
+
+def test_settings_on_which_no_loss_depends_may_change(tmp_path: Path) -> None:
+    before = TrainConfig()
+    data = before.data.model_copy(update={"prefetch": 9, "codecs": CodecConfig(vocoder="vocos", vocoder_weights="here")})
+    after = before.model_copy(update={"data": data})
+    settings = [settings_that_matter(config, config.stage("joint")) for config in (before, after)]
+    assert refuse_changes(*settings, settings[0], tmp_path, accept=True) == []
+
+
 def test_a_file_of_tensors_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
     before = (tmp_path / "x.safetensors").read_bytes()
@@ -240,9 +259,9 @@ def test_a_file_of_tensors_that_cannot_be_written_leaves_the_old_one(tmp_path: P
 
 
 def test_changed_settings_are_named_with_their_path() -> None:
-    before = {"a": 1, "data": {"frames": 5, "seed": 0}, "gone": 2}
+    before = {"a": 1, "data": {"frames": 5, "seed": 0}, "gone": 2, "was null": None}
     now = {"a": 1, "data": {"frames": 9, "seed": 1}, "new": 3}
-    assert changed_fields(before, now, ignore=["data.seed"]) == ["data.frames", "gone", "new"]
+    assert changed_fields(before, now, ignore=["data.seed"]) == ["data.frames", "gone", "new", "was null"]
 
 
 def test_parts_are_whole_names() -> None:

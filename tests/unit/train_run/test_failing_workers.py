@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,47 @@ def test_the_first_worker_to_fail_is_heard_and_those_that_lost_it_are_not(folder
     leave_word(folder, UserError("the disk is full", where="/run", do="free space", kind="save-failed"))
     leave_word(folder, ValueError("a later one"))
     assert str(told(folder, RuntimeError(NODE_DIED), TrainConfig())) == "the disk is full (/run); free space"
+
+
+def test_of_workers_that_fail_at_once_one_is_heard_whole(folder: RunFolder) -> None:
+    from train.failures import heard, leave_word
+
+    errors = [UserError("x" * 10**length, kind="diverged") for length in (1, 3, 5)]
+    for _ in range(20):
+        (folder.path / "failure.json").unlink(missing_ok=True)
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda error: leave_word(folder, error), errors))
+        word = heard(folder)
+        assert word
+        assert word.what in [error.what for error in errors]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["failure.json", "stage.json"]
+
+
+def test_a_disk_that_takes_no_word_hides_no_failure(folder: RunFolder) -> None:
+    """As where it filled up during a save: then Ray's own report has the error."""
+    from ray.train import WorkerGroupError
+
+    from train.failures import Restarts, heard, leave_word, told
+
+    full = UserError("checkpoint 4 cannot be written", where="/run", do="free space", kind="save-failed")
+    shutil.rmtree(folder.path)
+    leave_word(folder, full)
+    assert heard(folder) is None
+    raised = {0: RuntimeError("Connection closed by peer"), 1: full}
+    assert told(folder, WorkerGroupError("[Rank 1]: Traceback ...", raised), TrainConfig()) is full
+    with pytest.raises(UserError, match="cannot be written"):
+        Restarts(str(folder.path.parent), "joint", 5).after_exception(None, raised)
+
+
+def test_workers_that_never_met_are_told_by_the_librarys_error(folder: RunFolder) -> None:
+    """All of them fail in the same call to one another, so none leaves a word, and nobody died."""
+    from train.failures import leave_word, lost
+
+    error = "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, unhandled system error"
+    leave_word(folder, RuntimeError(error))
+    report = f"[Rank 0 Error Snippet]:\nTraceback (most recent call last):\n  File x\n{error}\nLast error:\nno socket"
+    assert lost(folder, report).what == f"a training worker was lost: {error}"
+    assert "without a word" in lost(folder, "").what
 
 
 def test_a_crash_is_tried_again_as_often_as_allowed_and_its_last_word_stays(folder: RunFolder) -> None:

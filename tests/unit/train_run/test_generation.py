@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from made_samples import make_sample
 from shards import weights
 from shards.errors import UserError
 from train.checkpoint import RunFolder
-from train.generate import Conditions, conditions_from, fit_conditions, generate
+from train.generate import ClipGenerator, Conditions, conditions_from, device_here, fit_conditions, generate
 from train.options import SamplerConfig, Task
 from train.stages import tiny_stages
 
@@ -53,6 +55,30 @@ def test_the_same_seed_gives_the_same_clip(run_dir: Path) -> None:
     assert np.array_equal(one.frames, two.frames)
     assert np.array_equal(one.waveform, two.waveform)
     assert not np.array_equal(one.waveform, other.waveform)
+
+
+def test_a_model_that_was_loaded_once_gives_what_it_gives_when_loaded_anew(run_dir: Path) -> None:
+    given = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
+    maker = ClipGenerator(run_dir)
+    for seed in (3, 4):
+        kept, anew = maker.generate(Task.JOINT, given, TWO_STEPS, seed), generate(run_dir, "joint", given, TWO_STEPS, seed)
+        assert np.array_equal(kept.frames, anew.frames)
+        assert np.array_equal(kept.waveform, anew.waveform)
+    model = weakref.ref(maker.model)
+    maker.close()
+    gc.collect()
+    assert model() is None
+
+
+def test_sampling_uses_the_card_that_is_there() -> None:
+    there = torch.cuda.is_available()
+    assert device_here("cpu") == "cpu"
+    assert device_here("auto") == ("cuda" if there else "cpu")
+    if there:
+        assert device_here("cuda") == "cuda"
+    else:
+        with pytest.raises(UserError, match=r"no GPU \(train.device\); set train.device=cpu"):
+            device_here("cuda")
 
 
 @pytest.mark.parametrize(

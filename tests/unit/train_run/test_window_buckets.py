@@ -22,13 +22,16 @@ from shards.stream import SampleStream
 from train.buckets import data_for, make_feed, places_at, stage_buckets, window_flops
 from train.codec.registry import load_codecs
 from train.data import BatchLoader
+from train.model.config import InteractionConfig
 from train.stages import DataConfig, StageConfig, TrainConfig
 
 SHORT, LONG, WIDE = (WindowShape(frames=f, height=h, width=w) for f, h, w in ((5, 32, 32), (13, 64, 64), (13, 32, 64)))
 SHAPES = (SHORT, LONG, WIDE)
 DATA = DataConfig(frames=13, height=64, width=64, reference_frames=5, caption_tokens=12, buckets=list(SHAPES), balance="flops")
 STAGE = StageConfig(name="joint", steps=6, batch=2)
-CONFIG = TrainConfig(model=SMALL_MODEL, data=DATA, stages=[STAGE], workers=2)
+NARROW = SMALL_MODEL.model_copy(update={"interaction": InteractionConfig(window=4)})
+"""The model with an interaction that fits the shortest window."""
+CONFIG = TrainConfig(model=NARROW, data=DATA, stages=[STAGE], workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,17 @@ def test_a_stream_of_windows_is_resumed_from_its_state(shards: Path) -> None:
 def test_windows_that_cannot_be_are_named(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         DataConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("window", "fits"), [(4, True), (5, False), (12, False)])
+def test_the_shortest_window_must_be_longer_than_the_interactions(window: int, fits: bool) -> None:
+    model = SMALL_MODEL.model_copy(update={"interaction": InteractionConfig(window=window)})
+    plan = {"model": model, "data": DATA, "stages": [STAGE]}
+    if fits:
+        assert TrainConfig(**plan).data == DATA
+    else:
+        with pytest.raises(ValidationError, match=rf"window is {window} frames, data\.buckets\.0\.frames make only 5"):
+            TrainConfig(**plan)
 
 
 @pytest.mark.slow
