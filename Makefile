@@ -20,9 +20,8 @@ $(STAMP): pyproject.toml $(INSTALL)/constraints.txt $(INSTALL)/install.sh
 demo: install ## the whole road on a small real corpus: videos -> corpus -> shards -> model -> sampled video
 	@$(BIN)/uniavgen demo
 
-# one file more at a time than there are cores, since those that start Ray wait a lot
-test: install ## every test, some files at a time, with what it covers
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $$(($$(nproc) < 4 ? $$(nproc) + 1 : 4)) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+test: install ## every test, a file per core, with what it covers
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 bench: install ## the ingest engine beside a plain script, on 26 made videos (about half an hour on two cores)
 	@$(BIN)/python tests/benchmarks/ingest/compare.py --folder bench-output

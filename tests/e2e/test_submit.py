@@ -43,19 +43,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # the agent takes the jobs; at its usual port it would find that of any other Ray on this machine, and not start
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     log = (tmp_path_factory.mktemp("cluster") / "ray.log").open("w")
-    with subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as head:
-        try:
-            address, patience = f"http://127.0.0.1:{port}", time.monotonic() + 240
-            while (first := submit(address, "--no-follow", "--", "plan")).returncode:
-                assert "try again" in first.stderr or "no cluster takes jobs" in first.stderr
-                assert time.monotonic() < patience, first.stderr
-                time.sleep(1)
-            assert json.loads(first.stdout)["status"] == "SUBMITTED"
-            yield address
-        finally:
+
+    def begin() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    heads = [begin()]
+    try:
+        address, patience = f"http://127.0.0.1:{port}", time.monotonic() + 240
+        while (first := submit(address, "--no-follow", "--", "plan")).returncode:
+            assert "try again" in first.stderr or "no cluster takes jobs" in first.stderr
+            assert time.monotonic() < patience, first.stderr
+            if heads[-1].poll() is not None:  # on a busy machine Ray gives up where its own parts take too long to start
+                heads.append(begin())
+            time.sleep(1)
+        assert json.loads(first.stdout)["status"] == "SUBMITTED"
+        yield address
+    finally:
+        for head in heads:
             head.terminate()
             head.wait(60)
-            shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:
