@@ -130,10 +130,15 @@ class Planned:
     clips: pa.Table = field(repr=False)
 
 
-def kept_clips(corpus: Corpus) -> pa.Table:
-    """The clips that the decisions keep, with `source_uri` and `split`, by id. Raises UserError where there are none."""
+def require_decisions(corpus: Corpus) -> None:
+    """Raises UserError where nothing was decided yet."""
     if not len(corpus.read("decisions", columns=["clip_id"])):
         raise UserError("nothing was decided yet", where=corpus.root, do="decide first: uniavgen curate", kind="no-decisions")
+
+
+def kept_clips(corpus: Corpus) -> pa.Table:
+    """The clips that the decisions keep, with `source_uri` and `split`, by id. Raises UserError where there are none."""
+    require_decisions(corpus)
     columns = ", ".join(f"clips.{name}" for name in (*_CLIP_COLUMNS, *SIGNALS))
     clips = corpus.query(
         f"""SELECT {columns}, coalesce(sources.uri, '') AS source_uri, decisions.split

@@ -47,6 +47,7 @@ from shards.plan import (
     kept_clips,
     licence_counts,
     plan_shards,
+    require_decisions,
     sample_meta,
     shard_paths,
 )
@@ -101,6 +102,7 @@ def write_shards(
     """
     started = time.monotonic()
     folder = corpus.root / "shards"
+    require_decisions(corpus)
     lock = nullcontext() if held else locked(corpus.root / LOCK, "another run writes shards here, copies them or forgets")
     try:
         with lock:

@@ -260,7 +260,7 @@ def test_decisions_name_the_reason_and_a_rejected_best_copy_leaves_the_next(
     assert [reasons[row["clip_id"]] for row in rows] == ["luma", "", "duplicate", ""]
     assert summary.reasons == {"luma": 1, "duplicate": 1}
     assert not decide(corpus, load_policy("default")).written
-    assert decide(corpus, load_policy("default"), copies=DuplicateConfig(on=False)).reasons == {"luma": 1}
+    assert decide(corpus, load_policy("default"), copies=DuplicateConfig(enabled=False)).reasons == {"luma": 1}
 
 
 def test_pairs_are_found_once_for_a_state_of_the_clips(tmp_path: Path) -> None:

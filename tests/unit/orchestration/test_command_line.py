@@ -28,6 +28,7 @@ COMMANDS = (
     "export",
     "submit",
     "ablate",
+    "settings",
     "doctor",
     "ui",
 )
