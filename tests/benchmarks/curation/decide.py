@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -102,6 +103,7 @@ def main() -> None:
     for rows in options.rows:
         root = options.folder / f"corpus-{rows}-{options.clips_per_speaker}"
         make(root, rows, options.clips_per_speaker)
+        shutil.rmtree(root / "decisions", ignore_errors=True)  # of an earlier run in the same folder
         for question in QUESTIONS:
             command = [sys.executable, __file__, "--ask", str(root), question]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
