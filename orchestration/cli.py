@@ -64,23 +64,17 @@ def submit(
 
 
 def settings(
+    settings: Config,
+    json_: bool,
     part: Annotated[str, typer.Argument(help="Only what is below it, as train.deepspeed; default: all.", metavar="PART")] = "",
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-    preset: PresetOption = "tiny",
-) -> None:
+) -> dict[str, Any]:
     """Every setting, its value and its meaning, in a file for --config."""
+    from orchestration.settings import commented, values
 
-    def work(settings: Config) -> dict[str, Any]:
-        from orchestration.settings import commented, values
-
-        text = commented(settings, part)
-        if not json_:
-            typer.echo(text, nl=False)
-        return {part or "settings": values(settings, part)}
-
-    run_command(work, preset, config, set_, json_)
+    text = commented(settings, part)
+    if not json_:
+        typer.echo(text, nl=False)
+    return {part or "settings": values(settings, part)}
 
 
 def doctor(settings: Config) -> dict[str, Any]:
@@ -128,7 +122,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": with_settings(training_commands.export),
     "ablate": training_commands.ablate,
     "submit": with_settings(submit),
-    "settings": settings,
+    "settings": with_settings(settings),
     "doctor": with_settings(doctor),
     "ui": ui,
 }

@@ -46,13 +46,17 @@ class Fault(Exception):
 
 
 def with_settings(work: Callable[..., dict[str, Any]]) -> Callable[..., None]:
-    """A command out of `work(settings, **own options)`, which gives the summary: the common options stand behind its own."""
+    """A command out of `work(settings, **own options)`, which gives the summary: the common options stand behind its own.
+
+    Work that needs a common option's value, too, names it among its own parameters.
+    """
     # the configuration is imported when a command runs, so its type has no name here
     _, *own = inspect.signature(work, locals={"Config": Any}, eval_str=True).parameters.values()
 
     def command(**given: Any) -> None:
-        config, set_, json_, preset = (given.pop(name) for name in COMMON)
-        run_command(lambda settings: work(settings, **given), preset, config, set_, json_)
+        config, set_, json_, preset = (given[name] for name in COMMON)
+        asked = {parameter.name: given[parameter.name] for parameter in own}
+        run_command(lambda settings: work(settings, **asked), preset, config, set_, json_)
 
     named = {parameter.name: (parameter.annotation, parameter.default) for parameter in own} | COMMON
     command.__name__, command.__doc__ = work.__name__, work.__doc__
