@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := orchestration/install
+# mypy follows folders, not the installed mapping of names: one folder of links shows it the package as it is installed
+TYPES_LINKS := mkdir -p .types/uniavgen && ln -sfn $(addprefix ../../,$(wildcard uniavgen/*.py uniavgen/py.typed) curation ingest orchestration shards train) .types/uniavgen/
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench lint format ui clean
@@ -29,7 +31,8 @@ bench: install ## the ingest engine beside a plain script, on 26 made videos (ab
 lint: install ## format check, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@$(TYPES_LINKS)
+	@MYPYPATH=.types $(BIN)/mypy
 
 format: install ## format the code
 	@$(BIN)/ruff format .
@@ -39,4 +42,4 @@ ui: install ## MLflow on the demo's runs
 	@$(BIN)/uniavgen ui --folder demo-output/mlflow
 
 clean: ## remove the environment and the demo's output
-	rm -rf $(VENV) demo-output bench-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) demo-output bench-output .pytest_cache .mypy_cache .types .ruff_cache .hypothesis .coverage

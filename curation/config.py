@@ -11,7 +11,9 @@ class SplitConfig(BaseModel):
     """How train and val are kept apart."""
 
     model_config = ConfigDict(extra="forbid")
-    val_share: float = Field(default=0.1, ge=0.0, le=0.5, description="share of the kept seconds that go to val")
+    val_share: float = Field(
+        default=0.1, ge=0.0, le=0.5, description="share of the kept seconds that go to val"
+    )
     same_voice: float = Field(
         default=0.6,
         ge=-1.0,
@@ -20,7 +22,10 @@ class SplitConfig(BaseModel):
         "(our choice; ECAPA over the demo's sources: same voice 0.81 and more, others 0.31 and less)",
     )
     near_voice: float = Field(
-        default=0.4, ge=-1.0, le=1.0, description="from this cosine they may be one person, and are never put on two sides"
+        default=0.4,
+        ge=-1.0,
+        le=1.0,
+        description="from this cosine they may be one person, and are never put on two sides",
     )
     people_by: list[Literal["voice", "face"]] = Field(
         default=["voice", "face"], min_length=1, description="what is compared to tell persons apart"
@@ -55,20 +60,30 @@ class DuplicateConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    enabled: bool = Field(default=True, description="reject all but the best of clips that are copies of one another")
+    enabled: bool = Field(
+        default=True, description="reject all but the best of clips that are copies of one another"
+    )
     kinds: list[Literal["copy", "overlap", "same-sound", "same-picture"]] = Field(
         default=["copy", "overlap", "same-sound", "same-picture"],
         description="what counts: whole copies, copies of a part, the same speech with another picture, and the reverse",
     )
-    picture_distance: float = Field(default=0.21, ge=0, le=0.5, description="pictures agree up to this share of bits")
-    sound_distance: float = Field(default=0.2, ge=0, le=0.5, description="sounds agree up to this share of bits")
+    picture_distance: float = Field(
+        default=0.21, ge=0, le=0.5, description="pictures agree up to this share of bits"
+    )
+    sound_distance: float = Field(
+        default=0.2, ge=0, le=0.5, description="sounds agree up to this share of bits"
+    )
     min_pictures: int = Field(
         default=4,
         ge=1,
         description="video hashes that must be compared; fewer than twice as many must agree better, in proportion",
     )
-    min_sounds: int = Field(default=8, ge=1, description="the same of acoustic items, an eighth of a second each")
-    min_shared: float = Field(default=0.5, gt=0, le=1, description="share of the shorter clip that the other must hold")
+    min_sounds: int = Field(
+        default=8, ge=1, description="the same of acoustic items, an eighth of a second each"
+    )
+    min_shared: float = Field(
+        default=0.5, gt=0, le=1, description="share of the shorter clip that the other must hold"
+    )
     speeds: list[Annotated[float, Field(gt=0.5, lt=2)]] = Field(
         default=[1.0, 25 / 24, 24 / 25, 1.1, 1 / 1.1],
         min_length=1,
@@ -80,7 +95,9 @@ class CurateConfig(BaseModel):
     """Which policy judges the clips, and how they are split."""
 
     model_config = ConfigDict(extra="forbid")
-    policy: str = Field(default="default", description="name of a policy that ships with the package, or path of a YAML file")
+    policy: str = Field(
+        default="default", description="name of a policy that ships with the package, or path of a YAML file"
+    )
     duplicates: DuplicateConfig = Field(default_factory=DuplicateConfig, description="what becomes of copies")
     split: SplitConfig = Field(default_factory=SplitConfig, description="how train and val are kept apart")
 
@@ -96,9 +113,13 @@ class CaptionConfig(BaseModel):
     )
     model: str = Field(default="", description="name at the endpoint, or folder of the local model")
     base_url: str = Field(default="http://127.0.0.1:8000/v1", description="the endpoint (vLLM's own default)")
-    api_key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
+    api_key_variable: str = Field(
+        default="OPENAI_API_KEY", description="environment variable that holds the key"
+    )
     device: str = Field(default="cpu", description="where a local model runs")
-    prompt: str = Field(default="talking_head", description="name of a prompt that ships with the package, or a text file")
+    prompt: str = Field(
+        default="talking_head", description="name of a prompt that ships with the package, or a text file"
+    )
     pictures: int = Field(default=4, ge=1, le=64, description="pictures shown of a clip, at equal distances")
     side: int = Field(default=512, ge=64, description="longest side of a picture shown, in pixels")
     max_tokens: int = Field(default=200, ge=1, description="longest answer, in tokens")
@@ -106,7 +127,9 @@ class CaptionConfig(BaseModel):
     max_words: int = Field(default=200, ge=1, description="a longer answer is a bad one")
     concurrency: int = Field(default=8, ge=1, description="requests under way at a time")
     timeout_s: float = Field(default=60.0, gt=0, description="longest wait for one answer")
-    retries: int = Field(default=4, ge=0, description="times that a request is sent again, with growing pauses")
+    retries: int = Field(
+        default=4, ge=0, description="times that a request is sent again, with growing pauses"
+    )
     give_up_after: int = Field(default=8, ge=1, description="unanswered requests in a row that end the run")
     budget_requests: int = Field(default=0, ge=0, description="requests at most in one run; 0: no limit")
     budget_tokens: int = Field(default=0, ge=0, description="tokens at most in one run; 0: no limit")
@@ -119,12 +142,20 @@ class ReportConfig(BaseModel):
     max_kept: int = Field(default=12, ge=0, description="playable examples of kept clips")
     per_reason: int = Field(default=2, ge=0, description="playable examples per reason of rejection")
     max_rejected: int = Field(default=40, ge=0, description="playable examples of rejected clips in all")
-    preview_mb: float = Field(default=100.0, ge=0, description="size of all playable clips together, in megabytes")
-    sample_clips: int = Field(
-        default=20_000, ge=1, description="clips that the page carries to follow its thresholds; a larger corpus is sampled"
+    preview_mb: float = Field(
+        default=100.0, ge=0, description="size of all playable clips together, in megabytes"
     )
-    max_rows: int = Field(default=100, ge=1, description="rows shown of the sources table and of the failures table")
+    sample_clips: int = Field(
+        default=20_000,
+        ge=1,
+        description="clips that the page carries to follow its thresholds; a larger corpus is sampled",
+    )
+    max_rows: int = Field(
+        default=100, ge=1, description="rows shown of the sources table and of the failures table"
+    )
     source_pages: int = Field(
-        default=12, ge=0, description="pages with a timeline: sources of the examples, the longest, and those that lost most"
+        default=12,
+        ge=0,
+        description="pages with a timeline: sources of the examples, the longest, and those that lost most",
     )
     bins: int = Field(default=32, ge=2, description="bars of a histogram")

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ingest.graph import step_keys
+from uniavgen.ingest.engine.step_graph import step_keys
 
 MEDIA_EXTENSIONS = frozenset(
     [
@@ -32,24 +32,38 @@ class SourceConfig(_Section):
 
     allow_http: bool = Field(False, description="read http(s) addresses too")
     cache_gb: float = Field(
-        50.0, gt=0, description="size of the run's cache of fetched sources, in GiB; it lies on the corpus's disk"
+        50.0,
+        gt=0,
+        description="size of the run's cache of fetched sources, in GiB; it lies on the corpus's disk",
     )
     source_gb: float = Field(20.0, gt=0, description="largest remote source, in GiB")
-    fetch_seconds: float = Field(3600.0, gt=0, description="longest time of one fetch, the wait for room in the cache included")
+    fetch_seconds: float = Field(
+        3600.0, gt=0, description="longest time of one fetch, the wait for room in the cache included"
+    )
 
 
 class LimitConfig(_Section):
     """What one source may cost. A source beyond a limit becomes a failure row that names the limit."""
 
     probe_seconds: float = Field(20.0, gt=0, description="wall-clock limit of opening a file")
-    decode_seconds: float = Field(60.0, gt=0, description="wall-clock limit of a decoder, plus `decode_factor` x duration")
-    decode_factor: float = Field(10.0, ge=0, description="seconds of decoding allowed for each second of video")
+    decode_seconds: float = Field(
+        60.0, gt=0, description="wall-clock limit of a decoder, plus `decode_factor` x duration"
+    )
+    decode_factor: float = Field(
+        10.0, ge=0, description="seconds of decoding allowed for each second of video"
+    )
     memory_gb: float = Field(4.0, gt=0, description="address space of a decoder process, in GiB")
     max_pixels: int = Field(40_000_000, gt=0, description="largest picture, in pixels (8K is 33 M)")
     max_duration_s: float = Field(4 * 3600.0, gt=0, description="longest source, in seconds")
-    step_seconds: float = Field(300.0, gt=0, description="wall-clock limit of one step, plus `step_factor` x duration")
-    step_factor: float = Field(20.0, ge=0, description="seconds that one step may take for each second of video")
-    step_memory_gb: float = Field(8.0, gt=0, description="resident memory of a worker, in GiB; beyond it the worker is ended")
+    step_seconds: float = Field(
+        300.0, gt=0, description="wall-clock limit of one step, plus `step_factor` x duration"
+    )
+    step_factor: float = Field(
+        20.0, ge=0, description="seconds that one step may take for each second of video"
+    )
+    step_memory_gb: float = Field(
+        8.0, gt=0, description="resident memory of a worker, in GiB; beyond it the worker is ended"
+    )
     decoder_threads: int = Field(2, ge=1, description="threads of one decoder process")
 
 
@@ -57,22 +71,36 @@ class ShotConfig(_Section):
     """Shot boundaries by TransNetV2, or by PySceneDetect: a hundredth of the cost, hard cuts alone."""
 
     detector: Literal["transnetv2", "scenedetect"] = Field("transnetv2", description="what finds the cuts")
-    fps: int = Field(25, ge=5, le=60, description="frames per second that the detector sees (TransNetV2 was trained near 25)")
+    fps: int = Field(
+        25,
+        ge=5,
+        le=60,
+        description="frames per second that the detector sees (TransNetV2 was trained near 25)",
+    )
     threshold: float = Field(0.5, gt=0, lt=1, description="TransNetV2: cut probability (its own default)")
     quiet_ratio: float = Field(
-        2.5, ge=0, description="TransNetV2: a sudden change below this multiple of the usual is no cut; 0: look everywhere"
+        2.5,
+        ge=0,
+        description="TransNetV2: a sudden change below this multiple of the usual is no cut; 0: look everywhere",
     )
     quiet_drift: float = Field(
         12.0, ge=0, description="TransNetV2: a change over half a second below this (of 255) is no dissolve"
     )
     quiet_blend: float = Field(
-        0.15, ge=0, le=1, description="TransNetV2: a slow change further from a blend than this is motion, no dissolve"
+        0.15,
+        ge=0,
+        le=1,
+        description="TransNetV2: a slow change further from a blend than this is motion, no dissolve",
     )
     adaptive_threshold: float = Field(
-        3.0, gt=0, description="PySceneDetect: change over its surroundings' mean that makes a cut (its own default)"
+        3.0,
+        gt=0,
+        description="PySceneDetect: change over its surroundings' mean that makes a cut (its own default)",
     )
     content_threshold: float = Field(
-        15.0, gt=0, description="PySceneDetect: smallest change in hue, saturation and brightness (its own default)"
+        15.0,
+        gt=0,
+        description="PySceneDetect: smallest change in hue, saturation and brightness (its own default)",
     )
 
 
@@ -84,32 +112,51 @@ class DiarizationConfig(_Section):
         description="`embedded`, or a pyannote pipeline by folder or name (pyannote/speaker-diarization-community-1; HF_TOKEN)",
     )
     ecapa_folder: str = Field("", description="folder with embedding_model.ckpt; empty: fetched")
-    piece_s: float = Field(300.0, ge=10, description="longer sources are heard in pieces of this length at most (our choice)")
-    segmentation_threshold: float = Field(0.5, gt=0, lt=1, description="speech probability at which a turn starts")
+    piece_s: float = Field(
+        300.0, ge=10, description="longer sources are heard in pieces of this length at most (our choice)"
+    )
+    segmentation_threshold: float = Field(
+        0.5, gt=0, lt=1, description="speech probability at which a turn starts"
+    )
     segmentation_step: float = Field(0.1, gt=0, le=1, description="step of the 5 s window, as a share of it")
     voice_stride: int = Field(
-        3, ge=1, le=10, description="voices are taken in every n-th window, the others follow by overlap (1: twice the cost)"
+        3,
+        ge=1,
+        le=10,
+        description="voices are taken in every n-th window, the others follow by overlap (1: twice the cost)",
     )
-    cluster_threshold: float = Field(0.60, gt=0, lt=2, description="cosine distance; the plateau is 0.50-0.60")
+    cluster_threshold: float = Field(
+        0.60, gt=0, lt=2, description="cosine distance; the plateau is 0.50-0.60"
+    )
     min_voice_s: float = Field(
-        4.0, ge=0, description="voices whose windows start within less than this join their nearest; the plateau is 1-4"
+        4.0,
+        ge=0,
+        description="voices whose windows start within less than this join their nearest; the plateau is 1-4",
     )
-    voice_seconds: float = Field(3.0, ge=0.5, description="speech used per embedding (ECAPA's training length)")
-    batch_size: int = Field(4, ge=1, description="windows per segmentation batch, voices per embedding batch (more on a GPU)")
+    voice_seconds: float = Field(
+        3.0, ge=0.5, description="speech used per embedding (ECAPA's training length)"
+    )
+    batch_size: int = Field(
+        4, ge=1, description="windows per segmentation batch, voices per embedding batch (more on a GPU)"
+    )
 
 
 class TranscriptionConfig(_Section):
     """Words by WhisperX (Whisper in CTranslate2), their times by forced alignment."""
 
     model: str = Field(
-        "whisper-base", description="`whisper-base`, a folder with a CTranslate2 model, or a WhisperX model name"
+        "whisper-base",
+        description="`whisper-base`, a folder with a CTranslate2 model, or a WhisperX model name",
     )
     language: str | None = Field(None, description="fix the language; empty: detect it for each source")
     compute_type: str = Field("int8", description="CTranslate2 number format: int8 on CPUs, float16 on GPUs")
     beam_size: int = Field(5, ge=1, description="beams (WhisperX's default)")
     chunk_seconds: float = Field(28.0, gt=1, le=30, description="longest stretch given to Whisper at once")
     encoder_pad_s: float = Field(
-        10.0, ge=0, le=30, description="silence after a chunk that the encoder is shown; 30: always Whisper's full 30 s"
+        10.0,
+        ge=0,
+        le=30,
+        description="silence after a chunk that the encoder is shown; 30: always Whisper's full 30 s",
     )
     align_model: str = Field(
         "pocketsphinx",
@@ -122,23 +169,36 @@ class FaceConfig(_Section):
     """Faces by MediaPipe FaceLandmarker on the analysis picture, confirmed by its own face detector."""
 
     landmarker_folder: str = Field("", description="folder with face_landmarker.task; empty: fetched")
-    analysis_side: int = Field(512, ge=128, le=2048, description="longest side of the analysis picture, in pixels")
+    analysis_side: int = Field(
+        512, ge=128, le=2048, description="longest side of the analysis picture, in pixels"
+    )
     max_faces: int = Field(4, ge=1, le=16, description="faces with landmarks per frame")
     detection_confidence: float = Field(0.5, ge=0, le=1, description="the landmarker's thresholds")
-    agreement_iou: float = Field(0.25, ge=0, le=1, description="a face counts if the detector finds it too, with this overlap")
+    agreement_iou: float = Field(
+        0.25, ge=0, le=1, description="a face counts if the detector finds it too, with this overlap"
+    )
     agreement_distance: float = Field(
-        0.3, gt=0, description="and if both place eyes, nose and mouth alike: mean distance over the face height"
+        0.3,
+        gt=0,
+        description="and if both place eyes, nose and mouth alike: mean distance over the face height",
     )
     turn_limit_deg: float = Field(
-        70.0, gt=0, le=90, description="beyond this turn from the camera half of the landmarks are guesses (our choice)"
+        70.0,
+        gt=0,
+        le=90,
+        description="beyond this turn from the camera half of the landmarks are guesses (our choice)",
     )
-    confirm_every: int = Field(4, ge=1, description="frames after which the detector is asked about a track again")
+    confirm_every: int = Field(
+        4, ge=1, description="frames after which the detector is asked about a track again"
+    )
     track_iou: float = Field(0.3, ge=0, le=1, description="overlap that joins faces of neighbouring frames")
     track_gap: int = Field(4, ge=0, description="frames that a track may miss")
     tile_confidence: float = Field(
         0.6, ge=0, le=1, description="a small face in a tile needs this much: badges look like faces there"
     )
-    tile_every: int = Field(8, ge=0, description="look for small faces in tiles on every n-th frame; 0: never")
+    tile_every: int = Field(
+        8, ge=0, description="look for small faces in tiles on every n-th frame; 0: never"
+    )
     vectors: Literal["dlib", "sface", "none"] = Field(
         "dlib", description="what tells whose face it is; `none` leaves the column empty"
     )
@@ -149,32 +209,49 @@ class TextConfig(_Section):
     """Burned-in text by PP-OCRv4's text detector (differentiable binarisation, arXiv 1911.08947)."""
 
     folder: str = Field("", description="folder with text_detector.onnx; empty: fetched")
-    every_s: float = Field(2.0, gt=0, description="seconds between the pictures that are looked at; the shortest clip's length")
-    pixel_probability: float = Field(0.3, gt=0, lt=1, description="probability at which a pixel is text (PP-OCR's default)")
-    box_probability: float = Field(0.5, gt=0, lt=1, description="mean probability in a box of text (RapidOCR's default)")
-    box_growth: float = Field(1.6, ge=0, description="growth of boxes over the shrunk text in them (PP-OCR's default)")
+    every_s: float = Field(
+        2.0, gt=0, description="seconds between the pictures that are looked at; the shortest clip's length"
+    )
+    pixel_probability: float = Field(
+        0.3, gt=0, lt=1, description="probability at which a pixel is text (PP-OCR's default)"
+    )
+    box_probability: float = Field(
+        0.5, gt=0, lt=1, description="mean probability in a box of text (RapidOCR's default)"
+    )
+    box_growth: float = Field(
+        1.6, ge=0, description="growth of boxes over the shrunk text in them (PP-OCR's default)"
+    )
 
 
 class SoundQualityConfig(_Section):
     """How good the sound is, by DNSMOS P.835 and by signal measurements."""
 
     dnsmos_folder: str = Field("", description="folder with sig_bak_ovr.onnx; empty: fetched")
-    bandwidth_seconds: float = Field(60.0, gt=1, description="how much of a source is read at its own rate for the bandwidth")
+    bandwidth_seconds: float = Field(
+        60.0, gt=1, description="how much of a source is read at its own rate for the bandwidth"
+    )
 
 
 class SyncConfig(_Section):
     """Lips against sound: how far the sound is off, and which of the faces speaks."""
 
     model: Literal["embedded", "syncnet"] = Field(
-        "embedded", description="`embedded`: lip opening against loudness, no weights; `syncnet`: with its published weights"
+        "embedded",
+        description="`embedded`: lip opening against loudness, no weights; `syncnet`: with its published weights",
     )
     syncnet_weights: str = Field("", description="path of syncnet_v2.model, for `model: syncnet`")
     active_model: Literal["embedded", "light-asd"] = Field(
         "embedded", description="which face speaks: `embedded` or `light-asd` with its published weights"
     )
-    light_asd_weights: str = Field("", description="path of finetuning_TalkSet.model, for `active_model: light-asd`")
-    max_shift_ms: int = Field(600, ge=100, le=2000, description="largest shift that is looked for (SyncNet's own: 15 frames)")
-    low_hz: float = Field(500.0, ge=50, le=4000, description="lower edge of the lowest octave (measured; Grant and Seitz 2000)")
+    light_asd_weights: str = Field(
+        "", description="path of finetuning_TalkSet.model, for `active_model: light-asd`"
+    )
+    max_shift_ms: int = Field(
+        600, ge=100, le=2000, description="largest shift that is looked for (SyncNet's own: 15 frames)"
+    )
+    low_hz: float = Field(
+        500.0, ge=50, le=4000, description="lower edge of the lowest octave (measured; Grant and Seitz 2000)"
+    )
     high_hz: float = Field(4000.0, ge=100, le=8000, description="upper edge of the highest octave")
 
     @model_validator(mode="after")
@@ -186,7 +263,9 @@ class SyncConfig(_Section):
             ("light-asd", self.active_model, self.light_asd_weights),
         ):
             if named == chosen and not weights:
-                raise ValueError(f"{chosen} needs the path of its weights: sync.{chosen.replace('-', '_')}_weights")
+                raise ValueError(
+                    f"{chosen} needs the path of its weights: sync.{chosen.replace('-', '_')}_weights"
+                )
         return self
 
 
@@ -198,7 +277,9 @@ class ClipConfig(_Section):
     pad_s: float = Field(0.2, ge=0, description="silence wanted either side of the words")
     max_pause_s: float = Field(1.5, gt=0, description="a longer silence between words ends a clip")
     shot_margin_s: float = Field(0.08, ge=0, description="distance kept from a cut")
-    unspoken_s: float = Field(60.0, ge=0, description="how much of a source without usable speech is made into clips")
+    unspoken_s: float = Field(
+        60.0, ge=0, description="how much of a source without usable speech is made into clips"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ClipConfig:
@@ -211,14 +292,24 @@ class CutConfig(_Section):
     """How clips are encoded: 16 fps H.264 without sound, 24 kHz mono FLAC."""
 
     pixels: int = Field(
-        512 * 512, ge=64 * 64, description="pixels of a picture at most; larger ones are scaled down, aspect kept"
+        512 * 512,
+        ge=64 * 64,
+        description="pixels of a picture at most; larger ones are scaled down, aspect kept",
     )
     multiple: int = Field(
-        2, ge=2, le=128, multiple_of=2, description="width and height are multiples of this; the rest is cropped"
+        2,
+        ge=2,
+        le=128,
+        multiple_of=2,
+        description="width and height are multiples of this; the rest is cropped",
     )
-    crop: Literal["none", "face"] = Field("none", description="the whole picture, or the part round the main face")
+    crop: Literal["none", "face"] = Field(
+        "none", description="the whole picture, or the part round the main face"
+    )
     crop_aspect: float = Field(1.0, gt=0.2, lt=5, description="width over height of the part round the face")
-    crop_faces: float = Field(2.2, ge=1, description="height of the part round the face, in heights of the face")
+    crop_faces: float = Field(
+        2.2, ge=1, description="height of the part round the face, in heights of the face"
+    )
     crf: int = Field(18, ge=0, le=51, description="x264 quality, lower is better")
     preset: str = Field("veryfast", description="x264 preset")
 
@@ -263,9 +354,13 @@ class IngestConfig(_Section):
     cut: CutConfig = CutConfig()
     stages: StagesConfig = StagesConfig()
     device: str = Field("cpu", description="where models run: cpu or cuda")
-    scratch_gb: float = Field(20.0, ge=0, description="sound that waits for its next stage, in GiB; beyond it, decoded again")
+    scratch_gb: float = Field(
+        20.0, ge=0, description="sound that waits for its next stage, in GiB; beyond it, decoded again"
+    )
     commit_sources: int = Field(16, ge=1, description="sources that are committed together at most")
-    commit_seconds: float = Field(5.0, ge=0, description="longest time that finished sources wait for their commit")
+    commit_seconds: float = Field(
+        5.0, ge=0, description="longest time that finished sources wait for their commit"
+    )
 
     def keys(self) -> dict[str, str]:
         """Key of every step under these settings (`ingest.graph`): limits, resources and commits change no answer."""

@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ingest.commits import DUPLICATE, Ledger, disk_full
-from ingest.config import IngestConfig
-from ingest.graph import STEP_NAMES
-from ingest.live import Live
-from ingest.progress import IngestSummary, Lost, Progress
-from ingest.records import Measured, Probe, Proposals, SourceRecord
-from ingest.results import Results
-from ingest.scratch import is_running, show_life, work_folder
-from ingest.sources import find_sources
-from ingest.stages import finished_sources
-from shards.cluster import ray_running
-from shards.corpus import Corpus
-from shards.errors import UserError
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.engine.commits import DUPLICATE, Ledger, disk_full
+from uniavgen.ingest.engine.live_progress import Live
+from uniavgen.ingest.engine.progress import IngestSummary, Lost, Progress
+from uniavgen.ingest.engine.ray_graph import finished_sources
+from uniavgen.ingest.engine.run_dir import is_running, show_life, work_folder
+from uniavgen.ingest.engine.step_cache import Results
+from uniavgen.ingest.engine.step_graph import STEP_NAMES
+from uniavgen.ingest.io.sources import find_sources
+from uniavgen.ingest.records import Measured, Probe, Proposals, SourceRecord
+from uniavgen.shards.cluster import ray_running
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
 
 __all__ = ["IngestSummary", "Progress", "ingest"]
 
@@ -51,7 +51,9 @@ def ingest(
     began = time.perf_counter()
     config = config or IngestConfig()
     if stage and stage not in STEP_NAMES:
-        raise UserError(f"there is no step {stage!r}", do=f"name one of: {', '.join(STEP_NAMES)}", kind="no-step")
+        raise UserError(
+            f"there is no step {stage!r}", do=f"name one of: {', '.join(STEP_NAMES)}", kind="no-step"
+        )
     found = find_sources(sources, config.sources)
     corpus = Corpus.create(corpus_root)
     ledger = Ledger(corpus, config.digest())
@@ -69,8 +71,8 @@ def ingest(
 
 def check_models(config: IngestConfig) -> None:
     """Raise UserError now rather than inside every worker: for ffmpeg, and for each step's files."""
-    from ingest.child import ffmpeg_path
-    from ingest.steps import STEP_CLASSES
+    from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+    from uniavgen.ingest.measures.steps import STEP_CLASSES
 
     ffmpeg_path()
     for steps in STEP_CLASSES.values():
@@ -79,9 +81,13 @@ def check_models(config: IngestConfig) -> None:
 
 
 def _measure(
-    todo: list[SourceRecord], corpus: Corpus, ledger: Ledger, config: IngestConfig, summary: IngestSummary,
+    todo: list[SourceRecord],
+    corpus: Corpus,
+    ledger: Ledger,
+    config: IngestConfig,
+    summary: IngestSummary,
     on_progress: Callable[[Progress], None] | None,
-) -> None:  # fmt: skip
+) -> None:
     with work_folder(corpus.root) as scratch, ray_running():
         live = Live(ledger.contents, len(todo), summary, on_progress)
         committer = _Committer(corpus, ledger, config, summary, live, scratch)
@@ -98,9 +104,15 @@ class _Committer:
     """Takes finished records, commits them in small batches, keeps the summary."""
 
     def __init__(
-        self, corpus: Corpus, ledger: Ledger, config: IngestConfig, summary: IngestSummary, live: Live, scratch: Path
+        self,
+        corpus: Corpus,
+        ledger: Ledger,
+        config: IngestConfig,
+        summary: IngestSummary,
+        live: Live,
+        scratch: Path,
     ) -> None:
-        from ingest.steps import Fetching, Hearing
+        from uniavgen.ingest.measures.steps import Fetching, Hearing
 
         self.corpus, self.ledger, self.config, self.summary, self.live = corpus, ledger, config, summary, live
         self._scratch = scratch
@@ -127,7 +139,7 @@ class _Committer:
         self._commit()
 
     def _stored(self, record: SourceRecord, kind: type) -> Any:
-        from ingest.steps import STEP_OF
+        from uniavgen.ingest.measures.steps import STEP_OF
 
         name = STEP_OF[kind]
         return self._results.load(record.source_id, name, self._keys[name], kind)
@@ -137,7 +149,9 @@ class _Committer:
         for record in self._waiting:
             self._count(record)
             self.live.ended(record)
-            if record.failure is None or record.failure.error_type != DUPLICATE:  # its first may be at work still
+            if (
+                record.failure is None or record.failure.error_type != DUPLICATE
+            ):  # its first may be at work still
                 for step in self._files:
                     step.drop(record)
         self._waiting, self._since = [], time.monotonic()
@@ -169,4 +183,6 @@ class _Committer:
 def _check_space(corpus: Corpus) -> None:
     free = shutil.disk_usage(corpus.root).free
     if free < NEEDED_SPACE:
-        raise UserError(f"only {free // 2**20} MiB are free", where=corpus.root, do="free some space", kind="no-space")
+        raise UserError(
+            f"only {free // 2**20} MiB are free", where=corpus.root, do="free some space", kind="no-space"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shards.files import replace_file
+from uniavgen.shards.atomic_files import replace_file
 
 SHOWN = {"sync": "LS", "timbre": "TC", "expression": "EC"}
 """Measures that are drawn, and the paper's whose roles they take."""
@@ -54,7 +54,9 @@ def write_page(path: Path, summary: dict[str, Any]) -> Path:
     verdicts = [
         {
             **verdict,
-            "paper": "best" if None in verdict["paper"] else " > ".join(f"{figure:g}" for figure in verdict["paper"]),
+            "paper": "best"
+            if None in verdict["paper"]
+            else " > ".join(f"{figure:g}" for figure in verdict["paper"]),
             "ours": "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**verdict["difference"]),
         }
         for verdict in summary["verdicts"]
@@ -94,7 +96,11 @@ def draw(table: dict[str, Any], levels: dict[str, dict[str, float]], *, first: b
         for row in table["rows"]:
             dots = [seed[measure] for seed in row["seeds"]]
             figure.add_trace(
-                go.Scatter(x=dots, y=[row["row"]] * len(dots), mode="markers", marker={"color": SEED, "size": 8}), 1, column
+                go.Scatter(
+                    x=dots, y=[row["row"]] * len(dots), mode="markers", marker={"color": SEED, "size": 8}
+                ),
+                1,
+                column,
             )
         found = [row["measures"][measure] for row in table["rows"]]
         means = [entry["mean"] for entry in found]
@@ -112,7 +118,9 @@ def draw(table: dict[str, Any], levels: dict[str, dict[str, float]], *, first: b
             figure.add_trace(go.Scatter(x=figures, y=names, mode="markers", marker=marker), 2, column)
     figure.update_yaxes(autorange="reversed")
     height = (150 + 34 * len(names)) * (2 if published else 1)
-    figure.update_layout(showlegend=False, height=height, template="plotly_white", margin={"l": 10, "r": 10, "t": 40, "b": 10})
+    figure.update_layout(
+        showlegend=False, height=height, template="plotly_white", margin={"l": 10, "r": 10, "t": 40, "b": 10}
+    )
     return str(figure.to_html(full_html=False, include_plotlyjs=first, config={"displayModeBar": False}))
 
 

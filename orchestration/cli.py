@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration import corpus_commands, training_commands
-from orchestration.command import ConfigOption, Fault, JsonOption, PresetOption, SetOption, run_command, with_settings
+from uniavgen.orchestration.command import (
+    ConfigOption,
+    Fault,
+    JsonOption,
+    PresetOption,
+    SetOption,
+    run_command,
+    with_settings,
+)
+from uniavgen.orchestration.commands import corpus_commands, training_commands
 
 if TYPE_CHECKING:
-    from orchestration.config import Config
+    from uniavgen.orchestration.config import Config
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 
 @app.callback()
@@ -28,7 +38,9 @@ def uniavgen() -> None:
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--folder", help="Where everything is made.", metavar="DIR")] = Path("demo-output"),
+    folder: Annotated[Path, typer.Option("--folder", help="Where everything is made.", metavar="DIR")] = Path(
+        "demo-output"
+    ),
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -37,7 +49,7 @@ def demo(
     """The whole road on a small real corpus, then where to look."""
 
     def work(settings: Config) -> dict[str, Any]:
-        from orchestration.demo.run import run_demo
+        from uniavgen.orchestration.demo.run import run_demo
 
         return run_demo(folder, settings)
 
@@ -47,10 +59,16 @@ def demo(
 def submit(
     settings: Config,
     command: Annotated[
-        list[str], typer.Argument(help="A command of this program with its options, after `--`.", metavar="COMMAND...")
+        list[str],
+        typer.Argument(help="A command of this program with its options, after `--`.", metavar="COMMAND..."),
     ],
     address: Annotated[
-        str, typer.Option("--address", help="Ray's dashboard; default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS.", metavar="URL")
+        str,
+        typer.Option(
+            "--address",
+            help="Ray's dashboard; default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS.",
+            metavar="URL",
+        ),
     ] = "",
     follow: Annotated[bool, typer.Option(help="Show the job's output to its end.")] = True,
 ) -> dict[str, Any]:
@@ -58,7 +76,7 @@ def submit(
 
     For example: uniavgen submit -- ingest s3://bucket/raw --corpus /data/corpus
     """
-    from orchestration.submit import submit
+    from uniavgen.orchestration.commands.submit import submit
 
     return submit(command, sorted(COMMANDS), address, follow=follow)
 
@@ -66,10 +84,12 @@ def submit(
 def settings(
     settings: Config,
     json_: bool,
-    part: Annotated[str, typer.Argument(help="Only what is below it, as train.deepspeed; default: all.", metavar="PART")] = "",
+    part: Annotated[
+        str, typer.Argument(help="Only what is below it, as train.deepspeed; default: all.", metavar="PART")
+    ] = "",
 ) -> dict[str, Any]:
     """Every setting, its value and its meaning, in a file for --config."""
-    from orchestration.settings import commented, values
+    from uniavgen.orchestration.commands.settings import commented, values
 
     text = commented(settings, part)
     if not json_:
@@ -79,7 +99,7 @@ def settings(
 
 def doctor(settings: Config) -> dict[str, Any]:
     """What this machine can run, what is missing, how to get it."""
-    from orchestration.doctor import examine
+    from uniavgen.orchestration.commands.doctor import examine
 
     summary = examine(settings)
     if summary["missing"]:
@@ -88,7 +108,9 @@ def doctor(settings: Config) -> dict[str, Any]:
 
 
 def ui(
-    folder: Annotated[Path | None, typer.Option("--folder", help="Folder of mlflow.db; default: tracking.folder.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Folder of mlflow.db; default: tracking.folder.")
+    ] = None,
     port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 5000,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -98,7 +120,7 @@ def ui(
     """Open MLflow on the runs recorded here; Ctrl-C ends it."""
 
     def work(settings: Config) -> dict[str, Any]:
-        from orchestration.ui import serve
+        from uniavgen.orchestration.commands.ui import serve
 
         return serve(settings.tracking, port)
 

@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from orchestration.config import Config
+    from uniavgen.orchestration.config import Config
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="YAML file with settings, over the preset.", metavar="FILE")
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, over preset and file.", metavar="A.B=C")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON summary on stdout; progress stays on stderr.")]
-PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: tiny, laptop or paper.", metavar="NAME")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, over preset and file.", metavar="A.B=C")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON summary on stdout; progress stays on stderr.")
+]
+PresetOption = Annotated[
+    str, typer.Option("--preset", help="Settings to start from: tiny, laptop or paper.", metavar="NAME")
+]
 CorpusOption = Annotated[Path, typer.Option("--corpus", help="The corpus folder.", metavar="DIR")]
 RunOption = Annotated[Path, typer.Option("--run", help="The training run's folder.", metavar="DIR")]
 
@@ -70,14 +76,18 @@ def with_settings(work: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 
 
 def run_command(
-    work: Callable[[Config], dict[str, Any]], preset: str, file: Path | None, assignments: list[str] | None, json_: bool
+    work: Callable[[Config], dict[str, Any]],
+    preset: str,
+    file: Path | None,
+    assignments: list[str] | None,
+    json_: bool,
 ) -> None:
     """Run one command's work between reading the settings and printing the summary; every error becomes one line."""
-    from shards.errors import Stopped, UsageError, UserError
+    from uniavgen.shards.errors import Stopped, UsageError, UserError
 
     faulty = False
     try:
-        from orchestration.config import load_config
+        from uniavgen.orchestration.config import load_config
 
         summary = work(load_config(preset, file, assignments or []))
     except Fault as fault:
@@ -95,16 +105,21 @@ def run_command(
         typer.echo("stopped; what was committed stays, run the same command again to go on", err=True)
         raise typer.Exit(130) from None
     except OSError as error:
-        typer.echo(f"error: {error.strerror or error} ({error.filename or 'system'}); check path, rights and space", err=True)
+        typer.echo(
+            f"error: {error.strerror or error} ({error.filename or 'system'}); check path, rights and space",
+            err=True,
+        )
         raise typer.Exit(1) from None
     except Exception as error:
         if os.environ.get("UNIAVGEN_TRACE"):
             raise
         first = (str(error).strip().splitlines() or ["no message"])[0][:300]
-        typer.echo(f"error: unexpected {type(error).__name__}: {first}; set UNIAVGEN_TRACE=1 for the trace", err=True)
+        typer.echo(
+            f"error: unexpected {type(error).__name__}: {first}; set UNIAVGEN_TRACE=1 for the trace", err=True
+        )
         raise typer.Exit(1) from None
     if json_:
-        from orchestration.console import emit_json
+        from uniavgen.orchestration.console import emit_json
 
         emit_json(summary)
     if faulty:

@@ -13,14 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curation.config import CaptionConfig, CurateConfig, ReportConfig
-from ingest.config import IngestConfig
-from orchestration.tracking import TrackingConfig
-from shards.errors import UsageError, UserError
-from shards.writer import ShardConfig
-from train.ablation.config import AblateConfig
-from train.options import SamplerConfig
-from train.stages import TrainConfig
+from uniavgen.curation.config import CaptionConfig, CurateConfig, ReportConfig
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.orchestration.tracking.mlflow_runs import TrackingConfig
+from uniavgen.shards.errors import UsageError, UserError
+from uniavgen.shards.write.writer import ShardConfig
+from uniavgen.train.ablation.config import AblateConfig
+from uniavgen.train.config import TrainConfig
+from uniavgen.train.options import SamplerConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -46,18 +46,24 @@ def load_config(preset: str = "tiny", file: Path | None = None, assignments: Seq
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    composed = OmegaConf.merge(OmegaConf.create(Config().model_dump(mode="json")), _layer(preset_file(preset)))
+    composed = OmegaConf.merge(
+        OmegaConf.create(Config().model_dump(mode="json")), _layer(preset_file(preset))
+    )
     if file:
         composed = OmegaConf.merge(composed, _layer(file))
     try:
         Config.model_validate(OmegaConf.to_container(composed, resolve=True))
     except ValidationError as error:
-        raise UserError(_first_problem(error), where=file or preset_file(preset), do="correct the file") from error
+        raise UserError(
+            _first_problem(error), where=file or preset_file(preset), do="correct the file"
+        ) from error
     try:
         for assignment in assignments:
             key, equals, value = assignment.partition("=")
             if not equals:
-                raise UsageError(f"--set takes KEY=VALUE, got {assignment!r}", do="for example --set train.seed=1")
+                raise UsageError(
+                    f"--set takes KEY=VALUE, got {assignment!r}", do="for example --set train.seed=1"
+                )
             OmegaConf.update(composed, key, yaml.safe_load(value), force_add=True)
         return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
     except ValidationError as error:
@@ -86,9 +92,13 @@ def _layer(path: Path) -> Any:
     try:
         return OmegaConf.create(yaml.safe_load(path.read_text()) or {})
     except OSError as error:
-        raise UserError(f"the configuration cannot be read: {error.strerror}", where=path, do="check the path") from error
+        raise UserError(
+            f"the configuration cannot be read: {error.strerror}", where=path, do="check the path"
+        ) from error
     except yaml.YAMLError as error:
-        raise UserError(f"the configuration is no YAML: {' '.join(str(error).split())}", where=path, do="correct it") from error
+        raise UserError(
+            f"the configuration is no YAML: {' '.join(str(error).split())}", where=path, do="correct it"
+        ) from error
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -34,7 +34,12 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, width=_width)
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Progress]:
     """A progress display with one task, numbered 0; on a terminal it moves, in a log it prints once."""
-    counts = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
+    counts = [
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+    ]
     clocks = [TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*counts, *clocks, console=console) as bar:
         bar.add_task(label, total=total)
@@ -53,7 +58,9 @@ def step(label: str, seconds: dict[str, float]) -> Iterator[None]:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a small table; numbers are right-aligned, None is shown as a dash. Brackets in texts are no markup."""
     view = Table(title=escape(title), title_justify="left", title_style="bold")
-    numeric = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(columns))]
+    numeric = [
+        all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(columns))
+    ]
     for name, right in zip(columns, numeric, strict=True):
         view.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:

@@ -18,12 +18,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration import console
+from uniavgen.orchestration import console
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ingest.progress import IngestSummary, Progress, StepProgress
+    from uniavgen.ingest.engine.progress import IngestSummary, Progress, StepProgress
 
 LINE_SECONDS = 10.0
 """How often a log gets a line."""
@@ -45,7 +45,11 @@ class IngestDisplay:
 
     def __init__(self, to: Console | None = None) -> None:
         self._console = to or console.console
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True)
+            if self._console.is_terminal
+            else None
+        )
         self._progress: Progress | None = None
         self._began_work: float | None = None
         self._told_at = float("-inf")
@@ -57,10 +61,14 @@ class IngestDisplay:
     def __enter__(self) -> IngestDisplay:
         if self._live is not None:
             self._live.start()
-            self._live.update(Text("ingest: looking for sources, starting workers", style="dim"), refresh=True)
+            self._live.update(
+                Text("ingest: looking for sources, starting workers", style="dim"), refresh=True
+            )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
         if self._progress is not None:
@@ -93,7 +101,9 @@ class IngestDisplay:
         if len(self._told) <= FAILURES_TOLD:
             self._console.print(Text(f"failed: {progress.failure}", style="yellow"))
         if len(self._told) == FAILURES_TOLD:
-            self._console.print(Text("further failures are counted; each is a row of the failures table", style="yellow"))
+            self._console.print(
+                Text("further failures are counted; each is a row of the failures table", style="yellow")
+            )
 
 
 def time_left_s(progress: Progress, began_work_s: float) -> float | None:
@@ -130,7 +140,9 @@ def view(progress: Progress, left_s: float | None) -> Group:
     )
     speed = progress.video_seconds / max(progress.elapsed_s, 1e-9)
     facts = Text(f"{duration(progress.video_seconds)} of video at {speed:.2f} video s/s   ")
-    facts.append(f"{progress.clips:,} clips", style="green").append("   ").append_text(failures_text(progress.failures))
+    facts.append(f"{progress.clips:,} clips", style="green").append("   ").append_text(
+        failures_text(progress.failures)
+    )
     return Group(
         bar,
         facts,
@@ -164,7 +176,9 @@ def step_table(steps: Sequence[StepProgress]) -> Table:
             Text(f"{step.failed:,}" if step.failed else "·", style="yellow" if step.failed else "dim"),
             Text(speed_text(step)),
         ]
-        bar = Text(f"{share:4.0%} ", style="" if share >= 0.1 else "dim").append("━" * round(share * SHARE_WIDTH), style="cyan")
+        bar = Text(f"{share:4.0%} ", style="" if share >= 0.1 else "dim").append(
+            "━" * round(share * SHARE_WIDTH), style="cyan"
+        )
         table.add_row(*cells, bar)
     return table
 
@@ -211,13 +225,17 @@ def show_summary(summary: IngestSummary, sources: Sequence[str], corpus: str) ->
         columns = ("step", "sources", "reused", "failed", "seconds", "s per video-second", "share %")
         console.table("cost by step", columns, step_rows(summary))
     if summary.lost:
-        console.table("lost, by kind of failure", ("kind", "sources", "clips", "video hours"), lost_rows(summary))
+        console.table(
+            "lost, by kind of failure", ("kind", "sources", "clips", "video hours"), lost_rows(summary)
+        )
     if summary.passed_over:
         reasons = Counter(summary.passed_over.values()).most_common()
         print_("passed over: " + ", ".join(f"{count:,} × {why}" for why, count in reasons))
     if summary.duplicates:
         copy, first = sorted(summary.duplicates.items())[0]
-        print_(f"{len(summary.duplicates)} copies of other sources, measured once (for example {copy} = {first})")
+        print_(
+            f"{len(summary.duplicates)} copies of other sources, measured once (for example {copy} = {first})"
+        )
     for hint in next_steps(summary, sources, corpus):
         print_(hint)
 
@@ -243,11 +261,22 @@ def step_rows(summary: IngestSummary) -> list[tuple[Any, ...]]:
     for name, step in summary.steps.items():
         per_second = round(step.seconds / step.video_seconds, 4) if step.video_seconds else None
         rows.append(
-            (name, step.done, step.reused, step.failed, round(step.seconds, 1), per_second, round(100 * step.seconds / total))
+            (
+                name,
+                step.done,
+                step.reused,
+                step.failed,
+                round(step.seconds, 1),
+                per_second,
+                round(100 * step.seconds / total),
+            )
         )
     video = summary.video_seconds
     whole = sum(step.seconds for step in summary.steps.values())
-    return [*rows, ("all", None, None, None, round(whole, 1), round(whole / video, 4) if video else None, 100)]
+    return [
+        *rows,
+        ("all", None, None, None, round(whole, 1), round(whole / video, 4) if video else None, 100),
+    ]
 
 
 def lost_rows(summary: IngestSummary) -> list[tuple[Any, ...]]:
@@ -258,13 +287,17 @@ def lost_rows(summary: IngestSummary) -> list[tuple[Any, ...]]:
 
 def next_steps(summary: IngestSummary, sources: Sequence[str], corpus: str) -> list[str]:
     """Lines to run next, as they are typed."""
-    named = shlex.join(sources) if sum(map(len, sources)) < LONGEST_COMMAND else "..."  # a shell's glob may name thousands
+    named = (
+        shlex.join(sources) if sum(map(len, sources)) < LONGEST_COMMAND else "..."
+    )  # a shell's glob may name thousands
     again = f"uniavgen ingest {named} {shlex.join(['--corpus', corpus])}"
     hints = []
     if summary.failures:
         hints.append(f"try the failed ones again: {again} --retry")
     elif summary.skipped_failed:
-        hints.append(f"{summary.skipped_failed:,} sources failed before and were left alone; try them: {again} --retry")
+        hints.append(
+            f"{summary.skipped_failed:,} sources failed before and were left alone; try them: {again} --retry"
+        )
     if summary.clips or summary.skipped_done:
         where = shlex.join(["--corpus", corpus])
         hints.append(f"decide and look: uniavgen curate {where} && uniavgen report {where}")

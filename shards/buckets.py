@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from shards.clock import VIDEO_FPS
+from uniavgen.shards.timing import VIDEO_FPS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,10 +26,12 @@ class Buckets(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     seconds: tuple[float, ...] = Field(
-        default=(3.0, 5.0, 7.0), description="bounds between lengths, s (our choice: quarters of the 2 to 10 s that clips last)"
+        default=(3.0, 5.0, 7.0),
+        description="bounds between lengths, s (our choice: quarters of the 2 to 10 s that clips last)",
     )
     aspects: tuple[float, ...] = Field(
-        default=(), description="bounds between widths over heights, for example [0.8, 1.25]: portrait, square, landscape"
+        default=(),
+        description="bounds between widths over heights, for example [0.8, 1.25]: portrait, square, landscape",
     )
 
     @field_validator("seconds", "aspects")
@@ -75,5 +77,7 @@ class WindowBuckets(BaseModel):
         fits = np.where((frames <= have).any(1, keepdims=True), frames <= have, frames == frames.min())
         stretch = np.abs(np.log(width_px / np.maximum(height_px, 1))[:, None] - aspects)
         stretch = np.where(fits, np.round(stretch / ASPECT_STEP), np.inf)
-        rank = sorted(range(len(frames)), key=lambda i: (-frames[i], -self.shapes[i].height * self.shapes[i].width, i))
+        rank = sorted(
+            range(len(frames)), key=lambda i: (-frames[i], -self.shapes[i].height * self.shapes[i].width, i)
+        )
         return np.array(rank)[np.argmin(stretch[:, rank], axis=1)].astype(np.int64)

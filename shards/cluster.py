@@ -16,7 +16,9 @@ def ray_running() -> Iterator[None]:
     A local one is always new, since the remains of a killed run must not be joined; what is started here is stopped at the
     end.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it prints its own worries to the console otherwise
+    os.environ.setdefault(
+        "RAY_BACKEND_LOG_LEVEL", "fatal"
+    )  # it prints its own worries to the console otherwise
     import ray
 
     if ray.is_initialized():
@@ -29,7 +31,11 @@ def ray_running() -> Iterator[None]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PATH": os.environ.get("PATH", ""),
     }
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": environment}}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": environment},
+    }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
@@ -46,4 +52,6 @@ def _keep_off_stdout() -> None:
     """Ray prints that a worker died to standard output, where a command's --json answer goes; its log files have it too."""
     import ray._private.worker as driver
 
-    driver.print_to_stdstream = lambda data, ignore_prefix: logging.getLogger("ray").debug(" ".join(data["lines"]))
+    driver.print_to_stdstream = lambda data, ignore_prefix: logging.getLogger("ray").debug(
+        " ".join(data["lines"])
+    )

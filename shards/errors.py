@@ -39,12 +39,18 @@ class UsageError(UserError):
 class Stopped(UserError):
     """The command was asked to stop and did, with everything saved. `code`: the exit code, 128 and the signal's number."""
 
-    def __init__(self, what: str, *, where: object = "", do: str = "", kind: str = "stopped", code: int = 130) -> None:
+    def __init__(
+        self, what: str, *, where: object = "", do: str = "", kind: str = "stopped", code: int = 130
+    ) -> None:
         super().__init__(what, where=where, do=do, kind=kind)
         self.code = code
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.what, {"where": self.where, "do": self.do, "kind": self.kind, "code": self.code})
+        return _rebuild, (
+            type(self),
+            self.what,
+            {"where": self.where, "do": self.do, "kind": self.kind, "code": self.code},
+        )
 
 
 def _rebuild(cls: type[UserError], what: str, named: dict[str, Any]) -> UserError:

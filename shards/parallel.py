@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from shards.cluster import ray_running
-from shards.errors import UserError
+from uniavgen.shards.cluster import ray_running
+from uniavgen.shards.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shards.clock import SAMPLE_RATE
-from shards.errors import UserError
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,8 +116,18 @@ def from_members(members: dict[str, Any]) -> Sample:
     try:
         meta = SampleMeta.model_validate_json(members["json"])
         face = FaceTrack.from_bytes(members["face.npz"])
-    except (ValidationError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"sample {key} is damaged: {str(error).splitlines()[0]}", kind="damaged-sample") from error
+    except (
+        ValidationError,
+        ValueError,
+        KeyError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"sample {key} is damaged: {str(error).splitlines()[0]}", kind="damaged-sample"
+        ) from error
     if meta.schema_version != SCHEMA_VERSION:
         raise UserError(
             f"sample {key} has schema version {meta.schema_version}, this program reads {SCHEMA_VERSION}",
@@ -144,7 +154,9 @@ def decode_video(data: bytes, indices: Collection[int] | None = None) -> np.ndar
             if wanted is None or index in wanted:
                 frames.append(frame.to_ndarray(format="rgb24"))
     if not frames or (wanted is not None and len(frames) < len(wanted)):
-        raise UserError(f"the video gives {len(frames)} of {len(wanted or [0])} frames", kind="damaged-sample")
+        raise UserError(
+            f"the video gives {len(frames)} of {len(wanted or [0])} frames", kind="damaged-sample"
+        )
     return np.stack(frames)
 
 
@@ -170,7 +182,9 @@ def decode_audio(data: bytes) -> np.ndarray:
     return waveform.mean(axis=1)
 
 
-def rasterise_oval(oval: np.ndarray, score: np.ndarray, height: int, width: int, *, supersample: int = 8) -> np.ndarray:
+def rasterise_oval(
+    oval: np.ndarray, score: np.ndarray, height: int, width: int, *, supersample: int = 8
+) -> np.ndarray:
     """Face masks on a token grid: float32 [F, height, width], each cell the share of its area inside the oval.
 
     `oval` [F, P, 2] and `score` [F] are a FaceTrack's; frames with score 0 give an empty mask. Area is measured on a

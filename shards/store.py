@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from shards.errors import UserError
+from uniavgen.shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,13 @@ class Store:
         except FileNotFoundError as error:
             raise UserError("the shard is gone", where=where, kind="damaged-sample") from error
         except Exception as error:  # every kind of store raises its own
-            raise UserError(f"the shard cannot be read: {_one_line(error)}", where=where, kind="damaged-sample") from error
+            raise UserError(
+                f"the shard cannot be read: {_one_line(error)}", where=where, kind="damaged-sample"
+            ) from error
         if len(span) != length:
-            raise UserError(f"the shard ends within a sample at byte {offset}", where=where, kind="damaged-sample")
+            raise UserError(
+                f"the shard ends within a sample at byte {offset}", where=where, kind="damaged-sample"
+            )
         return span
 
     def folders(self, name: str) -> list[str]:
@@ -73,7 +77,9 @@ class Store:
             return []
         except Exception as error:  # every kind of store raises its own
             raise self.failed(name, error) from error
-        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory")
+        return sorted(
+            entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"
+        )
 
     def _ask(self, name: str, **span: int) -> bytes:
         """A file's bytes; a store that fails is asked again, unless it says that the file is not there."""

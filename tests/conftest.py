@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from shards.clock import SAMPLE_RATE, VIDEO_FPS
-from shards.corpus import SIGNALS, Corpus, clip_id
-from shards.sample import FaceTrack
+from uniavgen.shards.corpus.tables import SIGNALS, Corpus, clip_id
+from uniavgen.shards.sample import FaceTrack
+from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,17 +23,56 @@ def pytest_runtest_call() -> None:
 
 
 GOOD = {
-    "has_audio": 1.0, "duration_s": 2.0, "width_px": 640.0, "height_px": 480.0, "fps": 25.0, "speech_ratio": 0.9,
-    "overlap_ratio": 0.0, "speaker_count": 1.0, "words_per_s": 2.5, "word_score": 0.9, "language_probability": 0.98,
-    "asr_log_probability": -0.3, "no_speech_probability": 0.05, "face_coverage": 1.0, "face_count": 1.0,
-    "face_height_px": 240.0, "face_yaw_deg": 5.0, "face_steadiness": 0.99, "mouth_motion": 0.5, "sync_offset_ms": 10.0,
-    "sync_confidence": 0.7, "snr_db": 25.0, "loudness_db": -22.0, "clipping_ratio": 0.0, "luma": 110.0,
-    "sharpness": 200.0, "frozen_ratio": 0.02, "black_ratio": 0.0, "face_score": 0.9, "asr_compression_ratio": 1.4,
-    "word_count": 3.0, "repeated_ratio": 0.0, "stock_phrase": 0.0, "unvoiced_word_ratio": 0.0, "face_pitch_deg": 4.0,
-    "face_roll_deg": 2.0, "face_lock_ratio": 1.0, "active_face_confidence": 0.8, "active_face_margin": 0.5,
-    "dnsmos_overall": 3.2, "dnsmos_signal": 3.5, "dnsmos_background": 3.9, "silence_ratio": 0.1, "bandwidth_hz": 12000.0,
-    "motion": 2.0, "bits_per_pixel": 0.1, "text_ratio": 0.0, "interlaced_ratio": 0.0, "pitch_hz": 140.0,
-}  # fmt: skip
+    "has_audio": 1.0,
+    "duration_s": 2.0,
+    "width_px": 640.0,
+    "height_px": 480.0,
+    "fps": 25.0,
+    "speech_ratio": 0.9,
+    "overlap_ratio": 0.0,
+    "speaker_count": 1.0,
+    "words_per_s": 2.5,
+    "word_score": 0.9,
+    "language_probability": 0.98,
+    "asr_log_probability": -0.3,
+    "no_speech_probability": 0.05,
+    "face_coverage": 1.0,
+    "face_count": 1.0,
+    "face_height_px": 240.0,
+    "face_yaw_deg": 5.0,
+    "face_steadiness": 0.99,
+    "mouth_motion": 0.5,
+    "sync_offset_ms": 10.0,
+    "sync_confidence": 0.7,
+    "snr_db": 25.0,
+    "loudness_db": -22.0,
+    "clipping_ratio": 0.0,
+    "luma": 110.0,
+    "sharpness": 200.0,
+    "frozen_ratio": 0.02,
+    "black_ratio": 0.0,
+    "face_score": 0.9,
+    "asr_compression_ratio": 1.4,
+    "word_count": 3.0,
+    "repeated_ratio": 0.0,
+    "stock_phrase": 0.0,
+    "unvoiced_word_ratio": 0.0,
+    "face_pitch_deg": 4.0,
+    "face_roll_deg": 2.0,
+    "face_lock_ratio": 1.0,
+    "active_face_confidence": 0.8,
+    "active_face_margin": 0.5,
+    "dnsmos_overall": 3.2,
+    "dnsmos_signal": 3.5,
+    "dnsmos_background": 3.9,
+    "silence_ratio": 0.1,
+    "bandwidth_hz": 12000.0,
+    "motion": 2.0,
+    "bits_per_pixel": 0.1,
+    "text_ratio": 0.0,
+    "interlaced_ratio": 0.0,
+    "pitch_hz": 140.0,
+}
 """Signals of a clip that the default policy keeps."""
 
 
@@ -55,10 +94,18 @@ def clip_row(source: str, start_s: float, speaker: str, **changes: Any) -> dict[
         for text, at in zip(["hello", "dear", "world"], times, strict=True)
     ]
     row = {
-        "clip_id": clip_id(source, start_s, start_s + 2), "source_id": source, "start_s": start_s, "end_s": start_s + 2,
-        "speaker": f"{source}-{speaker}", "voice": voice(speaker), "transcript": "hello dear world", "words": words,
-        "language": "en", "versions": {"ingest": "1"}, **{name: GOOD.get(name) for name in SIGNALS},
-    }  # fmt: skip
+        "clip_id": clip_id(source, start_s, start_s + 2),
+        "source_id": source,
+        "start_s": start_s,
+        "end_s": start_s + 2,
+        "speaker": f"{source}-{speaker}",
+        "voice": voice(speaker),
+        "transcript": "hello dear world",
+        "words": words,
+        "language": "en",
+        "versions": {"ingest": "1"},
+        **{name: GOOD.get(name) for name in SIGNALS},
+    }
     return row | changes
 
 
@@ -94,10 +141,21 @@ def media(frames: int = 32) -> dict[str, bytes]:
 
 def source_row(source: str, **changes: Any) -> dict[str, Any]:
     return {
-        "source_id": source, "uri": f"/videos/{source}.mp4", "duration_s": 20.0, "width": 640, "height": 480, "fps": 25.0,
-        "video_codec": "h264", "audio_codec": "aac", "has_audio": True, "turns": [], "shots": [], "step_seconds": {},
-        "digest": "0", **changes,
-    }  # fmt: skip
+        "source_id": source,
+        "uri": f"/videos/{source}.mp4",
+        "duration_s": 20.0,
+        "width": 640,
+        "height": 480,
+        "fps": 25.0,
+        "video_codec": "h264",
+        "audio_codec": "aac",
+        "has_audio": True,
+        "turns": [],
+        "shots": [],
+        "step_seconds": {},
+        "digest": "0",
+        **changes,
+    }
 
 
 @pytest.fixture
@@ -107,7 +165,9 @@ def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
     def make(rows: list[dict[str, Any]], name: str = "corpus") -> Corpus:
         corpus = Corpus.create(tmp_path / name)
         corpus.upsert("clips", rows)
-        corpus.upsert("sources", [source_row(source) for source in sorted({row["source_id"] for row in rows})])
+        corpus.upsert(
+            "sources", [source_row(source) for source in sorted({row["source_id"] for row in rows})]
+        )
         for row in rows:
             for extension, data in media().items():
                 path = corpus.media_path(row["clip_id"], extension)

@@ -60,7 +60,9 @@ class LatentBatch:
     def to(self, device: torch.device | str) -> LatentBatch:
         """The same batch with every tensor on `device`."""
         members = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {n: on_device(value, device) for n, value in members.items() if hasattr(value, "device")}
+        moved: dict[str, Any] = {
+            n: on_device(value, device) for n, value in members.items() if hasattr(value, "device")
+        }
         return replace(self, **moved)
 
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from shards.cluster import ray_running
-from shards.errors import Stopped, UserError
-from train.checkpoint import RunFolder, changed_fields
-from train.lean_imports import import_lean
-from train.stages import StageConfig, TrainConfig
+from uniavgen.shards.cluster import ray_running
+from uniavgen.shards.errors import Stopped, UserError
+from uniavgen.train.checkpoint.run_folder import RunFolder, changed_fields
+from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.engine.deepspeed_compat import import_lean
 
 if TYPE_CHECKING:
-    from train.trainer import Job, MetricsFactory
+    from uniavgen.train.trainer import Job, MetricsFactory
 
 
 PATIENCE_S = 7200
@@ -92,7 +92,12 @@ def run_stage(
 
 
 def check_stages(
-    config: TrainConfig, stages: Sequence[str], shards_dir: str | Path, run_dir: str | Path, *, accept_changes: bool = False
+    config: TrainConfig,
+    stages: Sequence[str],
+    shards_dir: str | Path,
+    run_dir: str | Path,
+    *,
+    accept_changes: bool = False,
 ) -> bool:
     """Whether all of these stages are done already; raises as `check_stage` does, before the first of them takes its days."""
     done = [
@@ -137,13 +142,18 @@ def check_stage(
 
 def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConfig, stage: str) -> None:
     """A finished stage answers for the plan it was trained with, not for another."""
-    from train.resume import NO_MATTER, settings_that_matter
+    from uniavgen.train.checkpoint.resume import NO_MATTER, settings_that_matter
 
     try:
         before = TrainConfig.model_validate(known["config"])
     except (KeyError, ValidationError) as error:
-        raise UserError("stage.json holds no readable plan", where=folder.path, do="use another --run folder") from error
-    then, now = settings_that_matter(before, before.stage(stage)), settings_that_matter(config, config.stage(stage))
+        raise UserError(
+            "stage.json holds no readable plan", where=folder.path, do="use another --run folder"
+        ) from error
+    then, now = (
+        settings_that_matter(before, before.stage(stage)),
+        settings_that_matter(config, config.stage(stage)),
+    )
     changed = changed_fields(then, now, ignore=NO_MATTER)
     if changed:
         raise UserError(
@@ -155,8 +165,8 @@ def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConf
 
 
 def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path, run_dir: str | Path) -> None:
-    from shards.stream import SampleStream
-    from train.buckets import open_stream
+    from uniavgen.shards.read.stream import SampleStream
+    from uniavgen.train.data.window_buckets import open_stream
 
     open_stream(config, stage, str(shards_dir), str(run_dir))
     # audio shards have no val of their own: validation keeps to the corpus's clips
@@ -173,7 +183,7 @@ def _job(
     factory: MetricsFactory | None,
     accept_changes: bool,
 ) -> Job:
-    from train.trainer import Job
+    from uniavgen.train.trainer import Job
 
     shards = str(shards_dir) if "://" in str(shards_dir) else str(Path(shards_dir).absolute())
     return Job(config, stage, shards, str(Path(run_dir).absolute()), device, factory, accept_changes)
@@ -188,7 +198,9 @@ def _device(config: TrainConfig) -> str:
     device = config.device if config.device != "auto" else ("cuda" if gpus >= config.workers else "cpu")
     if device == "cuda" and gpus < config.workers:
         raise UserError(
-            f"{config.workers} workers need {config.workers} GPUs, Ray has {gpus:g}", do="lower train.workers", kind="too-small"
+            f"{config.workers} workers need {config.workers} GPUs, Ray has {gpus:g}",
+            do="lower train.workers",
+            kind="too-small",
         )
     if cpus < wanted:
         raise UserError(
@@ -204,7 +216,7 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from train.failures import Restarts, failure_path, told
+    from uniavgen.train.engine.failures import Restarts, failure_path, told
 
     failure_path(folder).unlink(missing_ok=True)
     # Ray Train knows this from its environment alone, and hands it to its controller
@@ -252,7 +264,9 @@ def _stop_asked(folder: RunFolder) -> Iterator[list[int]]:
         folder.tell("stopping", "asked to stop: the workers save after this step (once more to end at once)")
 
     here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if here else {}
+    before = (
+        {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if here else {}
+    )
     try:
         yield came
     finally:
@@ -288,12 +302,12 @@ def _work(given: dict[str, Any]) -> None:
     torch.set_num_threads(job.config.cpus_per_worker)
     folder = RunFolder(job.run_dir, job.stage)
     try:
-        from train.trainer import train_stage
+        from uniavgen.train.trainer import train_stage
 
         train_stage(job)
     except Exception as error:
-        from train.failures import leave_word
-        from train.planning import out_of_memory
+        from uniavgen.train.engine.failures import leave_word
+        from uniavgen.train.planning import out_of_memory
 
         config = job.config
         told = out_of_memory(error, config, config.stage(job.stage), job.device)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from shards.errors import UserError
+from uniavgen.shards.errors import UserError
 
 
 class Task(StrEnum):
@@ -34,7 +34,9 @@ def task_named(name: str) -> Task:
     try:
         return Task(name)
     except ValueError:
-        raise UserError(f"unknown task {name!r}", do=f"tasks: {', '.join(Task)}", kind="unknown-task") from None
+        raise UserError(
+            f"unknown task {name!r}", do=f"tasks: {', '.join(Task)}", kind="unknown-task"
+        ) from None
 
 
 class _Config(BaseModel):
@@ -50,9 +52,13 @@ class TimestepConfig(_Config):
         "the velocity is hard; shifted: `uniform` moved towards noise by `shift` (Wan's schedule).",
     )
     mean: float = Field(default=0.0, description="Mean of the logit-normal's normal variable.")
-    std: float = Field(default=1.0, gt=0, description="Standard deviation of the logit-normal's normal variable.")
+    std: float = Field(
+        default=1.0, gt=0, description="Standard deviation of the logit-normal's normal variable."
+    )
     shift: float = Field(
-        default=5.0, gt=0, description="s of `shifted`: t = s u / (1 + (s - 1) u). Wan 2.2 TI2V samples with 5."
+        default=5.0,
+        gt=0,
+        description="s of `shifted`: t = s u / (1 + (s - 1) u). Wan 2.2 TI2V samples with 5.",
     )
 
 
@@ -71,11 +77,20 @@ class ObjectiveConfig(_Config):
         description="Share of samples trained on an empty caption. Undisclosed; 0.1 is usual for guidance.",
     )
     speech_dropout: float = Field(
-        default=0.1, ge=0, le=1, description="Share of samples trained on an empty speech text, drawn apart from the caption's."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of samples trained on an empty speech text, drawn apart from the caption's.",
     )
-    video_weight: float = Field(default=1.0, ge=0, description="Weight of the video velocity loss (paper: 1).")
-    audio_weight: float = Field(default=1.0, ge=0, description="Weight of the audio velocity loss (paper: 1).")
-    continuation_min: float = Field(default=0.2, gt=0, lt=1, description="Least share of a clip that a continuation is given.")
+    video_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the video velocity loss (paper: 1)."
+    )
+    audio_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the audio velocity loss (paper: 1)."
+    )
+    continuation_min: float = Field(
+        default=0.2, gt=0, lt=1, description="Least share of a clip that a continuation is given."
+    )
     continuation_max: float = Field(
         default=0.5, gt=0, lt=1, description="Largest share of a clip that a continuation is given."
     )
@@ -86,7 +101,9 @@ class ObjectiveConfig(_Config):
         description="Share of dubbing steps with reference audio, which the paper calls optional there.",
     )
     reference_gap: int = Field(
-        default=0, ge=0, description="Empty clock places between a reference and the clip. Undisclosed; 0 puts it right before."
+        default=0,
+        ge=0,
+        description="Empty clock places between a reference and the clip. Undisclosed; 0 puts it right before.",
     )
     mix: dict[Task, int] = Field(
         default=PAPER_MIX, description="Draws of each task in one period of the schedule (paper: 4:1:1:2:2)."
@@ -102,7 +119,9 @@ class ObjectiveConfig(_Config):
     @model_validator(mode="after")
     def _shares(self) -> ObjectiveConfig:
         if self.continuation_min > self.continuation_max:
-            raise ValueError(f"continuation_min {self.continuation_min} exceeds continuation_max {self.continuation_max}")
+            raise ValueError(
+                f"continuation_min {self.continuation_min} exceeds continuation_max {self.continuation_max}"
+            )
         return self
 
 
@@ -120,14 +139,17 @@ class SamplerConfig(_Config):
         default=(0.5, 1.0), description="Guided range of t, both ends in; 1 is noise (paper: 0.5..1)."
     )
     empty_text: bool = Field(
-        default=True, description="Empty text too in the pass without interaction, which the paper does for efficiency."
+        default=True,
+        description="Empty text too in the pass without interaction, which the paper does for efficiency.",
     )
     shift: float = Field(
         default=1.0,
         gt=0,
         description="s of the steps t = s u / (1 + (s - 1) u). Undisclosed; 1 is even steps, Wan 2.2 TI2V takes 5.",
     )
-    continuation_latents: int = Field(default=1, ge=1, description="Video latents that a continuation is given when sampling.")
+    continuation_latents: int = Field(
+        default=1, ge=1, description="Video latents that a continuation is given when sampling."
+    )
 
     @field_validator("interval")
     @classmethod

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from shards.buckets import WindowBuckets, WindowShape
-from shards.emilia_stream import EmiliaStream
-from shards.errors import UserError
-from shards.stream import SampleStream
-from train.buckets import data_for, window_flops
-from train.model.config import ModelConfig
-from train.model.flops import Shapes, forward_flops
-from train.model.memory import FP32, Activations, activations
-from train.options import Task
-from train.stages import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.shards.buckets import WindowBuckets, WindowShape
+from uniavgen.shards.emilia.stream import EmiliaStream
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.train.config import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.data.window_buckets import data_for, window_flops
+from uniavgen.train.model.config import ModelConfig
+from uniavgen.train.model.flops import Shapes, forward_flops
+from uniavgen.train.model.memory import FP32, Activations, activations
+from uniavgen.train.options import Task
 
 ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a number in the model's type."""
@@ -59,7 +59,7 @@ def parameter_counts(model: ModelConfig) -> dict[str, int]:
     """Parameters by part of the model, counted on the meta device."""
     import torch
 
-    from train.model.dual_branch import DualBranch
+    from uniavgen.train.model.dual_branch import DualBranch
 
     with torch.device("meta"):
         counts = DualBranch(model).parameter_counts()
@@ -77,10 +77,14 @@ def planned_window(config: TrainConfig, stage: StageConfig) -> DataConfig:
     """The window that a plan counts with: of several the dearest, whose steps those of the others do not exceed."""
     if not config.data.buckets or stage.emilia.shards:
         return config.data
-    return data_for(config.data, max(config.data.buckets, key=lambda shape: window_flops(config, stage, shape)))
+    return data_for(
+        config.data, max(config.data.buckets, key=lambda shape: window_flops(config, stage, shape))
+    )
 
 
-def stage_shapes(config: TrainConfig, stage: StageConfig, window: WindowShape | None = None) -> list[tuple[float, Shapes]]:
+def stage_shapes(
+    config: TrainConfig, stage: StageConfig, window: WindowShape | None = None
+) -> list[tuple[float, Shapes]]:
     """(share of the samples, shapes) over the stage's task mix, with and without a reference voice: in a window, or in the
     one that a plan counts with."""
     data = data_for(config.data, window) if window else planned_window(config, stage)
@@ -111,7 +115,9 @@ def sample_flops(config: TrainConfig, stage: StageConfig, window: WindowShape | 
     return 3 * sum(share * forward_flops(config.model, shapes)["total"] for share, shapes in mixed)
 
 
-def flops_by_step(config: TrainConfig, stage: StageConfig, stream: SampleStream | EmiliaStream) -> Callable[[int], float]:
+def flops_by_step(
+    config: TrainConfig, stage: StageConfig, stream: SampleStream | EmiliaStream
+) -> Callable[[int], float]:
     """Gives `sample_flops` in the window of a step, which is one of several where the stream has buckets of windows."""
     if not isinstance(stream, SampleStream) or not isinstance(stream.buckets, WindowBuckets):
         whole = sample_flops(config, stage)
@@ -128,7 +134,13 @@ def stage_activations(config: TrainConfig, stage: StageConfig, samples: int) -> 
 
 
 def stage_memory(
-    config: TrainConfig, stage: StageConfig, workers: int, *, device: str = "cuda", codecs: bool = True, bucket: int = BUCKET
+    config: TrainConfig,
+    stage: StageConfig,
+    workers: int,
+    *,
+    device: str = "cuda",
+    codecs: bool = True,
+    bucket: int = BUCKET,
 ) -> Memory:
     """Memory of one of `workers`. Raises UserError where the batch does not split among them."""
     how, item = config.deepspeed, ITEM[config.deepspeed.dtype]
@@ -188,7 +200,14 @@ def fitting(
         return None
     sizes = [given.micro_batch, *(size for size in (8, 4, 2, 1) if size < share and not share % size)]
     choices = (
-        given.model_copy(update={"offload": place, "zero_stage": level, "activation_checkpointing": again, "micro_batch": size})
+        given.model_copy(
+            update={
+                "offload": place,
+                "zero_stage": level,
+                "activation_checkpointing": again,
+                "micro_batch": size,
+            }
+        )
         for place in dict.fromkeys((given.offload, "cpu") if offload else (given.offload,))
         for level in range(given.zero_stage, 4)
         for again in dict.fromkeys((given.activation_checkpointing, True))
@@ -217,7 +236,9 @@ def smallest_cluster(
 def setting_changes(before: DeepSpeedConfig, after: DeepSpeedConfig) -> list[str]:
     """What to `--set` to go from one setting to the other."""
     old, new = before.model_dump(), after.model_dump()
-    return [f"--set train.deepspeed.{name}={str(new[name]).lower()}" for name in new if old[name] != new[name]]
+    return [
+        f"--set train.deepspeed.{name}={str(new[name]).lower()}" for name in new if old[name] != new[name]
+    ]
 
 
 def what_would_fit(config: TrainConfig, stage: StageConfig, workers: int, capacity: float) -> str:
@@ -241,10 +262,16 @@ def in_gib(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def out_of_memory(error: BaseException, config: TrainConfig, stage: StageConfig, device: str) -> UserError | None:
+def out_of_memory(
+    error: BaseException, config: TrainConfig, stage: StageConfig, device: str
+) -> UserError | None:
     """A worker's failure told with what would fit, where it is a lack of memory; None where it is something else."""
     text = str(error).lower()
-    if "out of memory" not in text and "can't allocate memory" not in text and not isinstance(error, MemoryError):
+    if (
+        "out of memory" not in text
+        and "can't allocate memory" not in text
+        and not isinstance(error, MemoryError)
+    ):
         return None
     capacity = device_memory(device, config.workers)
     return UserError(

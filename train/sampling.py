@@ -13,12 +13,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from shards.clock import MELS_PER_FRAME
-from shards.errors import UserError
-from train import flow
-from train.batch import NOISY, BranchInput, DualOutput, LatentBatch
-from train.options import SamplerConfig, Task
-from train.tasks import Given, Model, build, given, validate_batch
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import MELS_PER_FRAME
+from uniavgen.train import flow_matching
+from uniavgen.train.batch import NOISY, BranchInput, DualOutput, LatentBatch
+from uniavgen.train.options import SamplerConfig, Task
+from uniavgen.train.tasks import Given, Model, build, given, validate_batch
 
 Velocities = tuple[Tensor | None, Tensor | None]
 
@@ -44,13 +44,22 @@ def sample(
     """
     validate_batch(batch, mels_per_frame)
     if "audio" in task.scored and not bool(batch.speech_mask.any(dim=1).all()):
-        raise UserError("the text to be spoken is empty", do="give the words, or drive the video by sound", kind="empty-text")
+        raise UserError(
+            "the text to be spoken is empty",
+            do="give the words, or drive the video by sound",
+            kind="empty-text",
+        )
     latents = None if batch.video is None else batch.video.shape[2]
     share = config.continuation_latents / latents if latents else 0.5
     voice = batch.reference_mel.shape[2] > 0
-    parts = given(task, latents, batch.mel.shape[2], share=share, reference_audio=voice, mels_per_frame=mels_per_frame)
+    parts = given(
+        task, latents, batch.mel.shape[2], share=share, reference_audio=voice, mels_per_frame=mels_per_frame
+    )
     indices = sample_indices or tuple(range(len(batch.mel)))
-    states: Velocities = (_noise(batch.video, seed, indices, "video-noise"), _noise(batch.mel, seed, indices, "audio-noise"))
+    states: Velocities = (
+        _noise(batch.video, seed, indices, "video-noise"),
+        _noise(batch.mel, seed, indices, "audio-noise"),
+    )
     times = time_grid(config.steps, config.shift)
     for step, (now, after) in enumerate(pairwise(times)):
         moves = guided_velocities(model, batch, parts, states, now, config)
@@ -64,7 +73,7 @@ def sample(
 
 def time_grid(steps: int, shift: float) -> list[float]:
     """Times 1 = t_0 > .. > t_steps = 0, evenly spaced and then shifted."""
-    return [flow.shift_time(1 - step / steps, shift) for step in range(steps + 1)]
+    return [flow_matching.shift_time(1 - step / steps, shift) for step in range(steps + 1)]
 
 
 def euler(x: Tensor | None, u: Tensor | None, now: float, after: float) -> Tensor | None:
@@ -99,7 +108,9 @@ def guide(u0: Tensor | None, u: Tensor | None, scale: float) -> Tensor | None:
 
 def _clips(out: DualOutput, batch: LatentBatch) -> Velocities:
     """The clip's part of a model's output: without the references that stand before it."""
-    video = None if out.video is None or batch.video is None else out.video[:, :, -batch.video.shape[2] :].float()
+    video = (
+        None if out.video is None or batch.video is None else out.video[:, :, -batch.video.shape[2] :].float()
+    )
     return video, None if out.audio is None else out.audio[:, :, -batch.mel.shape[2] :].float()
 
 
@@ -124,4 +135,6 @@ def _checked(states: Velocities) -> tuple[Tensor | None, Tensor]:
 def _noise(like: Tensor | None, seed: int, indices: tuple[int, ...], purpose: str) -> Tensor | None:
     if like is None:
         return None
-    return torch.stack([flow.noise_for(seed, 0, i, like.shape[1:], purpose) for i in indices]).to(like.device)
+    return torch.stack([flow_matching.noise_for(seed, 0, i, like.shape[1:], purpose) for i in indices]).to(
+        like.device
+    )

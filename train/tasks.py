@@ -15,13 +15,23 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from shards.clock import MELS_PER_FRAME, frames_for_latents, mels_for_frames
-from shards.errors import UserError
-from train import flow
-from train.batch import CONDITION, NOISY, REFERENCE, BranchInput, DualOutput, LatentBatch, Layout, Segment, on_device
-from train.model.config import FaceConfig
-from train.model.face_modulation import mask_iou, mask_loss
-from train.options import ObjectiveConfig, Task
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import MELS_PER_FRAME, frames_for_latents, mels_for_frames
+from uniavgen.train import flow_matching
+from uniavgen.train.batch import (
+    CONDITION,
+    NOISY,
+    REFERENCE,
+    BranchInput,
+    DualOutput,
+    LatentBatch,
+    Layout,
+    Segment,
+    on_device,
+)
+from uniavgen.train.model.config import FaceConfig
+from uniavgen.train.model.face_modulation import mask_iou, mask_loss
+from uniavgen.train.options import ObjectiveConfig, Task
 
 Model = Callable[..., DualOutput]
 """A `DualBranch`, or an engine around one: called as model(video, audio, checkpointing=...)."""
@@ -117,7 +127,12 @@ def build(
     times = timestep if isinstance(timestep, tuple) else (timestep, timestep)
     video = None
     if batch.video is not None:
-        if batch.reference is None or batch.caption is None or batch.caption_mask is None or states[0] is None:
+        if (
+            batch.reference is None
+            or batch.caption is None
+            or batch.caption_mask is None
+            or states[0] is None
+        ):
             raise UserError("a batch with video needs reference, caption and caption_mask", kind="bad-shape")
         # a dubbed film's reference image is its own first frame, which is what latent 0 holds
         reference = batch.video[:, :, :1] if parts.latents == batch.video.shape[2] else batch.reference
@@ -139,22 +154,34 @@ def prepare(
 ) -> TaskInputs:
     """One micro-step's inputs and targets: a pure function of batch, task and draw."""
     if len(draw.sample_indices) != len(batch.mel):
-        raise UserError(f"{len(draw.sample_indices)} sample indices for a batch of {len(batch.mel)}", kind="bad-shape")
+        raise UserError(
+            f"{len(draw.sample_indices)} sample indices for a batch of {len(batch.mel)}", kind="bad-shape"
+        )
     latents = None if batch.video is None else batch.video.shape[2]
     # the layout is common to all ranks, so its draws know the step alone
     low, high = objective.continuation_min, objective.continuation_max
-    share = low + (high - low) * flow.uniform_for(draw.seed, draw.step, -1, "continuation")
-    wanted = flow.uniform_for(draw.seed, draw.step, -1, "dubbing-reference") < objective.dubbing_reference
+    share = low + (high - low) * flow_matching.uniform_for(draw.seed, draw.step, -1, "continuation")
+    wanted = (
+        flow_matching.uniform_for(draw.seed, draw.step, -1, "dubbing-reference") < objective.dubbing_reference
+    )
     voice = batch.reference_mel.shape[2] > 0 and (wanted or task is not Task.DUBBING)
-    parts = given(task, latents, batch.mel.shape[2], share=share, reference_audio=voice, mels_per_frame=mels_per_frame)
+    parts = given(
+        task, latents, batch.mel.shape[2], share=share, reference_audio=voice, mels_per_frame=mels_per_frame
+    )
     batch = drop_text(batch, draw, objective)
     audio_time = _times(draw, objective, "timestep", batch.mel.device)
-    video_time = audio_time if objective.shared_timestep else _times(draw, objective, "video-timestep", batch.mel.device)
+    video_time = (
+        audio_time
+        if objective.shared_timestep
+        else _times(draw, objective, "video-timestep", batch.mel.device)
+    )
     audio_noise = _noise(draw, batch.mel, "audio-noise")
     video_noise = None if batch.video is None else _noise(draw, batch.video, "video-noise")
     states = (
-        None if batch.video is None or video_noise is None else flow.mix(batch.video, video_noise, video_time),
-        flow.mix(batch.mel, audio_noise, audio_time),
+        None
+        if batch.video is None or video_noise is None
+        else flow_matching.mix(batch.video, video_noise, video_time),
+        flow_matching.mix(batch.mel, audio_noise, audio_time),
     )
     video, audio = build(batch, parts, states, (video_time, audio_time), gap=objective.reference_gap)
     inputs = TaskInputs(
@@ -196,13 +223,13 @@ def total_loss(
     out = model(inputs.video, inputs.audio, checkpointing=checkpointing)
     assert out.audio is not None
     seen: dict[str, Tensor] = {} if figures is None else figures
-    seen["audio"] = flow.velocity_loss(out.audio, inputs.audio_target, inputs.audio_scored)
+    seen["audio"] = flow_matching.velocity_loss(out.audio, inputs.audio_target, inputs.audio_scored)
     seen["audio_time"] = inputs.audio.timestep
     audio, tokens = seen["audio"].mean(), len(batch.mel) * inputs.audio.latent.shape[2]
     video, mask = torch.zeros_like(audio), torch.zeros_like(audio)
     if out.video is not None and inputs.video_target is not None and inputs.video_scored is not None:
         assert inputs.video is not None
-        seen["video"] = flow.velocity_loss(out.video, inputs.video_target, inputs.video_scored)
+        seen["video"] = flow_matching.velocity_loss(out.video, inputs.video_target, inputs.video_scored)
         seen["video_time"] = inputs.video.timestep
         video = seen["video"].mean()
     if out.face_masks is not None and inputs.face is not None and inputs.face_scored is not None:
@@ -226,7 +253,7 @@ def task_at(seed: int, draw: int, mix: dict[Task, int]) -> Task:
 
 @lru_cache(maxsize=32)
 def _cycle(seed: int, mix: tuple[tuple[Task, int], ...]) -> tuple[Task, ...]:
-    generator = flow.generator_for(seed, "task-cycle")
+    generator = flow_matching.generator_for(seed, "task-cycle")
     mix = tuple(mix[i] for i in torch.randperm(len(mix), generator=generator).tolist())
     period = sum(count for _, count in mix)
     credit, cycle = dict.fromkeys((task for task, _ in mix), 0), []
@@ -244,7 +271,10 @@ def drop_text(batch: LatentBatch, draw: Draw, objective: ObjectiveConfig) -> Lat
     """The batch with some samples' texts emptied, each decided by (seed, step, sample index)."""
 
     def kept(mask: Tensor, share: float, purpose: str) -> Tensor:
-        stays = [flow.uniform_for(draw.seed, draw.step, index, purpose) >= share for index in draw.sample_indices]
+        stays = [
+            flow_matching.uniform_for(draw.seed, draw.step, index, purpose) >= share
+            for index in draw.sample_indices
+        ]
         return mask & on_device(torch.tensor(stays), mask.device)[:, None]
 
     caption = batch.caption_mask
@@ -269,10 +299,14 @@ def validate_batch(batch: LatentBatch, mels_per_frame: Fraction = MELS_PER_FRAME
     for name, value in vars(batch).items():
         if isinstance(value, Tensor):
             if len(value) != size:
-                raise UserError(f"batch.{name} holds {len(value)} samples, batch.keys {size}", kind="bad-shape")
+                raise UserError(
+                    f"batch.{name} holds {len(value)} samples, batch.keys {size}", kind="bad-shape"
+                )
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 bad = [batch.keys[i] for i in range(size) if not bool(torch.isfinite(value[i]).all())]
-                raise UserError(f"batch.{name} holds NaN or infinity", where=", ".join(bad), kind="not-finite")
+                raise UserError(
+                    f"batch.{name} holds NaN or infinity", where=", ".join(bad), kind="not-finite"
+                )
     if batch.video is None:
         return
     for name in ("reference", "caption", "caption_mask"):
@@ -286,7 +320,9 @@ def validate_batch(batch: LatentBatch, mels_per_frame: Fraction = MELS_PER_FRAME
         )
 
 
-def _sequence(reference: Tensor | None, data: Tensor, state: Tensor, known: int, gap: int) -> tuple[Tensor, Layout]:
+def _sequence(
+    reference: Tensor | None, data: Tensor, state: Tensor, known: int, gap: int
+) -> tuple[Tensor, Layout]:
     """Latent and layout of `[reference | data[:known] | state[known:]]` along time, empty parts left out."""
     length = data.shape[2]
     before = 0 if reference is None else reference.shape[2]
@@ -303,7 +339,7 @@ def _sequence(reference: Tensor | None, data: Tensor, state: Tensor, known: int,
 def _target(data: Tensor, noise: Tensor, layout: Layout) -> Tensor:
     """Velocity of the noisy part, zero before it."""
     noisy = layout[-1].length if layout[-1].role == NOISY else 0
-    target = flow.velocity(data, noise)[:, :, data.shape[2] - noisy :]
+    target = flow_matching.velocity(data, noise)[:, :, data.shape[2] - noisy :]
     clean = sum(s.length for s in layout) - noisy
     return torch.cat([target.new_zeros(*data.shape[:2], clean, *data.shape[3:]), target], dim=2)
 
@@ -320,11 +356,17 @@ def _face_target(batch: LatentBatch, layout: Layout, face: FaceConfig) -> tuple[
 
 
 def _times(draw: Draw, objective: ObjectiveConfig, purpose: str, device: torch.device) -> Tensor:
-    times = [flow.timestep_for(draw.seed, draw.step, i, objective.timestep, purpose) for i in draw.sample_indices]
+    times = [
+        flow_matching.timestep_for(draw.seed, draw.step, i, objective.timestep, purpose)
+        for i in draw.sample_indices
+    ]
     return on_device(torch.tensor(times, dtype=torch.float32), device)
 
 
 def _noise(draw: Draw, like: Tensor, purpose: str) -> Tensor:
     """Every sample's own noise, made on the CPU and then moved."""
-    noise = [flow.noise_for(draw.seed, draw.step, index, like.shape[1:], purpose) for index in draw.sample_indices]
+    noise = [
+        flow_matching.noise_for(draw.seed, draw.step, index, like.shape[1:], purpose)
+        for index in draw.sample_indices
+    ]
     return on_device(torch.stack(noise), like.device).to(like.dtype)

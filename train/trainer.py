@@ -20,26 +20,41 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from shards.errors import UserError
-from train.average import WeightAverage
-from train.buckets import make_feed, open_stream, places_at
-from train.checkpoint import RunFolder, hand_over, restored, under
-from train.codec.registry import load_codecs
-from train.data import BatchLoader, Loaded, prefetched
-from train.engine import StepGuard, agree_on, begin_engine, from_all, full_weights, release, save_state
-from train.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
-from train.meters import History, Meter, Outcome, over_workers, pace
-from train.model.dual_branch import DualBranch
-from train.model.face_modulation import lambda_at
-from train.model.pretrained import take_pretrained
-from train.options import Task
-from train.planning import flops_by_step
-from train.resume import AVERAGE_FILE, Resumption, find, random_file, random_state, settings_that_matter
-from train.stages import StageConfig, TrainConfig, face_for, lr_at
-from train.tasks import Draw, task_at, total_loss
-from train.universal import Layout
-from train.validation import Validation
-from train.watch import OwnTime, Watch
+from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.checkpoint_conversion import Layout
+from uniavgen.train.checkpoint.resume import (
+    AVERAGE_FILE,
+    Resumption,
+    find,
+    random_file,
+    random_state,
+    settings_that_matter,
+)
+from uniavgen.train.checkpoint.run_folder import RunFolder, hand_over, restored, under
+from uniavgen.train.codec.registry import load_codecs
+from uniavgen.train.config import StageConfig, TrainConfig, face_for, lr_at
+from uniavgen.train.data.batches import BatchLoader, Loaded, prefetched
+from uniavgen.train.data.window_buckets import make_feed, open_stream, places_at
+from uniavgen.train.diagnostics.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
+from uniavgen.train.diagnostics.metrics import History, Meter, Outcome, over_workers, pace
+from uniavgen.train.diagnostics.run_warnings import OwnTime, Watch
+from uniavgen.train.diagnostics.validation import Validation
+from uniavgen.train.engine.deepspeed_engine import (
+    StepGuard,
+    agree_on,
+    begin_engine,
+    from_all,
+    full_weights,
+    release,
+    save_state,
+)
+from uniavgen.train.engine.ema import WeightAverage
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.model.face_modulation import lambda_at
+from uniavgen.train.model.pretrained import take_pretrained
+from uniavgen.train.options import Task
+from uniavgen.train.planning import flops_by_step
+from uniavgen.train.tasks import Draw, task_at, total_loss
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +118,9 @@ class StageTrainer:
         self.parameters = model.parameter_counts()
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         found = find(self.folder, config, stage, trained, accept_changes=job.accept_changes)
-        self.engine: Any = begin_engine(model, config, stage, world, job.device, universal=bool(found and found.universal))
+        self.engine: Any = begin_engine(
+            model, config, stage, world, job.device, universal=bool(found and found.universal)
+        )
         self.guard = StepGuard(self.engine, stage.grad_clip)
         self.start, self.history, self.health = 0, History.begin(stage), StepHealth()
         if found:
@@ -119,7 +136,9 @@ class StageTrainer:
         begun_with = found.state.get("shards") if found else None
         self.stream = open_stream(config, stage, job.shards_dir, job.run_dir, begun_with)
         # and to the latents that it began with: cached ones are of other windows than those encoded on line
-        feed = make_feed(self.stream, config.data, stage, codecs, found.state.get("latents", "") if found else None)
+        feed = make_feed(
+            self.stream, config.data, stage, codecs, found.state.get("latents", "") if found else None
+        )
         if rank == 0:
             self.folder.tell("latents", feed.line)
         self.latents = feed.latents
@@ -129,7 +148,10 @@ class StageTrainer:
         if config.validation.every:
             seen_before = found.state.get("val_shards") if found else None
             self.validation = Validation(config, stage, job.shards_dir, codecs, seen_before)
-        agree_on("shards or cached latents", [self.stream.shards, self.validation and self.validation.shards, self.latents])
+        agree_on(
+            "shards or cached latents",
+            [self.stream.shards, self.validation and self.validation.shards, self.latents],
+        )
         self.face, self.flops_at = face_for(config, stage), flops_by_step(config, stage, self.stream)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
 
@@ -153,7 +175,10 @@ class StageTrainer:
                 self.on_metrics(step + 1, self.validation.losses(self.engine))
             done = self.stage.steps if step == steps[-1] else step + 1
             # between bad steps the state may be the cause of them: then it is saved after the next good one
-            due = done // self.config.checkpoint.every > saved // self.config.checkpoint.every and not self.health.bad
+            due = (
+                done // self.config.checkpoint.every > saved // self.config.checkpoint.every
+                and not self.health.bad
+            )
             if due or asked_to_stop or done == self.stage.steps:
                 self.save(done)
                 saved = done
@@ -226,7 +251,9 @@ class StageTrainer:
         last = from_all(self.folder.steps())[0]
         if dist.get_rank() == 0:
             self.folder.write(rewinds=asdict(self.rewinds.after(self.health.bad)))
-        back = f"{count} bad steps in a row: back to step {last[-1] if last else 0}, and without them from there"
+        back = (
+            f"{count} bad steps in a row: back to step {last[-1] if last else 0}, and without them from there"
+        )
         self.tell("rewind", back, steps=[bad + 1 for bad in self.health.bad])
         dist.barrier()
         raise Rewind
@@ -245,7 +272,15 @@ class StageTrainer:
         checkpointing = self.config.deepspeed.activation_checkpointing
         objective = self.config.objective.model_copy(update={"mix": self.stage.tasks})
         return total_loss(
-            self.engine, batch, task, draw, objective, self.face, lambda_m, checkpointing=checkpointing, figures=figures
+            self.engine,
+            batch,
+            task,
+            draw,
+            objective,
+            self.face,
+            lambda_m,
+            checkpointing=checkpointing,
+            figures=figures,
         )
 
     def places_at(self, step: int) -> list[tuple[int, ...]]:
@@ -314,7 +349,9 @@ class StageTrainer:
             self.folder.tell(event, text, **figures)
 
 
-def begin_average(engine: Any, decay: float, found: Resumption | None, folder: RunFolder) -> WeightAverage | None:
+def begin_average(
+    engine: Any, decay: float, found: Resumption | None, folder: RunFolder
+) -> WeightAverage | None:
     """The moving average that the configuration asks for, taken on from the checkpoint where that has one."""
     if not decay:
         return None
@@ -340,7 +377,9 @@ def described(micro: Micro) -> dict[str, Any]:
 
 def write_trace(path: Path, step: int, task: Task, seen: Sequence[Micro]) -> None:
     """Append a step's samples and exact losses (hexadecimal floats) of this worker."""
-    keys = {place: key for micro in seen for place, key in zip(micro.places, micro.loaded.batch.keys, strict=True)}
+    keys = {
+        place: key for micro in seen for place, key in zip(micro.places, micro.loaded.batch.keys, strict=True)
+    }
     losses = [{name: float(value).hex() for name, value in micro.losses.items()} for micro in seen]
     with path.open("a") as lines:
         lines.write(json.dumps({"step": step, "task": task, "keys": keys, "losses": losses}) + "\n")
@@ -361,14 +400,21 @@ def build_model(job: Job, stage: StageConfig, rank: int) -> DualBranch:
         if part not in stage.parts:
             delattr(model, part)
     report = hand_over(model, job.run_dir, stage.takes_from, stage.starts_fresh)
-    named = {name: path for name, path in (("video", stage.pretrained.video), ("audio", stage.pretrained.audio)) if path}
+    named = {
+        name: path
+        for name, path in (("video", stage.pretrained.video), ("audio", stage.pretrained.audio))
+        if path
+    }
     pretrained = take_pretrained(model, named, stage.pretrained.skip, report.taken)
     lines = [*report.lines(), *(f"  {name} from {named[name]}: {told}" for name, told in pretrained.items())]
     trainable = stage.trains or list(stage.parts)
-    unknown = [part for part in trainable if not any(under(name, [part]) for name, _ in model.named_parameters())]
+    unknown = [
+        part for part in trainable if not any(under(name, [part]) for name, _ in model.named_parameters())
+    ]
     if unknown:
         raise UserError(
-            f"train.stages.{stage.name}.trains names no part of the model: {', '.join(unknown)}", kind="unknown-part"
+            f"train.stages.{stage.name}.trains names no part of the model: {', '.join(unknown)}",
+            kind="unknown-part",
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(under(name, trainable))

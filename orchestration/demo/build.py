@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest.child import ffmpeg_path
-from orchestration.demo import face, film, speech
-from orchestration.demo.script import PLANS, SENTENCES, SOUND_LATE_MS, SourcePlan
-from orchestration.demo.truth import (
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.orchestration.demo import face, film, speech
+from uniavgen.orchestration.demo.script import PLANS, SENTENCES, SOUND_LATE_MS, SourcePlan
+from uniavgen.orchestration.demo.truth import (
     FACE_RATE_HZ,
     KEPT,
     TRUTH_NAME,
@@ -32,8 +32,8 @@ from orchestration.demo.truth import (
     WordTruth,
     source_from_json,
 )
-from shards.errors import UserError
-from shards.weights import resolve
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.weights import resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,12 @@ def build_demo(
     if done:
         return done
     ffmpeg_path()
-    for name in ("piper-joe", "two-cities", "astronaut", "face-landmarker"):  # here, so that workers never race for them
+    for name in (
+        "piper-joe",
+        "two-cities",
+        "astronaut",
+        "face-landmarker",
+    ):  # here, so that workers never race for them
         resolve(name)
     try:
         (target / PARTS).mkdir(parents=True, exist_ok=True)
@@ -69,7 +74,9 @@ def build_demo(
         shutil.rmtree(target / PARTS)
     except OSError as error:
         raise UserError(
-            f"the demo corpus cannot be written: {error.strerror or error}", where=target, do="check rights and space"
+            f"the demo corpus cannot be written: {error.strerror or error}",
+            where=target,
+            do="check rights and space",
         ) from error
     return truth
 
@@ -104,9 +111,15 @@ def make_source(folder: Path, plan: SourcePlan) -> SourceTruth:
         fps=plan.fps,
         width=plan.size,
         height=plan.size,
-        words=tuple(WordTruth(w.text, round(w.start_s + late_s, 4), round(w.end_s + late_s, 4)) for w in track.words if heard),
+        words=tuple(
+            WordTruth(w.text, round(w.start_s + late_s, 4), round(w.end_s + late_s, 4))
+            for w in track.words
+            if heard
+        ),
         exact_times=track.exact,
-        turns=tuple(TurnTruth(v, round(a + late_s, 4), round(b + late_s, 4)) for v, a, b in track.turns if heard),
+        turns=tuple(
+            TurnTruth(v, round(a + late_s, 4), round(b + late_s, 4)) for v, a, b in track.turns if heard
+        ),
         cuts_s=tuple(round(frame / plan.fps, 4) for frame in cuts),
         face=_face_truth(ovals, plan.fps),
         shift_ms=late_s * 1000,
@@ -120,7 +133,9 @@ def _sound(plan: SourcePlan, seed: int) -> tuple[speech.Track, list[int]]:
     scene_ends = []
     for scene in plan.scenes:
         reader = scene.voice == "reader"
-        utterances += [speech.read_passage(n) if reader else speech.say(SENTENCES[n], scene.voice) for n in scene.lines]
+        utterances += [
+            speech.read_passage(n) if reader else speech.say(SENTENCES[n], scene.voice) for n in scene.lines
+        ]
         scene_ends.append(len(utterances))
     track = speech.assemble(utterances, seed)
     return track, [round(track.gaps[end - 1] * plan.fps) for end in scene_ends[:-1]]
@@ -143,7 +158,9 @@ def _frames(
         if not scene.look:
             yield from face.pattern(times, size=plan.size, seed=seed)
             continue
-        for frame in face.animate(scene.look, track.phones, times, size=plan.size, seed=(seed + number) % 2**31):
+        for frame in face.animate(
+            scene.look, track.phones, times, size=plan.size, seed=(seed + number) % 2**31
+        ):
             ovals.append(frame.oval)
             yield frame.picture
 
@@ -156,13 +173,23 @@ def _face_truth(ovals: list[np.ndarray], fps: int) -> tuple[tuple[tuple[float, f
 
 
 def _make_all(
-    target: Path, digest: str, plans: tuple[SourcePlan, ...], workers: int, on_progress: Callable[[int, int, str], None] | None
+    target: Path,
+    digest: str,
+    plans: tuple[SourcePlan, ...],
+    workers: int,
+    on_progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, SourceTruth]:
     """Make what is not done yet, the longest first; the truth of every source by name."""
     sources = {plan.name: truth for plan in plans if (truth := _part_done(target, plan, digest))}
-    todo = sorted((p for p in plans if p.name not in sources), key=lambda p: -sum(len(s.lines) for s in p.scenes))
-    context = multiprocessing.get_context("spawn")  # forked children would share the parent's threads and locks
-    with ProcessPoolExecutor(max(1, min(workers, len(todo))), mp_context=context, initializer=_quiet_worker) as pool:
+    todo = sorted(
+        (p for p in plans if p.name not in sources), key=lambda p: -sum(len(s.lines) for s in p.scenes)
+    )
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # forked children would share the parent's threads and locks
+    with ProcessPoolExecutor(
+        max(1, min(workers, len(todo))), mp_context=context, initializer=_quiet_worker
+    ) as pool:
         jobs = {pool.submit(make_part, target, plan, digest): plan for plan in todo}
         try:
             for job in as_completed(jobs):
@@ -192,7 +219,11 @@ def _part_done(target: Path, plan: SourcePlan, digest: str) -> SourceTruth | Non
     try:
         proof = json.loads((target / PARTS / f"{plan.name}.json").read_text())
         truth = source_from_json(proof["truth"])
-        return truth if proof["digest"] == digest and (target / plan.name).stat().st_size == truth.bytes else None
+        return (
+            truth
+            if proof["digest"] == digest and (target / plan.name).stat().st_size == truth.bytes
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -205,7 +236,9 @@ def _finished(target: Path, digest: str) -> DemoTruth | None:
         truth = DemoTruth.load(target)
     except UserError:
         return None
-    whole = all((target / s.name).is_file() and (target / s.name).stat().st_size == s.bytes for s in truth.sources)
+    whole = all(
+        (target / s.name).is_file() and (target / s.name).stat().st_size == s.bytes for s in truth.sources
+    )
     return truth if whole and truth.digest == digest else None
 
 

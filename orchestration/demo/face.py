@@ -11,8 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestration.demo.portrait import LOOKS, LOWER_INNER, MESH_POINTS, MOUTH_DARK, OVAL, UPPER_INNER, Portrait, portrait, warp
-from orchestration.demo.visemes import WIDEST, Phone, mouth_track
+from uniavgen.orchestration.demo.portrait import (
+    LOOKS,
+    LOWER_INNER,
+    MESH_POINTS,
+    MOUTH_DARK,
+    OVAL,
+    UPPER_INNER,
+    Portrait,
+    portrait,
+    warp,
+)
+from uniavgen.orchestration.demo.visemes import WIDEST, Phone, mouth_track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +53,26 @@ _UPPER_LIP: tuple[int, ...] = (
     292,
 )
 _UPPER_LIP += (76, 184, 74, 73, 72, 11, 302, 303, 304, 408, 306)
-_LOWER_LIP: tuple[int, ...] = (146, 91, 181, 84, 17, 314, 405, 321, 375, 77, 90, 180, 85, 16, 315, 404, 320, 307)
+_LOWER_LIP: tuple[int, ...] = (
+    146,
+    91,
+    181,
+    84,
+    17,
+    314,
+    405,
+    321,
+    375,
+    77,
+    90,
+    180,
+    85,
+    16,
+    315,
+    404,
+    320,
+    307,
+)
 _LOWER_LIP += (96, 89, 179, 86, 15, 316, 403, 319, 325)
 _UPPER_LIDS = ((246, 161, 160, 159, 158, 157, 173), (466, 388, 387, 386, 385, 384, 398))
 _LOWER_LIDS = ((7, 163, 144, 145, 153, 154, 155), (249, 390, 373, 374, 380, 381, 382))
@@ -95,7 +124,10 @@ def pattern(times: Sequence[float], *, size: int = 384, seed: int = 0) -> Iterat
     y, x = np.mgrid[0:size, 0:size] / size * 2 * np.pi
     phases = np.random.default_rng(seed).uniform(0, 6, 3)
     for t in times:
-        waves = [np.sin((k + 1) * x + (2 - k) * y + phases[k] + (k + 1) * t) * np.cos(2 * y - t + k) for k in range(3)]
+        waves = [
+            np.sin((k + 1) * x + (2 - k) * y + phases[k] + (k + 1) * t) * np.cos(2 * y - t + k)
+            for k in range(3)
+        ]
         yield (127 + 90 * np.stack(waves, axis=-1)).astype(np.uint8)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.demo.script import SourcePlan
-from orchestration.demo.speech import RATE
-from orchestration.movie import write_movie
+from uniavgen.orchestration.demo.script import SourcePlan
+from uniavgen.orchestration.demo.speech import RATE
+from uniavgen.orchestration.video_file import write_movie
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,4 +32,6 @@ def write_film(path: Path, plan: SourcePlan, frames: Iterable[np.ndarray], wavef
     if plan.audio:
         encoding |= {"acodec": plan.audio, "ar": plan.rate, "ac": plan.channels}
     sound = waveform if plan.audio else None
-    write_movie(path, frames, (plan.size, plan.size), sound, fps=plan.fps, sample_rate=RATE, encoding=encoding)
+    write_movie(
+        path, frames, (plan.size, plan.size), sound, fps=plan.fps, sample_rate=RATE, encoding=encoding
+    )

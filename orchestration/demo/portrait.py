@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shards.weights import resolve
+from uniavgen.shards.weights import resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,8 +78,12 @@ LOOKS: dict[str, Look] = {
     "mirror": Look(mirror=True, width=0.93, jaw=0.90, hair=_RED, room=(0.80, 0.92, 1.05), suit_hue=100),
     "mirror_close": Look(zoom=1.15, width=0.93, jaw=0.90, hair=_RED, room=(0.95, 0.80, 0.85), suit_hue=100),
     "dark": Look(width=1.07, jaw=1.12, hair=_GREY, room=(0.72, 0.77, 0.82), skin=_DEEP, suit_hue=55),
-    "dark_close": Look(True, 1.2, width=1.07, jaw=1.12, hair=_GREY, room=(0.88, 0.80, 0.66), skin=_DEEP, suit_hue=55),
-    "warm": Look(mirror=True, width=1.03, jaw=0.97, hair=(0.85, 0.85, 0.95), room=(1.0, 0.86, 0.72), suit_hue=150),
+    "dark_close": Look(
+        True, 1.2, width=1.07, jaw=1.12, hair=_GREY, room=(0.88, 0.80, 0.66), skin=_DEEP, suit_hue=55
+    ),
+    "warm": Look(
+        mirror=True, width=1.03, jaw=0.97, hair=(0.85, 0.85, 0.95), room=(1.0, 0.86, 0.72), suit_hue=150
+    ),
 }
 
 
@@ -149,7 +153,9 @@ def _affine_maps(moved: np.ndarray, rest: np.ndarray) -> np.ndarray:
     edges = moved[:, 1:] - moved[:, :1]
     area = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0]
     area = np.where(np.abs(area) < 1e-6, np.inf, area)
-    inverse = np.stack([edges[:, 1, 1], -edges[:, 0, 1], -edges[:, 1, 0], edges[:, 0, 0]], axis=1).reshape(-1, 2, 2)
+    inverse = np.stack([edges[:, 1, 1], -edges[:, 0, 1], -edges[:, 1, 0], edges[:, 0, 0]], axis=1).reshape(
+        -1, 2, 2
+    )
     inverse = inverse / area[:, None, None]
     linear = np.swapaxes(inverse @ (rest[:, 1:] - rest[:, :1]), 1, 2)
     offset = rest[:, 0] - np.einsum("tij,tj->ti", linear, moved[:, 0])
@@ -166,9 +172,13 @@ def _photograph() -> tuple[np.ndarray, np.ndarray]:
 
     photo = np.array(Image.open(resolve("astronaut") / "astronaut.png").convert("RGB"))
     left, top, side = _CROP
-    near = cv2.resize(photo[top : top + side, left : left + side], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    near = cv2.resize(
+        photo[top : top + side, left : left + side], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC
+    )
     model = BaseOptions(model_asset_path=str(resolve("face-landmarker") / "face_landmarker.task"))
-    with vision.FaceLandmarker.create_from_options(vision.FaceLandmarkerOptions(base_options=model)) as landmarker:
+    with vision.FaceLandmarker.create_from_options(
+        vision.FaceLandmarkerOptions(base_options=model)
+    ) as landmarker:
         faces = landmarker.detect(mediapipe.Image(mediapipe.ImageFormat.SRGB, near)).face_landmarks
     points = np.array([[p.x, p.y, p.z] for p in faces[0]]) * side
     return photo, points + np.array([left, top, 0])
@@ -189,13 +199,20 @@ def _recolour(picture: np.ndarray, mesh: np.ndarray, look: Look) -> np.ndarray:
     skin = cv2.GaussianBlur(face, (0, 0), 0.02 * height).astype(np.float32) / 255
     head = np.hypot((x - centre[0]) / (0.92 * height), (y - centre[1] + 0.28 * height) / (1.05 * height))
     coloured = np.clip((hsv[..., 1] - 55) / 50, 0, 1) + np.clip((95 - hsv[..., 2]) / 30, 0, 1)
-    hair = np.clip((1 - head) / 0.08, 0, 1) * np.clip(coloured, 0, 1) * (y < centre[1] + 0.35 * height) * (1 - skin)
+    hair = (
+        np.clip((1 - head) / 0.08, 0, 1)
+        * np.clip(coloured, 0, 1)
+        * (y < centre[1] + 0.35 * height)
+        * (1 - skin)
+    )
     neck = (np.abs(x - centre[0]) < 0.40 * height) & (y > centre[1]) & (hsv[..., 1] > 45)
     below = np.clip((y - centre[1] - 0.35 * height) / (0.1 * height), 0, 1)
     body = np.maximum(below * np.clip((hsv[..., 1] - 25) / 30 + (150 - hsv[..., 2]) / 30, 0, 1), neck)
     room = np.clip(1 - skin - hair - body, 0, 1)
     suit = np.clip((hsv[..., 1] - 100) / 40, 0, 1) * (y > centre[1] + 0.6 * height)
-    hair, room, suit = (cv2.GaussianBlur(m.astype(np.float32), (0, 0), 0.012 * height) for m in (hair, room, suit))
+    hair, room, suit = (
+        cv2.GaussianBlur(m.astype(np.float32), (0, 0), 0.012 * height) for m in (hair, room, suit)
+    )
     hsv[..., 0] = (hsv[..., 0] + look.suit_hue) % 180
     hsv[..., 1] *= 0.5 if look.suit_hue else 1.0
     other = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB).astype(np.float32)
@@ -216,12 +233,19 @@ def _mouth_textures(picture: np.ndarray, mesh: np.ndarray) -> tuple[np.ndarray, 
     lips = np.concatenate([upper, lower[-2:0:-1]])
     mask = np.zeros(picture.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.round(lips).astype(np.int32)], 255)
-    teeth = cv2.GaussianBlur(cv2.erode(mask, np.ones((3, 3), np.uint8)), (0, 0), 0.006 * height).astype(np.float32) / 255
+    teeth = (
+        cv2.GaussianBlur(cv2.erode(mask, np.ones((3, 3), np.uint8)), (0, 0), 0.006 * height).astype(
+            np.float32
+        )
+        / 255
+    )
     wide = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7)))
     outline = np.zeros_like(mask)
     cv2.fillPoly(outline, [np.round(mesh[list(_LIPS_OUTLINE)]).astype(np.int32)], 255)
     red = np.median(picture[(outline > 0) & (wide == 0)], axis=0) * (0.93, 0.82, 0.82)
-    filled = cv2.GaussianBlur(cv2.bitwise_and(wide, cv2.dilate(outline, np.ones((3, 3), np.uint8))), (0, 0), 0.007 * height)
+    filled = cv2.GaussianBlur(
+        cv2.bitwise_and(wide, cv2.dilate(outline, np.ones((3, 3), np.uint8))), (0, 0), 0.007 * height
+    )
     cover = filled[..., None].astype(np.float32) / 255
     shut = cv2.inpaint(picture, wide, 5, cv2.INPAINT_TELEA) * (1 - 0.8 * cover) + red * 0.8 * cover
     inside = np.array(MOUTH_DARK) * (1 - teeth[..., None]) + 0.86 * picture * teeth[..., None]

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from orchestration import console
-from orchestration.demo.build import build_demo
-from orchestration.demo.score import DemoScore, score
-from orchestration.jobs import curate_corpus, ingest_corpus, report_corpus, shard_corpus
-from orchestration.training import sample_movie, train_stages
-from shards.cluster import ray_running
-from shards.errors import UserError
-from train.checkpoint import RunFolder
+from uniavgen.orchestration import console
+from uniavgen.orchestration.commands.corpus_jobs import (
+    curate_corpus,
+    ingest_corpus,
+    report_corpus,
+    shard_corpus,
+)
+from uniavgen.orchestration.commands.training_jobs import sample_movie, train_stages
+from uniavgen.orchestration.demo.build import build_demo
+from uniavgen.orchestration.demo.score import DemoScore, score
+from uniavgen.shards.cluster import ray_running
+from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from orchestration.config import Config
-    from orchestration.demo.truth import DemoTruth
+    from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.demo.truth import DemoTruth
 
 DISK_NEEDED_GB = 2
 
@@ -31,7 +36,11 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free / 2**30
     if free < DISK_NEEDED_GB:
-        raise UserError(f"{free:.1f} GiB free, the demo needs {DISK_NEEDED_GB}", where=folder, do="free space or name --folder")
+        raise UserError(
+            f"{free:.1f} GiB free, the demo needs {DISK_NEEDED_GB}",
+            where=folder,
+            do="free space or name --folder",
+        )
     settings = settings.model_copy(deep=True)
     settings.curate.split.people_by = ["voice"]  # one portrait plays every part
     videos, corpus, run = folder / "videos", folder / "corpus", folder / "run"
@@ -52,13 +61,15 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
     with console.step("5/6 sample: a movie under modality-aware guidance", seconds):
         sampled = sample_movie(run, corpus, settings, task="joint")
     with console.step("6/6 score against the truth", seconds):
-        from shards.corpus import Corpus
+        from uniavgen.shards.corpus.tables import Corpus
 
         measured = score(Corpus.open(corpus), truth)
     total = time.monotonic() - started
     _show(seconds, total, ingested, trained, measured)
     _show_places({"report": page, "movie": sampled["movie"], "shards": corpus / "shards", "model": run})
-    console.console.print(f"MLflow: [bold]uniavgen ui --folder {escape(settings.tracking.folder)}[/]   (or `make ui`)")
+    console.console.print(
+        f"MLflow: [bold]uniavgen ui --folder {escape(settings.tracking.folder)}[/]   (or `make ui`)"
+    )
     return {
         "command": "demo",
         "seconds": seconds,
@@ -83,13 +94,19 @@ def _build(videos: Path) -> DemoTruth:
 
 
 def _show(
-    seconds: dict[str, float], total: float, ingested: dict[str, Any], trained: dict[str, Any], measured: DemoScore
+    seconds: dict[str, float],
+    total: float,
+    ingested: dict[str, Any],
+    trained: dict[str, Any],
+    measured: DemoScore,
 ) -> None:
     """The figures that the demo promises."""
     console.table("seconds per step", ("step", "seconds"), [*seconds.items(), ("total", round(total, 1))])
     if ingested["sources"]:
         rate = ingested["video_seconds"] / max(ingested["seconds"], 1e-9)
-        console.console.print(f"ingested {rate:.2f} seconds of video per second ({ingested['video_seconds']:.0f} s of video)")
+        console.console.print(
+            f"ingested {rate:.2f} seconds of video per second ({ingested['video_seconds']:.0f} s of video)"
+        )
     console.table("measured against the truth", ("what", "figure", "aim"), measured.rows())
     console.table("planted bad sources", ("file", "planted", "caught by"), measured.caught_rows())
 

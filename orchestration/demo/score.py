@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestration.demo.truth import FACE_RATE_HZ, DemoTruth, SourceTruth, WordTruth
-from shards.clock import VIDEO_FPS
-from shards.sample import FaceTrack, rasterise_oval
+from uniavgen.orchestration.demo.truth import FACE_RATE_HZ, DemoTruth, SourceTruth, WordTruth
+from uniavgen.shards.sample import FaceTrack, rasterise_oval
+from uniavgen.shards.timing import VIDEO_FPS
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shards.corpus import Corpus
+    from uniavgen.shards.corpus.tables import Corpus
 
 DER_COLLAR_S = 0.25
 CUT_TOLERANCE_S = 0.15
@@ -81,8 +81,16 @@ class DemoScore:
                 f"{_show(self.word_start_median_ms)} / {_show(self.word_start_p90_ms)} ms",
                 "<= 30 ms",
             ),
-            (f"diarization error rate (collar {DER_COLLAR_S} s)", _show(self.diarization_error_rate, "{:.3f}"), "<= 0.10"),
-            ("planted cuts found / false cuts", f"{self.cuts_found} of {self.cuts_planted} / {self.cuts_false}", "all / 0"),
+            (
+                f"diarization error rate (collar {DER_COLLAR_S} s)",
+                _show(self.diarization_error_rate, "{:.3f}"),
+                "<= 0.10",
+            ),
+            (
+                "planted cuts found / false cuts",
+                f"{self.cuts_found} of {self.cuts_planted} / {self.cuts_false}",
+                "all / 0",
+            ),
             (
                 "face oval IoU, median / 10 %",
                 f"{_show(self.face_iou_median, '{:.2f}')} / {_show(self.face_iou_p10, '{:.2f}')}",
@@ -90,7 +98,11 @@ class DemoScore:
             ),
             ("lip-sound offset error, median", f"{_show(self.sync_error_median_ms)} ms", "<= 40 ms"),
             ("clips with offset error under 80 ms", _show(self.sync_within_80_ms, "{:.0%}"), ">= 90%"),
-            ("clips kept / voices", f"{self.clips_kept} of {self.clips} / {self.voices_kept}", ">= 25 / >= 3"),
+            (
+                "clips kept / voices",
+                f"{self.clips_kept} of {self.clips} / {self.voices_kept}",
+                ">= 25 / >= 3",
+            ),
             ("good sources with a kept clip", f"{self.good_sources_kept} of {self.good_sources}", "all"),
             ("planted bad sources caught", f"{self.bad_caught} of {len(self.caught)}", "all"),
         ]
@@ -107,7 +119,11 @@ class DemoScore:
 def score(corpus: Corpus, truth: DemoTruth) -> DemoScore:
     """Compare a corpus with the truth; sources are matched by file name."""
     known = {source.name: source for source in truth.sources}
-    rows = {name: row for row in corpus.read("sources").to_pylist() if (name := os.path.basename(row["uri"])) in known}
+    rows = {
+        name: row
+        for row in corpus.read("sources").to_pylist()
+        if (name := os.path.basename(row["uri"])) in known
+    }
     by_id = {row["source_id"]: known[name] for name, row in rows.items()}
     clips = [clip for clip in corpus.read("clips").to_pylist() if clip["source_id"] in by_id]
     decisions = {row["clip_id"]: row for row in corpus.read("decisions").to_pylist()}
@@ -128,7 +144,11 @@ def score(corpus: Corpus, truth: DemoTruth) -> DemoScore:
         good_sources=len(good),
         good_sources_kept=sum(name in good_kept for name in good),
         lost=tuple(name for name in good if name not in good_kept),
-        caught=tuple(_caught(s, rows.get(s.name), clips, decisions, failures.get(s.name)) for s in truth.sources if not s.good),
+        caught=tuple(
+            _caught(s, rows.get(s.name), clips, decisions, failures.get(s.name))
+            for s in truth.sources
+            if not s.good
+        ),
     )
 
 
@@ -169,14 +189,19 @@ def _word_scores(pairs: Sequence[tuple[Row, SourceTruth]], sources: Iterable[Sou
 
 
 def _start_errors(
-    reference: Sequence[tuple[str, WordTruth]], heard: Sequence[tuple[str, Row]], alignment: Any, clip_start_s: float
+    reference: Sequence[tuple[str, WordTruth]],
+    heard: Sequence[tuple[str, Row]],
+    alignment: Any,
+    clip_start_s: float,
 ) -> list[float]:
     """Absolute errors in ms of the starts of the words that jiwer found equal."""
     errors = []
     for chunk in alignment:
         if chunk.type == "equal":
             for r, h in zip(
-                range(chunk.ref_start_idx, chunk.ref_end_idx), range(chunk.hyp_start_idx, chunk.hyp_end_idx), strict=True
+                range(chunk.ref_start_idx, chunk.ref_end_idx),
+                range(chunk.hyp_start_idx, chunk.hyp_end_idx),
+                strict=True,
             ):
                 errors.append(abs(clip_start_s + heard[h][1]["start_s"] - reference[r][1].start_s) * 1000)
     return errors
@@ -267,7 +292,10 @@ def _sync_scores(clips: Iterable[Row], by_id: Mapping[str, SourceTruth]) -> dict
     errors = np.array([abs(found - planted) for found, planted in offsets if found is not None])
     if not len(errors):
         return {"sync_error_median_ms": None, "sync_within_80_ms": None}
-    return {"sync_error_median_ms": float(np.median(errors)), "sync_within_80_ms": float(np.mean(errors < 80))}
+    return {
+        "sync_error_median_ms": float(np.median(errors)),
+        "sync_within_80_ms": float(np.mean(errors < 80)),
+    }
 
 
 def _voice_of(clip: Row, source: SourceTruth) -> str:
@@ -280,7 +308,11 @@ def _voice_of(clip: Row, source: SourceTruth) -> str:
 
 
 def _caught(
-    source: SourceTruth, row: Row | None, clips: Iterable[Row], decisions: Mapping[str, Row], failure: Row | None
+    source: SourceTruth,
+    row: Row | None,
+    clips: Iterable[Row],
+    decisions: Mapping[str, Row],
+    failure: Row | None,
 ) -> Caught:
     """What caught a planted bad source: its failure row, or the reason why none of its clips was kept."""
     if failure:
@@ -288,7 +320,9 @@ def _caught(
     own = [decisions.get(clip["clip_id"]) for clip in clips if row and clip["source_id"] == row["source_id"]]
     if own and all(decision and not decision["kept"] for decision in own):
         reasons = Counter(decision["reason"] for decision in own if decision)
-        return Caught(source.name, source.fate, "rule: " + ", ".join(reason for reason, _ in reasons.most_common()))
+        return Caught(
+            source.name, source.fate, "rule: " + ", ".join(reason for reason, _ in reasons.most_common())
+        )
     if row and not own and row["error"]:
         return Caught(source.name, source.fate, f"source: {row['error']}")
     return Caught(source.name, source.fate, "")

@@ -82,7 +82,11 @@ SOUND_LATE_MS = 400.0
 PLANS: tuple[SourcePlan, ...] = (
     SourcePlan(
         "joe_lighthouse.mp4",
-        (Scene("joe", "astronaut", (0,)), Scene("joe", "astronaut_close", (1,)), Scene("joe", "astronaut", (2,))),
+        (
+            Scene("joe", "astronaut", (0,)),
+            Scene("joe", "astronaut_close", (1,)),
+            Scene("joe", "astronaut", (2,)),
+        ),
     ),
     SourcePlan(
         "joe_night_train.mkv",
@@ -90,7 +94,9 @@ PLANS: tuple[SourcePlan, ...] = (
         audio="libvorbis",
         rate=48_000,
     ),
-    SourcePlan("joe_clocks.mov", (Scene("joe", "astronaut", (11, 13)),), fps=30, audio="pcm_s16le", rate=48_000),
+    SourcePlan(
+        "joe_clocks.mov", (Scene("joe", "astronaut", (11, 13)),), fps=30, audio="pcm_s16le", rate=48_000
+    ),
     SourcePlan("ann_windows.mov", (Scene("ann", "mirror", (6, 8, 9)),), fps=30, channels=1),
     SourcePlan(
         "ann_geese.webm",
@@ -107,15 +113,22 @@ PLANS: tuple[SourcePlan, ...] = (
         channels=1,
     ),
     SourcePlan(
-        "bob_rivers.mkv", (Scene("bob", "dark", (28,)), Scene("bob", "dark_close", (22,))), fps=24, audio="flac", rate=32_000
+        "bob_rivers.mkv",
+        (Scene("bob", "dark", (28,)), Scene("bob", "dark_close", (22,))),
+        fps=24,
+        audio="flac",
+        rate=32_000,
     ),
     SourcePlan("reader_best_of_times.mp4", (Scene("reader", "warm", (0, 1)),), fps=24, rate=48_000),
     SourcePlan("reader_before_us.avi", (Scene("reader", "warm", (2, 3)),), video="mpeg4", audio="pcm_s16le"),
     SourcePlan(
-        "talk_joe_ann.mp4", (Scene("joe", "astronaut", (12,)), Scene("ann", "mirror", (15,)), Scene("joe", "astronaut", (21,)))
+        "talk_joe_ann.mp4",
+        (Scene("joe", "astronaut", (12,)), Scene("ann", "mirror", (15,)), Scene("joe", "astronaut", (21,))),
     ),
     SourcePlan(
-        "talk_bob_ann.mkv", (Scene("bob", "dark", (23,)), Scene("ann", "mirror", (24,)), Scene("bob", "dark", (29,))), fps=30
+        "talk_bob_ann.mkv",
+        (Scene("bob", "dark", (23,)), Scene("ann", "mirror", (24,)), Scene("bob", "dark", (29,))),
+        fps=30,
     ),
     SourcePlan("two_shots_ann.mp4", (Scene("ann", "mirror", (25,)), Scene("ann", "mirror_close", (26,)))),
     SourcePlan("two_shots_bob.mp4", (Scene("bob", "dark", (30,)), Scene("bob", "dark_close", (31,))), fps=30),

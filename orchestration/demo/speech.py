@@ -15,9 +15,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from orchestration.demo.reading import PASSAGES, PHRASES
-from orchestration.demo.visemes import Phone
-from shards.weights import resolve
+from uniavgen.orchestration.demo.reading import PASSAGES, PHRASES
+from uniavgen.orchestration.demo.visemes import Phone
+from uniavgen.shards.weights import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,7 +159,9 @@ def assemble(utterances: Sequence[Utterance], seed: int) -> Track:
         first_sample = max(0, -start)
         piece = sound[first_sample : first_sample + total - max(0, start)]
         waveform[max(0, start) : max(0, start) + len(piece)] += piece
-    return Track(waveform, tuple(words), tuple(phones), tuple(turns), tuple(gaps), all(u.exact for u in utterances))
+    return Track(
+        waveform, tuple(words), tuple(phones), tuple(turns), tuple(gaps), all(u.exact for u in utterances)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -177,7 +179,9 @@ def _piper() -> PiperVoice:
     _freeze_noise(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return PiperVoice(session, PiperConfig.from_dict(json.loads((folder / "voice.onnx.json").read_text())))
 
 

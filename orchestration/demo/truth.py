@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
+from uniavgen.shards.errors import UserError
 
 TRUTH_NAME = "truth.json"
 TRUTH_VERSION = 1
@@ -96,7 +96,9 @@ class DemoTruth:
                 raise KeyError("truth_version")
             return DemoTruth(data["digest"], tuple(source_from_json(s) for s in data["sources"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError("no readable truth about a demo corpus", where=path, do="build the demo corpus again") from error
+            raise UserError(
+                "no readable truth about a demo corpus", where=path, do="build the demo corpus again"
+            ) from error
 
 
 def source_from_json(data: dict[str, Any]) -> SourceTruth:

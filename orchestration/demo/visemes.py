@@ -61,7 +61,9 @@ class Phone:
         return Phone(self.symbol, self.start_s + by_s, self.end_s + by_s)
 
 
-def mouth_track(phones: Sequence[Phone], times: np.ndarray, *, smooth_s: float = 0.018) -> tuple[np.ndarray, np.ndarray]:
+def mouth_track(
+    phones: Sequence[Phone], times: np.ndarray, *, smooth_s: float = 0.018
+) -> tuple[np.ndarray, np.ndarray]:
     """Opening float64 [n] (0..1) and rounding float64 [n] (-1..1) at the instants `times` [n] in seconds.
 
     Each phone holds its shape over its middle 40 %, the mouth moves in straight lines between, and a Gaussian of
@@ -73,7 +75,9 @@ def mouth_track(phones: Sequence[Phone], times: np.ndarray, *, smooth_s: float =
     knots, shapes = [-1.0], [(REST, 0.0)]
     previous_end = -1.0
     for phone in phones:
-        if phone.start_s - previous_end > 0.25:  # a pause: the mouth comes to rest and leaves it a little early
+        if (
+            phone.start_s - previous_end > 0.25
+        ):  # a pause: the mouth comes to rest and leaves it a little early
             for knot in (previous_end + 0.10, phone.start_s - 0.08):
                 knots.append(max(knot, knots[-1] + 1e-3))
                 shapes.append((REST, 0.0))
@@ -86,5 +90,8 @@ def mouth_track(phones: Sequence[Phone], times: np.ndarray, *, smooth_s: float =
     shapes += [(REST, 0.0)] * 2
     rate = 400.0  # Hz of the fine grid on which the corners are rounded
     grid = np.arange(-0.2, max(float(times[-1]), 0.0) + 0.2, 1 / rate) if len(times) else np.zeros(1)
-    columns = [gaussian_filter1d(np.interp(grid, knots, column), smooth_s * rate) for column in zip(*shapes, strict=True)]
+    columns = [
+        gaussian_filter1d(np.interp(grid, knots, column), smooth_s * rate)
+        for column in zip(*shapes, strict=True)
+    ]
     return np.interp(times, grid, columns[0]), np.interp(times, grid, columns[1])

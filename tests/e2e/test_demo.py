@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from running import Demo, uniavgen
 
-from shards.corpus import Corpus
-from shards.sample import decode_audio, decode_video, from_members
-from shards.stream import SampleStream
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.shards.sample import decode_audio, decode_video, from_members
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -48,13 +48,21 @@ def test_every_planted_defect_is_caught_by_its_own_rule(demo: Demo) -> None:
 def test_good_sources_are_kept_and_every_clip_has_a_reason(demo: Demo) -> None:
     score = demo.summary["score"]
     assert score["good_sources_kept"] == score["good_sources"]
-    rows = Corpus.open(demo.corpus).query("SELECT kept, reason FROM clips LEFT JOIN decisions USING (clip_id)").to_pylist()
+    rows = (
+        Corpus.open(demo.corpus)
+        .query("SELECT kept, reason FROM clips LEFT JOIN decisions USING (clip_id)")
+        .to_pylist()
+    )
     assert rows
     assert all(row["kept"] is not None and row["kept"] == (row["reason"] == "") for row in rows)
 
 
 def test_clips_are_within_their_lengths_and_hold_whole_words(demo: Demo) -> None:
-    rows = Corpus.open(demo.corpus).query("SELECT clips.* FROM clips JOIN decisions USING (clip_id) WHERE kept").to_pylist()
+    rows = (
+        Corpus.open(demo.corpus)
+        .query("SELECT clips.* FROM clips JOIN decisions USING (clip_id) WHERE kept")
+        .to_pylist()
+    )
     for row in rows:
         assert 2 <= row["end_s"] - row["start_s"] <= 10
         assert all(0 <= word["start_s"] < word["end_s"] <= row["duration_s"] + 1e-6 for word in row["words"])
@@ -69,7 +77,9 @@ def test_plain_tar_and_plain_webdataset_read_the_shards(demo: Demo) -> None:
     for shard in manifest["shards"]:
         path = shards / shard["name"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
-        listed = subprocess.run(["tar", "tf", str(path)], capture_output=True, text=True, check=True).stdout.split()
+        listed = subprocess.run(
+            ["tar", "tf", str(path)], capture_output=True, text=True, check=True
+        ).stdout.split()
         assert len(listed) == 4 * shard["samples"]
         samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
         assert len(samples) == shard["samples"]
@@ -94,7 +104,10 @@ def test_no_member_is_a_link_or_a_pickle(demo: Demo) -> None:
 
 def test_the_stream_visits_every_sample_once_an_epoch(demo: Demo) -> None:
     stream = SampleStream(str(demo.corpus / "shards"), "train", seed=3)
-    epochs = [[stream.sample_at(epoch * len(stream) + place).key for place in range(len(stream))] for epoch in (0, 1)]
+    epochs = [
+        [stream.sample_at(epoch * len(stream) + place).key for place in range(len(stream))]
+        for epoch in (0, 1)
+    ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(stream.keys)
     assert epochs[0] != epochs[1]
 
@@ -102,9 +115,16 @@ def test_the_stream_visits_every_sample_once_an_epoch(demo: Demo) -> None:
 def test_the_loss_falls_in_every_stage(demo: Demo) -> None:
     stages = {result["stage"]: result for result in demo.summary["train"]["stages"]}
     assert set(stages) == {"audio", "joint", "multitask"}
-    for name, fresh in (("audio", ["audio"]), ("joint", ["video", "audio"]), ("multitask", ["video", "audio"])):
+    for name, fresh in (
+        ("audio", ["audio"]),
+        ("joint", ["video", "audio"]),
+        ("multitask", ["video", "audio"]),
+    ):
         for modality in fresh:
-            assert stages[name]["fixed_end"][modality] < stages[name]["fixed_start"][modality], (name, modality)
+            assert stages[name]["fixed_end"][modality] < stages[name]["fixed_start"][modality], (
+                name,
+                modality,
+            )
 
 
 def test_mlflow_tells_the_story(demo: Demo) -> None:
@@ -123,9 +143,13 @@ def test_mlflow_tells_the_story(demo: Demo) -> None:
     for stage in ("audio", "joint", "multitask"):
         run = runs[f"stage {stage}"]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [run.data.params["corpus_version"]]
+        assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [
+            run.data.params["corpus_version"]
+        ]
         assert {"loss/total", "lr", "grad_norm", "time/samples_per_s", "lambda_m"} <= set(run.data.metrics)
-    lambdas = [metric.value for metric in client.get_metric_history(runs["stage joint"].info.run_id, "lambda_m")]
+    lambdas = [
+        metric.value for metric in client.get_metric_history(runs["stage joint"].info.run_id, "lambda_m")
+    ]
     assert lambdas[0] == pytest.approx(0.1)
     assert lambdas[-1] == pytest.approx(0)
     tasks = {key.split("/")[1] for key in runs["stage multitask"].data.metrics if key.startswith("task/")}
@@ -145,7 +169,9 @@ def test_the_sampled_movie_has_picture_and_sound(demo: Demo) -> None:
 @pytest.mark.parametrize("task", ["reference", "continuation", "dubbing", "audio-driven"])
 def test_every_task_can_be_sampled(demo: Demo, task: str, tmp_path: Path) -> None:
     places = ("--run", demo.folder / "run", "--corpus", demo.corpus, "--out", tmp_path / "movie.mp4")
-    uniavgen("sample", *places, "--task", task, "--set", "sample.steps=2", "--set", f"tracking.folder={tmp_path}")
+    uniavgen(
+        "sample", *places, "--task", task, "--set", "sample.steps=2", "--set", f"tracking.folder={tmp_path}"
+    )
     assert (tmp_path / "movie.mp4").stat().st_size > 1000
 
 
@@ -175,7 +201,9 @@ def test_running_again_changes_nothing(demo: Demo) -> None:
 
 
 def test_the_shards_hold_what_was_decided(demo: Demo) -> None:
-    summary = uniavgen("shard", "--corpus", demo.corpus, "--verify", "--set", f"tracking.folder={demo.folder / 'mlflow'}")
+    summary = uniavgen(
+        "shard", "--corpus", demo.corpus, "--verify", "--set", f"tracking.folder={demo.folder / 'mlflow'}"
+    )
     assert summary["defects"] == []
 
 
@@ -183,7 +211,11 @@ def test_a_source_can_be_forgotten_and_does_not_come_back(demo: Demo) -> None:
     """Comes last: what is forgotten is gone for every other test."""
     store = ("--set", f"tracking.folder={demo.folder / 'mlflow'}")
     name = "ann_geese.webm"
-    row = Corpus.open(demo.corpus).query(f"SELECT source_id FROM sources WHERE uri LIKE '%{name}'").to_pylist()[0]
+    row = (
+        Corpus.open(demo.corpus)
+        .query(f"SELECT source_id FROM sources WHERE uri LIKE '%{name}'")
+        .to_pylist()[0]
+    )
     done = uniavgen("forget", name, "--corpus", demo.corpus, *store)
     assert done["clips"] >= 1
     assert [run["stage"] for run in done["trainings"]] == ["audio", "joint", "multitask"]

@@ -8,22 +8,26 @@ from typing import Any
 
 import pytest
 import soundfile
+from paths import MEDIA
 
-from ingest.config import CutConfig
-from orchestration.config import Config
-from orchestration.jobs import forecast_corpus, ingest_corpus
-from shards.clock import SAMPLE_RATE, VIDEO_FPS
-from shards.corpus import Corpus
-from shards.sample import FaceTrack, decode_video
-
-MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
+from uniavgen.ingest.config import CutConfig
+from uniavgen.orchestration.commands.corpus_jobs import forecast_corpus, ingest_corpus
+from uniavgen.orchestration.config import Config
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.sample import FaceTrack, decode_video
+from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the development videos are not here ({MEDIA})"),
 ]
 
-SPEAKING = ["address_english_mpeg4", "closeup_english", "studio_english_16khz", "interview_english_30fps_hevc"]
+SPEAKING = [
+    "address_english_mpeg4",
+    "closeup_english",
+    "studio_english_16khz",
+    "interview_english_30fps_hevc",
+]
 SILENT = ["cartoon_no_audio", "multi_shot_no_audio"]
 
 
@@ -57,7 +61,9 @@ def clips(ingested: Ingested) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_every_video_is_a_source_and_none_fails(ingested: Ingested, clips: dict[str, list[dict[str, Any]]]) -> None:
+def test_every_video_is_a_source_and_none_fails(
+    ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
+) -> None:
     corpus, sampled, rest = ingested
     videos = sorted(path.stem for path in MEDIA.iterdir() if path.suffix in (".mp4", ".mov", ".mpg"))
     assert (sampled["sources"], rest["sources"]) == (SAMPLED, len(videos) - SAMPLED)
@@ -71,12 +77,19 @@ def test_a_forecast_from_three_stands_beside_what_came_true(ingested: Ingested) 
     corpus, sampled, rest = ingested
     forecast, told = sampled["forecast"], rest["forecast"]
     waiting = forecast["sources"]
-    assert (forecast["sampled"], waiting, told["sources"], told["done"]) == (SAMPLED, rest["sources"], waiting, waiting)
+    assert (forecast["sampled"], waiting, told["sources"], told["done"]) == (
+        SAMPLED,
+        rest["sources"],
+        waiting,
+        waiting,
+    )
     for name, figure in forecast["figures"].items():
         assert 0 <= figure["low"] <= figure["mid"] <= figure["high"], name
     assert forecast["figures"]["wall_h"]["mid"] > 0
     assert forecast["slowest_step"] in rest["step_seconds"]
-    lengths = {row["uri"]: row["duration_s"] for row in corpus.read("sources", ["uri", "duration_s"]).to_pylist()}
+    lengths = {
+        row["uri"]: row["duration_s"] for row in corpus.read("sources", ["uri", "duration_s"]).to_pylist()
+    }
     assert told["actual"]["video_h"] * 3600 == pytest.approx(rest["video_seconds"], abs=0.1)
     assert rest["video_seconds"] + sampled["video_seconds"] == pytest.approx(sum(lengths.values()), abs=0.1)
     assert told["actual"]["wall_h"] * 3600 == pytest.approx(rest["seconds"])
@@ -102,7 +115,9 @@ def test_one_speaking_face_is_measured_as_one_speaking_face(clips: dict[str, lis
 
 def test_what_is_wrong_with_the_others_shows_in_their_signals(clips: dict[str, list[dict[str, Any]]]) -> None:
     for name in SILENT:
-        assert {(row["has_audio"], row["transcript"], row["loudness_db"]) for row in clips[name]} == {(0, "", None)}
+        assert {(row["has_audio"], row["transcript"], row["loudness_db"]) for row in clips[name]} == {
+            (0, "", None)
+        }
     assert len(clips["multi_shot_no_audio"]) > 3
     assert {row["language"] for row in clips["russian_speech_hevc"]} == {"ru"}
     four = clips["four_people_captions_english"]
@@ -123,7 +138,9 @@ def test_words_lie_within_their_clips_in_order(clips: dict[str, list[dict[str, A
             at = word["end_s"]
 
 
-def test_media_are_cut_to_the_sample_s_clock(ingested: Ingested, clips: dict[str, list[dict[str, Any]]]) -> None:
+def test_media_are_cut_to_the_sample_s_clock(
+    ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
+) -> None:
     corpus = ingested[0]
     for rows in clips.values():
         row = rows[0]
@@ -158,8 +175,8 @@ FATES = {
 
 
 def test_every_video_ends_as_it_should_for_the_reason_it_should(ingested: Ingested) -> None:
-    from curation.decisions import decide
-    from curation.policy import load_policy
+    from uniavgen.curation.policy.decisions import decide
+    from uniavgen.curation.policy.rules import load_policy
 
     corpus = ingested[0]
     decide(corpus, load_policy("default"))

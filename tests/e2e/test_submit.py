@@ -38,14 +38,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_TMPDIR": home,
     }
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", f"--port={free_port()}", "--disable-usage-stats"]
+    command = [
+        BIN / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=1",
+        f"--port={free_port()}",
+        "--disable-usage-stats",
+    ]
     command += ["--include-dashboard=true", f"--dashboard-port={port}"]
     # the agent takes the jobs; at its usual port it would find that of any other Ray on this machine, and not start
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     log = (tmp_path_factory.mktemp("cluster") / "ray.log").open("w")
 
     def begin() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
     heads = [begin()]
     try:
@@ -53,7 +63,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         while (first := submit(address, "--no-follow", "--", "plan")).returncode:
             assert "try again" in first.stderr or "no cluster takes jobs" in first.stderr
             assert time.monotonic() < patience, first.stderr
-            if heads[-1].poll() is not None:  # on a busy machine Ray gives up where its own parts take too long to start
+            if (
+                heads[-1].poll() is not None
+            ):  # on a busy machine Ray gives up where its own parts take too long to start
                 heads.append(begin())
             time.sleep(1)
         assert json.loads(first.stdout)["status"] == "SUBMITTED"
@@ -67,7 +79,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [BIN / "uniavgen", "submit", "--json", "--address", address, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=400, env={**os.environ, "RAY_AUTH_MODE": "disabled"}
+    )
 
 
 def test_a_job_shows_its_output_and_ends_as_its_command_does(cluster: str, tmp_path: Path) -> None:

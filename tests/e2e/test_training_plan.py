@@ -13,9 +13,9 @@ import pytest
 from made_emilia import Spoken, write_spoken
 from running import COMMAND, uniavgen
 
-from shards import weights
-from shards.corpus import Corpus
-from shards.writer import ShardConfig, write_shards
+from uniavgen.shards import weights
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.write.writer import ShardConfig, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,7 +53,10 @@ def corpus(make_corpus: Callable[..., Corpus], make_clip: Callable[..., dict[str
     made = make_corpus(rows)
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d"}
     split = {"a": "train", "b": "val"}
-    made.upsert("decisions", [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows])
+    made.upsert(
+        "decisions",
+        [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows],
+    )
     write_shards(made, ShardConfig(), caption=lambda row: ("One person speaks.", "test"))
     return made
 
@@ -61,14 +64,21 @@ def corpus(make_corpus: Callable[..., Corpus], make_clip: Callable[..., dict[str
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     """The file; its utterances are shorter than the window of 0.81 s, but for one."""
-    spoken = [Spoken(f"EN_B00000_S0000{i}_W000000", f"voice{i % 2}", 200 + 50 * i, 0.5 + 0.05 * i) for i in range(4)]
-    write_spoken(tmp_path / "Emilia" / "EN" / "EN-B000000.tar", [*spoken, Spoken("EN_B00000_S00009_W000000", "long", 300, 2.0)])
+    spoken = [
+        Spoken(f"EN_B00000_S0000{i}_W000000", f"voice{i % 2}", 200 + 50 * i, 0.5 + 0.05 * i) for i in range(4)
+    ]
+    write_spoken(
+        tmp_path / "Emilia" / "EN" / "EN-B000000.tar",
+        [*spoken, Spoken("EN_B00000_S00009_W000000", "long", 300, 2.0)],
+    )
     path = tmp_path / "plan.yaml"
     path.write_text(PLAN.format(home=tmp_path))
     return path
 
 
-def test_one_file_trains_speech_then_pictures_and_its_page_tells_of_it(corpus: Corpus, plan: Path, tmp_path: Path) -> None:
+def test_one_file_trains_speech_then_pictures_and_its_page_tells_of_it(
+    corpus: Corpus, plan: Path, tmp_path: Path
+) -> None:
     from mlflow.tracking import MlflowClient
 
     words = ("train", "all", "--corpus", corpus.root, "--run", tmp_path / "run", "--config", plan)
@@ -111,9 +121,21 @@ def test_one_file_trains_speech_then_pictures_and_its_page_tells_of_it(corpus: C
     assert not any(stage["ran"] for stage in uniavgen(*words)["stages"])
 
 
-def test_a_later_stage_without_data_is_refused_before_the_first_one_begins(plan: Path, tmp_path: Path) -> None:
+def test_a_later_stage_without_data_is_refused_before_the_first_one_begins(
+    plan: Path, tmp_path: Path
+) -> None:
     Corpus.create(tmp_path / "corpus")
-    words = [str(COMMAND), "train", "all", "--corpus", f"{tmp_path}/corpus", "--run", f"{tmp_path}/run", "--config", str(plan)]
+    words = [
+        str(COMMAND),
+        "train",
+        "all",
+        "--corpus",
+        f"{tmp_path}/corpus",
+        "--run",
+        f"{tmp_path}/run",
+        "--config",
+        str(plan),
+    ]
     refused = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 1
     (said,) = refused.stderr.strip().splitlines()
@@ -123,13 +145,31 @@ def test_a_later_stage_without_data_is_refused_before_the_first_one_begins(plan:
 
 
 def test_an_interrupted_stage_is_the_same_bit_for_bit(corpus: Corpus, plan: Path, tmp_path: Path) -> None:
-    words = ("verify-resume", "--corpus", corpus.root, "--run", tmp_path / "run", "--config", plan, "--steps", 5)
-    summary = uniavgen(*words, "--stage", "multitask", "--set", "train.validation.every=0", "--set", "train.validation.films=0")
+    words = (
+        "verify-resume",
+        "--corpus",
+        corpus.root,
+        "--run",
+        tmp_path / "run",
+        "--config",
+        plan,
+        "--steps",
+        5,
+    )
+    summary = uniavgen(
+        *words,
+        "--stage",
+        "multitask",
+        "--set",
+        "train.validation.every=0",
+        "--set",
+        "train.validation.films=0",
+    )
     assert summary["equal"]
     compared = {what: found["compared"] for what, found in summary["comparisons"].items()}
     assert compared.keys() == {"losses", "sample ids", "weights"}
     assert (compared["losses"], compared["sample ids"]) == (10, 10)
     said = (tmp_path / "run" / "verify-resume" / "interrupted.log").read_text()
-    assert json.loads((tmp_path / "run" / "verify-resume" / "interrupted" / "multitask" / "stage.json").read_text())["done"], (
-        said
-    )
+    assert json.loads(
+        (tmp_path / "run" / "verify-resume" / "interrupted" / "multitask" / "stage.json").read_text()
+    )["done"], said

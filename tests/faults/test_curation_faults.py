@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from curation.decisions import decide
-from curation.policy import load_policy
-from shards.corpus import Corpus
+from uniavgen.curation.policy.decisions import decide
+from uniavgen.curation.policy.rules import load_policy
+from uniavgen.shards.corpus.tables import Corpus
 
 pytestmark = pytest.mark.slow
 Make = Callable[..., Any]
@@ -31,7 +31,7 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
 
 
 def command(corpus: Corpus, *words: str) -> list[str]:
-    program = "from orchestration.cli import main; main()"
+    program = "from uniavgen.orchestration.cli import main; main()"
     store = f"tracking.folder={corpus.root.parent / 'mlflow'}"
     return [sys.executable, "-c", program, *words, "--corpus", str(corpus.root), "--set", store]
 
@@ -53,7 +53,9 @@ def test_killed_at_random_instants_a_re_run_completes(corpus: Corpus, words: tup
     decide(expected, load_policy("default"))
     draw = random.Random(7)
     for _ in range(3):
-        with subprocess.Popen(command(corpus, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command(corpus, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
             time.sleep(draw.uniform(0.3, 4.0))
             process.send_signal(signal.SIGKILL)
         assert len(decisions(corpus)) in (0, CLIPS), "decisions are committed all together"
@@ -64,7 +66,9 @@ def test_killed_at_random_instants_a_re_run_completes(corpus: Corpus, words: tup
     assert not list(corpus.root.rglob("*.part"))
 
 
-def test_no_room_for_the_decisions_is_one_line_and_leaves_those_that_stood(corpus: Corpus, tmp_path: Path) -> None:
+def test_no_room_for_the_decisions_is_one_line_and_leaves_those_that_stood(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     """The system refuses files over 4 kB, as a full disk would."""
     decide(corpus, load_policy("default"))
     before = decisions(corpus)

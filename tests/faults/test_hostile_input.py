@@ -20,15 +20,15 @@ from typing import Any
 
 import av
 import pytest
+from paths import ROOT
 
-from ingest.child import ffmpeg_path
-from ingest.config import LimitConfig
-from ingest.media import decode_frames, decode_sound, decode_tiny, probe
-from ingest.records import Probe
-from shards.errors import UserError
+from uniavgen.ingest.config import LimitConfig
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.io.media import decode_frames, decode_sound, decode_tiny, probe
+from uniavgen.ingest.records import Probe
+from uniavgen.shards.errors import UserError
 
 LIMITS = LimitConfig()
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def render(target: Path, *arguments: str) -> Path:
@@ -39,7 +39,18 @@ def render(target: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    inputs = ("-f", "lavfi", "-i", "testsrc=s=96x64:r=25:d=2", "-f", "lavfi", "-i", "sine=d=2", "-pix_fmt", "yuv420p")
+    inputs = (
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc=s=96x64:r=25:d=2",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=d=2",
+        "-pix_fmt",
+        "yuv420p",
+    )
     return render(tmp_path_factory.mktemp("film") / "film.mp4", *inputs)
 
 
@@ -53,7 +64,9 @@ class Canaries:
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.touched: set[str] = set()
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._watch_pipe, self._watch_listener)]
+        self._threads = [
+            threading.Thread(target=watch, daemon=True) for watch in (self._watch_pipe, self._watch_listener)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -159,12 +172,21 @@ def atom(kind: bytes, body: bytes) -> bytes:
 def with_external_data(data: bytes, folder: str, name: str) -> bytes:
     """A QuickTime file whose tracks say, in every `dref`, that their media lies in another file (an alias record)."""
     path = f"{folder}/{name}".encode()
-    record = bytes(10) + bytes([3]) + b"vol".ljust(27, b"\0") + bytes(12) + bytes([len(name)]) + name.encode().ljust(63, b"\0")
+    record = (
+        bytes(10)
+        + bytes([3])
+        + b"vol".ljust(27, b"\0")
+        + bytes(12)
+        + bytes([len(name)])
+        + name.encode().ljust(63, b"\0")
+    )
     record += bytes(16) + struct.pack(">hh", 1, 1) + bytes(16)
     for kind, text in ((2, path), (18, path)):
         record += struct.pack(">hh", kind, len(text)) + text + bytes(len(text) % 2)
     record += struct.pack(">hh", -1, 0)
-    reference = atom(b"dref", bytes(4) + struct.pack(">I", 1) + atom(b"alis", bytes(4) + record.ljust(160, b"\0")))
+    reference = atom(
+        b"dref", bytes(4) + struct.pack(">I", 1) + atom(b"alis", bytes(4) + record.ljust(160, b"\0"))
+    )
 
     def rebuilt(piece: bytes) -> bytes:
         out, at = b"", 0
@@ -174,7 +196,9 @@ def with_external_data(data: bytes, folder: str, name: str) -> bytes:
             if kind == b"dref":
                 out += reference
             else:
-                out += atom(kind, rebuilt(body) if kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf") else body)
+                out += atom(
+                    kind, rebuilt(body) if kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf") else body
+                )
             at += size
         return out
 
@@ -182,15 +206,29 @@ def with_external_data(data: bytes, folder: str, name: str) -> bytes:
     return rebuilt(data)
 
 
-def test_a_movie_whose_media_lies_in_another_file_does_not_get_it(tmp_path: Path, film: Path, canaries: Canaries) -> None:
+def test_a_movie_whose_media_lies_in_another_file_does_not_get_it(
+    tmp_path: Path, film: Path, canaries: Canaries
+) -> None:
     trap = tmp_path / "trap.mov"
     trap.write_bytes(with_external_data(film.read_bytes(), str(tmp_path), canaries.pipe.name))
     everything(trap, tmp_path)
     time.sleep(0.1)
     assert canaries.touched == set()
     # the same file does lead there when asked to follow
-    command = [ffmpeg_path(), "-loglevel", "error", "-enable_drefs", "1", "-use_absolute_path", "1", "-i", str(trap)]
-    with subprocess.Popen([*command, "-f", "null", "-"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as follower:
+    command = [
+        ffmpeg_path(),
+        "-loglevel",
+        "error",
+        "-enable_drefs",
+        "1",
+        "-use_absolute_path",
+        "1",
+        "-i",
+        str(trap),
+    ]
+    with subprocess.Popen(
+        [*command, "-f", "null", "-"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as follower:
         deadline = time.monotonic() + 10
         while "file" not in canaries.touched and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -217,12 +255,33 @@ def test_the_system_calls_show_no_other_file_and_no_connection(tmp_path: Path, f
         f"for name in ({str(film)!r}, {str(trap)!r}): t.everything(Path(name), Path({str(tmp_path)!r}))"
     )
     calls = "trace=open,openat,openat2,creat,connect,sendto,execve"
-    command = ["strace", "-f", "-qq", "-s", "4096", "-e", calls, "-o", str(tmp_path / "calls"), sys.executable, "-c", program]
+    command = [
+        "strace",
+        "-f",
+        "-qq",
+        "-s",
+        "4096",
+        "-e",
+        calls,
+        "-o",
+        str(tmp_path / "calls"),
+        sys.executable,
+        "-c",
+        program,
+    ]
     subprocess.run(command, check=True, cwd=ROOT, timeout=120)
     lines = (tmp_path / "calls").read_text().splitlines()
-    decoders = {line.split()[0] for line in lines if "execve(" in line and Path(line.split('"')[1]).name.startswith("ffmpeg")}
+    decoders = {
+        line.split()[0]
+        for line in lines
+        if "execve(" in line and Path(line.split('"')[1]).name.startswith("ffmpeg")
+    }
     assert len(decoders) >= 6
-    opened = {line.split('"')[1] for line in lines if line.split()[0] in decoders and "open" in line and "ENOENT" not in line}
+    opened = {
+        line.split('"')[1]
+        for line in lines
+        if line.split()[0] in decoders and "open" in line and "ENOENT" not in line
+    }
     system = ("/lib", "/usr", "/proc", "/sys", "/dev", "/etc/ld.so", "/etc/ssl")
     ours = {Path(name).name for name in opened if not name.startswith(system)}
     assert ours - {Path(ffmpeg_path()).name, "sh"} == {"film.mp4", "trap.m3u8", "sound.raw.part", "tiny.raw"}
@@ -258,7 +317,12 @@ def film_of(picture: bytes, target: Path, declared: int, frames: int) -> Path:
         container.start_encoding()
         for index in range(frames):
             packet = av.Packet(picture)
-            packet.stream, packet.pts, packet.dts, packet.time_base = stream, index * 512, index * 512, stream.time_base
+            packet.stream, packet.pts, packet.dts, packet.time_base = (
+                stream,
+                index * 512,
+                index * 512,
+                stream.time_base,
+            )
             packet.is_keyframe = True
             container.mux(packet)
     return target
@@ -272,38 +336,68 @@ def patched(data: bytes, mark: bytes, offset: int, value: bytes) -> bytes:
 
 BOMBS: dict[str, tuple[Callable[[Path, Path], Path], LimitConfig, set[str]]] = {
     "a gigapixel that is declared": (
-        lambda film, to: film_of(png(40_000, 40_000), to / "a.mov", 16_000, 1), LIMITS, {"too-large"},
+        lambda film, to: film_of(png(40_000, 40_000), to / "a.mov", 16_000, 1),
+        LIMITS,
+        {"too-large"},
     ),
-    "a gigapixel that is not": (lambda film, to: film_of(png(40_000, 40_000), to / "a.mov", 64, 1), LIMITS, {"too-large"}),
-    "81 megapixels that are not": (lambda film, to: film_of(png(9_000, 9_000), to / "a.mov", 64, 3), LIMITS, {"too-large"}),
+    "a gigapixel that is not": (
+        lambda film, to: film_of(png(40_000, 40_000), to / "a.mov", 64, 1),
+        LIMITS,
+        {"too-large"},
+    ),
+    "81 megapixels that are not": (
+        lambda film, to: film_of(png(9_000, 9_000), to / "a.mov", 64, 3),
+        LIMITS,
+        {"too-large"},
+    ),
     "a hundred years": (
-        lambda film, to: write(to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", 3.2e12))),
-        LIMITS, {"too-long"},
+        lambda film, to: write(
+            to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", 3.2e12))
+        ),
+        LIMITS,
+        {"too-long"},
     ),
     "a negative length": (
-        lambda film, to: write(to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", -5e3))), LIMITS, {""},
+        lambda film, to: write(
+            to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", -5e3))
+        ),
+        LIMITS,
+        {""},
     ),
     "no length that is a number": (
-        lambda film, to: write(to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", float("nan")))),
-        LIMITS, {"", "too-long"},
+        lambda film, to: write(
+            to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", float("nan")))
+        ),
+        LIMITS,
+        {"", "too-long"},
     ),
     "two billion pictures a second": (
-        lambda film, to: write(to / "a.avi", patched(avi(film, to), b"strh", 28, struct.pack("<II", 1, 0x7FFFFFFF))),
-        LIMITS, {"", "not-a-video", "decode-failed"},
+        lambda film, to: write(
+            to / "a.avi", patched(avi(film, to), b"strh", 28, struct.pack("<II", 1, 0x7FFFFFFF))
+        ),
+        LIMITS,
+        {"", "not-a-video", "decode-failed"},
     ),
     "an index that points nowhere": (
-        lambda film, to: write(to / "a.mp4", patched(film.read_bytes(), b"stco", 8, struct.pack(">I", 0x7FFFFFF0) * 40)),
-        LIMITS, {"", "not-a-video", "decode-failed"},
+        lambda film, to: write(
+            to / "a.mp4", patched(film.read_bytes(), b"stco", 8, struct.pack(">I", 0x7FFFFFF0) * 40)
+        ),
+        LIMITS,
+        {"", "not-a-video", "decode-failed"},
     ),
     "a table of four billion entries": (
-        lambda film, to: write(to / "a.mp4", patched(film.read_bytes(), b"stsz", 8, b"\0\0\0\0\xff\xff\xff\xff")),
-        LIMITS, {"", "not-a-video", "decode-failed", "memory"},
+        lambda film, to: write(
+            to / "a.mp4", patched(film.read_bytes(), b"stsz", 8, b"\0\0\0\0\xff\xff\xff\xff")
+        ),
+        LIMITS,
+        {"", "not-a-video", "decode-failed", "memory"},
     ),
     "an atom longer than the file": (
         lambda film, to: write(to / "a.mp4", patched(film.read_bytes(), b"moov", -4, b"\x7f\xff\xff\xff")),
-        LIMITS, {"", "not-a-video"},
+        LIMITS,
+        {"", "not-a-video"},
     ),
-}  # fmt: skip
+}
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -344,7 +438,9 @@ def test_pictures_beyond_the_memory_limit_name_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_million_tiny_pictures_end_at_the_limits(tmp_path: Path) -> None:
-    one = render(tmp_path / "one.mkv", "-f", "lavfi", "-i", "color=s=16x16:r=1000:d=10", "-c:v", "mpeg4", "-g", "1000")
+    one = render(
+        tmp_path / "one.mkv", "-f", "lavfi", "-i", "color=s=16x16:r=1000:d=10", "-c:v", "mpeg4", "-g", "1000"
+    )
     million = render(tmp_path / "million.mkv", "-stream_loop", "99", "-i", str(one), "-c", "copy")
     found = probe(str(million), LIMITS)
     assert found.duration_s * found.fps == pytest.approx(1e6, rel=0.01)
@@ -354,7 +450,14 @@ def test_a_million_tiny_pictures_end_at_the_limits(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
         list(
-            decode_frames(str(million), found, 64, 25, tmp_path / "tiny.raw", LimitConfig(decode_seconds=1, decode_factor=0.0))
+            decode_frames(
+                str(million),
+                found,
+                64,
+                25,
+                tmp_path / "tiny.raw",
+                LimitConfig(decode_seconds=1, decode_factor=0.0),
+            )
         )
     assert caught.value.kind == "timeout"
     assert time.monotonic() - began < 6
@@ -367,7 +470,18 @@ def test_a_gap_in_time_makes_no_more_than_the_longest_source_allows(tmp_path: Pa
     # two seconds of film, then one more after eleven days: what is between would be 15 million pictures
     late = render(tmp_path / "late.mkv", "-i", str(film), "-c", "copy", "-output_ts_offset", "1000000")
     (tmp_path / "list").write_text(f"file '{film}'\nfile '{late}'\n")
-    gap = render(tmp_path / "gap.mkv", "-f", "concat", "-safe", "0", "-i", str(tmp_path / "list"), "-c", "copy", "-copyts")
+    gap = render(
+        tmp_path / "gap.mkv",
+        "-f",
+        "concat",
+        "-safe",
+        "0",
+        "-i",
+        str(tmp_path / "list"),
+        "-c",
+        "copy",
+        "-copyts",
+    )
     limits = LimitConfig(max_duration_s=30)
     facts = Probe(4.0, 96, 64, 25.0, "h264", "aac", True)
     pictures = sum(1 for _ in decode_frames(str(gap), facts, 64, 25, tmp_path / "tiny.raw", limits))

@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 from made_films import speaking_face
 
-import ingest.pipeline
-from ingest.child import ffmpeg_path
-from ingest.config import IngestConfig
-from ingest.graph import SPECS
-from ingest.pipeline import ingest as run_ingest
-from ingest.progress import IngestSummary, Progress
-from shards.cluster import ray_running
-from shards.corpus import Corpus
-from shards.errors import UserError
+from uniavgen.ingest import pipeline
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.engine.progress import IngestSummary, Progress
+from uniavgen.ingest.engine.step_graph import SPECS
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.pipeline import ingest as run_ingest
+from uniavgen.shards.cluster import ray_running
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,8 @@ SPOKEN = 4
 KILLS = 10
 DRIVER = """
 import sys
-from ingest.config import IngestConfig
-from ingest.pipeline import ingest
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.pipeline import ingest
 if __name__ == "__main__":
     ingest([sys.argv[1]], sys.argv[2], IngestConfig(commit_seconds=0))
 """
@@ -61,7 +61,9 @@ def one_ray_for_all() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, IngestSummary, list[Progress]]:
+def undisturbed(
+    videos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Corpus, IngestSummary, list[Progress]]:
     root = tmp_path_factory.mktemp("plain") / "corpus"
     told: list[Progress] = []
     summary = run_ingest([str(videos)], root, on_progress=told.append)
@@ -75,7 +77,9 @@ def contents(corpus: Corpus) -> tuple[list[str], list[tuple[str, float, float]],
         assert corpus.media_path(row["clip_id"], "mp4").is_file()
         assert corpus.media_path(row["clip_id"], "face.npz").is_file()
     files = [path for path in (corpus.root / "media").rglob("*") if path.is_file()]
-    assert {path.name.partition(".")[0] for path in files} == {row["clip_id"] for row in clips}, "a media file without a clip"
+    assert {path.name.partition(".")[0] for path in files} == {row["clip_id"] for row in clips}, (
+        "a media file without a clip"
+    )
     failures = corpus.query("SELECT uri, error_type FROM failures ORDER BY uri").to_pylist()
     uris = corpus.query("SELECT uri FROM sources")["uri"].to_pylist()
     assert not set(uris) & {row["uri"] for row in failures}, "an input in two tables"
@@ -126,19 +130,29 @@ def test_every_input_ends_in_one_table_and_rubbish_stops_nobody(
     assert len(clips) >= SPOKEN
     assert sorted(kind for _, kind in failures) == ["duplicate", "empty", "not-a-video"]
     assert summary.failures == {"empty": 1, "not-a-video": 1}
-    assert {Path(uri).name for pair in summary.duplicates.items() for uri in pair} == {"spoken0.mp4", "spoken0 again.mp4"}
+    assert {Path(uri).name for pair in summary.duplicates.items() for uri in pair} == {
+        "spoken0.mp4",
+        "spoken0 again.mp4",
+    }
     assert {name: step.done for name, step in summary.steps.items() if SPECS[name].kept} == dict.fromkeys(
         [name for name in summary.steps if SPECS[name].kept], SPOKEN + 1
     )
 
 
-def test_progress_is_told_while_nothing_ends_yet(undisturbed: tuple[Corpus, IngestSummary, list[Progress]]) -> None:
+def test_progress_is_told_while_nothing_ends_yet(
+    undisturbed: tuple[Corpus, IngestSummary, list[Progress]],
+) -> None:
     _, summary, told = undisturbed
     waiting = [each for each in told if each.done == 0]
     assert len(waiting) > summary.start_seconds / 3
     assert any(step.running for each in waiting for step in each.steps)
     last = told[-1]
-    assert (last.done, last.total, last.clips, last.failures) == (SPOKEN + 4, SPOKEN + 4, summary.clips, summary.failures)
+    assert (last.done, last.total, last.clips, last.failures) == (
+        SPOKEN + 4,
+        SPOKEN + 4,
+        summary.clips,
+        summary.failures,
+    )
     assert all(step.queued == 0 for step in last.steps)
 
 
@@ -162,7 +176,9 @@ def test_a_driver_killed_ten_times_is_made_good_by_running_again(
     reached = []
     for _ in range(KILLS):
         driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(videos), str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", DRIVER, str(videos), str(root)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         with suppress(subprocess.TimeoutExpired):
             driver.wait(timeout=chance.uniform(2, 11))
@@ -170,7 +186,9 @@ def test_a_driver_killed_ten_times_is_made_good_by_running_again(
         driver.wait()
         reached.append(stored(root, "measure"))
     time.sleep(2)  # workers that outlive their driver end on their own; what they write until then is welcome
-    before = {name: stored(root, name) for name in ("diarize", "transcribe", "faces", "shots", "listen", "measure")}
+    before = {
+        name: stored(root, name) for name in ("diarize", "transcribe", "faces", "shots", "listen", "measure")
+    }
     summary = run_ingest([str(videos)], root)
     same_but_for_the_copy(Corpus.open(root), undisturbed[0])
     assert {name: summary.steps[name].done if summary.steps else 0 for name in before} == {
@@ -243,7 +261,9 @@ def test_a_step_that_hangs_ends_its_source_alone(videos: Path, tmp_path: Path) -
     assert not any(Path(f"/proc/{each}").exists() for each in stopped), "the decoder outlived its worker"
 
 
-def test_a_worker_that_takes_too_much_memory_ends_its_source_and_a_retry_makes_it_good(videos: Path, tmp_path: Path) -> None:
+def test_a_worker_that_takes_too_much_memory_ends_its_source_and_a_retry_makes_it_good(
+    videos: Path, tmp_path: Path
+) -> None:
     source, root = str(videos / "silent.mp4"), tmp_path / "corpus"
     tight = IngestConfig.model_validate({"limits": {"step_memory_gb": 0.05}})
     summary = run_ingest([source], root, tight)
@@ -259,11 +279,13 @@ def test_a_full_disk_is_one_clear_line_and_running_again_completes(
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(small)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(small)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
-        monkeypatch.setattr(ingest.pipeline, "NEEDED_SPACE", 0)
+        monkeypatch.setattr(pipeline, "NEEDED_SPACE", 0)
         root = small / "corpus"
         Corpus.create(root)
         ballast = small / "ballast"
@@ -280,7 +302,9 @@ def test_a_full_disk_is_one_clear_line_and_running_again_completes(
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_too_little_space_is_told_before_anything_starts(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest.pipeline, "NEEDED_SPACE", 2**60)
+def test_too_little_space_is_told_before_anything_starts(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "NEEDED_SPACE", 2**60)
     with pytest.raises(UserError, match="MiB are free"):
         run_ingest([str(videos)], tmp_path / "corpus")

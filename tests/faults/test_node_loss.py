@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "train_run"))
 from made_runs import Run, small_plan, train_together
 from made_samples import make_sample, write_shards
 
-from orchestration.verify_resume import compare, kill_all
-from shards import weights
-from train.checkpoint import RunFolder, differing
-from train.options import Task
-from train.stages import StageConfig, TrainConfig
+from uniavgen.orchestration.commands.verify_resume import compare, kill_all
+from uniavgen.shards import weights
+from uniavgen.train.checkpoint.run_folder import RunFolder, differing
+from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.options import Task
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -43,9 +41,9 @@ import os, sys, time
 import ray
 from functools import partial
 from pathlib import Path
-from shards.errors import UserError
-from train.launch import run_stage
-from train.stages import TrainConfig
+from uniavgen.shards.errors import UserError
+from uniavgen.train.launch import run_stage
+from uniavgen.train.config import TrainConfig
 
 def begin_holding(home):
     def hold(step, metrics):
@@ -150,7 +148,9 @@ class Training:
 def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path, cluster: Cluster) -> None:
     if not weights.present("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
-    shards_dir = write_shards(tmp_path / "shards", [make_sample(f"clip{i}", 24 + i, seed=i) for i in range(8)])
+    shards_dir = write_shards(
+        tmp_path / "shards", [make_sample(f"clip{i}", 24 + i, seed=i) for i in range(8)]
+    )
     plan = small_plan([STAGE], 2, every=EVERY).model_copy(update={"trace": True, "max_restarts": 1})
     training = Training(tmp_path, shards_dir, cluster.address)
 
@@ -159,7 +159,11 @@ def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path
     with training.started(plan.model_copy(update={"room_wait_s": 2})) as driver:
         training.lose_a_node(4, cluster, driver)
     assert driver.returncode == 1
-    assert training.said.strip().splitlines()[-1].startswith("too-small: the cluster had no room for 2 workers within 2 s")
+    assert (
+        training.said.strip()
+        .splitlines()[-1]
+        .startswith("too-small: the cluster had no room for 2 workers within 2 s")
+    )
     assert [restart["step"] for restart in training.restarts()] == [3]
     assert training.folder.steps() == [3]
     assert differing(training.folder.checkpoint(3), training.folder.manifest(3)) == []

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from shards import store as store_module
-from shards.corpus import Corpus
-from shards.emilia_index import find_tars
-from shards.errors import UserError
-from shards.files import locked
-from shards.latents import FOLDER, LOCK, LatentCache, write_manifest
-from shards.plan import ShardConfig
-from shards.publish import publish_shards
-from shards.stream import SampleStream
-from shards.writer import write_shards
+from uniavgen.shards import store as store_module
+from uniavgen.shards.atomic_files import locked
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.emilia.index import find_tars
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.latents.cache import FOLDER, LOCK, LatentCache, write_manifest
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.shards.write.plan import ShardConfig
+from uniavgen.shards.write.publish import publish_shards
+from uniavgen.shards.write.writer import write_shards
 
 Make = Callable[..., Any]
 CONFIG = ShardConfig(max_samples=2)
@@ -35,9 +35,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import av, deltalake, duckdb, filelock, numpy, pyarrow, webdataset, yaml
-import shards.writer
-from shards.corpus import Corpus
-from shards.plan import ShardConfig
+import uniavgen.shards.write.writer
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.write.plan import ShardConfig
 
 def work(root, event):
     seen = 0
@@ -48,7 +48,7 @@ def work(root, event):
             if seen == event:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
-    shards.writer.write_shards(Corpus.open(root), ShardConfig(max_samples=2), caption=lambda row: (sys.argv[2], "test"))
+    uniavgen.shards.write.writer.write_shards(Corpus.open(root), ShardConfig(max_samples=2), caption=lambda row: (sys.argv[2], "test"))
 
 for root in Path(sys.argv[1]).iterdir():
     child = os.fork()
@@ -76,14 +76,26 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
 
 
 def decide(corpus: Corpus, **changes: Any) -> None:
-    decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train", **changes}
+    decided = {
+        "kept": True,
+        "reason": "",
+        "failed_rules": [],
+        "policy_digest": "d",
+        "split": "train",
+        **changes,
+    }
     corpus.upsert(
-        "decisions", [{"clip_id": key, **decided} for key in corpus.read("clips", ["clip_id"])["clip_id"].to_pylist()]
+        "decisions",
+        [{"clip_id": key, **decided} for key in corpus.read("clips", ["clip_id"])["clip_id"].to_pylist()],
     )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def whole(folder: Path) -> None:
@@ -105,7 +117,9 @@ def test_a_run_killed_at_random_instants_loses_nothing_and_the_next_one_ends_as_
         shutil.copytree(corpus.root, killed / str(event), symlinks=True)
     command = [sys.executable, "-c", KILLED, str(killed), "new"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    codes = {int(event): int(code) for event, code in (line.split() for line in done.stdout.split("\n") if line)}
+    codes = {
+        int(event): int(code) for event, code in (line.split() for line in done.stdout.split("\n") if line)
+    }
     assert set(codes.values()) <= {-signal.SIGKILL, 0}, done.stderr
     assert sum(code == -signal.SIGKILL for code in codes.values()) >= 7
     write_shards(corpus, CONFIG, caption=named)
@@ -135,7 +149,9 @@ def test_a_disk_that_fills_up_while_writing_is_one_clear_line_and_leaves_no_half
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
-        with pytest.raises(UserError, match="shards cannot be written: File too large .*; check rights and space"):
+        with pytest.raises(
+            UserError, match="shards cannot be written: File too large .*; check rights and space"
+        ):
             write_shards(corpus, CONFIG, caption=named)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -144,7 +160,9 @@ def test_a_disk_that_fills_up_while_writing_is_one_clear_line_and_leaves_no_half
     assert write_shards(corpus, CONFIG, caption=named).written == 4
 
 
-def test_too_little_room_is_said_before_anything_is_written(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_said_before_anything_is_written(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**3))
     with pytest.raises(UserError, match=r"the new shards take .* MB, only 0.0 MB are free"):
         write_shards(corpus, CONFIG, caption=named)
@@ -226,7 +244,9 @@ def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
     stream = SampleStream("s3://corpus/shards")
     failures += [503, 503]
     local = SampleStream(str(corpus.root / "shards"))
-    assert [sample.key for _, sample in islice(stream.read(), 7)] == [sample.key for _, sample in islice(local.read(), 7)]
+    assert [sample.key for _, sample in islice(stream.read(), 7)] == [
+        sample.key for _, sample in islice(local.read(), 7)
+    ]
     assert not stream.damage.damaged
     failures += [503] * 3
     assert len([sample for _, sample in islice(stream.read(), 6)]) == 6
@@ -236,7 +256,9 @@ def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
         SampleStream("s3://corpus/shards")
 
 
-def test_an_s3_store_that_is_down_is_named_where_it_has_the_audio_shards(server: tuple[str, list[int]], bucket: Any) -> None:
+def test_an_s3_store_that_is_down_is_named_where_it_has_the_audio_shards(
+    server: tuple[str, list[int]], bucket: Any
+) -> None:
     bucket.pipe_file("corpus/EN/EN-B000000.tar", b"never opened")
     server[1].extend([503] * 100)
     for pattern in ("s3://corpus/EN", "s3://corpus/EN/*.tar"):
@@ -254,7 +276,10 @@ def test_shards_are_sent_to_s3_once_and_read_and_resumed_there(corpus: Corpus, b
     again = publish_shards(corpus.root / "shards", "s3://corpus/shards")
     assert (again.sent, again.stood, again.removed) == (0, 4, 0)
 
-    local, there = SampleStream(str(corpus.root / "shards"), seed=3), SampleStream("s3://corpus/shards", seed=3)
+    local, there = (
+        SampleStream(str(corpus.root / "shards"), seed=3),
+        SampleStream("s3://corpus/shards", seed=3),
+    )
     read = [sample.key for _, sample in islice(there.read(), 5)]
     resumed, position = SampleStream.resume("s3://corpus/shards", json.loads(json.dumps(there.state(5))))
     ranks = [islice(resumed.read(position, rank=rank, world=2), 8) for rank in range(2)]
@@ -266,7 +291,9 @@ def test_shards_are_sent_to_s3_once_and_read_and_resumed_there(corpus: Corpus, b
     assert (changed.sent, changed.removed) == (4, 4)
     after = {path.removeprefix("corpus/shards/") for path in bucket.find("corpus/shards")}
     assert after == {*contents(corpus.root / "shards"), "notes.txt"}
-    assert {sample.meta.caption for _, sample in islice(SampleStream("s3://corpus/shards").read(), 7)} == {"new"}
+    assert {sample.meta.caption for _, sample in islice(SampleStream("s3://corpus/shards").read(), 7)} == {
+        "new"
+    }
 
 
 @pytest.mark.parametrize("after", [0, 3, 9])
@@ -294,10 +321,14 @@ def test_a_store_that_fails_while_shards_are_sent_loses_nothing_and_a_second_run
     summary = publish_shards(corpus.root / "shards", "s3://corpus/shards")
     assert summary.sent + summary.stood == 4
     assert summary.stood == min(4, after // 2)
-    assert {sample.meta.caption for _, sample in islice(SampleStream("s3://corpus/shards").read(), 7)} == {"new"}
+    assert {sample.meta.caption for _, sample in islice(SampleStream("s3://corpus/shards").read(), 7)} == {
+        "new"
+    }
 
 
-def test_a_copy_holds_what_manifests_name_and_nothing_that_a_killed_one_left(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_copy_holds_what_manifests_name_and_nothing_that_a_killed_one_left(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     """A sidecar of latents that no manifest names yet, as between its rename and the manifest, is not sent."""
     shards, there = corpus.root / "shards", tmp_path / "there"
     cache = shards / FOLDER / "0123"
@@ -334,7 +365,9 @@ def test_a_folder_that_fills_up_keeps_no_half_of_a_copy(corpus: Corpus, tmp_path
     assert not list((tmp_path / "there").rglob("*.part"))
 
 
-def test_shards_are_copied_to_another_folder_and_an_unknown_store_is_named(corpus: Corpus, tmp_path: Path) -> None:
+def test_shards_are_copied_to_another_folder_and_an_unknown_store_is_named(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     publish_shards(corpus.root / "shards", str(tmp_path / "there" / "shards"))
     assert contents(tmp_path / "there" / "shards") == contents(corpus.root / "shards")
     with pytest.raises(UserError, match="no such kind of store: .*nostore"):

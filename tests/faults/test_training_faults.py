@@ -17,16 +17,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "train_run"))
 from made_runs import Run, small_plan, train_together
 from made_samples import make_sample, write_shards
 
-from orchestration.verify_resume import compare, kill_all
-from shards import weights
-from train.checkpoint import RunFolder, differing
-from train.options import Task
-from train.stages import StageConfig, TrainConfig
+from uniavgen.orchestration.commands.verify_resume import compare, kill_all
+from uniavgen.shards import weights
+from uniavgen.train.checkpoint.run_folder import RunFolder, differing
+from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.options import Task
 
 pytestmark = pytest.mark.slow
 
@@ -35,9 +33,9 @@ EVERY = 3
 DRIVER = """
 import sys
 from pathlib import Path
-from shards.errors import UserError
-from train.launch import run_stage
-from train.stages import TrainConfig
+from uniavgen.shards.errors import UserError
+from uniavgen.train.launch import run_stage
+from uniavgen.train.config import TrainConfig
 if __name__ == "__main__":
     plan, shards, run = sys.argv[1:]
     try:
@@ -74,7 +72,9 @@ class Driver:
         words = [self.home / "driver.py", self.home / "plan.json", self.shards_dir, self.home / "run"]
         said = self.home / "said.txt"
         with said.open("wb") as log:
-            driver = subprocess.Popen([sys.executable, *map(str, words)], stdout=log, stderr=subprocess.STDOUT)
+            driver = subprocess.Popen(
+                [sys.executable, *map(str, words)], stdout=log, stderr=subprocess.STDOUT
+            )
         try:
             while driver.poll() is None and not happened():
                 time.sleep(0.002)
@@ -114,7 +114,11 @@ class Driver:
 
 
 def workers_of(driver: psutil.Process) -> list[psutil.Process]:
-    return [child for child in driver.children(recursive=True) if any("RayTrainWorker" in word for word in child.cmdline())]
+    return [
+        child
+        for child in driver.children(recursive=True)
+        if any("RayTrainWorker" in word for word in child.cmdline())
+    ]
 
 
 def kill_driver_alone(driver: psutil.Process) -> None:
@@ -145,7 +149,9 @@ def test_a_run_survives_being_stopped_and_killed_and_ends_as_if_it_had_not(
     assert said.endswith("run the same command again to go on")
 
     victim = random.Random(os.getpid()).randrange(2)
-    code, said = driver.until(driver.saving_after(stopped), lambda process: workers_of(process)[victim].kill())
+    code, said = driver.until(
+        driver.saving_after(stopped), lambda process: workers_of(process)[victim].kill()
+    )
     assert code == 1
     assert said.startswith("worker-lost: a training worker was lost"), (victim, said)
     after_kill = driver.check(lost=EVERY)
@@ -162,12 +168,14 @@ def test_a_run_survives_being_stopped_and_killed_and_ends_as_if_it_had_not(
 
 
 def test_the_comparison_sees_a_planted_difference(tmp_path: Path) -> None:
-    from train.checkpoint import write_tensors
+    from uniavgen.train.checkpoint.run_folder import write_tensors
 
     def leave(name: str, losses: list[str], keys: list[str], weight: float) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        lines = [{"step": step, "losses": [losses[step]], "keys": {"0": keys[step]}} for step in range(len(losses))]
+        lines = [
+            {"step": step, "losses": [losses[step]], "keys": {"0": keys[step]}} for step in range(len(losses))
+        ]
         (folder / "trace-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         write_tensors(folder / "model.safetensors", {"w": torch.tensor([1.0, weight])})
         return folder

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shards.clock import SAMPLE_RATE, VIDEO_FPS, frames_for_latents, mels_for_frames
-from train.options import ObjectiveConfig, SamplerConfig
+from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, frames_for_latents, mels_for_frames
+from uniavgen.train.options import ObjectiveConfig, SamplerConfig
 
 CHANNELS, BANDS = 10, 8
 """Channels of the world's video latents and bands of its mels."""
@@ -28,10 +28,14 @@ class _Config(BaseModel):
 class WorldConfig(_Config):
     """Size and difficulty of the world."""
 
-    latents: int = Field(default=9, ge=2, description="Video latents T of a clip; 9 are 33 pixel frames or 2.06 s.")
+    latents: int = Field(
+        default=9, ge=2, description="Video latents T of a clip; 9 are 33 pixel frames or 2.06 s."
+    )
     rows: int = Field(default=3, ge=3, description="Height of the picture in tokens.")
     columns: int = Field(default=4, ge=3, description="Width of the picture in tokens.")
-    hop: int = Field(default=1024, gt=0, description="Samples per mel frame; 1024 are 1.46 mel frames per pixel frame.")
+    hop: int = Field(
+        default=1024, gt=0, description="Samples per mel frame; 1024 are 1.46 mel frames per pixel frame."
+    )
     lead_s: float = Field(
         default=0.12,
         ge=0,
@@ -39,8 +43,12 @@ class WorldConfig(_Config):
         "natural statistics of audiovisual speech).",
     )
     spread_s: float = Field(default=0.05, gt=0, description="Standard deviation of the lead's kernel.")
-    strangers: int = Field(default=2, ge=0, description="Others that move behind, with looks and mouths of their own.")
-    texture: float = Field(default=0.1, ge=0, description="Standard deviation of white noise on every latent and mel value.")
+    strangers: int = Field(
+        default=2, ge=0, description="Others that move behind, with looks and mouths of their own."
+    )
+    texture: float = Field(
+        default=0.1, ge=0, description="Standard deviation of white noise on every latent and mel value."
+    )
     reference_mels: int = Field(default=12, ge=1, description="Mel frames of the reference sound.")
 
     @property
@@ -66,7 +74,9 @@ class SmallModelConfig(_Config):
     heads: int = Field(default=2, description="Attention heads of both branches.")
     ffn_dim: int = Field(default=64, description="Inner width of both feed-forward parts.")
     window: int = Field(
-        default=4, ge=0, description="A2V window in pixel frames: 12 of 33 frames in all, the paper's share (28 of 81)."
+        default=4,
+        ge=0,
+        description="A2V window in pixel frames: 12 of 33 frames in all, the paper's share (28 of 81).",
     )
 
 
@@ -76,21 +86,29 @@ class AblateConfig(_Config):
     tables: tuple[TableName, ...] = Field(
         default=("interaction",), min_length=1, description="Which of the paper's tables, and our own."
     )
-    seeds: int = Field(default=3, ge=2, description="Trainings of every row: other weights, worlds and noise.")
+    seeds: int = Field(
+        default=3, ge=2, description="Trainings of every row: other weights, worlds and noise."
+    )
     branch_steps: int = Field(
         default=700,
         ge=2,
         description="Optimizer steps of both branches without interaction, once a seed: the paper's rows begin with trained "
         "branches.",
     )
-    steps: int = Field(default=350, ge=2, description="Optimizer steps of every row after that, with its interaction.")
+    steps: int = Field(
+        default=350, ge=2, description="Optimizer steps of every row after that, with its interaction."
+    )
     batch: int = Field(default=16, ge=1, description="Clips per step, every one of them new.")
-    lr: float = Field(default=3e-3, gt=0, description="AdamW's peak learning rate; falls linearly to 0 over the last 30 %.")
+    lr: float = Field(
+        default=3e-3, gt=0, description="AdamW's peak learning rate; falls linearly to 0 over the last 30 %."
+    )
     warmup: int = Field(default=50, ge=0, description="Steps of linear warm-up.")
     clips: int = Field(default=256, ge=2, description="Held-out clips that are generated and measured.")
     world: WorldConfig = Field(default_factory=WorldConfig, description="the small world")
     model: SmallModelConfig = Field(default_factory=SmallModelConfig, description="the small models")
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="the loss; rows set the task mix")
+    objective: ObjectiveConfig = Field(
+        default_factory=ObjectiveConfig, description="the loss; rows set the task mix"
+    )
     sampler: SamplerConfig = Field(
         default_factory=lambda: SamplerConfig(steps=16, guidance="none"),
         description="how held-out clips are generated; without guidance, so that rows differ by what they learnt alone",
@@ -99,7 +117,11 @@ class AblateConfig(_Config):
     @model_validator(mode="after")
     def _fits(self) -> AblateConfig:
         if min(self.world.rows, self.world.columns) <= FACE_TOKENS:
-            raise ValueError(f"world.rows and world.columns must exceed the face's side, {FACE_TOKENS:g} tokens")
+            raise ValueError(
+                f"world.rows and world.columns must exceed the face's side, {FACE_TOKENS:g} tokens"
+            )
         if self.model.window >= self.world.frames:
-            raise ValueError(f"model.window {self.model.window} must be below the clip's {self.world.frames} frames")
+            raise ValueError(
+                f"model.window {self.model.window} must be below the clip's {self.world.frames} frames"
+            )
         return self

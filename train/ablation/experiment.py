@@ -18,19 +18,19 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from shards.errors import UserError
-from shards.files import replace_file
-from train.ablation.config import AblateConfig, WorldConfig
-from train.ablation.plan import Experiment, Training
-from train.ablation.readout import agreement, read_face
-from train.ablation.world import world_batch
-from train.batch import LatentBatch
-from train.flow import velocity_loss
-from train.model.dual_branch import DualBranch
-from train.model.face_modulation import lambda_at, mask_iou
-from train.options import ObjectiveConfig, SamplerConfig, Task
-from train.sampling import sample
-from train.tasks import Draw, prepare, task_at, total_loss
+from uniavgen.shards.atomic_files import replace_file
+from uniavgen.shards.errors import UserError
+from uniavgen.train.ablation.config import AblateConfig, WorldConfig
+from uniavgen.train.ablation.plan import Experiment, Training
+from uniavgen.train.ablation.readout import agreement, read_face
+from uniavgen.train.ablation.world import world_batch
+from uniavgen.train.batch import LatentBatch
+from uniavgen.train.flow_matching import velocity_loss
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.model.face_modulation import lambda_at, mask_iou
+from uniavgen.train.options import ObjectiveConfig, SamplerConfig, Task
+from uniavgen.train.sampling import sample
+from uniavgen.train.tasks import Draw, prepare, task_at, total_loss
 
 TOGETHER, HELD_OUT = 500_000, 1_000_000
 """Added to a seed for the worlds that rows train on, and for those that nothing is trained on: other people, other words."""
@@ -62,7 +62,10 @@ def reference_levels(config: AblateConfig) -> dict[str, dict[str, float]]:
     assert batch.video is not None
     pairings = {"chance": batch.mel.roll(1, 0), "truth": batch.mel}
     found = {name: agreement(batch.video, mel, config.world) for name, mel in pairings.items()}
-    return {name: {measure: float(values.mean()) for measure, values in entry.items()} for name, entry in found.items()}
+    return {
+        name: {measure: float(values.mean()) for measure, values in entry.items()}
+        for name, entry in found.items()
+    }
 
 
 def run_job(job: Job) -> list[str]:
@@ -101,7 +104,9 @@ def trained(training: Training, folder: Path | str) -> tuple[DualBranch, dict[st
     if not weights.is_file():
         if training.begins_with is not None:
             branches = trained(training.begins_with, folder)[0].state_dict()
-            model.load_state_dict({name: value for name, value in branches.items() if not new(name)}, strict=False)
+            model.load_state_dict(
+                {name: value for name, value in branches.items() if not new(name)}, strict=False
+            )
         started = time.monotonic()
         curve = train(model, training)
         seconds = round(time.monotonic() - started, 1)
@@ -127,7 +132,9 @@ def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
     recent, curve = list[dict[str, float]](), list[dict[str, float]]()
     for step in range(training.steps):
         optimizer.param_groups[0]["lr"] = lr_at(training, step)
-        batch = world_batch(training.world, world_seed, tuple(step * training.batch + place for place in places))
+        batch = world_batch(
+            training.world, world_seed, tuple(step * training.batch + place for place in places)
+        )
         losses = total_loss(
             partial(model, interact=training.interact),
             batch,
@@ -144,11 +151,16 @@ def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
         optimizer.step()
         recent.append({name: value.item() for name, value in losses.items()})
         if (step + 1) % CURVE_EVERY == 0 or step + 1 == training.steps:
-            curve.append({"step": step + 1} | {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]})
+            curve.append(
+                {"step": step + 1}
+                | {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
+            )
             recent.clear()
             if curve[-1]["total"] != curve[-1]["total"]:
                 raise UserError(
-                    f"the loss left the numbers before step {step + 1}", do="lower ablate.lr", kind="loss-not-finite"
+                    f"the loss left the numbers before step {step + 1}",
+                    do="lower ablate.lr",
+                    kind="loss-not-finite",
                 )
     return curve
 
@@ -192,7 +204,9 @@ def held_out_losses(model: DualBranch, training: Training, batch: LatentBatch) -
     return figures
 
 
-def generate(model: DualBranch, batch: LatentBatch, sampler: SamplerConfig, training: Training) -> dict[str, Tensor]:
+def generate(
+    model: DualBranch, batch: LatentBatch, sampler: SamplerConfig, training: Training
+) -> dict[str, Tensor]:
     """Agreements of generated picture and sound per clip [B], and `identity`: cosine with the look that was asked for."""
     assert batch.video is not None
     world: WorldConfig = training.world

@@ -14,9 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from train.ablation.config import BANDS, CHANNELS, AblateConfig, TableName, WorldConfig
-from train.model.config import BranchConfig, FaceConfig, InteractionConfig, ModelConfig, SpeechTextConfig
-from train.options import PAPER_MIX, ObjectiveConfig, SamplerConfig, Task
+from uniavgen.train.ablation.config import BANDS, CHANNELS, AblateConfig, TableName, WorldConfig
+from uniavgen.train.model.config import (
+    BranchConfig,
+    FaceConfig,
+    InteractionConfig,
+    ModelConfig,
+    SpeechTextConfig,
+)
+from uniavgen.train.options import PAPER_MIX, ObjectiveConfig, SamplerConfig, Task
 
 RECIPE = 1
 """Part of every key: raise it when the world, the training or the measures change, so that old results are not reused."""
@@ -37,14 +43,20 @@ class _Frozen(BaseModel):
     @property
     def key(self) -> str:
         """Digest of all fields, but for those of `ADDED` at their earlier value: 12 hex digits."""
-        document = json.dumps([RECIPE, type(self).__name__, _as_before(self.model_dump(mode="json"))], sort_keys=True)
+        document = json.dumps(
+            [RECIPE, type(self).__name__, _as_before(self.model_dump(mode="json"))], sort_keys=True
+        )
         return hashlib.sha256(document.encode()).hexdigest()[:12]
 
 
 def _as_before(document: Any) -> Any:
     """The document as `RECIPE` first had it, wherever that says the same."""
     if isinstance(document, dict):
-        return {name: _as_before(value) for name, value in document.items() if name not in ADDED or value != ADDED[name]}
+        return {
+            name: _as_before(value)
+            for name, value in document.items()
+            if name not in ADDED or value != ADDED[name]
+        }
     return [_as_before(value) for value in document] if isinstance(document, list) else document
 
 
@@ -104,10 +116,19 @@ class Table:
     def orders(self) -> list[tuple[str, str, str]]:
         """(better row, worse row, the paper's measure) of every pair whose order the paper reports."""
         if self.best is not None:
-            return [(self.best, row.name, role) for role in ROLES for row in self.rows if row.name != self.best]
+            return [
+                (self.best, row.name, role) for role in ROLES for row in self.rows if row.name != self.best
+            ]
         pairs = [(role, *pair) for role in ROLES for pair in itertools.combinations(self.rows, 2)]
-        known = [(role, a, b) for role, a, b in pairs if role in a.paper and role in b.paper and a.paper[role] != b.paper[role]]
-        return [(a.name, b.name, role) if a.paper[role] > b.paper[role] else (b.name, a.name, role) for role, a, b in known]
+        known = [
+            (role, a, b)
+            for role, a, b in pairs
+            if role in a.paper and role in b.paper and a.paper[role] != b.paper[role]
+        ]
+        return [
+            (a.name, b.name, role) if a.paper[role] > b.paper[role] else (b.name, a.name, role)
+            for role, a, b in known
+        ]
 
 
 def _aligners(a2v: str, v2a: str, *figures: float) -> Row:
@@ -116,7 +137,13 @@ def _aligners(a2v: str, v2a: str, *figures: float) -> Row:
 
 
 def _positions(a2v: str, v2a: str, positions: str, **changes: Any) -> Row:
-    name = ", ".join([f"{a2v.upper()} / {v2a.upper()}", *(f"{field} {value}" for field, value in changes.items()), positions])
+    name = ", ".join(
+        [
+            f"{a2v.upper()} / {v2a.upper()}",
+            *(f"{field} {value}" for field, value in changes.items()),
+            positions,
+        ]
+    )
     return Row(name, interaction={"a2v": a2v, "v2a": v2a, "positions": positions, **changes})
 
 
@@ -151,7 +178,10 @@ TABLES: dict[TableName, Table] = {
         Table(
             "layers",
             "layers that interact (paper, Table 7)",
-            tuple(Row(name, interaction={"layers": name}) for name in ("all", "first-half", "last-half", "interleaved")),
+            tuple(
+                Row(name, interaction={"layers": name})
+                for name in ("all", "first-half", "last-half", "interleaved")
+            ),
             best="interleaved",
         ),
         Table(
@@ -181,7 +211,9 @@ TABLES: dict[TableName, Table] = {
                 Row("none"),
                 Row("text", sampler={"guidance": "text", "interval": (0.0, 1.0)}),
                 Row("modality-aware", sampler={"guidance": "modality-aware", "interval": (0.0, 1.0)}),
-                Row("modality-aware, t 0.5..1", sampler={"guidance": "modality-aware", "interval": (0.5, 1.0)}),
+                Row(
+                    "modality-aware, t 0.5..1", sampler={"guidance": "modality-aware", "interval": (0.5, 1.0)}
+                ),
             ),
             best="modality-aware, t 0.5..1",
         ),
@@ -205,7 +237,12 @@ TABLES: dict[TableName, Table] = {
 def model_config(config: AblateConfig, row: Row) -> ModelConfig:
     """The small model of a row: both branches alike, tokens of one latent value each; the rest as the product's defaults."""
     size = config.model
-    shape: dict[str, Any] = {"dim": size.dim, "layers": size.layers, "heads": size.heads, "ffn_dim": size.ffn_dim}
+    shape: dict[str, Any] = {
+        "dim": size.dim,
+        "layers": size.layers,
+        "heads": size.heads,
+        "ffn_dim": size.ffn_dim,
+    }
     interaction = {"window": size.window, "mels_per_frame": config.world.mels_per_frame, **row.interaction}
     return ModelConfig(
         video=BranchConfig(**shape, in_channels=CHANNELS, text_dim=2, freq_dim=64),
@@ -218,7 +255,9 @@ def model_config(config: AblateConfig, row: Row) -> ModelConfig:
 
 def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
     """What must be run for one row and seed."""
-    common: dict[str, Any] = {name: getattr(config, name) for name in ("world", "objective", "batch", "lr", "warmup")}
+    common: dict[str, Any] = {
+        name: getattr(config, name) for name in ("world", "objective", "batch", "lr", "warmup")
+    }
     apart = Training(
         **common,
         # without interaction, so none of its settings matters: what it knows of time must not part the keys
@@ -229,7 +268,12 @@ def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
         interact=False,
     )
     training = Training(
-        **common, model=model_config(config, row), phases=row.phases, steps=config.steps, seed=seed, begins_with=apart
+        **common,
+        model=model_config(config, row),
+        phases=row.phases,
+        steps=config.steps,
+        seed=seed,
+        begins_with=apart,
     )
     sampler = SamplerConfig(**{**config.sampler.model_dump(), **row.sampler})
     return Experiment(training=training, sampler=sampler, clips=config.clips)

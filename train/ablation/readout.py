@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shards.clock import VIDEO_FPS
-from train.ablation.config import FACE_TOKENS, WorldConfig
-from train.ablation.world import (
+from uniavgen.shards.timing import VIDEO_FPS
+from uniavgen.train.ablation.config import FACE_TOKENS, WorldConfig
+from uniavgen.train.ablation.world import (
     BROW,
     LOOK,
     LOUDNESS,
@@ -70,7 +70,10 @@ def read_face(video: Tensor, config: WorldConfig) -> Face:
 
 def find_face(skin: Tensor, config: WorldConfig) -> Tensor:
     """The corner whose covered areas come nearest to the skin: [B, T, rows, columns] -> [B, T, 2] in tokens."""
-    axes = [torch.arange(0, size - FACE_TOKENS + PLACE_STEP / 2, PLACE_STEP) for size in (config.rows, config.columns)]
+    axes = [
+        torch.arange(0, size - FACE_TOKENS + PLACE_STEP / 2, PLACE_STEP)
+        for size in (config.rows, config.columns)
+    ]
     places = torch.cartesian_prod(*axes)
     shapes = 2 * areas(config, places).flatten(1)
     distance = shapes.square().sum(1) - 2 * skin.flatten(2) @ shapes.T
@@ -96,7 +99,9 @@ def agreement(video: Tensor, mel: Tensor, config: WorldConfig) -> dict[str, Tens
     """
     face, voice = read_face(video, config), read_voice(mel, config)
     asked = mouth_of(voice.loudness, config)
-    by_lag = torch.stack([correlation(*_shifted(face.mouth, asked, lag)) for lag in range(-LAGS, LAGS + 1)], dim=1)
+    by_lag = torch.stack(
+        [correlation(*_shifted(face.mouth, asked, lag)) for lag in range(-LAGS, LAGS + 1)], dim=1
+    )
     error = (by_lag.argmax(1) - LAGS).abs() * (1000 / VIDEO_FPS)
     return {
         "sync": by_lag[:, LAGS],

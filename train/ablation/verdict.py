@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
 
-from shards.errors import UserError
+from uniavgen.shards.errors import UserError
 
 Judgement = Literal["reproduced", "undecided", "reversed"]
 
@@ -53,7 +53,9 @@ def interval(values: Sequence[float]) -> Interval:
     from scipy.stats import t
 
     if len(values) < 2:
-        raise UserError(f"an interval needs two values, got {len(values)}", do="use more seeds", kind="too-few-seeds")
+        raise UserError(
+            f"an interval needs two values, got {len(values)}", do="use more seeds", kind="too-few-seeds"
+        )
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return Interval(mean(values), mean(values) - half, mean(values) + half)
 
@@ -68,9 +70,15 @@ def confidence_positive(values: Sequence[float]) -> float:
     return float(t.cdf(middle / (spread / math.sqrt(len(values))), len(values) - 1))
 
 
-def compare(better: str, worse: str, role: str, values_better: Sequence[float], values_worse: Sequence[float]) -> Verdict:
+def compare(
+    better: str, worse: str, role: str, values_better: Sequence[float], values_worse: Sequence[float]
+) -> Verdict:
     """The verdict on one pair of rows, whose values stand in the same order of seeds; larger values are better."""
     if len(values_better) != len(values_worse):
-        raise UserError(f"{better} has {len(values_better)} seeds, {worse} {len(values_worse)}", kind="unpaired-seeds")
+        raise UserError(
+            f"{better} has {len(values_better)} seeds, {worse} {len(values_worse)}", kind="unpaired-seeds"
+        )
     differences = [a - b for a, b in zip(values_better, values_worse, strict=True)]
-    return Verdict(better, worse, role, interval(differences), confidence_positive(differences), len(differences))
+    return Verdict(
+        better, worse, role, interval(differences), confidence_positive(differences), len(differences)
+    )

@@ -18,10 +18,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from shards.clock import LATENT_STRIDE, SAMPLE_RATE, VIDEO_FPS
-from train import flow
-from train.ablation.config import BANDS, CHANNELS, FACE_TOKENS, WorldConfig
-from train.batch import LatentBatch
+from uniavgen.shards.timing import LATENT_STRIDE, SAMPLE_RATE, VIDEO_FPS
+from uniavgen.train import flow_matching
+from uniavgen.train.ablation.config import BANDS, CHANNELS, FACE_TOKENS, WorldConfig
+from uniavgen.train.batch import LatentBatch
 
 SKIN, MOUTH, BROW, LOOK, SCENE = slice(0, 1), slice(1, 5), slice(5, 6), slice(6, 9), slice(9, 10)
 """Channels of a video latent: where the face is, the mouth at each pixel frame that the latent owns, the expression, the
@@ -150,7 +150,12 @@ def face_shares(config: WorldConfig, place: Tensor) -> Tensor:
 
 
 def paint(
-    config: WorldConfig, place: Tensor, mouth: Tensor, expression: Tensor, look: Tensor, behind: tuple[Tensor, Tensor]
+    config: WorldConfig,
+    place: Tensor,
+    mouth: Tensor,
+    expression: Tensor,
+    look: Tensor,
+    behind: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Video latents [B, 10, T, rows, columns]: a token that the face touches shows nothing of what is behind.
 
@@ -170,7 +175,7 @@ class _Draws:
     """Random numbers of a batch: each clip has its own generator, asked in a fixed order."""
 
     def __init__(self, seed: int, indices: tuple[int, ...]) -> None:
-        self.generators = [flow.generator_for(seed, index, "world") for index in indices]
+        self.generators = [flow_matching.generator_for(seed, index, "world") for index in indices]
 
     def normal(self, *shape: int) -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
@@ -195,7 +200,12 @@ def _speech(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tensor, 
     letters = torch.tensor(list(SYLLABLES))[kinds] + 1
     inside = (onsets > 0) & (onsets < end)
     order = (~inside).long().argsort(dim=1, stable=True)
-    return bumps.sum(1), 1.5 * vowel, letters.gather(1, order), inside.gather(1, order) | (torch.arange(count) == 0)
+    return (
+        bumps.sum(1),
+        1.5 * vowel,
+        letters.gather(1, order),
+        inside.gather(1, order) | (torch.arange(count) == 0),
+    )
 
 
 def _track(draws: _Draws, times: Tensor) -> Tensor:
@@ -225,7 +235,10 @@ def _background(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tens
     for _ in range(config.strangers):
         start, stop, look = draws.uniform(1, 2) * room, draws.uniform(1, 2) * room, draws.normal(3)
         path = start + (stop - start) * (times / times[-1])[:, None]
-        axes = [(path[..., axis, None] - torch.arange(size)).abs() for axis, size in ((0, config.rows), (1, config.columns))]
+        axes = [
+            (path[..., axis, None] - torch.arange(size)).abs()
+            for axis, size in ((0, config.rows), (1, config.columns))
+        ]
         shape = (1 - axes[0]).clamp(min=0)[..., :, None] * (1 - axes[1]).clamp(min=0)[..., None, :]
         mouth = mouth_of(standardised(_speech(draws, config, mel_clock(config))[0]), config)
         picture[:, MOUTH] += _by_latent(mouth).transpose(1, 2)[..., None, None] * shape[:, None]
@@ -279,6 +292,6 @@ def _lead(config: WorldConfig) -> Tensor:
 @lru_cache(maxsize=1)
 def _rotation() -> Tensor:
     """A fixed rotation [3, 3], no axis of which stays."""
-    generator = flow.generator_for("timbre of a look")
+    generator = flow_matching.generator_for("timbre of a look")
     q, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
     return q.float()

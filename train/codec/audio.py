@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from shards.errors import UserError
-from train.codec.config import MelConfig
+from uniavgen.shards.errors import UserError
+from uniavgen.train.codec.config import MelConfig
 
 
 class MelCodec:
@@ -29,7 +29,12 @@ class MelCodec:
         self.config = config
         self.digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
         self.spectrogram = MelSpectrogram(
-            config.sample_rate, n_fft=config.n_fft, hop_length=config.hop, n_mels=config.mels, center=True, power=1
+            config.sample_rate,
+            n_fft=config.n_fft,
+            hop_length=config.hop,
+            n_mels=config.mels,
+            center=True,
+            power=1,
         ).to(device)
         self.filters: Tensor = self.spectrogram.mel_scale.fb  # [n_fft / 2 + 1, mels]
 
@@ -39,7 +44,8 @@ class MelCodec:
         log_mel = self.spectrogram(waveform.to(self.filters.device)).clamp(min=self.config.floor).log()
         if log_mel.shape[-1] < frames:
             raise UserError(
-                f"{waveform.shape[-1]} samples give {log_mel.shape[-1]} mel frames, {frames} are needed", kind="bad-length"
+                f"{waveform.shape[-1]} samples give {log_mel.shape[-1]} mel frames, {frames} are needed",
+                kind="bad-length",
             )
         return (log_mel[..., :frames] - self.config.mean) / self.config.std
 
@@ -128,21 +134,30 @@ class Vocos:
             from vocos import Vocos as Model
         except ImportError as error:
             raise UserError(
-                "the vocos package is not installed", do="pip install vocos, or use train.data.codecs.vocoder=griffin-lim"
+                "the vocos package is not installed",
+                do="pip install vocos, or use train.data.codecs.vocoder=griffin-lim",
             ) from error
         if not source:
             raise UserError(
-                "vocoder vocos needs weights", where="train.data.codecs.vocoder_weights", do=do, kind="missing-weights"
+                "vocoder vocos needs weights",
+                where="train.data.codecs.vocoder_weights",
+                do=do,
+                kind="missing-weights",
             )
         try:
             if not Path(source).is_dir():
                 model = Model.from_pretrained(source)
             else:
                 model = Model.from_hparams(str(Path(source) / "config.yaml"))
-                model.load_state_dict(torch.load(Path(source) / "pytorch_model.bin", map_location="cpu", weights_only=True))
+                model.load_state_dict(
+                    torch.load(Path(source) / "pytorch_model.bin", map_location="cpu", weights_only=True)
+                )
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"Vocos cannot be loaded: {str(error).splitlines()[0]}", where=source, do=do, kind="missing-weights"
+                f"Vocos cannot be loaded: {str(error).splitlines()[0]}",
+                where=source,
+                do=do,
+                kind="missing-weights",
             ) from error
         return Vocos(model.eval().to(device), codec)
 

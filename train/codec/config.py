@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shards.clock import MEL_HOP, SAMPLE_RATE
+from uniavgen.shards.timing import MEL_HOP, SAMPLE_RATE
 
 VIDEO_CHANNELS = 48
 """Channels of a video latent, Wan2.2's z."""
@@ -31,7 +31,9 @@ class MelConfig(BaseModel):
     hop: int = Field(default=MEL_HOP, description="samples between frames (Vocos; the paper is silent)")
     mels: int = Field(default=100, description="mel bands, 0 Hz to half the rate on the HTK scale (Vocos)")
     floor: float = Field(default=1e-7, description="smallest magnitude before the logarithm (Vocos)")
-    mean: float = Field(default=-1.2, description="subtracted from the log-mel; measured over eight real talking clips")
+    mean: float = Field(
+        default=-1.2, description="subtracted from the log-mel; measured over eight real talking clips"
+    )
     std: float = Field(default=2.5, description="divides the log-mel; measured over the same clips, pooled")
 
 
@@ -42,15 +44,21 @@ class CodecConfig(BaseModel):
     video: Literal["dct", "wan2.2"] = Field(
         default="dct", description="`dct` needs no weights and stands in for `wan2.2` (paper)"
     )
-    video_weights: str = Field(default="", description="folder of AutoencoderKLWan in diffusers layout, for `wan2.2`")
+    video_weights: str = Field(
+        default="", description="folder of AutoencoderKLWan in diffusers layout, for `wan2.2`"
+    )
     caption: Literal["minilm", "umt5"] = Field(
         default="minilm", description="`minilm` is embedded and stands in for `umt5` (paper)"
     )
-    caption_weights: str = Field(default="", description="folder or hub id of the encoder; empty: the embedded weights")
+    caption_weights: str = Field(
+        default="", description="folder or hub id of the encoder; empty: the embedded weights"
+    )
     vocoder: Literal["griffin-lim", "vocos"] = Field(
         default="griffin-lim", description="`griffin-lim` stands in for `vocos` (paper)"
     )
-    vocoder_weights: str = Field(default="", description="folder or hub id of Vocos (config.yaml and pytorch_model.bin)")
+    vocoder_weights: str = Field(
+        default="", description="folder or hub id of Vocos (config.yaml and pytorch_model.bin)"
+    )
     mel: MelConfig = Field(default_factory=MelConfig, description="the audio latent")
 
     @property

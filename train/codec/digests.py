@@ -18,7 +18,11 @@ def weights_digest(model: nn.Module, settings: Mapping[str, Any]) -> str:
     """
     import torch
 
-    told = {name: value for name, value in settings.items() if not name.startswith("_") and name != "transformers_version"}
+    told = {
+        name: value
+        for name, value in settings.items()
+        if not name.startswith("_") and name != "transformers_version"
+    }
     whole = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

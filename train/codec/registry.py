@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from train.codec.audio import GriffinLim, MelCodec, Vocoder, Vocos
-from train.codec.config import CodecConfig
-from train.codec.text import CaptionEncoder, load_minilm, load_umt5
-from train.codec.video import DctCodec, VideoCodec, WanCodec
+from uniavgen.train.codec.audio import GriffinLim, MelCodec, Vocoder, Vocos
+from uniavgen.train.codec.config import CodecConfig
+from uniavgen.train.codec.text import CaptionEncoder, load_minilm, load_umt5
+from uniavgen.train.codec.video import DctCodec, VideoCodec, WanCodec
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,17 @@ def load_codecs(config: CodecConfig, *, picture: bool = True, device: str = "cpu
     mel = MelCodec(config.mel, device)
     if not picture:
         return Codecs(mel)
-    video: VideoCodec = DctCodec(device) if config.video == "dct" else WanCodec.load(config.video_weights, device)
+    video: VideoCodec = (
+        DctCodec(device) if config.video == "dct" else WanCodec.load(config.video_weights, device)
+    )
     load_caption = {"minilm": load_minilm, "umt5": load_umt5}[config.caption]
     return Codecs(mel, video, load_caption(config.caption_weights, device))
 
 
 def load_vocoder(config: CodecConfig, mel: MelCodec, device: str = "cpu") -> Vocoder:
     """The vocoder that the configuration names; only sampling needs one."""
-    return GriffinLim(mel) if config.vocoder == "griffin-lim" else Vocos.load(config.vocoder_weights, mel, device)
+    return (
+        GriffinLim(mel)
+        if config.vocoder == "griffin-lim"
+        else Vocos.load(config.vocoder_weights, mel, device)
+    )

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards import weights
-from shards.errors import UserError
-from train.codec.digests import weights_digest
+from uniavgen.shards import weights
+from uniavgen.shards.errors import UserError
+from uniavgen.train.codec.digests import weights_digest
 
 
 class CaptionEncoder:
@@ -30,7 +30,9 @@ class CaptionEncoder:
     @cached_property
     def digest(self) -> str:
         """Changes whenever the features would: of the weights, their configuration and the tokenizer's vocabulary."""
-        return weights_digest(self.model, self.model.config.to_dict() | {"vocabulary": self.tokenizer.get_vocab()})
+        return weights_digest(
+            self.model, self.model.config.to_dict() | {"vocabulary": self.tokenizer.get_vocab()}
+        )
 
     @torch.no_grad()
     def encode(self, captions: list[str], tokens: int) -> tuple[Tensor, Tensor]:
@@ -38,9 +40,13 @@ class CaptionEncoder:
 
         The length is fixed, not the longest of the batch, so that a caption's features do not depend on its neighbours.
         """
-        given = self.tokenizer(captions, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+        given = self.tokenizer(
+            captions, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
+        )
         given = given.to(self.model.device)
-        features = self.model(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state
+        features = self.model(
+            input_ids=given.input_ids, attention_mask=given.attention_mask
+        ).last_hidden_state
         mask = given.attention_mask.bool()
         return features.float() * mask[..., None], mask
 
@@ -51,7 +57,9 @@ def load_minilm(source: str = "", device: str = "cpu") -> CaptionEncoder:
 
     folder = weights.resolve("minilm", source or None)
     model = AutoModel.from_pretrained(folder).to(device)
-    return CaptionEncoder("minilm", "MiniLM token features: a stand-in for umT5", AutoTokenizer.from_pretrained(folder), model)
+    return CaptionEncoder(
+        "minilm", "MiniLM token features: a stand-in for umT5", AutoTokenizer.from_pretrained(folder), model
+    )
 
 
 def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
@@ -61,7 +69,10 @@ def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
     do = "name train.data.codecs.caption_weights (umt5-xxl or a Wan2.2 folder), or use train.data.codecs.caption=minilm"
     if not source:
         raise UserError(
-            "caption encoder umt5 needs weights", where="train.data.codecs.caption_weights", do=do, kind="missing-weights"
+            "caption encoder umt5 needs weights",
+            where="train.data.codecs.caption_weights",
+            do=do,
+            kind="missing-weights",
         )
     split = (Path(source) / "text_encoder").is_dir()
     try:
@@ -69,7 +80,9 @@ def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
         model = UMT5EncoderModel.from_pretrained(Path(source) / "text_encoder" if split else source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"umT5 cannot be loaded: {reason}", where=source, do=do, kind="missing-weights") from error
+        raise UserError(
+            f"umT5 cannot be loaded: {reason}", where=source, do=do, kind="missing-weights"
+        ) from error
     return CaptionEncoder("umt5", "umT5 token features, as in the paper", tokenizer, model.to(device))
 
 

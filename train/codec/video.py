@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from shards.clock import LATENT_STRIDE, frames_for_latents, latents_for_frames
-from shards.errors import UserError
-from train.codec.config import VIDEO_CHANNELS, VIDEO_STRIDE
-from train.codec.digests import weights_digest
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import LATENT_STRIDE, frames_for_latents, latents_for_frames
+from uniavgen.train.codec.config import VIDEO_CHANNELS, VIDEO_STRIDE
+from uniavgen.train.codec.digests import weights_digest
 
 
 class VideoCodec(Protocol):
@@ -91,7 +91,9 @@ def lowest_coefficients(frames: int) -> list[tuple[float, tuple[int, int, int, i
     n = VIDEO_STRIDE
     indices = [(t, y, x, c) for t in range(frames) for y in range(n) for x in range(n) for c in range(3)]
     # among equals motion and colour come first: they are what a face lacks soonest
-    ranked = sorted((TIME_COST * t + y + x + COLOUR_COST * c, -t, -c, abs(y - x), y, x) for t, y, x, c in indices)
+    ranked = sorted(
+        (TIME_COST * t + y + x + COLOUR_COST * c, -t, -c, abs(y - x), y, x) for t, y, x, c in indices
+    )
     return [(cost, (-t, y, x, -c)) for cost, t, c, _, y, x in ranked[:VIDEO_CHANNELS]]
 
 
@@ -109,7 +111,9 @@ class DctCodec:
     """Keeps the lowest 48 DCT coefficients of each block; the first frame is a block of its own (as in Wan's causal VAE)."""
 
     name = "dct"
-    description = "fixed space-time cosine transform without weights, blurry by design: a stand-in for the Wan2.2 VAE"
+    description = (
+        "fixed space-time cosine transform without weights, blurry by design: a stand-in for the Wan2.2 VAE"
+    )
 
     def __init__(self, device: str = "cpu") -> None:
         self.first = tuple(x.to(device) for x in block_basis(1))
@@ -142,7 +146,9 @@ def _project(pixels: Tensor, depth: int, block: tuple[Tensor, ...]) -> Tensor:
     basis, spread = block
     b, f, height, width, _ = pixels.shape
     h, w = height // VIDEO_STRIDE, width // VIDEO_STRIDE
-    blocks = pixels.reshape(b, f // depth, depth, h, VIDEO_STRIDE, w, VIDEO_STRIDE, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
+    blocks = pixels.reshape(b, f // depth, depth, h, VIDEO_STRIDE, w, VIDEO_STRIDE, 3).permute(
+        0, 1, 3, 5, 2, 4, 6, 7
+    )
     return (blocks.flatten(4) @ basis.T / spread).permute(0, 4, 1, 2, 3).contiguous()
 
 

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from shards.clock import LATENT_STRIDE, frame_of_mel, frames_for_latents, latent_of_frame
-from shards.errors import UserError
-from train.batch import CONDITION, NOISY, REFERENCE, Layout
-from train.model.config import BranchConfig, InteractionConfig, ModelConfig
-from train.model.dit import Rope, as_rope, rotary_angles
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import LATENT_STRIDE, frame_of_mel, frames_for_latents, latent_of_frame
+from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, Layout
+from uniavgen.train.model.config import BranchConfig, InteractionConfig, ModelConfig
+from uniavgen.train.model.dit import Rope, as_rope, rotary_angles
 
 Place = tuple[int, int, int]
 """Role, clock place and index in the sequence, of one frame (video) or mel frame (audio)."""
@@ -140,7 +140,10 @@ def audio_windows(config: InteractionConfig, video: Layout, audio: Layout) -> Au
         window = [min(max(block, first), last) for block in range(own[0] - reach, own[-1] + reach + 1)]
         rows.append(Counter(token for block in window for token in blocks.get(block, ())))
         if not rows[-1]:
-            raise UserError(f"no audio within the window of video latent {latent}", do="make both branches cover the same time")
+            raise UserError(
+                f"no audio within the window of video latent {latent}",
+                do="make both branches cover the same time",
+            )
     return AudioWindows(queries, keys, *_table(rows))
 
 
@@ -173,7 +176,9 @@ def latent_pairs(config: InteractionConfig, video: Layout, audio: Layout) -> Lat
         ask += [token for token, _ in padded]
         alphas += [weight for _, weight in padded]
     frames = [frame for pairs in seen.values() for chosen in _padded(pairs, slots) for frame in chosen]
-    bias = torch.tensor([[0.0 if slot < len(pairs) else -math.inf for slot in range(slots)] for pairs in seen.values()])
+    bias = torch.tensor(
+        [[0.0 if slot < len(pairs) else -math.inf for slot in range(slots)] for pairs in seen.values()]
+    )
     return LatentPairs(
         queries,
         keys,
@@ -187,7 +192,11 @@ def latent_pairs(config: InteractionConfig, video: Layout, audio: Layout) -> Lat
 
 
 def _times(
-    branch: BranchConfig, queries: Queries, own: dict[int, float], keys: dict[int, float], device: torch.device
+    branch: BranchConfig,
+    queries: Queries,
+    own: dict[int, float],
+    keys: dict[int, float],
+    device: torch.device,
 ) -> Times:
     """Rotary tables of both sides; `own` and `keys` are the two clips' times by index in their sequences."""
 
@@ -200,7 +209,9 @@ def _times(
 
 
 def _moved(table: Table, device: torch.device) -> Table:
-    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(table).items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(table).items() if isinstance(value, Tensor)
+    }
     return replace(table, **moved)
 
 
@@ -263,8 +274,14 @@ def _clip(layout: Layout) -> tuple[int, int]:
     """The run [start, stop) of the sequence that belongs to the clip: everything after the references."""
     start = sum(s.length for s in layout if s.role == REFERENCE)
     stop = sum(s.length for s in layout)
-    if start == stop or any(s.role == REFERENCE for s in layout[1:]) or any(s.start < 0 for s in layout if s.role != REFERENCE):
-        raise UserError(f"layout {layout} must be at most one reference, then frames of the clip", kind="bad-layout")
+    if (
+        start == stop
+        or any(s.role == REFERENCE for s in layout[1:])
+        or any(s.start < 0 for s in layout if s.role != REFERENCE)
+    ):
+        raise UserError(
+            f"layout {layout} must be at most one reference, then frames of the clip", kind="bad-layout"
+        )
     return start, stop
 
 
@@ -274,7 +291,9 @@ def _queries(layout: Layout) -> Queries:
     noisy = [s.length for s in layout if s.role == NOISY]
     stop = sum(s.length for s in layout)
     if len(noisy) > 1 or (noisy and layout[-1].role != NOISY) or sum(s.role == CONDITION for s in layout) > 1:
-        raise UserError(f"layout {layout} must be in the order reference, condition, noisy", kind="bad-layout")
+        raise UserError(
+            f"layout {layout} must be in the order reference, condition, noisy", kind="bad-layout"
+        )
     return Queries(stop - noisy[0], stop, 1.0) if noisy else Queries(clip, clip + 1, 0.0)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shards.clock import MELS_PER_FRAME
+from uniavgen.shards.timing import MELS_PER_FRAME
 
 Aligner = Literal["sgi", "sti", "ati"]
 
@@ -27,11 +27,15 @@ class BranchConfig(_Config):
     layers: int = Field(ge=1, description="Transformer blocks.")
     heads: int = Field(ge=1, description="Attention heads; dim / heads must be an even number of at least 6.")
     ffn_dim: int = Field(ge=8, description="Inner width of the feed-forward part.")
-    in_channels: int = Field(ge=1, description="Latent channels in and out: 48 for Wan 2.2 latents, mel bands for audio.")
+    in_channels: int = Field(
+        ge=1, description="Latent channels in and out: 48 for Wan 2.2 latents, mel bands for audio."
+    )
     patch: tuple[int, int] = Field(
         default=(1, 1), description="Patch height and width; time is never patched, so a frame stays a frame."
     )
-    text_dim: int = Field(ge=1, description="Width of the text features: umT5 4096, MiniLM 384; audio: that of `speech_text`.")
+    text_dim: int = Field(
+        ge=1, description="Width of the text features: umT5 4096, MiniLM 384; audio: that of `speech_text`."
+    )
     text_len: int | None = Field(
         default=None,
         description="Wan pads text with zero features to 512 and attends to all of them: 512 fits its weights. None masks "
@@ -39,7 +43,9 @@ class BranchConfig(_Config):
     )
     freq_dim: int = Field(default=256, ge=2, description="Width of the sinusoidal time embedding (Wan: 256).")
     eps: float = Field(default=1e-6, gt=0, description="Epsilon of every normalisation (Wan: 1e-6).")
-    rope_theta: float = Field(default=10_000.0, gt=0, description="Base of the rotary frequencies (Wan: 10000).")
+    rope_theta: float = Field(
+        default=10_000.0, gt=0, description="Base of the rotary frequencies (Wan: 10000)."
+    )
     rope_axes: Literal["time-height-width", "time"] = Field(
         default="time-height-width",
         description="Wan splits a head 44/42/42 over time, height and width. `time` gives the whole head to time. The "
@@ -49,7 +55,9 @@ class BranchConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> BranchConfig:
         if self.dim % self.heads or (self.dim // self.heads) % 2 or self.dim // self.heads < 6:
-            raise ValueError(f"dim {self.dim} / heads {self.heads} must be an even whole number of at least 6")
+            raise ValueError(
+                f"dim {self.dim} / heads {self.heads} must be an even whole number of at least 6"
+            )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
         return self
@@ -62,12 +70,20 @@ class BranchConfig(_Config):
 class SpeechTextConfig(_Config):
     """ConvNeXt V2 blocks over the bytes of the text to be spoken (the paper names the blocks and no sizes)."""
 
-    dim: int = Field(default=64, ge=8, description="Width of the features. Undisclosed; `paper` takes 512, as F5-TTS does.")
-    layers: int = Field(default=2, ge=0, description="ConvNeXt V2 blocks. Undisclosed; `paper` takes 4, as F5-TTS does.")
-    expansion: int = Field(default=2, ge=1, description="Inner width over `dim`. Undisclosed; 2 as in F5-TTS.")
+    dim: int = Field(
+        default=64, ge=8, description="Width of the features. Undisclosed; `paper` takes 512, as F5-TTS does."
+    )
+    layers: int = Field(
+        default=2, ge=0, description="ConvNeXt V2 blocks. Undisclosed; `paper` takes 4, as F5-TTS does."
+    )
+    expansion: int = Field(
+        default=2, ge=1, description="Inner width over `dim`. Undisclosed; 2 as in F5-TTS."
+    )
     kernel: int = Field(default=7, ge=1, description="Width of the depthwise convolution, odd (ConvNeXt: 7).")
     vocabulary: int = Field(
-        default=257, ge=2, description="Byte ids 1..256 and 0 for padding. The paper's tokens are undisclosed."
+        default=257,
+        ge=2,
+        description="Byte ids 1..256 and 0 for padding. The paper's tokens are undisclosed.",
     )
 
 
@@ -75,10 +91,12 @@ class InteractionConfig(_Config):
     """Cross-modal interaction; `a2v` is audio into video, `v2a` video into audio (paper, section 3.2)."""
 
     a2v: Aligner = Field(
-        default="ati", description="sgi: all tokens see all; sti: only the own block; ati: a window of blocks."
+        default="ati",
+        description="sgi: all tokens see all; sti: only the own block; ati: a window of blocks.",
     )
     v2a: Aligner = Field(
-        default="ati", description="sgi: all tokens see all; sti: only the own latent; ati: interpolated latents."
+        default="ati",
+        description="sgi: all tokens see all; sti: only the own latent; ati: interpolated latents.",
     )
     layers: Literal["interleaved", "all", "first-half", "last-half"] = Field(
         default="interleaved", description="Best in Table 7."
@@ -90,7 +108,9 @@ class InteractionConfig(_Config):
     position: Literal["before-self-attention", "before-cross-attention", "before-ffn"] = Field(
         default="before-self-attention", description="Where in a block the interaction acts. Best in Table 8."
     )
-    window: int = Field(default=12, ge=0, description="Blocks that A2V sees either side of its own: 12 in the paper.")
+    window: int = Field(
+        default=12, ge=0, description="Blocks that A2V sees either side of its own: 12 in the paper."
+    )
     window_unit: Literal["frame", "latent"] = Field(
         default="frame",
         description="Unit of `window`, unclear in the paper. 12 pixel frames are +-0.75 s; 12 latents are near-global at "
@@ -139,8 +159,12 @@ class FaceConfig(_Config):
     mode: Literal["none", "unsupervised", "fixed", "decayed"] = Field(
         default="decayed", description="The four rows of the ablation."
     )
-    lambda_start: float = Field(default=0.1, ge=0, description="lambda_m at the start (paper: 0.1); `fixed` keeps it.")
-    lambda_end: float = Field(default=0.0, ge=0, description="lambda_m at the end of a `decayed` schedule (paper: 0).")
+    lambda_start: float = Field(
+        default=0.1, ge=0, description="lambda_m at the start (paper: 0.1); `fixed` keeps it."
+    )
+    lambda_end: float = Field(
+        default=0.0, ge=0, description="lambda_m at the end of a `decayed` schedule (paper: 0)."
+    )
     reduction: Literal["sum-layers", "mean", "sum"] = Field(
         default="sum-layers",
         description="The paper writes a sum over layers of a squared norm; whether tokens are summed is unclear. "
@@ -157,8 +181,12 @@ class FaceConfig(_Config):
 class ModelConfig(_Config):
     """The dual-branch model. Defaults: `tiny`."""
 
-    video: BranchConfig = BranchConfig(dim=128, layers=4, heads=4, ffn_dim=384, in_channels=48, patch=(2, 2), text_dim=384)
-    audio: BranchConfig = BranchConfig(dim=96, layers=4, heads=3, ffn_dim=288, in_channels=100, text_dim=64, rope_axes="time")
+    video: BranchConfig = BranchConfig(
+        dim=128, layers=4, heads=4, ffn_dim=384, in_channels=48, patch=(2, 2), text_dim=384
+    )
+    audio: BranchConfig = BranchConfig(
+        dim=96, layers=4, heads=3, ffn_dim=288, in_channels=100, text_dim=64, rope_axes="time"
+    )
     speech_text: SpeechTextConfig = SpeechTextConfig()
     interaction: InteractionConfig = InteractionConfig()
     face: FaceConfig = FaceConfig()
@@ -166,9 +194,13 @@ class ModelConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.video.layers != self.audio.layers:
-            raise ValueError(f"video.layers {self.video.layers} and audio.layers {self.audio.layers} must be equal")
+            raise ValueError(
+                f"video.layers {self.video.layers} and audio.layers {self.audio.layers} must be equal"
+            )
         if self.audio.text_dim != self.speech_text.dim:
-            raise ValueError(f"audio.text_dim {self.audio.text_dim} must equal speech_text.dim {self.speech_text.dim}")
+            raise ValueError(
+                f"audio.text_dim {self.audio.text_dim} must equal speech_text.dim {self.speech_text.dim}"
+            )
         if self.audio.patch != (1, 1):
             raise ValueError(f"audio.patch must be (1, 1), got {self.audio.patch}")
         if self.speech_text.kernel % 2 == 0:
@@ -184,7 +216,16 @@ class ModelConfig(_Config):
     def paper(cls) -> ModelConfig:
         """The published size: Wan2.2-TI2V-5B video, the 1.3B template for audio, 7.05 B parameters with the interaction."""
         video = BranchConfig(
-            dim=3072, layers=30, heads=24, ffn_dim=14336, in_channels=48, patch=(2, 2), text_dim=4096, text_len=512
+            dim=3072,
+            layers=30,
+            heads=24,
+            ffn_dim=14336,
+            in_channels=48,
+            patch=(2, 2),
+            text_dim=4096,
+            text_len=512,
         )
-        audio = BranchConfig(dim=1536, layers=30, heads=12, ffn_dim=8960, in_channels=100, text_dim=512, rope_axes="time")
+        audio = BranchConfig(
+            dim=1536, layers=30, heads=12, ffn_dim=8960, in_channels=100, text_dim=512, rope_axes="time"
+        )
         return cls(video=video, audio=audio, speech_text=SpeechTextConfig(dim=512, layers=4))

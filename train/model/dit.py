@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shards.errors import UserError
-from train.batch import NOISY, BranchInput, Layout
-from train.model.config import BranchConfig
+from uniavgen.shards.errors import UserError
+from uniavgen.train.batch import NOISY, BranchInput, Layout
+from uniavgen.train.model.config import BranchConfig
 
 TIME_SCALE = 1000.0
 """Wan's networks count diffusion time in 0..1000."""
@@ -96,7 +96,9 @@ def rope_table(config: BranchConfig, layout: Layout, grid: tuple[int, int], devi
     for axis, (size, place) in enumerate(zip(widths, places, strict=True)):
         shape = [1, 1, 1, size // 2]
         shape[axis] = len(place)
-        angles.append(rotary_angles(place, size, config.rope_theta).view(shape).expand(len(frames), *grid, -1))
+        angles.append(
+            rotary_angles(place, size, config.rope_theta).view(shape).expand(len(frames), *grid, -1)
+        )
     return as_rope(torch.cat(angles, dim=-1).flatten(0, 2), device)
 
 
@@ -116,14 +118,18 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, rope: Rope | None = None
+    ) -> Tensor:
         """x [B, L, C]; context [B, Lt, C], x itself if None; mask bool [B, 1, 1, Lt], True where to look."""
         source = x if context is None else context
         q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+        )
         return self.o(out.transpose(1, 2).flatten(2))
 
 
@@ -153,7 +159,9 @@ class Block(nn.Module):
         self.self_attn = Attention(dim, config.heads, config.eps)
         self.norm3 = nn.LayerNorm(dim, config.eps)
         self.cross_attn = Attention(dim, config.heads, config.eps)
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
+        )
 
     def attend_self(self, x: Tensor, rows: Rows, layout: Layout, rope: Rope) -> Tensor:
         shift, scale, gate = (per_frame(part, layout) for part in rows[:3])
@@ -201,7 +209,9 @@ class Branch(nn.Module):
         self.config = config
         dim = config.dim
         self.patch_embedding = nn.Linear(config.in_channels * math.prod(config.patch), dim)
-        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
+        )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -216,7 +226,13 @@ class Branch(nn.Module):
         shape, (ph, pw) = data.latent.shape, self.config.patch
         height, width = shape[3:] if len(shape) == 5 else (1, 1)
         frames = sum(s.length for s in data.layout)
-        if len(shape) < 3 or shape[1] != self.config.in_channels or height % ph or width % pw or frames != shape[2]:
+        if (
+            len(shape) < 3
+            or shape[1] != self.config.in_channels
+            or height % ph
+            or width % pw
+            or frames != shape[2]
+        ):
             raise UserError(
                 f"latent {list(shape)} does not fit {self.config.in_channels} channels, patch {ph}x{pw} and a layout of "
                 f"{frames} frames",
@@ -232,7 +248,16 @@ class Branch(nn.Module):
         time_embedding = self.time_embedding(features)
         modulation = self.time_projection(time_embedding).float().unflatten(-1, (6, -1))
         context, mask = self._context(text, data.text_mask)
-        return Stream(self.patch_embedding(patches), time_embedding.float(), modulation, context, mask, rope, data.layout, grid)
+        return Stream(
+            self.patch_embedding(patches),
+            time_embedding.float(),
+            modulation,
+            context,
+            mask,
+            rope,
+            data.layout,
+            grid,
+        )
 
     def finish(self, stream: Stream) -> Tensor:
         """Velocity [B, c, N, h, w]; audio has h = w = 1."""
@@ -254,7 +279,9 @@ class Branch(nn.Module):
         text = text.to(self.dtype) * mask.unsqueeze(-1)
         if self.config.text_len is not None:
             if text.shape[1] > self.config.text_len:
-                raise UserError(f"text has {text.shape[1]} tokens, text_len is {self.config.text_len}", kind="bad-shape")
+                raise UserError(
+                    f"text has {text.shape[1]} tokens, text_len is {self.config.text_len}", kind="bad-shape"
+                )
             return self.text_embedding(F.pad(text, (0, 0, 0, self.config.text_len - text.shape[1]))), None
         empty = ~mask.any(dim=1, keepdim=True)
         visible = torch.cat([mask[:, :1] | empty, mask[:, 1:]], dim=1)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shards.errors import UserError
-from train.batch import BranchInput, DualOutput
-from train.model.alignment import Alignment, align
-from train.model.config import ModelConfig
-from train.model.dit import Block, Branch, Rope, Rows, Stream
-from train.model.interaction import Interaction
-from train.model.speech_text import SpeechText
+from uniavgen.shards.errors import UserError
+from uniavgen.train.batch import BranchInput, DualOutput
+from uniavgen.train.model.alignment import Alignment, align
+from uniavgen.train.model.config import ModelConfig
+from uniavgen.train.model.dit import Block, Branch, Rope, Rows, Stream
+from uniavgen.train.model.interaction import Interaction
+from uniavgen.train.model.speech_text import SpeechText
 
 
 def _self_attention(block: Block, x: Tensor, rows: Rows, stream: Stream) -> Tensor:
@@ -90,7 +90,9 @@ class DualBranch(nn.Module):
             alignment,
         )
 
-    def run(self, video: BranchInput | None, audio: BranchInput | None, plan: Plan, checkpointing: bool) -> DualOutput:
+    def run(
+        self, video: BranchInput | None, audio: BranchInput | None, plan: Plan, checkpointing: bool
+    ) -> DualOutput:
         """The forward pass itself, tensors only: `model.run = torch.compile(model.run, fullgraph=True)` compiles it whole."""
         v = a = None
         if video is not None and plan.video_rope is not None:
@@ -117,14 +119,24 @@ class DualBranch(nn.Module):
         )
 
     def _layer(
-        self, index: int, v: Stream | None, a: Stream | None, alignment: Alignment | None, vx: Tensor | None, ax: Tensor | None
+        self,
+        index: int,
+        v: Stream | None,
+        a: Stream | None,
+        alignment: Alignment | None,
+        vx: Tensor | None,
+        ax: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Layer `index` of both branches, with the interaction at its place: tokens in, tokens and mask out."""
         mask = None
         # a stage that trains one branch alone is built without the other
         video = cast(Block, None if v is None else self.video.blocks[index])
         audio = cast(Block, None if a is None else self.audio.blocks[index])
-        meeting = self.config.interaction.position if alignment is not None and str(index) in self.interactions else None
+        meeting = (
+            self.config.interaction.position
+            if alignment is not None and str(index) in self.interactions
+            else None
+        )
         video_rows = None if v is None else video.modulation(v.modulation)
         audio_rows = None if a is None else audio.modulation(a.modulation)
         for place, step in STEPS.items():

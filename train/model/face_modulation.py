@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model.config import FaceConfig
+from uniavgen.train.model.config import FaceConfig
 
 
 class FaceMask(nn.Module):

@@ -10,8 +10,8 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shards.clock import frames_for_latents
-from train.model.config import BranchConfig, ModelConfig
+from uniavgen.shards.timing import frames_for_latents
+from uniavgen.train.model.config import BranchConfig, ModelConfig
 
 
 class Shapes(BaseModel):
@@ -57,7 +57,9 @@ def forward_flops(config: ModelConfig, shapes: Shapes, *, interact: bool = True)
         counts["speech_text"] = 0.0
     layers = len(config.interaction.layer_indices(config.video.layers))
     meets = interact and shapes.latents and shapes.mels
-    counts["interactions"] = layers * _interaction(config, shapes.clip_latents, side, shapes.clip_mels) if meets else 0.0
+    counts["interactions"] = (
+        layers * _interaction(config, shapes.clip_latents, side, shapes.clip_mels) if meets else 0.0
+    )
     return counts | {"total": sum(counts.values())}
 
 
@@ -70,7 +72,9 @@ def _branch(config: BranchConfig, tokens: int, text: int) -> float:
     per_token = 4 * dim**2 + 2 * dim**2 + 2 * dim * config.ffn_dim
     layer = tokens * per_token + text * 2 * dim**2 + 2 * dim * tokens * (tokens + text)
     times = 2 * (config.freq_dim * dim + dim**2 + 6 * dim**2)
-    return 2.0 * (config.layers * layer + 2 * tokens * patch * dim + times + text * (config.text_dim * dim + dim**2))
+    return 2.0 * (
+        config.layers * layer + 2 * tokens * patch * dim + times + text * (config.text_dim * dim + dim**2)
+    )
 
 
 def _interaction(config: ModelConfig, latents: int, side: int, mels: int) -> float:
@@ -79,7 +83,9 @@ def _interaction(config: ModelConfig, latents: int, side: int, mels: int) -> flo
     tokens = latents * side
     heard = audio_heard(config, latents, mels)
     seen = {"sgi": tokens, "sti": side, "ati": 2 * side}[how.v2a]
-    projections = tokens * 2 * video**2 + mels * 2 * audio * video + mels * 2 * audio**2 + tokens * 2 * audio * video
+    projections = (
+        tokens * 2 * video**2 + mels * 2 * audio * video + mels * 2 * audio**2 + tokens * 2 * audio * video
+    )
     return 2.0 * (projections + 2 * video * tokens * heard + 2 * audio * mels * seen)
 
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from train.model.alignment import Alignment, AudioWindows, LatentPairs, Queries, Times
-from train.model.config import InteractionConfig, ModelConfig
-from train.model.dit import Rope, ZeroLinear, normalise, rotate
-from train.model.face_modulation import FaceMask
+from uniavgen.train.model.alignment import Alignment, AudioWindows, LatentPairs, Queries, Times
+from uniavgen.train.model.config import InteractionConfig, ModelConfig
+from uniavgen.train.model.dit import Rope, ZeroLinear, normalise, rotate
+from uniavgen.train.model.face_modulation import FaceMask
 
 
 class CrossModal(nn.Module):
@@ -38,7 +38,9 @@ class CrossModal(nn.Module):
 
     def attend_windows(self, video: Tensor, audio: Tensor, table: AudioWindows) -> Tensor:
         """Wo (Hv + Attn): video [B, T, S, Dv] asks audio [B, L, Da], each frame its own window of tokens."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(video), self.k(audio), self.v(audio)))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)) for part in (self.q(video), self.k(audio), self.v(audio))
+        )
         q, k = turned(q, k, table.times)
         if table.index is None:
             return self.o(video + attend(q.flatten(1, 2), k, v).reshape_as(video))
@@ -50,7 +52,9 @@ class CrossModal(nn.Module):
         Keys and values are projected (and keys turned) once per latent: the projections are affine and the weights of a pair
         sum to 1, so interpolating after them is exact.
         """
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q(audio), self.k(video), self.v(video)))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)) for part in (self.q(audio), self.k(video), self.v(video))
+        )
         q, k = turned(q, k, table.times)
         if table.frames is None:
             return self.o(audio + attend(q, k.flatten(1, 2), v.flatten(1, 2)).flatten(2))
@@ -126,7 +130,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
 
 def add_update(stream: Tensor, update: Tensor, queries: Queries) -> Tensor:
     """The stream [B, N, ...] with `update` added to the run that asked."""
-    before, run, after = stream.split([queries.start, queries.stop - queries.start, stream.shape[1] - queries.stop], dim=1)
+    before, run, after = stream.split(
+        [queries.start, queries.stop - queries.start, stream.shape[1] - queries.stop], dim=1
+    )
     return torch.cat([before, run + queries.gate * update, after], dim=1)
 
 
@@ -141,7 +147,9 @@ class Interaction(nn.Module):
         self.v2a = CrossModal(config.audio.dim, config.video.dim, config.audio.heads)
         self.face = None if config.face.mode == "none" else FaceMask(config.video.dim, config.video.eps)
 
-    def forward(self, video: Tensor, audio: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, video: Tensor, audio: Tensor, alignment: Alignment
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Hv [B, N, S, Dv], Ha [B, L, 1, Da] -> both updated, and M [B, N, S] (None without face modulation)."""
         mask = None if self.face is None else self.face(video)
         hv, ha = (normalise(x, self.eps).to(x.dtype) if self.config.pre_norm else x for x in (video, audio))
@@ -151,7 +159,9 @@ class Interaction(nn.Module):
         seen = hv if mask is None else mask * hv
         asks, keys = slice(v2a.queries.start, v2a.queries.stop), slice(*v2a.keys)
         # contiguous, so that a slice is copied once and not by each projection
-        to_audio = self.v2a.attend_latents(ha[:, asks].contiguous(), seen[:, keys].contiguous(), v2a).unsqueeze(2)
+        to_audio = self.v2a.attend_latents(
+            ha[:, asks].contiguous(), seen[:, keys].contiguous(), v2a
+        ).unsqueeze(2)
         asks, keys = slice(a2v.queries.start, a2v.queries.stop), slice(*a2v.keys)
         to_video = self.a2v.attend_windows(hv[:, asks].contiguous(), ha[:, keys].contiguous(), a2v)
         to_video = to_video if mask is None else mask[:, asks] * to_video

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from train.model.config import BranchConfig, ModelConfig
-from train.model.flops import Shapes, audio_heard
+from uniavgen.train.model.config import BranchConfig, ModelConfig
+from uniavgen.train.model.flops import Shapes, audio_heard
 
 FP32 = 4
 
@@ -54,7 +54,9 @@ def activations(config: ModelConfig, shapes: Shapes, samples: int, item: int) ->
         "interactions": _interaction(config, shapes, side, item) if video and audio else 0.0,
     }
     blocks, meetings = config.video.layers, config.interaction.layer_indices(config.video.layers)
-    ends = _ends(config.video, video, shapes.caption_tokens, item) + _ends(config.audio, audio, shapes.speech_tokens, item)
+    ends = _ends(config.video, video, shapes.caption_tokens, item) + _ends(
+        config.audio, audio, shapes.speech_tokens, item
+    )
     ends += _speech_text(config, shapes.speech_tokens if audio else 0, item)
     wide = max(
         tokens * (item * branch.ffn_dim + FP32 * branch.dim)

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
-from train.model.config import ModelConfig
-from train.model.dit import Branch
-from train.model.dual_branch import DualBranch
+from uniavgen.shards.errors import UserError
+from uniavgen.train.model.config import ModelConfig
+from uniavgen.train.model.dit import Branch
+from uniavgen.train.model.dual_branch import DualBranch
 
 FROM_DIFFUSERS = (
     (r"^condition_embedder\.(time|text)_embedder\.linear_1\.", r"\1_embedding.0."),
@@ -37,9 +37,7 @@ FROM_DIFFUSERS = (
 )
 """Names of diffusers' WanTransformer3DModel, turned into those of the original repository, in this order."""
 
-IMAGE_KEYS = (
-    r"^img_emb\.|\.(k_img|v_img|norm_k_img|norm_added_[qk]|add_[kv]_proj)\.|^condition_embedder\.image_embedder\.|^freqs$"
-)
+IMAGE_KEYS = r"^img_emb\.|\.(k_img|v_img|norm_k_img|norm_added_[qk]|add_[kv]_proj)\.|^condition_embedder\.image_embedder\.|^freqs$"
 """Known weights of Wan's image-to-video siblings, which this model has no place for."""
 
 
@@ -54,7 +52,11 @@ class KeyReport:
 
     def __str__(self) -> str:
         counts = f"{len(self.taken)} taken, {len(self.renamed)} renamed, {len(self.new)} new, {len(self.unused)} unused"
-        named = [f"{name}: {', '.join(keys)}" for name, keys in (("new", self.new), ("unused", self.unused)) if keys]
+        named = [
+            f"{name}: {', '.join(keys)}"
+            for name, keys in (("new", self.new), ("unused", self.unused))
+            if keys
+        ]
         return "; ".join([counts, *named])
 
 
@@ -80,7 +82,9 @@ def build_model(
     return (model if dtype is None else model.to(dtype)), reports
 
 
-def load_branch(branch: Branch, path: str | Path, *, skip: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> KeyReport:
+def load_branch(
+    branch: Branch, path: str | Path, *, skip: tuple[str, ...] = (), dtype: torch.dtype | None = None
+) -> KeyReport:
     """Assign a checkpoint's tensors to a branch; `skip` leaves out our names that begin so (they stay new).
 
     Raises UserError naming the first key that is unknown or of another shape; the branch is then not to be used.
@@ -103,7 +107,9 @@ def load_branch(branch: Branch, path: str | Path, *, skip: tuple[str, ...] = (),
                 do="choose the configuration that the checkpoint was made with",
                 kind="wrong-shape",
             )
-        branch.load_state_dict({name: tensor if dtype is None else tensor.to(dtype)}, strict=False, assign=True)
+        branch.load_state_dict(
+            {name: tensor if dtype is None else tensor.to(dtype)}, strict=False, assign=True
+        )
         missing.discard(name)
         if name == key:
             report.taken.append(key)
@@ -126,7 +132,9 @@ def take_pretrained(
         branch = getattr(model, name, None)
         if branch is None or any(key.startswith(f"{name}.") for key in known):
             why = "has no such branch" if branch is None else "takes this branch from the stage before"
-            raise UserError(f"pretrained.{name} is named, but the stage {why}", where=path, kind="pretrained-misplaced")
+            raise UserError(
+                f"pretrained.{name} is named, but the stage {why}", where=path, kind="pretrained-misplaced"
+            )
         own = tuple(prefix.removeprefix(f"{name}.") for prefix in skip if prefix.startswith(f"{name}."))
         report = load_branch(branch, path, skip=own, dtype=torch.float32)
         missing = [key for key in report.new if not key.startswith(own)] if own else report.new
@@ -170,7 +178,9 @@ def checkpoint_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                     yield key, tensors.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"unreadable checkpoint: {error}", where=file, kind="damaged-checkpoint") from error
+            raise UserError(
+                f"unreadable checkpoint: {error}", where=file, kind="damaged-checkpoint"
+            ) from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -178,12 +188,19 @@ def _files(path: Path) -> list[Path]:
         return [path]
     indexes = sorted(path.glob("*.safetensors.index.json"))
     if indexes:
-        files = [path / name for name in sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))]
+        files = [
+            path / name for name in sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
+        ]
     else:
         files = sorted(path.glob("*.safetensors"))
     if not files or not all(file.is_file() for file in files):
         lost = [file.name for file in files if not file.is_file()] or ["*.safetensors"]
-        raise UserError(f"no {', '.join(lost)}", where=path, do="name a file or folder of safetensors", kind="missing-weights")
+        raise UserError(
+            f"no {', '.join(lost)}",
+            where=path,
+            do="name a file or folder of safetensors",
+            kind="missing-weights",
+        )
     return files
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model.config import SpeechTextConfig
-from train.model.dit import time_features
+from uniavgen.train.model.config import SpeechTextConfig
+from uniavgen.train.model.dit import time_features
 
 
 class ResponseNorm(nn.Module):

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from curation.config import DuplicateConfig
-from curation.similar import Pairs, find_pairs, sound_prints, video_prints
-from ingest.child import ffmpeg_path
-from ingest.fingerprints import VideoHasher, sound_hash, sound_span, video_hash
-from shards.clock import VIDEO_FPS
+from uniavgen.curation.config import DuplicateConfig
+from uniavgen.curation.duplicates.similar_pairs import Pairs, find_pairs, sound_prints, video_prints
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, sound_span, video_hash
+from uniavgen.shards.timing import VIDEO_FPS
 
 LENGTHS_S = (4.2, 2.6, 5.9, 3.3, 7.1, 9.6)
 SIDE = 64
@@ -36,7 +36,16 @@ WAYS: dict[str, tuple[str, ...]] = {
     "mirrored": ("-vf", "hflip", *QUICK, "-crf", "23", *SOUND),
     "black bars": ("-vf", "pad=iw:trunc(ih*0.6)*2:0:trunc(ih*0.1)", *QUICK, "-crf", "23", *SOUND),
     "brighter": ("-vf", "eq=brightness=0.08:contrast=1.15", *QUICK, "-crf", "23", *SOUND),
-    "a tenth faster": ("-vf", f"setpts=PTS/{FASTER}", "-af", f"atempo={FASTER}", *QUICK, "-crf", "23", *SOUND),
+    "a tenth faster": (
+        "-vf",
+        f"setpts=PTS/{FASTER}",
+        "-af",
+        f"atempo={FASTER}",
+        *QUICK,
+        "-crf",
+        "23",
+        *SOUND,
+    ),
 }
 
 
@@ -64,7 +73,9 @@ def clips_of(path: Path, content: str, way: str, seconds: float) -> list[Clip]:
         if end - start >= 1.5:
             low, high = (round(edge * 16000) for edge in sound_span(start, end))
             span = np.pad(pcm[low:high], (0, max(0, high - max(low, len(pcm))))) if len(pcm) else pcm
-            found.append(Clip((content, at), way, start, video_hash(pictures, start, end), sound_hash(span) or []))
+            found.append(
+                Clip((content, at), way, start, video_hash(pictures, start, end), sound_hash(span) or [])
+            )
         at, number = at + length + 0.15, number + 1
     return found
 
@@ -77,7 +88,23 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     for frame in np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3):
         hasher.add(frame)
     late = "aresample=async=1:first_pts=0"
-    sound = ffmpeg("-i", path, "-vn", "-map", "0:a?", "-af", late, "-ac", 1, "-ar", 16000, "-f", "s16le", "-", strict=False)
+    sound = ffmpeg(
+        "-i",
+        path,
+        "-vn",
+        "-map",
+        "0:a?",
+        "-af",
+        late,
+        "-ac",
+        1,
+        "-ar",
+        16000,
+        "-f",
+        "s16le",
+        "-",
+        strict=False,
+    )
     return hasher.hashes(), np.frombuffer(sound, np.int16)
 
 
@@ -94,9 +121,13 @@ def seconds_of(path: Path) -> float:
 
 
 def pairs_of(clips: list[Clip], picture: bool, sound: bool) -> Pairs:
-    lists = ([clip.pictures if picture else [] for clip in clips], [clip.sounds if sound else [] for clip in clips])
+    lists = (
+        [clip.pictures if picture else [] for clip in clips],
+        [clip.sounds if sound else [] for clip in clips],
+    )
     video, heard = (
-        (np.array([item for each in part for item in each], np.int64), np.cumsum([0, *map(len, part)])) for part in lists
+        (np.array([item for each in part for item in each], np.int64), np.cumsum([0, *map(len, part)]))
+        for part in lists
     )
     starts = np.array([clip.start_s for clip in clips])
     nothing = np.zeros(len(clips), np.int64)
@@ -106,13 +137,17 @@ def pairs_of(clips: list[Clip], picture: bool, sound: bool) -> Pairs:
 def judged(clips: list[Clip], picture: bool, sound: bool) -> tuple[int, int]:
     """How many copies are paired with their original, and how many pairs are of different content."""
     pairs = pairs_of(clips, picture, sound)
-    both = [(clips[a].content, clips[b].content) for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)]
+    both = [
+        (clips[a].content, clips[b].content) for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)
+    ]
     right = sum(one == other for one, other in both)
     return right, len(both) - right
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("videos", type=Path, nargs="+")
     parser.add_argument("--folder", type=Path, default=Path("bench-copies"))
     options = parser.parse_args()
@@ -134,7 +169,12 @@ def main() -> None:
         clips = [*(clip for clip in originals if clip.content in there), *copies]
         judgements = [judged(clips, *by) for by in ((True, True), (True, False), (False, True))]
         false = max(wrong for _, wrong in judgements)
-        print(f"{way:>18} {len(copies):11}", *(f"{right:11}" for right, _ in judgements), f"{false:11}", flush=True)
+        print(
+            f"{way:>18} {len(copies):11}",
+            *(f"{right:11}" for right, _ in judgements),
+            f"{false:11}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from shards.corpus import SIGNALS, Corpus, schema
+from uniavgen.shards.corpus.tables import SIGNALS, Corpus, schema
 
 CHUNK = 100_000
 QUESTIONS = ("voices", "decide", "again", "what_if", "sensitivity")
@@ -36,7 +36,11 @@ def make(root: Path, rows: int, clips_per_speaker: int) -> Corpus:
         return corpus
     draw = np.random.default_rng(0)
     for first in range(0, rows, CHUNK):
-        write_deltalake(str(root / "clips"), _chunk(draw, first, min(CHUNK, rows - first), clips_per_speaker), mode="append")
+        write_deltalake(
+            str(root / "clips"),
+            _chunk(draw, first, min(CHUNK, rows - first), clips_per_speaker),
+            mode="append",
+        )
     return corpus
 
 
@@ -54,10 +58,21 @@ def _chunk(draw: np.random.Generator, first: int, count: int, clips_per_speaker:
         "transcript": pa.array(["the quick brown fox jumps over the lazy dog"] * count),
         "language": pa.array(draw.choice(["en", "en", "en", "ru"], count)),
     }
-    voices = np.stack([np.random.default_rng(n).standard_normal(192) for n in np.unique(speaker)]).astype(np.float32)
+    voices = np.stack([np.random.default_rng(n).standard_normal(192) for n in np.unique(speaker)]).astype(
+        np.float32
+    )
     rows = voices[speaker - speaker[0]]
-    columns["voice"] = pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * 192, pa.array(rows.ravel()))
-    centre = {"has_audio": 1.0, "face_count": 1.0, "face_coverage": 1.0, "word_score": 0.8, "luma": 110.0, "snr_db": 20.0}
+    columns["voice"] = pa.ListArray.from_arrays(
+        np.arange(count + 1, dtype=np.int32) * 192, pa.array(rows.ravel())
+    )
+    centre = {
+        "has_audio": 1.0,
+        "face_count": 1.0,
+        "face_coverage": 1.0,
+        "word_score": 0.8,
+        "luma": 110.0,
+        "snr_db": 20.0,
+    }
     centre |= {"language_probability": 0.9, "face_height_px": 250.0, "asr_compression_ratio": 1.4}
     for name in SIGNALS:
         spread = 0.0 if name in ("has_audio", "face_count") else 0.2 * centre.get(name, 0.2)
@@ -68,11 +83,11 @@ def _chunk(draw: np.random.Generator, first: int, count: int, clips_per_speaker:
 
 def ask(root: Path, question: str) -> dict[str, float]:
     """Seconds and peak memory (GiB) of one question, in this process."""
-    from curation.config import SplitConfig
-    from curation.decisions import decide
-    from curation.identities import likeness
-    from curation.policy import load_policy
-    from curation.questions import clips_for, sensitivity, what_if
+    from uniavgen.curation.config import SplitConfig
+    from uniavgen.curation.people.identities import likeness
+    from uniavgen.curation.policy.decisions import decide
+    from uniavgen.curation.policy.rules import load_policy
+    from uniavgen.curation.policy.what_if import clips_for, sensitivity, what_if
 
     corpus, policy = Corpus.open(root), load_policy("default")
     began = time.perf_counter()
@@ -89,7 +104,9 @@ def ask(root: Path, question: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_300_000])
     parser.add_argument("--clips-per-speaker", type=int, default=13)
     parser.add_argument("--folder", type=Path, default=Path("bench-curation"))
@@ -99,17 +116,24 @@ def main() -> None:
         print(json.dumps(ask(Path(options.ask[0]), options.ask[1])))
         return
     per_clip: dict[str, float] = {}
-    print(f"{'clips':>12} {'question':>12} {'seconds':>9} {'peak GiB':>9} {'per clip, ratio to the smallest':>33}")
+    print(
+        f"{'clips':>12} {'question':>12} {'seconds':>9} {'peak GiB':>9} {'per clip, ratio to the smallest':>33}"
+    )
     for rows in options.rows:
         root = options.folder / f"corpus-{rows}-{options.clips_per_speaker}"
         make(root, rows, options.clips_per_speaker)
         shutil.rmtree(root / "decisions", ignore_errors=True)  # of an earlier run in the same folder
         for question in QUESTIONS:
             command = [sys.executable, __file__, "--ask", str(root), question]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            found = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
             cost = found["seconds"] / rows
             ratio = cost / per_clip.setdefault(question, cost)
-            print(f"{rows:12,} {question:>12} {found['seconds']:9.1f} {found['gib']:9.2f} {ratio:33.3f}", flush=True)
+            print(
+                f"{rows:12,} {question:>12} {found['seconds']:9.1f} {found['gib']:9.2f} {ratio:33.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

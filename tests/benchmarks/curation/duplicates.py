@@ -23,15 +23,23 @@ import numpy as np
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from curation.config import DuplicateConfig
-from shards.corpus import Corpus, schema
-from shards.hashes import FREQUENCIES, MIRRORED, SOUND_ITEM_REACH_S, SOUND_ITEM_S
+from uniavgen.curation.config import DuplicateConfig
+from uniavgen.shards.corpus.fingerprints import FREQUENCIES, MIRRORED, SOUND_ITEM_REACH_S, SOUND_ITEM_S
+from uniavgen.shards.corpus.tables import Corpus, schema
 
 CHUNK = 50_000
 COPIES = 0.05
 KINDS = ("re-encoded", "cut anew", "mirrored", "dubbed", "other picture")
 VIDEO_BITS, SOUND_BITS = len(FREQUENCIES), 32
-COLUMNS = {"seconds": ".1f", "of CPU": ".1f", "again": ".1f", "GiB": ".2f", "pairs": ",", "false": ",", "dropped": ","}
+COLUMNS = {
+    "seconds": ".1f",
+    "of CPU": ".1f",
+    "again": ".1f",
+    "GiB": ".2f",
+    "pairs": ",",
+    "false": ",",
+    "dropped": ",",
+}
 """What is printed of a corpus, and how; the rest of the row is the share found of each kind of copy."""
 
 LONGEST_S = 9
@@ -61,7 +69,11 @@ def make(root: Path, rows: int) -> Corpus:
     names = np.array([f"{n * 2654435761 % 2**64:020x}" for n in range(rows)])
     for start in range(0, rows, CHUNK):
         part = slice(start, min(start + CHUNK, rows))
-        write_deltalake(str(root / "clips"), _table(names[part], seconds[part], video[part], sound[part], draw), mode="append")
+        write_deltalake(
+            str(root / "clips"),
+            _table(names[part], seconds[part], video[part], sound[part], draw),
+            mode="append",
+        )
     np.savez(root / "truth.npz", names=names, origin=origin, kind=kind)
     return corpus
 
@@ -85,7 +97,9 @@ def _random_bits(draw: np.random.Generator, clips: int, items: int, mixing: np.n
     return found
 
 
-def _copy(draw: np.random.Generator, kind: str, video: np.ndarray, sound: np.ndarray, to: np.ndarray, of: np.ndarray) -> None:
+def _copy(
+    draw: np.random.Generator, kind: str, video: np.ndarray, sound: np.ndarray, to: np.ndarray, of: np.ndarray
+) -> None:
     noise = {"cut anew": (0.05, 0.05)}.get(kind, (0.015, 0.02))
     later = {"cut anew": (3, round(0.75 / SOUND_ITEM_S))}.get(kind, (0, 0))
     for items, bits, share, lag, skipped in (
@@ -104,7 +118,9 @@ def _copy(draw: np.random.Generator, kind: str, video: np.ndarray, sound: np.nda
         items[to] = copied
 
 
-def _table(names: np.ndarray, seconds: np.ndarray, video: np.ndarray, sound: np.ndarray, draw: np.random.Generator) -> pa.Table:
+def _table(
+    names: np.ndarray, seconds: np.ndarray, video: np.ndarray, sound: np.ndarray, draw: np.random.Generator
+) -> pa.Table:
     count, kinds = len(names), schema("clips")
     columns: dict[str, Any] = {
         "clip_id": pa.array(names.tolist()),
@@ -118,7 +134,9 @@ def _table(names: np.ndarray, seconds: np.ndarray, video: np.ndarray, sound: np.
         "bits_per_pixel": pa.array(draw.uniform(0.01, 0.2, count)),
         "text_hash": pa.array(draw.integers(-(2**62), 2**62, count)),
         "video_hash": _lists(video, (seconds - 1) * 4 + 1),
-        "sound_hash": _lists(sound, ((np.maximum(seconds, 4) - SOUND_ITEM_REACH_S) / SOUND_ITEM_S).astype(int) + 1),
+        "sound_hash": _lists(
+            sound, ((np.maximum(seconds, 4) - SOUND_ITEM_REACH_S) / SOUND_ITEM_S).astype(int) + 1
+        ),
     }
     return pa.table([columns.get(f.name, pa.nulls(count, f.type)) for f in kinds], schema=kinds)
 
@@ -131,7 +149,7 @@ def _lists(items: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
 
 def measure(root: Path) -> dict[str, Any]:
     """Seconds, peak memory (GiB), the share of planted copies found per kind, and pairs that are none."""
-    from curation.duplicates import corpus_pairs, duplicates
+    from uniavgen.curation.duplicates.groups import corpus_pairs, duplicates
 
     corpus, config = Corpus.open(root), DuplicateConfig()
     began = time.perf_counter()
@@ -154,13 +172,21 @@ def measure(root: Path) -> dict[str, Any]:
     recall = {name: float(hit[kind == number].mean()) for number, name in enumerate(KINDS)}
     dropped = int((copies["clip_id"].to_numpy() != copies["kept_clip"].to_numpy()).sum())
     return {
-        "seconds": found_s, "of CPU": cpu_s, "again": again_s, "GiB": peak, "recall": recall, "pairs": len(a),
-        "false": int((~right).sum()), "dropped": dropped,
-    }  # fmt: skip
+        "seconds": found_s,
+        "of CPU": cpu_s,
+        "again": again_s,
+        "GiB": peak,
+        "recall": recall,
+        "pairs": len(a),
+        "false": int((~right).sum()),
+        "dropped": dropped,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_300_000])
     parser.add_argument("--folder", type=Path, default=Path("bench-duplicates"))
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -174,7 +200,9 @@ def main() -> None:
         make(root, rows)
         (root / "duplicates" / "pairs.npz").unlink(missing_ok=True)
         command = [sys.executable, __file__, "--measure", str(root)]
-        told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        told = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        )
         figures = [f"{told[name]:8{form}}" for name, form in COLUMNS.items()]
         shares = [f"{told['recall'][name]:13.3f}" for name in KINDS]
         print(f"{rows:10,}", *figures, *shares, flush=True)

@@ -36,7 +36,9 @@ MORE_SCENES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, required=True, help="where videos are made, and both outputs")
     parser.add_argument("--only", choices=("plain", "engine"), help="run one side only")
     parser.add_argument("--limit", type=int, default=0, help="so many videos only; 0: all")
@@ -57,11 +59,16 @@ def main() -> None:
 
 def make_videos(folder: Path) -> list[Path]:
     """The demo's videos and the further ones, in order of their names."""
-    from orchestration.demo.build import build_demo
-    from orchestration.demo.script import PLANS, Scene
+    from uniavgen.orchestration.demo.build import build_demo
+    from uniavgen.orchestration.demo.script import PLANS, Scene
 
     more = [
-        replace(PLANS[0], name=f"more_{number}.mp4", scenes=tuple(Scene(*scene) for scene in scenes), fps=25 + 5 * (number % 2))
+        replace(
+            PLANS[0],
+            name=f"more_{number}.mp4",
+            scenes=tuple(Scene(*scene) for scene in scenes),
+            fps=25 + 5 * (number % 2),
+        )
         for number, scenes in enumerate(MORE_SCENES)
     ]
     truth = build_demo(folder, workers=cores(), plans=(*PLANS, *more))
@@ -84,7 +91,11 @@ def in_own_process(side: str, folder: Path, limit: int) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     wall = time.perf_counter() - began
     cpu = busy_core_seconds() - busy
-    return {"wall_s": wall, "machine_busy_share": cpu / wall / cores(), **json.loads(done.stdout.splitlines()[-1])}
+    return {
+        "wall_s": wall,
+        "machine_busy_share": cpu / wall / cores(),
+        **json.loads(done.stdout.splitlines()[-1]),
+    }
 
 
 def run_side(side: str, folder: Path, limit: int) -> dict[str, Any]:
@@ -112,11 +123,17 @@ def plain(videos: list[Path], out: Path) -> dict[str, Any]:
             failed += 1
             print(f"plain: {video.name}: {type(error).__name__}: {str(error)[:80]}", file=sys.stderr)
     script.close()
-    return {"video_s": video_s, "clips": clips, "failed": failed, "start_s": loaded, "step_seconds": script.seconds}
+    return {
+        "video_s": video_s,
+        "clips": clips,
+        "failed": failed,
+        "start_s": loaded,
+        "step_seconds": script.seconds,
+    }
 
 
 def engine(videos: list[Path], out: Path) -> dict[str, Any]:
-    from ingest.pipeline import ingest
+    from uniavgen.ingest.pipeline import ingest
 
     history: list[tuple[float, dict[str, float], int]] = []
 
@@ -126,11 +143,17 @@ def engine(videos: list[Path], out: Path) -> dict[str, Any]:
 
     summary = ingest([str(video) for video in videos], out, on_progress=keep)
     seconds = {name: step.seconds for name, step in summary.steps.items()}
-    told = {"video_s": summary.video_seconds, "clips": summary.clips, "failed": sum(summary.failures.values())}
+    told = {
+        "video_s": summary.video_seconds,
+        "clips": summary.clips,
+        "failed": sum(summary.failures.values()),
+    }
     return {**told, "step_seconds": seconds, **where_time_went(history, summary.seconds, cores())}
 
 
-def where_time_went(history: list[tuple[float, dict[str, float], int]], wall_s: float, count: int) -> dict[str, float]:
+def where_time_went(
+    history: list[tuple[float, dict[str, float], int]], wall_s: float, count: int
+) -> dict[str, float]:
     """Start-up (until the first model is at work), and of the time after it the share in which cores did step work.
 
     Idle core-seconds after start-up are split in those before the tail and those of the tail, in which fewer steps run than
@@ -146,7 +169,9 @@ def where_time_went(history: list[tuple[float, dict[str, float], int]], wall_s: 
             break
         tail = max(at, start)
     pairs = pairwise([*history, (wall_s, {}, 0)])
-    idle = [(at, max(0, count - running) * (later[0] - at)) for (at, _, running), later in pairs if at >= start]
+    idle = [
+        (at, max(0, count - running) * (later[0] - at)) for (at, _, running), later in pairs if at >= start
+    ]
     return {
         "start_s": start,
         "busy_share_after_start": work / max(1e-9, (wall_s - start) * count),
@@ -170,10 +195,14 @@ def told(results: dict[str, Any]) -> str:
             f"machine busy {found['machine_busy_share']:.0%}"
         )
         for name, seconds in sorted(found["step_seconds"].items(), key=lambda item: -item[1]):
-            lines.append(f"    {name:12s} {seconds:8.1f} s   {seconds / max(found['video_s'], 1e-9):.4f} s per video-second")
+            lines.append(
+                f"    {name:12s} {seconds:8.1f} s   {seconds / max(found['video_s'], 1e-9):.4f} s per video-second"
+            )
     if "engine" in results:
         found = results["engine"]
-        lines.append(f"cores busy with step work after start-up: {found['busy_share_after_start']:.2f} (aim: 0.85)")
+        lines.append(
+            f"cores busy with step work after start-up: {found['busy_share_after_start']:.2f} (aim: 0.85)"
+        )
         lines.append(
             f"the engine's remaining time, in core-seconds: start-up {found['start_s'] * cores():.0f}, waiting for work "
             f"{found['idle_before_tail_core_s']:.0f}, while the last sources end {found['idle_in_tail_core_s']:.0f}"

@@ -18,14 +18,22 @@ import numpy as np
 from pyannote.core import Annotation, Segment, SlidingWindow, SlidingWindowFeature
 from scipy.signal import butter, resample_poly, sosfilt
 
-from ingest.config import DiarizationConfig
-from ingest.diarization import EmbeddedRoad, HeardPiece, name_speakers, piece_turns
-from ingest.records import AUDIO_RATE, Span
+from uniavgen.ingest.config import DiarizationConfig
+from uniavgen.ingest.models.diarizer import EmbeddedRoad, HeardPiece, name_speakers, piece_turns
+from uniavgen.ingest.records import AUDIO_RATE, Span
 
 CASTS = (
-    ("joe", "ann"), ("joe", "bob"), ("ann", "bob"), ("joe", "reader"), ("bob", "reader"), ("ann", "beckett"),
-    ("joe", "ann", "bob"), ("bob", "clone", "ann"), ("joe",), ("reader",),
-)  # fmt: skip
+    ("joe", "ann"),
+    ("joe", "bob"),
+    ("ann", "bob"),
+    ("joe", "reader"),
+    ("bob", "reader"),
+    ("ann", "beckett"),
+    ("joe", "ann", "bob"),
+    ("bob", "clone", "ann"),
+    ("joe",),
+    ("reader",),
+)
 CLUSTER_THRESHOLDS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
 SMALLEST_VOICES_S = (1.0, 2.0, 4.0, 6.0, 9.0)
 SPEECH_THRESHOLDS = (0.5, 0.35, 0.65)
@@ -47,8 +55,8 @@ def utterances(voice: str) -> list[np.ndarray]:
     """float32 [n] stretches of one voice at 16 kHz, long and short."""
     import soundfile
 
-    from orchestration.demo import script, speech
-    from shards.weights import resolve
+    from uniavgen.orchestration.demo import script, speech
+    from uniavgen.shards.weights import resolve
 
     if voice in speech.VOICES:
         said = [speech.say(sentence, voice) for sentence in script.SENTENCES[8:17]]
@@ -86,7 +94,9 @@ def conversation(cast: tuple[str, ...], seed: int, least_s: float = 26.0) -> Con
         waveform = waveform * (0.08 / np.sqrt(np.square(waveform).mean() + 1e-9)) * rng.uniform(0.6, 1.4)
         first = round(clock * AUDIO_RATE)
         sound[first : first + len(waveform)] += waveform[: len(sound) - first]
-        turns += [Span(clock + s.start_s, clock + s.end_s, voice) for s in spoken(waveform, 0.2, 25.0)]  # recordings breathe
+        turns += [
+            Span(clock + s.start_s, clock + s.end_s, voice) for s in spoken(waveform, 0.2, 25.0)
+        ]  # recordings breathe
         overlap = len(cast) > 1 and index % 4 == 3
         clock += len(waveform) / AUDIO_RATE + (-0.8 if overlap else rng.uniform(0.15, 0.8))
         if clock > least_s:
@@ -95,7 +105,11 @@ def conversation(cast: tuple[str, ...], seed: int, least_s: float = 26.0) -> Con
     if seed % 2:
         sound = sosfilt(butter(4, (300, 3400), "bandpass", fs=AUDIO_RATE, output="sos"), sound)
         sound = sound + 0.008 * rng.standard_normal(len(sound))
-    return Conversation("+".join(cast) + ("~" if seed % 2 else ""), (sound * 32767).clip(-32768, 32767).astype(np.int16), turns)
+    return Conversation(
+        "+".join(cast) + ("~" if seed % 2 else ""),
+        (sound * 32767).clip(-32768, 32767).astype(np.int16),
+        turns,
+    )
 
 
 def annotation(turns: list[Span]) -> Annotation:
@@ -111,7 +125,12 @@ def heard(road: EmbeddedRoad, talk: Conversation, cache: Path, speech_threshold:
     if not path.exists():
         piece = road.hear(talk.pcm)
         window = piece.scores.sliding_window
-        np.savez(path, scores=piece.scores.data, voices=piece.voices, window=[window.start, window.duration, window.step])
+        np.savez(
+            path,
+            scores=piece.scores.data,
+            voices=piece.voices,
+            window=[window.start, window.duration, window.step],
+        )
     kept = np.load(path)
     start, duration, step = kept["window"]
     scores = SlidingWindowFeature(kept["scores"], SlidingWindow(start=start, duration=duration, step=step))
@@ -127,13 +146,17 @@ def thinned(road: EmbeddedRoad, piece: HeardPiece, windows: int, voices: int) ->
     return road.piece(SlidingWindowFeature(piece.scores.data[::windows], step), kept)
 
 
-def error_rate(talks: list[Conversation], pieces: list[HeardPiece], threshold: float, smallest_s: float, voices: int) -> float:
+def error_rate(
+    talks: list[Conversation], pieces: list[HeardPiece], threshold: float, smallest_s: float, voices: int
+) -> float:
     """Diarization error rate over all conversations together, without a collar, overlap counted."""
     from pyannote.metrics.diarization import DiarizationErrorRate
 
     metric = DiarizationErrorRate()
     for talk, piece in zip(talks, pieces, strict=True):
-        (labels,), _ = name_speakers([piece], threshold, smallest_s / (piece.scores.sliding_window.step * voices))
+        (labels,), _ = name_speakers(
+            [piece], threshold, smallest_s / (piece.scores.sliding_window.step * voices)
+        )
         metric(annotation(talk.turns), annotation(piece_turns(piece, labels)))
     return float(abs(metric))
 
@@ -158,17 +181,24 @@ def main() -> None:
     cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     talks = [conversation(cast, seed) for seed, cast in enumerate(CASTS)]
-    print(f"{len(talks)} conversations, {sum(len(t.pcm) for t in talks) / AUDIO_RATE:.0f} s:", *(t.name for t in talks))
+    print(
+        f"{len(talks)} conversations, {sum(len(t.pcm) for t in talks) / AUDIO_RATE:.0f} s:",
+        *(t.name for t in talks),
+    )
     at = {}
     for speech_threshold in SPEECH_THRESHOLDS:
         # the default's is heard with voices in every window, so that sparser schedules can be taken from it
         stride = 1 if speech_threshold == DiarizationConfig().segmentation_threshold else 3
-        config = DiarizationConfig(segmentation_threshold=speech_threshold, segmentation_step=0.1, voice_stride=stride)
+        config = DiarizationConfig(
+            segmentation_threshold=speech_threshold, segmentation_step=0.1, voice_stride=stride
+        )
         road = EmbeddedRoad(config)
         at[speech_threshold] = road, [heard(road, talk, cache, speech_threshold) for talk in talks]
     for speech_threshold, (road, whole) in at.items():
         pieces = [thinned(road, piece, 1, 3) for piece in whole]
-        print(f"\nDER %, speech threshold {speech_threshold}; rows: smallest voice in s, columns: clustering threshold")
+        print(
+            f"\nDER %, speech threshold {speech_threshold}; rows: smallest voice in s, columns: clustering threshold"
+        )
         print("      ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
         for smallest in SMALLEST_VOICES_S:
             row = [error_rate(talks, pieces, t, smallest, 3) for t in CLUSTER_THRESHOLDS]
@@ -177,7 +207,9 @@ def main() -> None:
     road, pieces = at[default.segmentation_threshold]
     last = sample()
     checked = heard(road, last, cache, default.segmentation_threshold)
-    print("\nDER %, speech threshold of the default; rows: step in s / voices every s; columns: clustering threshold")
+    print(
+        "\nDER %, speech threshold of the default; rows: step in s / voices every s; columns: clustering threshold"
+    )
     print("              ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
     for windows, voices in SCHEDULES:
         thin = [thinned(road, piece, windows, voices) for piece in pieces]

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from scale import Usage
 
-from ingest import media
-from ingest.child import ffmpeg_path
-from ingest.config import IngestConfig
-from ingest.pipeline import ingest
-from shards.corpus import Corpus
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.io import media
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.pipeline import ingest
+from uniavgen.shards.corpus.tables import Corpus
 
 TICKS_PER_S = 10
 
@@ -51,12 +51,17 @@ def steadiness(turns: list[dict], round_s: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("video", type=Path)
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
     parser.add_argument(
-        "--layout", choices=("joint", "split"), default="split", help="speech and sight in one worker, or apart"
+        "--layout",
+        choices=("joint", "split"),
+        default="split",
+        help="speech and sight in one worker, or apart",
     )
     arguments = parser.parse_args()
     config = IngestConfig()
@@ -66,7 +71,9 @@ def main() -> None:
         long = folder / f"long{arguments.video.suffix}"
         rounds = repeat(arguments.video, long, arguments.minutes)
         round_s = length_s(long) / rounds  # joining rounds costs each a few milliseconds, which add up
-        print(f"{rounds} rounds of {round_s:.2f} s: {rounds * round_s / 60:.0f} minutes, {long.stat().st_size / 2**20:.0f} MiB")
+        print(
+            f"{rounds} rounds of {round_s:.2f} s: {rounds * round_s / 60:.0f} minutes, {long.stat().st_size / 2**20:.0f} MiB"
+        )
         with Usage() as usage:
             summary = ingest([str(long)], folder / "corpus", config)
         for name, value in sorted(usage.peak.items()):
@@ -74,12 +81,16 @@ def main() -> None:
         for uri, failure in summary.failed.items():
             print(f"failed: {uri}: {failure}")
         for name, seconds in summary.step_seconds.items():
-            print(f"{name:12s} {seconds:8.1f} s, {seconds / max(1e-9, summary.video_seconds):.4f} a video second")
+            print(
+                f"{name:12s} {seconds:8.1f} s, {seconds / max(1e-9, summary.video_seconds):.4f} a video second"
+            )
         (source,) = Corpus.open(folder / "corpus").read("sources", ["turns", "words"]).to_pylist()
         print(
             f"{len({turn['label'] for turn in source['turns']})} speakers, {summary.clips} clips, {len(source['words'])} words"
         )
-        print(f"share of speech under the names that its place has in most rounds: {steadiness(source['turns'], round_s):.3f}")
+        print(
+            f"share of speech under the names that its place has in most rounds: {steadiness(source['turns'], round_s):.3f}"
+        )
 
 
 if __name__ == "__main__":

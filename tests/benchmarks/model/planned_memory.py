@@ -19,19 +19,21 @@ import torch
 import torch.distributed as dist
 from speed import peak_bytes
 
-from train import engine as engine_module
-from train.batch import LatentBatch
-from train.model.config import BranchConfig, ModelConfig
-from train.model.dual_branch import DualBranch
-from train.options import Task
-from train.planning import stage_memory
-from train.stages import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
-from train.tasks import Draw, total_loss
+from uniavgen.train.batch import LatentBatch
+from uniavgen.train.config import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.engine import deepspeed_engine as engine_module
+from uniavgen.train.model.config import BranchConfig, ModelConfig
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.options import Task
+from uniavgen.train.planning import stage_memory
+from uniavgen.train.tasks import Draw, total_loss
 
 BUCKET, SAMPLES = 1_000_000, 2
 MODEL = ModelConfig(
     video=BranchConfig(dim=512, layers=6, heads=8, ffn_dim=1536, in_channels=48, patch=(2, 2), text_dim=384),
-    audio=BranchConfig(dim=256, layers=6, heads=4, ffn_dim=768, in_channels=100, text_dim=64, rope_axes="time"),
+    audio=BranchConfig(
+        dim=256, layers=6, heads=4, ffn_dim=768, in_channels=100, text_dim=64, rope_axes="time"
+    ),
 )
 STAGE = StageConfig(name="joint", batch=SAMPLES, tasks={Task.REFERENCE: 1})
 
@@ -80,12 +82,19 @@ def with_small_bucket(file: Callable[..., dict[str, Any]]) -> Callable[..., dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--zero", default="0,1,2,3")
     parser.add_argument("--dtype", default="fp32,bf16")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29541"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+    for name, value in (
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29541"),
+        ("RANK", "0"),
+        ("WORLD_SIZE", "1"),
+    ):
         os.environ.setdefault(name, value)
     os.environ.setdefault("LOCAL_RANK", "0")
     dist.init_process_group("gloo")

@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shards.clock import frame_of_mel, frames_for_latents, latent_of_frame
-from train.batch import NOISY, REFERENCE, BranchInput, Segment
-from train.model.alignment import align
-from train.model.config import BranchConfig, InteractionConfig, ModelConfig, SpeechTextConfig
-from train.model.dual_branch import DualBranch
-from train.model.flops import Shapes, forward_flops
-from train.model.interaction import CrossModal, Interaction
+from uniavgen.shards.timing import frame_of_mel, frames_for_latents, latent_of_frame
+from uniavgen.train.batch import NOISY, REFERENCE, BranchInput, Segment
+from uniavgen.train.model.alignment import align
+from uniavgen.train.model.config import BranchConfig, InteractionConfig, ModelConfig, SpeechTextConfig
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.model.flops import Shapes, forward_flops
+from uniavgen.train.model.interaction import CrossModal, Interaction
 
-sys.path.append(str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[2] / "factories"))
 import peak_memory
 
 LATENTS, TOKENS, MELS = 21, 390, 475
@@ -87,16 +87,26 @@ def model_of(fraction: int, layers: int, aligner: str, **changes: Any) -> ModelC
     head = min(HEAD, audio // 2)
     return ModelConfig(
         video=BranchConfig(
-            dim=video, layers=layers, heads=video // head, ffn_dim=video * 14 // 3 // 8 * 8, in_channels=48, patch=(2, 2),
+            dim=video,
+            layers=layers,
+            heads=video // head,
+            ffn_dim=video * 14 // 3 // 8 * 8,
+            in_channels=48,
+            patch=(2, 2),
             text_dim=64,
         ),
         audio=BranchConfig(
-            dim=audio, layers=layers, heads=audio // head, ffn_dim=audio * 35 // 6 // 8 * 8, in_channels=100, text_dim=64,
+            dim=audio,
+            layers=layers,
+            heads=audio // head,
+            ffn_dim=audio * 35 // 6 // 8 * 8,
+            in_channels=100,
+            text_dim=64,
             rope_axes="time",
         ),
         speech_text=SpeechTextConfig(dim=64),
         interaction=InteractionConfig(a2v=aligner, v2a=aligner, **changes),
-    )  # fmt: skip
+    )
 
 
 def both_ways(outputs: Callable[[], tuple[Tensor, ...]], parameters: list[Tensor]) -> Work:
@@ -110,29 +120,40 @@ def both_ways(outputs: Callable[[], tuple[Tensor, ...]], parameters: list[Tensor
     return work
 
 
-def naive_interaction(module: Interaction, config: InteractionConfig, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+def naive_interaction(
+    module: Interaction, config: InteractionConfig, video: Tensor, audio: Tensor
+) -> tuple[Tensor, Tensor]:
     """The equations with a loop over latents and one over mel frames, each with its own context and attention call."""
     mask = module.face(video) if module.face is not None else torch.ones_like(video[..., :1])
-    hv, ha = (F.layer_norm(x.float(), x.shape[-1:], eps=module.eps).to(x.dtype) for x in (video, audio[:, :, 0]))
+    hv, ha = (
+        F.layer_norm(x.float(), x.shape[-1:], eps=module.eps).to(x.dtype) for x in (video, audio[:, :, 0])
+    )
     k, frames, last = config.mels_per_frame, frames_for_latents(video.shape[1]), video.shape[1] - 1
     frame_of = [frame_of_mel(mel, k) for mel in range(audio.shape[1])]
     updates = []
     for latent in range(video.shape[1]):
         end = frames_for_latents(latent + 1)
         reach = range(max(0, end - 4) - config.window, end + config.window)
-        wanted = [mel for f in reach for mel in range(len(frame_of)) if frame_of[mel] == min(max(f, 0), frames - 1)]
+        wanted = [
+            mel for f in reach for mel in range(len(frame_of)) if frame_of[mel] == min(max(f, 0), frames - 1)
+        ]
         updates.append(asked(module.a2v, hv[:, latent], ha[:, wanted]))
     new_video = video + mask * torch.stack(updates, dim=1)
     seen, updates = mask * hv, []
     for mel, frame in enumerate(frame_of):
         latent, after = latent_of_frame(frame), min(latent_of_frame(frame + 1), last)
         alpha = float(mel / k - frame)
-        updates.append(asked(module.v2a, ha[:, mel : mel + 1], (1 - alpha) * seen[:, latent] + alpha * seen[:, after]))
+        updates.append(
+            asked(module.v2a, ha[:, mel : mel + 1], (1 - alpha) * seen[:, latent] + alpha * seen[:, after])
+        )
     return new_video, audio + torch.cat(updates, dim=1).unsqueeze(2)
 
 
 def asked(way: CrossModal, query: Tensor, context: Tensor) -> Tensor:
-    q, k, v = (part.unflatten(-1, (way.heads, -1)).transpose(1, 2) for part in (way.q(query), way.k(context), way.v(context)))
+    q, k, v = (
+        part.unflatten(-1, (way.heads, -1)).transpose(1, 2)
+        for part in (way.q(query), way.k(context), way.v(context))
+    )
     return way.o(query + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -146,16 +167,22 @@ def interaction(fraction: int, turns: int, device: str, dtype: torch.dtype) -> d
         module = Interaction(config).to(device, dtype)
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        video = torch.randn(1, LATENTS, TOKENS, config.video.dim, device=device, dtype=dtype, requires_grad=True)
+        video = torch.randn(
+            1, LATENTS, TOKENS, config.video.dim, device=device, dtype=dtype, requires_grad=True
+        )
         audio = torch.randn(1, MELS, 1, config.audio.dim, device=device, dtype=dtype, requires_grad=True)
         table = align(config, *layouts, torch.device(device))
         learnt = [video, audio, *module.parameters()]
         works[name] = both_ways(lambda m=module, v=video, a=audio, t=table: m(v, a, t)[:2], learnt)
         if name == "plain":
             how = config.interaction
-            works["loop"] = both_ways(lambda m=module, v=video, a=audio, c=how: naive_interaction(m, c, v, a), learnt)
+            works["loop"] = both_ways(
+                lambda m=module, v=video, a=audio, c=how: naive_interaction(m, c, v, a), learnt
+            )
             with torch.no_grad():
-                pairs = zip(module(video, audio, table)[:2], naive_interaction(module, how, video, audio), strict=True)
+                pairs = zip(
+                    module(video, audio, table)[:2], naive_interaction(module, how, video, audio), strict=True
+                )
                 apart = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
     memory = {name: peak_bytes(work, device) for name, work in works.items()}
     slow = {"loop": seconds({"loop": works.pop("loop")}, 1, device)["loop"]}
@@ -174,13 +201,19 @@ def interaction(fraction: int, turns: int, device: str, dtype: torch.dtype) -> d
     }
 
 
-def dual_inputs(config: ModelConfig, latents: int, side: tuple[int, int], mels: int, device: str) -> tuple[BranchInput, ...]:
+def dual_inputs(
+    config: ModelConfig, latents: int, side: tuple[int, int], mels: int, device: str
+) -> tuple[BranchInput, ...]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device)
 
     t, mask = torch.full((1,), 0.5, device=device), torch.ones(1, 32, dtype=torch.bool, device=device)
     video = BranchInput(
-        normal(1, 48, latents + 1, *side), (Segment(REFERENCE, -1, 1), Segment(NOISY, 0, latents)), t, normal(1, 32, 64), mask
+        normal(1, 48, latents + 1, *side),
+        (Segment(REFERENCE, -1, 1), Segment(NOISY, 0, latents)),
+        t,
+        normal(1, 32, 64),
+        mask,
     )
     ids = torch.ones(1, 32, dtype=torch.int64, device=device)
     return video, BranchInput(normal(1, 100, mels), (Segment(NOISY, 0, mels),), t, ids, mask)
@@ -200,10 +233,19 @@ def dual(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str
         assert out.audio is not None
         return out.video, out.audio
 
-    works = {"dual": both_ways(lambda: outputs(True), learnt), "branches": both_ways(lambda: outputs(False), learnt)}
+    works = {
+        "dual": both_ways(lambda: outputs(True), learnt),
+        "branches": both_ways(lambda: outputs(False), learnt),
+    }
     taken = seconds(works, turns, device)
     shapes = Shapes(
-        latents=latents + 1, height=side[0], width=side[1], mels=mels, reference_latents=1, caption_tokens=32, speech_tokens=32
+        latents=latents + 1,
+        height=side[0],
+        width=side[1],
+        mels=mels,
+        reference_latents=1,
+        caption_tokens=32,
+        speech_tokens=32,
     )
     flops = {on: forward_flops(config, shapes, interact=on)["total"] for on in (True, False)}
     return {
@@ -228,10 +270,14 @@ def wan(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str,
     t, mask = torch.full((1,), 0.5, device=device), torch.ones(1, text, dtype=torch.bool, device=device)
     data = BranchInput(latent, (Segment(REFERENCE, -1, 1), Segment(NOISY, 0, frames - 1)), t, features, mask)
     tokens = side[0] * side[1] // 4
-    per_token = torch.cat([torch.zeros(1, tokens), torch.full((1, (frames - 1) * tokens), 500.0)], dim=1).to(device)
+    per_token = torch.cat([torch.zeros(1, tokens), torch.full((1, (frames - 1) * tokens), 500.0)], dim=1).to(
+        device
+    )
     works = {
         "ours": both_ways(lambda: (small_wan.velocity(ours, data),), list(ours.parameters())),
-        "diffusers": both_ways(lambda: (theirs(latent, per_token, features).sample,), list(theirs.parameters())),
+        "diffusers": both_ways(
+            lambda: (theirs(latent, per_token, features).sample,), list(theirs.parameters())
+        ),
     }
     memory = {name: peak_bytes(work, device) for name, work in works.items()}
     taken = seconds(works, turns, device)
@@ -249,9 +295,13 @@ PARTS = {"interaction": interaction, "dual": dual, "wan": wan}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by comma")
-    parser.add_argument("--fraction", type=int, default=16, help="the paper's widths are divided by this (1 on a GPU)")
+    parser.add_argument(
+        "--fraction", type=int, default=16, help="the paper's widths are divided by this (1 on a GPU)"
+    )
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from shards.clock import SAMPLE_RATE, VIDEO_FPS
-from shards.corpus import SIGNALS, Corpus, clip_id
-from shards.index import ShardIndex, index_name
-from shards.plan import ShardConfig
-from shards.sample import FaceTrack, Sample, decode_audio, decode_video, from_members
-from shards.stream import SampleStream
-from shards.writer import write_shards
+from uniavgen.shards.corpus.tables import SIGNALS, Corpus, clip_id
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.shards.sample import FaceTrack, Sample, decode_audio, decode_video, from_members
+from uniavgen.shards.tar.index import ShardIndex, index_name
+from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
+from uniavgen.shards.write.plan import ShardConfig
+from uniavgen.shards.write.writer import write_shards
 
 SECONDS, SIDE_PX, DISTINCT = 5, 512, 6
 SHUFFLE = 1000
@@ -53,8 +53,19 @@ def make(folder: Path, samples: int) -> Path:
     corpus, media = Corpus.create(root), [_media(seed) for seed in range(DISTINCT)]
     rows, decisions = [], []
     for number in range(samples):
-        row: dict[str, Any] = {"source_id": f"s{number}", "start_s": 0.0, "end_s": float(SECONDS), "speaker": "a"}
-        row |= {"clip_id": clip_id(f"s{number}", 0, SECONDS), "language": "en", "transcript": "", "words": [], "versions": {}}
+        row: dict[str, Any] = {
+            "source_id": f"s{number}",
+            "start_s": 0.0,
+            "end_s": float(SECONDS),
+            "speaker": "a",
+        }
+        row |= {
+            "clip_id": clip_id(f"s{number}", 0, SECONDS),
+            "language": "en",
+            "transcript": "",
+            "words": [],
+            "versions": {},
+        }
         rows.append({**row, **dict.fromkeys(SIGNALS)})
         decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "", "split": "train"}
         decisions.append({"clip_id": row["clip_id"], **decided})
@@ -75,7 +86,9 @@ def _media(seed: int) -> dict[str, bytes]:
     import soundfile
 
     draw, frames = np.random.default_rng(seed), SECONDS * VIDEO_FPS
-    field = cv2.GaussianBlur(draw.normal(128, 90, (SIDE_PX, SIDE_PX + frames, 3)).astype(np.float32), (0, 0), 2)
+    field = cv2.GaussianBlur(
+        draw.normal(128, 90, (SIDE_PX, SIDE_PX + frames, 3)).astype(np.float32), (0, 0), 2
+    )
     field = np.clip((field - field.mean()) * 6 + 128, 0, 255).astype(np.uint8)
     movie, sound = io.BytesIO(), io.BytesIO()
     with av.open(movie, "w", format="mp4") as out:
@@ -85,7 +98,13 @@ def _media(seed: int) -> dict[str, bytes]:
             picture = np.ascontiguousarray(field[:, at : at + SIDE_PX])
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
-    soundfile.write(sound, 0.02 * draw.standard_normal(SECONDS * SAMPLE_RATE), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(
+        sound,
+        0.02 * draw.standard_normal(SECONDS * SAMPLE_RATE),
+        SAMPLE_RATE,
+        format="FLAC",
+        subtype="PCM_16",
+    )
     shape = draw.random((frames, 36, 2)).astype(np.float32)
     face = FaceTrack(shape, np.concatenate([shape.min(1), shape.max(1)], 1), np.ones(frames, np.float32))
     return {"mp4": movie.getvalue(), "flac": sound.getvalue(), "face.npz": face.to_bytes()}
@@ -116,7 +135,14 @@ def plain_webdataset(shards: Path) -> Reader:
 
 
 def energon(shards: Path) -> Reader:
-    from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_savable_loader, get_train_dataset, stateless
+    from megatron.energon import (
+        Cooker,
+        DefaultTaskEncoder,
+        WorkerConfig,
+        get_savable_loader,
+        get_train_dataset,
+        stateless,
+    )
 
     class AsTheyAre(DefaultTaskEncoder):
         cookers = (Cooker(stateless(lambda members: members)),)
@@ -140,11 +166,16 @@ def energon(shards: Path) -> Reader:
 DECODING: dict[str, Callable[[Sample], Any]] = {
     "members only": lambda sample: sample.key,
     "sound": lambda sample: decode_audio(sample.audio),
-    "sound, 17 frames": lambda sample: (decode_audio(sample.audio), decode_video(sample.video, range(WINDOW))),
+    "sound, 17 frames": lambda sample: (
+        decode_audio(sample.audio),
+        decode_video(sample.video, range(WINDOW)),
+    ),
 }
 
 
-def spent(readers: dict[str, Reader], decode: Callable[[Sample], Any], turns: int) -> dict[str, tuple[float, float]]:
+def spent(
+    readers: dict[str, Reader], decode: Callable[[Sample], Any], turns: int
+) -> dict[str, tuple[float, float]]:
     """Seconds of (wall, CPU) per sample of each reader, in turns of a few samples, after files are open and buffers full."""
     total = {name: [0.0, 0.0] for name in readers}
     running = {name: reader() for name, reader in readers.items()}
@@ -186,7 +217,7 @@ import json, resource, sys, time
 from itertools import islice
 from pathlib import Path
 import numpy, fsspec.implementations.local, tarfile, pydantic
-from shards.stream import SampleStream
+from uniavgen.shards.read.stream import SampleStream
 
 def resident_mb():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -209,7 +240,10 @@ print(json.dumps({"opened_s": opened, "first_sample_s": first, "held_mb": held})
 
 def resume_at_a_million(shards: Path, folder: Path, buckets: dict[str, Any] | None) -> dict[str, Any]:
     million = index_a_million(shards, folder)
-    names = {entry["name"]: entry["sha256"] for entry in json.loads((million / "manifest.json").read_text())["shards"]}
+    names = {
+        entry["name"]: entry["sha256"]
+        for entry in json.loads((million / "manifest.json").read_text())["shards"]
+    }
     order = {"split": "train", "seed": 0, "batch": 64 if buckets else 1, "buckets": buckets}
     state = {"version": 1, **order, "shards": names, "position": MILLION}
     command = [sys.executable, "-c", RESUME, str(million), "500"]
@@ -227,7 +261,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     shards = make(options.folder, options.samples)
     sizes = [path.stat().st_size for path in shards.glob("*.tar")]
-    print(f"{options.samples} samples of {sum(sizes) / options.samples / 1e3:.0f} kB in {len(sizes)} tars, one thread")
+    print(
+        f"{options.samples} samples of {sum(sizes) / options.samples / 1e3:.0f} kB in {len(sizes)} tars, one thread"
+    )
     readers = {"stream": ours(shards), "webdataset": plain_webdataset(shards), "energon": energon(shards)}
     columns = "".join(f"{name:>12}" for name in readers) + f"{'/webdataset':>13}{'/energon':>10}"
     print(f"\n{'samples/s (CPU ms)':<20}{columns}   ratio of wall times (of CPU times)")
@@ -236,14 +272,24 @@ def main() -> None:
         used = spent(readers, decode, max(1, options.turns // (4 if "frames" in kind else 1)))
         plain = plain or 1 / used["webdataset"][0]
         row = "".join(f"{f'{1 / wall:.0f} ({cpu * 1e3:.1f})':>12}" for wall, cpu in used.values())
-        ratio = [[used[other][clock] / used["stream"][clock] for clock in (0, 1)] for other in ("webdataset", "energon")]
+        ratio = [
+            [used[other][clock] / used["stream"][clock] for clock in (0, 1)]
+            for other in ("webdataset", "energon")
+        ]
         print(f"{kind:<20}{row}" + "".join(f"{f'{wall:.2f} ({cpu:.2f})':>13}" for wall, cpu in ratio))
-    print(f"\nresume at {MILLION:,} of {INDEXED:,}   index read  first sample  MB held then, and after 500, 1000, ... samples")
-    for name, buckets in (("one order", None), ("buckets, batches", {"seconds": [3.0, 5.0, 7.0], "aspects": [0.8, 1.25]})):
+    print(
+        f"\nresume at {MILLION:,} of {INDEXED:,}   index read  first sample  MB held then, and after 500, 1000, ... samples"
+    )
+    for name, buckets in (
+        ("one order", None),
+        ("buckets, batches", {"seconds": [3.0, 5.0, 7.0], "aspects": [0.8, 1.25]}),
+    ):
         found = resume_at_a_million(shards, options.folder, buckets)
         times = f"{found['opened_s']:>10.2f} s{found['first_sample_s']:>12.2f} s"
         print(f"{name:<32}{times}   {' '.join(map(str, found['held_mb']))}")
-    print(f"{'webdataset, by reading again':<32}{'':>12}{MILLION / plain:>12.0f} s  (computed from its rate above)")
+    print(
+        f"{'webdataset, by reading again':<32}{'':>12}{MILLION / plain:>12.0f} s  (computed from its rate above)"
+    )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.data import Loaded
-from train.model.config import ModelConfig
-from train.options import PAPER_MIX
-from train.stages import DeepSpeedConfig, HealthConfig, StageConfig, TrainConfig
-from train.trainer import Job, StageTrainer
+from uniavgen.train.config import DeepSpeedConfig, HealthConfig, StageConfig, TrainConfig
+from uniavgen.train.data.batches import Loaded
+from uniavgen.train.model.config import ModelConfig
+from uniavgen.train.options import PAPER_MIX
+from uniavgen.train.trainer import Job, StageTrainer
 
 KEPT = 4
 """Batches that are made and then go round."""
@@ -67,5 +67,11 @@ class InMemory(StageTrainer):
 def plan(model: ModelConfig, workers: int, steps: int, zero: int = 0, **changes: Any) -> TrainConfig:
     """A joint stage on the paper's task mix, which saves at its end only and looks at the watch every 25 steps."""
     stage = StageConfig(name="joint", batch=4, steps=steps, tasks=PAPER_MIX)
-    given: dict[str, Any] = {"deepspeed": DeepSpeedConfig(zero_stage=zero), "health": HealthConfig(watch_every=25), **changes}
-    return TrainConfig(model=model, stages=[stage], workers=workers, fixed_steps=0, checkpoint={"every": 10**6}, **given)
+    given: dict[str, Any] = {
+        "deepspeed": DeepSpeedConfig(zero_stage=zero),
+        "health": HealthConfig(watch_every=25),
+        **changes,
+    }
+    return TrainConfig(
+        model=model, stages=[stage], workers=workers, fixed_steps=0, checkpoint={"every": 10**6}, **given
+    )

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.errors import UserError
-from shards.stream import SampleStream
-from train.caching import cache_latents
-from train.codec.registry import load_codecs
-from train.data import BatchLoader, CropEncoder
-from train.latents import cut_fixed_windows, find_latents
-from train.stages import DataConfig
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.train.codec.registry import load_codecs
+from uniavgen.train.config import DataConfig
+from uniavgen.train.data.batches import BatchLoader, CropEncoder
+from uniavgen.train.data.cached_latents import cut_fixed_windows, find_latents
+from uniavgen.train.data.latent_caching import cache_latents
 
 BATCH = 4
 MEMBERS = ("video", "reference", "mel", "reference_mel", "caption")
@@ -47,7 +47,10 @@ def spent(loaders: dict[str, BatchLoader], turns: int) -> dict[str, tuple[float,
 
 def rounding(stream: SampleStream, encoder: CropEncoder, clips: int) -> dict[str, tuple[float, float]]:
     """Error of float16 by member of a batch: root mean square over the member's spread, and the largest."""
-    crops = [cut_fixed_windows(stream.sample_in(place), encoder.config)[0] for place in range(min(clips, len(stream)))]
+    crops = [
+        cut_fixed_windows(stream.sample_in(place), encoder.config)[0]
+        for place in range(min(clips, len(stream)))
+    ]
     batch, found = encoder.encode(crops), {}
     for name in MEMBERS:
         exact = getattr(batch, name).cpu().numpy().astype(np.float64)
@@ -67,10 +70,14 @@ def main() -> None:
     if not (options.shards / "manifest.json").is_file():
         sys.exit(f"no shards at {options.shards}: run `make demo`, or name a corpus's shards with --shards")
     torch.set_num_threads(1)
-    config = DataConfig(frames=options.frames, height=options.side, width=options.side, reference_frames=options.frames)
+    config = DataConfig(
+        frames=options.frames, height=options.side, width=options.side, reference_frames=options.frames
+    )
     codecs = load_codecs(config.codecs)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        shards = Path(shutil.copytree(options.shards, Path(folder) / "shards", ignore=shutil.ignore_patterns("latents")))
+        shards = Path(
+            shutil.copytree(options.shards, Path(folder) / "shards", ignore=shutil.ignore_patterns("latents"))
+        )
         made = cache_latents(shards, config)
         stream = SampleStream(str(shards))
         windows, line = find_latents(stream, config, codecs)
@@ -78,8 +85,12 @@ def main() -> None:
             raise UserError(line)
         loaders = {"on line": BatchLoader(stream, config, codecs, BATCH)}
         loaders["cached"] = BatchLoader(stream, config, codecs, BATCH, windows)
-        print(f"{made.samples} clips, {config.cached.windows} windows of {config.frames} frames at {config.height} px each")
-        print(f"cache made at {made.samples / made.seconds:.1f} clips/s, {made.bytes / made.samples / 1e3:.0f} kB a clip")
+        print(
+            f"{made.samples} clips, {config.cached.windows} windows of {config.frames} frames at {config.height} px each"
+        )
+        print(
+            f"cache made at {made.samples / made.seconds:.1f} clips/s, {made.bytes / made.samples / 1e3:.0f} kB a clip"
+        )
         used = spent(loaders, options.turns)
         print(f"\n{'':<12}{'samples/s':>12}{'CPU ms':>10}")
         for name, (wall, cpu) in used.items():

@@ -15,15 +15,15 @@ from statistics import median
 import torch
 from in_memory import Clocks, InMemory, plan
 
-from orchestration.config import load_config
-from orchestration.planner import gpu_named, stage_cost
-from train import engine
-from train.checkpoint import RunFolder, digest
-from train.hashed_files import write_hashed
-from train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
-from train.planning import stage_parameters
-from train.stages import DataConfig
-from train.trainer import Job, StageTrainer
+from uniavgen.orchestration.config import load_config
+from uniavgen.orchestration.planning.training_plan import gpu_named, stage_cost
+from uniavgen.train.checkpoint.hashed_files import write_hashed
+from uniavgen.train.checkpoint.run_folder import RunFolder, digest
+from uniavgen.train.config import DataConfig
+from uniavgen.train.engine import deepspeed_engine
+from uniavgen.train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
+from uniavgen.train.planning import stage_parameters
+from uniavgen.train.trainer import Job, StageTrainer
 
 WORKERS, CARD, MFU = 8, "h200", 0.4
 """The cluster for which the paper's interval is computed: the project's budget, not a measurement."""
@@ -35,7 +35,9 @@ MEMORY = Path("/dev/shm")
 """A folder that is no disk, where the system has one: what is written there costs what the program itself costs."""
 MODEL_50M = ModelConfig(
     video=BranchConfig(dim=512, layers=8, heads=8, ffn_dim=2048, in_channels=48, patch=(2, 2), text_dim=384),
-    audio=BranchConfig(dim=320, layers=8, heads=5, ffn_dim=1280, in_channels=100, text_dim=64, rope_axes="time"),
+    audio=BranchConfig(
+        dim=320, layers=8, heads=5, ffn_dim=1280, in_channels=100, text_dim=64, rope_axes="time"
+    ),
     speech_text=SpeechTextConfig(),
 )
 
@@ -45,14 +47,26 @@ def saves(shards: Path, folder: Path, times: int = 4) -> None:
     first save of each is not counted."""
     folder.mkdir(parents=True, exist_ok=True)
     parts_of_a_file(folder)
-    columns = ("M parameters", "MB", "wall s", "CPU s", "MB/CPU s", "files", "commit", "plain write s", "ratio")
+    columns = (
+        "M parameters",
+        "MB",
+        "wall s",
+        "CPU s",
+        "MB/CPU s",
+        "files",
+        "commit",
+        "plain write s",
+        "ratio",
+    )
     print("\n" + f"{'':<14}" + "".join(f"{column:>{len(column) + 3}}" for column in columns))
     rate = 0.0
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else folder) as memory:
         for name, model in (("tiny", ModelConfig()), ("50 M", MODEL_50M)):
             for place, home in (("disk", folder), ("memory", Path(memory))):
                 data = DataConfig(frames=13, height=64, width=64, reference_frames=5)
-                job = Job(plan(model, 1, 10, zero=2, data=data), "joint", str(shards), str(home / f"save-{name}"))
+                job = Job(
+                    plan(model, 1, 10, zero=2, data=data), "joint", str(shards), str(home / f"save-{name}")
+                )
                 figures = timed_saves(InMemory(job), home / "plain", times)
                 rate = figures["MB/CPU s"] * 1e6
                 cells = "".join(f"{figures[c]:>{len(c) + 3}.2f}" for c in columns)
@@ -64,7 +78,11 @@ def timed_saves(runner: StageTrainer, plain: Path, times: int) -> dict[str, floa
     """One step, which makes the moments, and some saves: medians by part."""
     clocks = Clocks()
     runner.train_step(0, runner.batches([0]))
-    parts = {"files": (engine, "write_state"), "commit": (runner.folder, "commit"), "save": (runner, "save")}
+    parts = {
+        "files": (deepspeed_engine, "write_state"),
+        "commit": (runner.folder, "commit"),
+        "save": (runner, "save"),
+    }
     before = {part: getattr(*place) for part, place in parts.items()}
     for part, place in parts.items():
         setattr(*place, clocks.timed(part, before[part]))
@@ -156,9 +174,13 @@ def at_the_papers_size(rate: float) -> None:
     print(
         f"each file at {rate / 1e6:.0f} MB/s (CPU time of a save into memory here), copied off its card at {COPY / 1e9:g} GB/s;"
     )
-    print("cores for two files a worker; no moving average; the share of the time by what the store takes in all")
     print(
-        f"{'':<12}{'GB':>5}{'every':>9}{'no limit':>18}" + "".join(f"{f'{store / 1e9:g} GB/s':>18}" for store in STORES), end=""
+        "cores for two files a worker; no moving average; the share of the time by what the store takes in all"
+    )
+    print(
+        f"{'':<12}{'GB':>5}{'every':>9}{'no limit':>18}"
+        + "".join(f"{f'{store / 1e9:g} GB/s':>18}" for store in STORES),
+        end="",
     )
     print(f"{'under 2 % from':>18}")
     for stage in config.stages:
@@ -168,4 +190,6 @@ def at_the_papers_size(rate: float) -> None:
         own = max(12 * learns / WORKERS, 2 * whole) * (1 / rate + 1 / COPY)
         stalls = [own, *(max(own, size / store) for store in STORES)]
         cells = "".join(f"{f'{stall:.0f} s, {stall / (between + stall):.1%}':>18}" for stall in stalls)
-        print(f"{stage.name:<12}{size / 1e9:>5.0f}{between / 60:>5.0f} min{cells}{size / (between / 49) / 1e9:>13.1f} GB/s")
+        print(
+            f"{stage.name:<12}{size / 1e9:>5.0f}{between / 60:>5.0f} min{cells}{size / (between / 49) / 1e9:>13.1f} GB/s"
+        )

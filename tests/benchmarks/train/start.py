@@ -16,8 +16,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-PLAIN = "from train.lean_imports import set_environment; set_environment('cpu'); import deepspeed"
-LEAN = "from train.lean_imports import import_lean; import_lean('cpu')"
+PLAIN = "from uniavgen.train.engine.deepspeed_compat import set_environment; set_environment('cpu'); import deepspeed"
+LEAN = "from uniavgen.train.engine.deepspeed_compat import import_lean; import_lean('cpu')"
 WORK = """
 import json, time
 import torch
@@ -31,13 +31,17 @@ print(json.dumps([time.process_time() - cpu, time.perf_counter() - began]))
 
 def seconds(imports: str) -> tuple[float, float]:
     """CPU and wall seconds of what DeepSpeed, its first engine and the caption encoder import, after torch."""
-    done = subprocess.run([sys.executable, "-c", WORK.format(imports=imports)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WORK.format(imports=imports)], capture_output=True, text=True, check=True
+    )
     cpu, wall = json.loads(done.stdout.splitlines()[-1])
     return cpu, wall
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     ways = {"plain": PLAIN, "lean": LEAN}
@@ -48,7 +52,9 @@ def main() -> None:
         for way, imports in ways.items():
             for kept, value in zip(taken[way], seconds(imports), strict=True):
                 kept.append(value)
-    table = Table("imports", "CPU s", "wall s", "CPU ratio", title=f"start of a training worker, medians of {rounds}")
+    table = Table(
+        "imports", "CPU s", "wall s", "CPU ratio", title=f"start of a training worker, medians of {rounds}"
+    )
     base = median(taken["plain"][0])
     for way, (cpu, wall) in taken.items():
         table.add_row(way, f"{median(cpu):.2f}", f"{median(wall):.2f}", f"{median(cpu) / base:.2f}")

@@ -35,22 +35,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "unit" / "train_run"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "factories"))
 from in_memory import KEPT, Clocks, InMemory, plan
 from made_samples import make_sample, write_shards
 from saving import saves
 
-from orchestration.config import load_config
-from train import trainer
-from train.data import Loaded
-from train.engine import deepspeed_file
-from train.model.config import ModelConfig
-from train.model.dual_branch import DualBranch
-from train.model.face_modulation import lambda_at
-from train.stages import StageConfig, TrainConfig, face_for, lr_at
-from train.tasks import Draw, task_at, total_loss
-from train.trainer import Job, StageTrainer, build_model
+from uniavgen.orchestration.config import load_config
+from uniavgen.train import trainer
+from uniavgen.train.config import StageConfig, TrainConfig, face_for, lr_at
+from uniavgen.train.data.batches import Loaded
+from uniavgen.train.engine.deepspeed_engine import deepspeed_file
+from uniavgen.train.model.config import ModelConfig
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.model.face_modulation import lambda_at
+from uniavgen.train.tasks import Draw, task_at, total_loss
+from uniavgen.train.trainer import Job, StageTrainer, build_model
 
 WARM = 5
 """First steps that are not counted."""
@@ -64,18 +63,31 @@ class BareLoop:
         self.clocks, self.name, self.face = clocks, name, face_for(self.config, self.stage)
         self.model: Any = build_model(job, self.stage, 1).to(job.device)
         self.engine = by_hand(self.model, self.config, self.stage) if deepspeed else None
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.stage.lr, weight_decay=self.stage.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.stage.lr, weight_decay=self.stage.weight_decay
+        )
         self.losses: list[float] = []
 
     def step(self, step: int, loaded: Loaded) -> None:
         since, config, stage = self.clocks.now(), self.config, self.stage
         optimizer = self.engine.optimizer if self.engine else self.optimizer
         optimizer.param_groups[0]["lr"] = lr_at(stage, step)
-        draw, lambda_m = Draw(config.seed, step, tuple(range(stage.batch))), lambda_at(self.face, step / (stage.steps - 1))
+        draw, lambda_m = (
+            Draw(config.seed, step, tuple(range(stage.batch))),
+            lambda_at(self.face, step / (stage.steps - 1)),
+        )
         objective = config.objective.model_copy(update={"mix": stage.tasks})
         task, batch = task_at(config.seed, step, stage.tasks), loaded.batch.to(self.job.device)
         loss = self.section(
-            "forward", total_loss, self.engine or self.model, batch, task, draw, objective, self.face, lambda_m
+            "forward",
+            total_loss,
+            self.engine or self.model,
+            batch,
+            task,
+            draw,
+            objective,
+            self.face,
+            lambda_m,
         )["total"]
         self.section("backward", self.engine.backward if self.engine else torch.Tensor.backward, loss)
         self.section("clip, optimizer", self.engine.step if self.engine else self.update)
@@ -126,7 +138,8 @@ def overhead(shards: Path, folder: Path, steps: int, config: TrainConfig, device
     runner.run()
     apart = [max(abs(a - b) for a, b in zip(told, loop.losses, strict=True)) for loop in loops]
     print(
-        f"\n{steps} steps of {config.stage('joint').batch} clips, {runner.parameters['total'] / 1e6:.1f} M parameters, ", end=""
+        f"\n{steps} steps of {config.stage('joint').batch} clips, {runner.parameters['total'] / 1e6:.1f} M parameters, ",
+        end="",
     )
     print(f"windows of {config.data.frames} x {config.data.height} x {config.data.width}")
     print(f"on {device}; losses are apart by at most {max(apart):.1e}\n")
@@ -169,16 +182,22 @@ def show_loops(clocks: Clocks) -> None:
 def show_sections(clocks: Clocks) -> None:
     """CPU time of the trainer's step by section, beside the bare loop's and DeepSpeed's."""
     whole, steps = sum(clocks.cpu["bare"]), len(clocks.cpu["bare"])
-    print(f"\n{'CPU ms a step':<34}{'trainer':>10}{'DeepSpeed':>12}{'bare':>10}{'trainer - bare, of the step':>30}")
+    print(
+        f"\n{'CPU ms a step':<34}{'trainer':>10}{'DeepSpeed':>12}{'bare':>10}{'trainer - bare, of the step':>30}"
+    )
     names = [name.removeprefix("trainer: ") for name in clocks.cpu if name.startswith("trainer: ")]
     columns = {
-        loop: [sum(clocks.cpu.get(f"{loop}: {name}", [])) for name in names] for loop in ("trainer", "DeepSpeed", "bare")
+        loop: [sum(clocks.cpu.get(f"{loop}: {name}", [])) for name in names]
+        for loop in ("trainer", "DeepSpeed", "bare")
     }
     for column, found in columns.items():
         found.append(sum(clocks.cpu[column]) - sum(found))
     for row, name in enumerate([*names, "the rest"]):
         ours, theirs, bare = (columns[loop][row] for loop in columns)
-        print(f"{name:<34}{ours / steps * 1e3:>10.2f}{theirs / steps * 1e3:>12.2f}{bare / steps * 1e3:>10.2f}", end="")
+        print(
+            f"{name:<34}{ours / steps * 1e3:>10.2f}{theirs / steps * 1e3:>12.2f}{bare / steps * 1e3:>10.2f}",
+            end="",
+        )
         print(f"{(ours - bare) / whole:>+30.2%}")
 
 
@@ -207,8 +226,14 @@ def zero_stages(shards: Path, folder: Path, steps: int) -> None:
     print(f"\n2 workers, {steps} steps of 4 clips; losses are apart by at most {apart:.1e}\n")
     print(f"{'':<10}{'wall ms':>10}{'CPU ms, both':>14}{'over ZeRO 0, wall':>20}{'CPU':>10}")
     for name in runners:
-        wall = median(a / b for a, b in zip(clocks.wall[name][WARM:], clocks.wall["ZeRO 0"][WARM:], strict=True)) - 1
-        print(f"{name:<10}{median(clocks.wall[name][WARM:]) * 1e3:>10.1f}{cpu[name] / (steps - WARM) * 1e3:>14.1f}", end="")
+        wall = (
+            median(a / b for a, b in zip(clocks.wall[name][WARM:], clocks.wall["ZeRO 0"][WARM:], strict=True))
+            - 1
+        )
+        print(
+            f"{name:<10}{median(clocks.wall[name][WARM:]) * 1e3:>10.1f}{cpu[name] / (steps - WARM) * 1e3:>14.1f}",
+            end="",
+        )
         print(f"{wall:>+20.1%}{cpu[name] / cpu['ZeRO 0'] - 1:>+10.1%}")
 
 
@@ -218,7 +243,10 @@ def laptop(shards: Path, folder: Path, steps: int, device: str) -> None:
 
 
 PARTS: dict[str, tuple[int, Callable[[Path, Path, int], None]]] = {
-    "tiny": (1, lambda shards, folder, steps: overhead(shards, folder, steps, plan(ModelConfig(), 1, steps), "cpu")),
+    "tiny": (
+        1,
+        lambda shards, folder, steps: overhead(shards, folder, steps, plan(ModelConfig(), 1, steps), "cpu"),
+    ),
     "laptop": (1, lambda shards, folder, steps: laptop(shards, folder, WARM + steps // 5, "cpu")),
     "zero": (2, lambda shards, folder, steps: zero_stages(shards, folder, WARM + steps // 8)),
     "save": (1, lambda shards, folder, steps: saves(shards, folder)),
@@ -238,16 +266,23 @@ def work(part: str, rank: int, port: int, shards: Path, folder: Path, steps: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
     parser.add_argument(
-        "--steps", type=int, default=60, help="steps of the trainer beside the bare loops; ZeRO takes an eighth"
+        "--steps",
+        type=int,
+        default=60,
+        help="steps of the trainer beside the bare loops; ZeRO takes an eighth",
     )
     parser.add_argument("--folder", type=Path, help="where runs are written; default: a temporary folder")
     given = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        shards = write_shards(Path(folder) / "shards", [make_sample(f"clip{i}", 40 + i, seed=i) for i in range(8)])
+        shards = write_shards(
+            Path(folder) / "shards", [make_sample(f"clip{i}", 40 + i, seed=i) for i in range(8)]
+        )
         for part in given.only:
             if part == "gpu" and not torch.cuda.is_available():
                 print("\nno GPU here: nothing was measured on one")
@@ -256,7 +291,9 @@ def main() -> None:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             start = partial(context.Process, target=work, daemon=True)
-            workers = [start(args=(part, r, port, shards, Path(folder), given.steps)) for r in range(PARTS[part][0])]
+            workers = [
+                start(args=(part, r, port, shards, Path(folder), given.steps)) for r in range(PARTS[part][0])
+            ]
             for worker in workers:
                 worker.start()
             for worker in workers:

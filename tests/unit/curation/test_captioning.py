@@ -15,14 +15,14 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from curation.captioning import caption_clips, captions_of, load_prompt
-from curation.config import CaptionConfig
-from curation.decisions import decide
-from curation.describers import BadAnswerError, checked
-from curation.forgetting import find_source, forget
-from curation.policy import load_policy
-from shards.corpus import Corpus
-from shards.errors import UserError
+from uniavgen.curation.captions.vlm_backends import BadAnswerError, checked
+from uniavgen.curation.captions.vlm_captions import caption_clips, captions_of, load_prompt
+from uniavgen.curation.config import CaptionConfig
+from uniavgen.curation.deletion import find_source, forget
+from uniavgen.curation.policy.decisions import decide
+from uniavgen.curation.policy.rules import load_policy
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
 
 Make = Callable[..., Any]
 GOOD = "A grey room with a bright disc that wanders to the right."
@@ -45,7 +45,14 @@ def completion(text: str) -> str:
     message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
     usage = {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100}
     return json.dumps(
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [message], "usage": usage}
+        {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": [message],
+            "usage": usage,
+        }
     )
 
 
@@ -83,13 +90,22 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
-    made: Corpus = make_corpus([make_clip(f"s{i}", 0.0, f"p{i}") for i in range(6)] + [make_clip("s9", 0.0, "p", snr_db=0.0)])
+    made: Corpus = make_corpus(
+        [make_clip(f"s{i}", 0.0, f"p{i}") for i in range(6)] + [make_clip("s9", 0.0, "p", snr_db=0.0)]
+    )
     decide(made, load_policy("default"))
     return made
 
 
 def config(server: Server, **changes: Any) -> CaptionConfig:
-    values = {"backend": "openai", "model": "qwen", "base_url": server.url, "concurrency": 3, "retries": 2, "pictures": 2}
+    values = {
+        "backend": "openai",
+        "model": "qwen",
+        "base_url": server.url,
+        "concurrency": 3,
+        "retries": 2,
+        "pictures": 2,
+    }
     return CaptionConfig.model_validate(values | changes)
 
 
@@ -98,29 +114,47 @@ def test_kept_clips_are_described_once_with_pictures_of_the_clip(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     seen = []
-    summary = caption_clips(corpus, config(server), on_progress=lambda done, total: seen.append((done, total)))
+    summary = caption_clips(
+        corpus, config(server), on_progress=lambda done, total: seen.append((done, total))
+    )
     assert (summary.kept, summary.captioned, summary.left, summary.tokens) == (6, 6, 0, 600)
     assert seen[-1] == (6, 6)
     assert 1 < server.most_at_once <= 3
     request = server.requests[0]
-    assert (request["path"], request["key"], request["model"]) == ("/v1/chat/completions", "Bearer secret", "qwen")
+    assert (request["path"], request["key"], request["model"]) == (
+        "/v1/chat/completions",
+        "Bearer secret",
+        "qwen",
+    )
     text, *pictures = request["messages"][0]["content"]
     assert text["text"] == load_prompt(config(server))[0]
     image = Image.open(io.BytesIO(base64.b64decode(pictures[0]["image_url"]["url"].partition(",")[2])))
     assert (len(pictures), image.size, image.format) == (2, (128, 96), "JPEG")
     rows = corpus.read("captions").to_pylist()
-    assert {(row["caption"], row["model"], row["prompt_digest"]) for row in rows} == {(GOOD, "qwen", summary.prompt_digest)}
+    assert {(row["caption"], row["model"], row["prompt_digest"]) for row in rows} == {
+        (GOOD, "qwen", summary.prompt_digest)
+    }
     again = caption_clips(corpus, config(server))
     assert (again.had_one, again.captioned, len(server.requests)) == (6, 0, 6)
     assert caption_clips(corpus, config(server, pictures=3)).captioned == 6
 
 
-def test_a_busy_server_is_asked_again_and_a_bad_answer_is_a_failure_row(corpus: Corpus, server: Server) -> None:
-    server.answers = {0: (429, "{}"), 1: (503, "{}"), 2: (200, completion("")), 3: (200, "no json"), 4: (400, '{"error": "x"}')}
+def test_a_busy_server_is_asked_again_and_a_bad_answer_is_a_failure_row(
+    corpus: Corpus, server: Server
+) -> None:
+    server.answers = {
+        0: (429, "{}"),
+        1: (503, "{}"),
+        2: (200, completion("")),
+        3: (200, "no json"),
+        4: (400, '{"error": "x"}'),
+    }
     summary = caption_clips(corpus, config(server, concurrency=1))
     assert (summary.captioned, summary.failed, summary.left) == (3, {"bad-answer": 3}, 3)
     failures = corpus.read("failures").to_pylist()
-    assert {(row["stage"], row["error_type"], row["attempts"]) for row in failures} == {("caption", "bad-answer", 1)}
+    assert {(row["stage"], row["error_type"], row["attempts"]) for row in failures} == {
+        ("caption", "bad-answer", 1)
+    }
     assert any("empty" in row["message"] for row in failures)
     asked = len(server.requests)
     assert caption_clips(corpus, config(server)).captioned == 0
@@ -132,10 +166,13 @@ def test_a_busy_server_is_asked_again_and_a_bad_answer_is_a_failure_row(corpus: 
 def test_bad_answers_are_committed_as_they_come_to_the_one_run_that_there_is(
     corpus: Corpus, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FileLock(corpus.root / ".captions.lock"), pytest.raises(UserError, match="another run captions here"):
+    with (
+        FileLock(corpus.root / ".captions.lock"),
+        pytest.raises(UserError, match="another run captions here"),
+    ):
         caption_clips(corpus, config(server))
     assert server.requests == []
-    monkeypatch.setattr("curation.captioning.COMMIT", 2)
+    monkeypatch.setattr("uniavgen.curation.captions.vlm_captions.COMMIT", 2)
     server.always = (200, completion(""))
     rows: list[int] = []
     look = lambda done, total: rows.append(len(corpus.read("failures")))  # noqa: E731
@@ -182,7 +219,9 @@ def test_a_refused_key_or_model_is_one_clear_line(corpus: Corpus, server: Server
         caption_clips(corpus, config(server))
 
 
-def test_shards_take_the_captions_that_there_are_and_the_sentence_elsewhere(corpus: Corpus, server: Server) -> None:
+def test_shards_take_the_captions_that_there_are_and_the_sentence_elsewhere(
+    corpus: Corpus, server: Server
+) -> None:
     caption_clips(corpus, config(server, budget_requests=1, concurrency=1))
     told = {captions_of(corpus, CaptionConfig())(row)[1] for row in corpus.read("clips").to_pylist()}
     assert told == {"qwen", "measurements-v1"}
@@ -222,17 +261,33 @@ def test_missing_things_are_named(corpus: Corpus, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_local_model_describes_clips(corpus: Corpus, tmp_path: Path) -> None:
-    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(90))]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = size | {"vocab_size": len(words), "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text = size | {
+        "vocab_size": len(words),
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+        "pad_token_id": 0,
+    }
     text |= {"encoder_hidden_size": 16}
-    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8}))
+    model = BlipForConditionalGeneration(
+        BlipConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8})
+    )
     model.save_pretrained(tmp_path / "model")
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(tmp_path / "model")
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(
+        tmp_path / "model"
+    )
     local = CaptionConfig(backend="transformers", model=str(tmp_path / "model"), max_tokens=12, min_words=1)
     summary = caption_clips(corpus, local)
     assert summary.captioned + sum(summary.failed.values()) == 6

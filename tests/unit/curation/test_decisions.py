@@ -5,19 +5,22 @@ from typing import Any
 
 import pytest
 
-from curation.captions import MODEL, caption
-from curation.config import SplitConfig
-from curation.decisions import decide, decided_policy
-from curation.policy import load_policy, parse_policy
-from shards.corpus import Corpus
-from shards.errors import UserError
+from uniavgen.curation.captions.embedded_captions import MODEL, caption
+from uniavgen.curation.config import SplitConfig
+from uniavgen.curation.policy.decisions import decide, decided_policy
+from uniavgen.curation.policy.rules import load_policy, parse_policy
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
 
 Make = Callable[..., Any]
 
 
 def rows(make_clip: Make) -> list[dict[str, Any]]:
     good = [make_clip(f"src{i}", 2.0 * j, person) for i, person in enumerate("aabbcc") for j in range(3)]
-    bad = [make_clip("src6", 0.0, "d", language="ru"), make_clip("src6", 2.0, "d", face_height_px=None, snr_db=1.0)]
+    bad = [
+        make_clip("src6", 0.0, "d", language="ru"),
+        make_clip("src6", 2.0, "d", face_height_px=None, snr_db=1.0),
+    ]
     return good + bad
 
 
@@ -38,7 +41,9 @@ def test_every_clip_gets_a_decision_with_its_reason_and_side(make_corpus: Make, 
 def test_train_and_val_share_no_voice_across_sources(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus(rows(make_clip))
     decide(corpus, load_policy("default"))
-    found = corpus.query("SELECT right(speaker, 1) AS person, split FROM clips JOIN decisions USING (clip_id) WHERE kept")
+    found = corpus.query(
+        "SELECT right(speaker, 1) AS person, split FROM clips JOIN decisions USING (clip_id) WHERE kept"
+    )
     pairs = {(row["person"], row["split"]) for row in found.to_pylist()}
     assert len(pairs) == 3
     assert {split for _, split in pairs} == {"train", "val"}
@@ -56,10 +61,14 @@ def test_deciding_the_same_again_writes_nothing(make_corpus: Make, make_clip: Ma
 def test_another_policy_moves_no_clip_to_the_other_side(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus(rows(make_clip))
     decide(corpus, load_policy("default"), SplitConfig(val_share=0.3))
-    before = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    before = dict(
+        zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True)
+    )
     loose = parse_policy("extends: default\ndrop: [language]\nrules: []", where="loose")
     summary = decide(corpus, loose, SplitConfig(val_share=0.3))
-    after = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    after = dict(
+        zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True)
+    )
     assert summary.kept == 19
     assert after == before
 

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.config import DuplicateConfig
-from curation.decisions import decide
-from curation.duplicates import duplicates
-from curation.policy import load_policy
-from curation.similar import Anchors, find_pairs, fit, sound_prints, video_prints
-from ingest.child import ffmpeg_path
-from ingest.fingerprints import VideoHasher, sound_hash, sound_span, text_hash, video_hash
-from shards.clock import VIDEO_FPS
-from shards.corpus import Corpus, clip_id
-from shards.hashes import MIRRORED
-from shards.weights import resolve
+from uniavgen.curation.config import DuplicateConfig
+from uniavgen.curation.duplicates.groups import duplicates
+from uniavgen.curation.duplicates.similar_pairs import Anchors, find_pairs, fit, sound_prints, video_prints
+from uniavgen.curation.policy.decisions import decide
+from uniavgen.curation.policy.rules import load_policy
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, sound_span, text_hash, video_hash
+from uniavgen.shards.corpus.fingerprints import MIRRORED
+from uniavgen.shards.corpus.tables import Corpus, clip_id
+from uniavgen.shards.timing import VIDEO_FPS
+from uniavgen.shards.weights import resolve
 
 SIDE = 192
 FILM_S = 12.0
@@ -56,7 +56,20 @@ def encoded(path: Path, picture: np.ndarray, sound: np.ndarray) -> Path:
     return path
 
 
-CODECS = ["-c:v", "libx264", "-preset", "ultrafast", "-crf", 20, "-pix_fmt", "yuv420p", "-c:a", "aac", "-b:a", "64k"]
+CODECS = [
+    "-c:v",
+    "libx264",
+    "-preset",
+    "ultrafast",
+    "-crf",
+    20,
+    "-pix_fmt",
+    "yuv420p",
+    "-c:a",
+    "aac",
+    "-b:a",
+    "64k",
+]
 VARIANTS: dict[str, list[object]] = {
     "half": ["-c:v", "libx264", "-preset", "ultrafast", "-b:v", "90k", "-c:a", "aac", "-b:a", "32k"],
     "crop": ["-vf", "crop=trunc(iw*0.45)*2:trunc(ih*0.45)*2", *CODECS],
@@ -79,12 +92,18 @@ def measured(path: Path, name: str, spans: list[tuple[float, float]]) -> list[di
         low, high = (round(at * 16000) for at in sound_span(start, end))
         rows.append(
             {
-                "clip_id": clip_id(name, start, end), "source_id": name, "start_s": start, "end_s": end,
-                "duration_s": end - start, "width_px": 640.0, "height_px": 480.0,
-                "video_hash": video_hash(hasher.hashes(), start, end), "sound_hash": sound_hash(pcm[low:high]),
+                "clip_id": clip_id(name, start, end),
+                "source_id": name,
+                "start_s": start,
+                "end_s": end,
+                "duration_s": end - start,
+                "width_px": 640.0,
+                "height_px": 480.0,
+                "video_hash": video_hash(hasher.hashes(), start, end),
+                "sound_hash": sound_hash(pcm[low:high]),
                 "text_hash": text_hash(f"{name} {start}"),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -101,7 +120,10 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     assert spec.origin is not None
     speech, _ = soundfile.read(Path(spec.origin).parent / "sample" / "sample.wav", dtype="int16")
     length = round(FILM_S * 16000)
-    pictures, sounds = [moving_portrait(1), moving_portrait(2)], [speech[16000 : 16000 + length], speech[14 * 16000 :][:length]]
+    pictures, sounds = (
+        [moving_portrait(1), moving_portrait(2)],
+        [speech[16000 : 16000 + length], speech[14 * 16000 :][:length]],
+    )
     paths = {
         "one": encoded(folder / "one.mp4", pictures[0], sounds[0]),
         "two": encoded(folder / "two.mp4", pictures[1], sounds[1]),
@@ -128,7 +150,9 @@ def verdicts(rows: list[dict[str, Any]], rejected: tuple[str, ...] = ()) -> pa.T
     return pa.table({"clip_id": names, "kept": [name not in rejected for name in names]})
 
 
-def groups(folder: Path, rows: list[dict[str, Any]], config: DuplicateConfig | None = None) -> dict[str, dict[str, Any]]:
+def groups(
+    folder: Path, rows: list[dict[str, Any]], config: DuplicateConfig | None = None
+) -> dict[str, dict[str, Any]]:
     found = duplicates(corpus_of(folder, rows), verdicts(rows), config or DuplicateConfig())
     return {row["clip_id"]: row for row in found.to_pylist()}
 
@@ -137,10 +161,15 @@ def groups(folder: Path, rows: list[dict[str, Any]], config: DuplicateConfig | N
 @pytest.mark.parametrize(
     ("variant", "kinds"),
     [
-        ("half", {"copy"}), ("flip", {"copy"}), ("fast", {"copy"}), ("late", {"copy", "overlap"}),
-        ("crop", {"copy", "same-sound"}), ("dubbed", {"same-picture"}), ("other-face", {"same-sound"}),
+        ("half", {"copy"}),
+        ("flip", {"copy"}),
+        ("fast", {"copy"}),
+        ("late", {"copy", "overlap"}),
+        ("crop", {"copy", "same-sound"}),
+        ("dubbed", {"same-picture"}),
+        ("other-face", {"same-sound"}),
     ],
-)  # fmt: skip
+)
 def test_a_planted_copy_is_found_and_named(
     films: dict[str, list[dict[str, Any]]], variant: str, kinds: set[str], tmp_path: Path
 ) -> None:
@@ -166,11 +195,19 @@ def planted(name: str, start: int, seconds: float = 5.0, at_s: float = 0.0, **ch
     video, sound = draw.integers(1, 2**63, 200), draw.integers(1, 2**32, 400)
     first, heard = round((at_s + 0.5) * 4), round(at_s / (1365 / 11025))
     return {
-        "clip_id": name, "source_id": name, "start_s": at_s, "end_s": at_s + seconds, "duration_s": seconds,
-        "width_px": 640.0, "height_px": 480.0, "dnsmos_overall": 3.0, "bits_per_pixel": 0.1,
+        "clip_id": name,
+        "source_id": name,
+        "start_s": at_s,
+        "end_s": at_s + seconds,
+        "duration_s": seconds,
+        "width_px": 640.0,
+        "height_px": 480.0,
+        "dnsmos_overall": 3.0,
+        "bits_per_pixel": 0.1,
         "video_hash": video[first : first + round((seconds - 1) * 4) + 1].tolist(),
-        "sound_hash": sound[heard : heard + round((seconds - 2.7) / (1365 / 11025)) + 1].tolist(), **changes,
-    }  # fmt: skip
+        "sound_hash": sound[heard : heard + round((seconds - 2.7) / (1365 / 11025)) + 1].tolist(),
+        **changes,
+    }
 
 
 def kept(found: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -180,10 +217,14 @@ def kept(found: dict[str, dict[str, Any]]) -> dict[str, str]:
 @pytest.mark.parametrize(
     "better",
     [
-        {"width_px": 1280.0, "height_px": 960.0}, {"dnsmos_overall": 3.6}, {"bits_per_pixel": 0.3},
+        {"width_px": 1280.0, "height_px": 960.0},
+        {"dnsmos_overall": 3.6},
+        {"bits_per_pixel": 0.3},
     ],
-)  # fmt: skip
-def test_the_copy_with_more_picture_or_better_sound_is_kept_whatever_its_name(better: dict[str, Any], tmp_path: Path) -> None:
+)
+def test_the_copy_with_more_picture_or_better_sound_is_kept_whatever_its_name(
+    better: dict[str, Any], tmp_path: Path
+) -> None:
     rows = [planted("a", 1), planted("z", 1, **better), planted("m", 1), planted("other", 2)]
     assert kept(groups(tmp_path / "corpus", rows)) == {"a": "z", "z": "z", "m": "z"}
 
@@ -197,7 +238,11 @@ def test_a_hundred_copies_of_one_clip_leave_one(tmp_path: Path) -> None:
 
 
 def test_of_a_chain_of_overlaps_those_that_share_nothing_are_both_kept(tmp_path: Path) -> None:
-    rows = [planted("a", 1, 6.0, 0.0), planted("b", 1, 6.0, 3.0), planted("c", 1, 6.0, 6.0, dnsmos_overall=4.0)]
+    rows = [
+        planted("a", 1, 6.0, 0.0),
+        planted("b", 1, 6.0, 3.0),
+        planted("c", 1, 6.0, 6.0, dnsmos_overall=4.0),
+    ]
     assert kept(groups(tmp_path / "corpus", rows)) == {"c": "c", "b": "c"}
 
 
@@ -209,16 +254,27 @@ def test_a_kind_that_is_not_asked_for_is_left_alone(tmp_path: Path) -> None:
     dubbed = planted("b", 1) | {"sound_hash": planted("x", 3)["sound_hash"]}
     rows = [planted("a", 1), dubbed]
     corpus = corpus_of(tmp_path / "corpus", rows)
-    assert duplicates(corpus, verdicts(rows), DuplicateConfig())["kind"].to_pylist() == ["kept", "same-picture"]
+    assert duplicates(corpus, verdicts(rows), DuplicateConfig())["kind"].to_pylist() == [
+        "kept",
+        "same-picture",
+    ]
     assert len(duplicates(corpus, verdicts(rows), DuplicateConfig(kinds=["copy", "same-sound"]))) == 0
 
 
 def test_a_tone_a_silence_and_still_pictures_make_no_copies(tmp_path: Path) -> None:
-    blank = [planted(f"c{i}", i) | {"video_hash": [0] * 17, "sound_hash": [627964279] * 19 if i % 2 else []} for i in range(6)]
-    assert groups(tmp_path / "corpus", [*blank, planted("x", 9) | {"video_hash": None, "sound_hash": None}]) == {}
+    blank = [
+        planted(f"c{i}", i) | {"video_hash": [0] * 17, "sound_hash": [627964279] * 19 if i % 2 else []}
+        for i in range(6)
+    ]
+    assert (
+        groups(tmp_path / "corpus", [*blank, planted("x", 9) | {"video_hash": None, "sound_hash": None}])
+        == {}
+    )
 
 
-@given(st.lists(st.integers(0, 1), min_size=3, max_size=5), st.lists(st.integers(1, 3), min_size=5, max_size=5))
+@given(
+    st.lists(st.integers(0, 1), min_size=3, max_size=5), st.lists(st.integers(1, 3), min_size=5, max_size=5)
+)
 @settings(max_examples=5, deadline=None)
 def test_worse_copies_that_come_later_never_displace_a_kept_one(
     tmp_path_factory: pytest.TempPathFactory, films: list[int], sizes: list[int]
@@ -236,7 +292,9 @@ def test_worse_copies_that_come_later_never_displace_a_kept_one(
         lost = {r["clip_id"] for r in found.to_pylist() if r["clip_id"] != r["kept_clip"]}
         for name, width in before.items():
             if name in lost:
-                newcomer_wins = row["video_hash"] == planted("", film)["video_hash"] and row["width_px"] > width
+                newcomer_wins = (
+                    row["video_hash"] == planted("", film)["video_hash"] and row["width_px"] > width
+                )
                 assert newcomer_wins
         before = {r["clip_id"]: r["width_px"] for r in known if r["clip_id"] not in lost}
         corpus.upsert("decisions", [{"clip_id": r["clip_id"], "kept": r["clip_id"] in before} for r in known])
@@ -260,7 +318,9 @@ def test_decisions_name_the_reason_and_a_rejected_best_copy_leaves_the_next(
     assert [reasons[row["clip_id"]] for row in rows] == ["luma", "", "duplicate", ""]
     assert summary.reasons == {"luma": 1, "duplicate": 1}
     assert not decide(corpus, load_policy("default")).written
-    assert decide(corpus, load_policy("default"), copies=DuplicateConfig(enabled=False)).reasons == {"luma": 1}
+    assert decide(corpus, load_policy("default"), copies=DuplicateConfig(enabled=False)).reasons == {
+        "luma": 1
+    }
 
 
 def test_pairs_are_found_once_for_a_state_of_the_clips(tmp_path: Path) -> None:

@@ -10,24 +10,36 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT
 
-from curation.captioning import captions_of
-from curation.config import CaptionConfig, SplitConfig
-from curation.decisions import decide
-from curation.forgetting import find_source, find_speaker, forget, unfinished
-from curation.policy import judge, load_policy
-from shards.corpus import Corpus
-from shards.erasure import TOMBSTONES, tombstones
-from shards.errors import UserError
-from shards.latents import LOCK, LatentCache, LatentSample, cache_folders, latents_digest, write_manifest, write_sidecar
-from shards.plan import ShardConfig, manifest_in_force, shard_keys
-from shards.publish import publish_shards
-from shards.tars import put_in_place
-from shards.writer import write_shards
+from uniavgen.curation.captions.vlm_captions import captions_of
+from uniavgen.curation.config import CaptionConfig, SplitConfig
+from uniavgen.curation.deletion import find_source, find_speaker, forget, unfinished
+from uniavgen.curation.policy.decisions import decide
+from uniavgen.curation.policy.rules import judge, load_policy
+from uniavgen.shards.corpus.deletion import TOMBSTONES, tombstones
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.latents.cache import (
+    LOCK,
+    LatentCache,
+    LatentSample,
+    cache_folders,
+    latents_digest,
+    write_manifest,
+    write_sidecar,
+)
+from uniavgen.shards.tar.tars import put_in_place
+from uniavgen.shards.write.plan import ShardConfig, manifest_in_force, shard_keys
+from uniavgen.shards.write.publish import publish_shards
+from uniavgen.shards.write.writer import write_shards
 
 Make = Callable[..., Any]
 SECRET = "xylophone"
-TALK = {"transcript": f"the {SECRET} was mine", "words": [{"text": SECRET, "start_s": 0.1, "end_s": 0.5, "score": 0.9}]}
+TALK = {
+    "transcript": f"the {SECRET} was mine",
+    "words": [{"text": SECRET, "start_s": 0.1, "end_s": 0.5, "score": 0.9}],
+}
 
 
 def trace(root: Path, *needles: str) -> list[str]:
@@ -79,13 +91,25 @@ def cache_latents(corpus: Corpus) -> None:
     shards = corpus.root / "shards"
     entries, folder = manifest_in_force(shards).entries, shards / "latents" / latents_digest({"windows": 1})  # type: ignore[union-attr]
     folder.mkdir(parents=True)
-    arrays = {name: np.zeros((1, 2), np.float16) for name in ("video", "reference", "face", "mel", "reference_mel", "caption")}
-    flags = {"start": np.zeros(1, np.int32), "reference_inside": np.ones(1, bool), "caption_mask": np.ones(1, bool)}
-    spoken = {row["clip_id"]: row["transcript"] for row in corpus.read("clips", ["clip_id", "transcript"]).to_pylist()}
+    arrays = {
+        name: np.zeros((1, 2), np.float16)
+        for name in ("video", "reference", "face", "mel", "reference_mel", "caption")
+    }
+    flags = {
+        "start": np.zeros(1, np.int32),
+        "reference_inside": np.ones(1, bool),
+        "caption_mask": np.ones(1, bool),
+    }
+    spoken = {
+        row["clip_id"]: row["transcript"]
+        for row in corpus.read("clips", ["clip_id", "transcript"]).to_pylist()
+    }
     made = []
     for entry in entries:
         first, *others = shard_keys(shards, entry)
-        found = [(key, LatentSample(**arrays, **flags, speech=np.array([spoken[key].encode()]))) for key in others]
+        found = [
+            (key, LatentSample(**arrays, **flags, speech=np.array([spoken[key].encode()]))) for key in others
+        ]
         part = write_sidecar(folder, entry.name, entry.sha256, [(first, "short-clip"), *found])
         put_in_place(folder, part.part, part.entry)
         made.append(part.entry)
@@ -94,13 +118,19 @@ def cache_latents(corpus: Corpus) -> None:
 
 
 def sidecars(corpus: Corpus) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for folder in cache_folders(corpus.root / "shards") for path in folder.glob("*.tar")}
+    return {
+        path.name: path.read_bytes()
+        for folder in cache_folders(corpus.root / "shards")
+        for path in folder.glob("*.tar")
+    }
 
 
 def test_sidecars_of_others_stay_and_those_of_the_forgotten_are_named_by_no_manifest(corpus: Corpus) -> None:
     before, target = sidecars(corpus), find_source(corpus, "src_again")
     shards = corpus.root / "shards"
-    (affected,) = [e.name for e in manifest_in_force(shards).entries if target.clips & set(shard_keys(shards, e))]  # type: ignore[union-attr]
+    (affected,) = [
+        e.name for e in manifest_in_force(shards).entries if target.clips & set(shard_keys(shards, e))
+    ]  # type: ignore[union-attr]
     forget(corpus, target)
     assert sidecars(corpus) == {name: data for name, data in before.items() if name != affected}
     (folder,) = cache_folders(shards)
@@ -113,7 +143,10 @@ def test_sidecars_of_others_stay_and_those_of_the_forgotten_are_named_by_no_mani
 def test_nothing_is_forgotten_while_latents_are_made(corpus: Corpus) -> None:
     from filelock import FileLock
 
-    with FileLock(corpus.root / LOCK), pytest.raises(UserError, match="another run makes, copies or forgets latents"):
+    with (
+        FileLock(corpus.root / LOCK),
+        pytest.raises(UserError, match="another run makes, copies or forgets latents"),
+    ):
         forget(corpus, find_source(corpus, "src_again"))
     assert not unfinished(corpus)
 
@@ -127,7 +160,14 @@ def test_a_forgotten_source_leaves_no_trace_and_nothing_else_changes(corpus: Cor
     before = {path: path.read_bytes() for path in (corpus.root / "shards").glob("*.tar")}
     gone = corpus.query("SELECT clip_id FROM clips WHERE source_id = 'src_secret'")["clip_id"].to_pylist()
     before_it = trace(corpus.root, "src_secret", *gone)
-    assert {name.split("/")[0] for name in before_it} >= {"clips", "sources", "media", "decisions", "measured", "shards"}
+    assert {name.split("/")[0] for name in before_it} >= {
+        "clips",
+        "sources",
+        "media",
+        "decisions",
+        "measured",
+        "shards",
+    }
     assert any(name.startswith("shards/latents/") for name in before_it)
     done = forget(corpus, find_source(corpus, "src_secret.mp4"))
     written = shard(corpus)
@@ -154,20 +194,26 @@ def test_a_forgotten_speaker_goes_from_every_source_and_others_stay(corpus: Corp
 
 
 def test_a_clip_keeps_its_side_when_others_are_forgotten(corpus: Corpus) -> None:
-    sides = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    sides = dict(
+        zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True)
+    )
     target = find_source(corpus, "src_again")
     forget(corpus, target)
     decide(corpus, load_policy("default"))
-    after = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    after = dict(
+        zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True)
+    )
     assert after == {clip: side for clip, side in sides.items() if clip not in target.clips}
 
 
-def test_decisions_over_which_something_was_forgotten_are_not_written(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decisions_over_which_something_was_forgotten_are_not_written(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def forgetting_midway(*args: Any) -> Any:
         forget(Corpus.open(corpus.root), find_source(corpus, "src_again"))
         return judge(*args)
 
-    monkeypatch.setattr("curation.decisions.judge", forgetting_midway)
+    monkeypatch.setattr("uniavgen.curation.policy.decisions.judge", forgetting_midway)
     with pytest.raises(UserError, match="something was forgotten meanwhile"):
         decide(corpus, load_policy("pretrain"))
     monkeypatch.undo()
@@ -179,13 +225,18 @@ def test_decisions_over_which_something_was_forgotten_are_not_written(corpus: Co
 def test_forget_waits_for_who_is_at_the_shards_and_names_their_copies(corpus: Corpus, tmp_path: Path) -> None:
     from filelock import FileLock
 
-    from orchestration.config import Config
-    from orchestration.forgetting import forget_from_corpus
+    from uniavgen.orchestration.commands.forget import forget_from_corpus
+    from uniavgen.orchestration.config import Config
 
-    settings = Config.model_validate({"shard": {"max_samples": 2}, "tracking": {"folder": str(tmp_path / "mlflow")}})
+    settings = Config.model_validate(
+        {"shard": {"max_samples": 2}, "tracking": {"folder": str(tmp_path / "mlflow")}}
+    )
     copy = tmp_path / "copy"
     publish_shards(corpus.root / "shards", str(copy))
-    with FileLock(corpus.root / ".shards.lock"), pytest.raises(UserError, match=r"nothing was forgotten.*shard --to") as busy:
+    with (
+        FileLock(corpus.root / ".shards.lock"),
+        pytest.raises(UserError, match=r"nothing was forgotten.*shard --to") as busy,
+    ):
         forget_from_corpus(corpus.root, settings, "src_again", None)
     assert busy.value.kind == "busy"
     assert len(corpus.query("SELECT * FROM clips WHERE source_id = 'src_again'")) == 1
@@ -197,11 +248,15 @@ def test_forget_waits_for_who_is_at_the_shards_and_names_their_copies(corpus: Co
     assert trace(copy, "src_again") == []
     lost = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][0].as_py()
     corpus.media_path(lost, "flac").unlink()
-    with pytest.raises(UserError, match="forgotten everywhere but in the shards.*media of 1 kept clips are missing"):
+    with pytest.raises(
+        UserError, match="forgotten everywhere but in the shards.*media of 1 kept clips are missing"
+    ):
         forget_from_corpus(corpus.root, settings, "src_secret", None)
 
 
-@pytest.mark.parametrize(("name", "complaint"), [("nobody.mp4", "no such source"), ("src", "sources are meant")])
+@pytest.mark.parametrize(
+    ("name", "complaint"), [("nobody.mp4", "no such source"), ("src", "sources are meant")]
+)
 def test_a_name_that_means_none_or_several_is_refused(corpus: Corpus, name: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         find_source(corpus, name)
@@ -211,8 +266,8 @@ def test_a_name_that_means_none_or_several_is_refused(corpus: Corpus, name: str,
 
 KILLED = """
 import os, sys
-import curation.forgetting as f, shards.erasure as e
-from shards.corpus import Corpus
+import uniavgen.curation.deletion as f, uniavgen.shards.corpus.deletion as e
+from uniavgen.shards.corpus.tables import Corpus
 calls = 0
 def dying(module, name):
     real = getattr(module, name)
@@ -233,11 +288,13 @@ f.forget(corpus, f.find_source(corpus, "src_secret"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("instant", [1, 2, 3, 6, 9, 11, 14])
-def test_killed_at_any_instant_the_next_forget_finishes_it(corpus: Corpus, tmp_path: Path, instant: int) -> None:
+def test_killed_at_any_instant_the_next_forget_finishes_it(
+    corpus: Corpus, tmp_path: Path, instant: int
+) -> None:
     root = tmp_path / "killed"
     shutil.copytree(corpus.root, root)
     command = [sys.executable, "-c", KILLED, str(root), str(instant)]
-    assert subprocess.run(command, cwd=Path(__file__).parents[3], env=os.environ).returncode == 9
+    assert subprocess.run(command, cwd=ROOT, env=os.environ).returncode == 9
     other = Corpus.open(root)
     assert unfinished(other)
     forget(other, find_source(other, "src_again"))

@@ -6,32 +6,39 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation.config import SplitConfig
-from curation.decisions import BOTH_SIDES, decide
-from curation.identities import Near, components, likeness, nearest, pairs_above, unit_vectors
-from curation.policy import load_policy
-from curation.splits import NEITHER, VAL, Group, assign_sides
-from shards.corpus import Corpus
-from shards.errors import UserError
+from uniavgen.curation.config import SplitConfig
+from uniavgen.curation.people.identities import Near, components, likeness, nearest, pairs_above, unit_vectors
+from uniavgen.curation.people.splits import NEITHER, VAL, Group, assign_sides
+from uniavgen.curation.policy.decisions import BOTH_SIDES, decide
+from uniavgen.curation.policy.rules import load_policy
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
 
 Make = Callable[..., Any]
 PEOPLE = np.random.default_rng(0).standard_normal((40, 192))
 
 
 def voice(person: int, noise: float = 0.02, seed: int = 0) -> list[float]:
-    return (PEOPLE[person] + noise * np.random.default_rng(seed).standard_normal(192)).astype(np.float32).tolist()
+    return (
+        (PEOPLE[person] + noise * np.random.default_rng(seed).standard_normal(192))
+        .astype(np.float32)
+        .tolist()
+    )
 
 
 def named(corpus: Corpus, config: SplitConfig) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
     alike = likeness(corpus, config)
-    same, near = [{tuple(sorted(alike.speakers[i] for i in pair)) for pair in pairs} for pairs in (alike.same, alike.near)]
+    same, near = [
+        {tuple(sorted(alike.speakers[i] for i in pair)) for pair in pairs}
+        for pairs in (alike.same, alike.near)
+    ]
     return same, near  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("first_new", [0, 11, 24])
 def test_pairs_in_blocks_equal_those_of_a_naive_loop(first_new: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation.identities._BLOCK", 7)
-    monkeypatch.setattr("curation.identities._TILE", 9)
+    monkeypatch.setattr("uniavgen.curation.people.identities._BLOCK", 7)
+    monkeypatch.setattr("uniavgen.curation.people.identities._TILE", 9)
     of = [i // 2 for i in range(60)]  # two vectors a speaker
     rows = [np.array(voice(speaker % 13, 0.5, i)) for i, speaker in enumerate(of)]
     pairs, cosines = pairs_above(unit_vectors(of, rows, "voice"), 0.5, first_new)
@@ -46,9 +53,11 @@ def test_pairs_in_blocks_equal_those_of_a_naive_loop(first_new: int, monkeypatch
     assert (cosines >= 0.5).all()
 
 
-def test_of_too_many_pairs_the_nearest_are_held_and_all_that_are_surely_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation.identities._BLOCK", 7)
-    monkeypatch.setattr("curation.identities._TILE", 9)
+def test_of_too_many_pairs_the_nearest_are_held_and_all_that_are_surely_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("uniavgen.curation.people.identities._BLOCK", 7)
+    monkeypatch.setattr("uniavgen.curation.people.identities._TILE", 9)
     vectors = unit_vectors(range(90), list(np.random.default_rng(1).standard_normal((90, 6))), "voice")
     cosines = np.triu(vectors.matrix @ vectors.matrix.T, 1)
     ranked = np.sort(cosines[cosines >= 0.2])[::-1]
@@ -64,7 +73,7 @@ def test_of_too_many_pairs_the_nearest_are_held_and_all_that_are_surely_one(monk
 def test_of_persons_near_each_other_the_nearest_pairs_count_and_two_of_one_person_take_no_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("curation.identities.LEAST_NEAR", 2)
+    monkeypatch.setattr("uniavgen.curation.people.identities.LEAST_NEAR", 2)
     labels = np.array([0, 0, 1, 2, 3, 3])  # four persons, so two pairs of them may be near
     rows = [
         (0, 1, 0.59, 0),
@@ -76,7 +85,9 @@ def test_of_persons_near_each_other_the_nearest_pairs_count_and_two_of_one_perso
         (0, 5, 0.95, 1),
     ]
     near = Near(
-        np.array([row[:2] for row in rows]), np.array([row[2] for row in rows], np.float32), np.array([r[3] for r in rows])
+        np.array([row[:2] for row in rows]),
+        np.array([row[2] for row in rows], np.float32),
+        np.array([r[3] for r in rows]),
     )
     pairs, cut = nearest(labels, near)
     assert {tuple(pair) for pair in pairs.tolist()} == {(0, 2), (1, 2), (2, 3), (0, 5)}
@@ -91,7 +102,10 @@ def test_luck_among_thousands_leaves_few_without_a_side() -> None:
     assert len(pairs) > 20 * count  # each is near forty others, all of them strangers
     near, _ = nearest(np.arange(count), Near(pairs, cosines, np.zeros(len(pairs), int)))
     groups = [Group((f"s{i}",), 10.0) for i in range(count)]
-    sides = {name: assign_sides(groups, map(tuple, found.tolist()), config) for name, found in (("all", pairs), ("few", near))}
+    sides = {
+        name: assign_sides(groups, map(tuple, found.tolist()), config)
+        for name, found in (("all", pairs), ("few", near))
+    }
     assert sides["all"].count(NEITHER) > 0.8 * count
     assert sides["few"].count(NEITHER) < 0.1 * count
     assert sides["few"].count(VAL) == pytest.approx(0.1 * count, rel=0.2)
@@ -111,7 +125,9 @@ def test_unusable_vectors_count_as_none_and_two_models_are_refused() -> None:
         unit_vectors([0, 1], [np.ones(192), np.ones(256)], "voice")
 
 
-def test_what_was_compared_is_not_compared_again(make_corpus: Make, make_clip: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_compared_is_not_compared_again(
+    make_corpus: Make, make_clip: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [make_clip(f"s{i}", 0.0, "p", voice=voice(i % 3, seed=i)) for i in range(9)]
     corpus, config = make_corpus(rows), SplitConfig()
     first = named(corpus, config)
@@ -119,7 +135,8 @@ def test_what_was_compared_is_not_compared_again(make_corpus: Make, make_clip: M
     assert first[1] == set()
     compared = []
     monkeypatch.setattr(
-        "curation.identities.pairs_above", lambda *args, **kw: compared.append(args) or pairs_above(*args, **kw)
+        "uniavgen.curation.people.identities.pairs_above",
+        lambda *args, **kw: compared.append(args) or pairs_above(*args, **kw),
     )
     assert named(corpus, config) == first
     assert compared == []
@@ -143,24 +160,36 @@ def test_a_source_measured_anew_is_compared_anew(make_corpus: Make, make_clip: M
     assert named(corpus, SplitConfig())[0] == set()
 
 
-def test_faces_of_two_models_are_refused_though_their_vectors_are_of_one_length(make_corpus: Make, make_clip: Make) -> None:
+def test_faces_of_two_models_are_refused_though_their_vectors_are_of_one_length(
+    make_corpus: Make, make_clip: Make
+) -> None:
     face = np.eye(128, dtype=np.float32)[0].tolist()
-    rows = [make_clip(f"s{i}", 0.0, "p", face=face, versions={"face_vectors": m}) for i, m in enumerate(("dlib", "sface"))]
+    rows = [
+        make_clip(f"s{i}", 0.0, "p", face=face, versions={"face_vectors": m})
+        for i, m in enumerate(("dlib", "sface"))
+    ]
     with pytest.raises(UserError, match="two models: dlib, sface"):
         likeness(make_corpus(rows), SplitConfig())
 
 
 def test_a_face_joins_what_voices_do_not(make_corpus: Make, make_clip: Make) -> None:
     face = np.eye(128, dtype=np.float32)[0].tolist()
-    rows = [make_clip("s0", 0.0, "p", voice=voice(0), face=face), make_clip("s1", 0.0, "p", voice=voice(1), face=face)]
+    rows = [
+        make_clip("s0", 0.0, "p", voice=voice(0), face=face),
+        make_clip("s1", 0.0, "p", voice=voice(1), face=face),
+    ]
     assert named(make_corpus(rows), SplitConfig())[0] == {("s0-p", "s1-p")}
 
 
 def test_no_planted_person_leaks_and_a_go_between_is_left_out(make_corpus: Make, make_clip: Make) -> None:
-    rows = [make_clip(f"s{i:02d}", 2.0 * j, "p", voice=voice(i % 12, seed=i)) for i in range(36) for j in range(2)]
+    rows = [
+        make_clip(f"s{i:02d}", 2.0 * j, "p", voice=voice(i % 12, seed=i)) for i in range(36) for j in range(2)
+    ]
     corpus = make_corpus(rows)
     decide(corpus, load_policy("default"), SplitConfig(val_share=0.3))
-    sides = dict(zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True))
+    sides = dict(
+        zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True)
+    )
     for person in range(12):
         assert len({sides[row["clip_id"]] for i, row in enumerate(rows) if i // 2 % 12 == person}) == 1
     assert set(sides.values()) == {"train", "val"}
@@ -169,7 +198,9 @@ def test_no_planted_person_leaks_and_a_go_between_is_left_out(make_corpus: Make,
     unit = PEOPLE / np.linalg.norm(PEOPLE, axis=1, keepdims=True)
     between = make_clip("zz", 0.0, "x", voice=(unit[train] + unit[val]).astype(np.float32).tolist())
     corpus.upsert("clips", [between])
-    summary = decide(corpus, load_policy("default"), SplitConfig(val_share=0.3, same_voice=0.8, near_voice=0.5))
+    summary = decide(
+        corpus, load_policy("default"), SplitConfig(val_share=0.3, same_voice=0.8, near_voice=0.5)
+    )
     after = {row["clip_id"]: row for row in corpus.read("decisions").to_pylist()}
     assert (after[between["clip_id"]]["kept"], after[between["clip_id"]]["reason"]) == (False, BOTH_SIDES)
     assert summary.reasons == {BOTH_SIDES: 1}

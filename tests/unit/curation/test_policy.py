@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.policy import Policy, Rule, funnel, judge, load_policy, parse_policy, policy_from, policy_names
-from shards.corpus import schema
-from shards.errors import UserError
+from uniavgen.curation.policy.rules import (
+    Policy,
+    Rule,
+    funnel,
+    judge,
+    load_policy,
+    parse_policy,
+    policy_from,
+    policy_names,
+)
+from uniavgen.shards.corpus.tables import schema
+from uniavgen.shards.errors import UserError
 
 NUMBERS = ("snr_db", "luma", "fps")
 
@@ -46,13 +55,17 @@ def table(rows: list[dict[str, Any]]) -> Any:
 
 
 def policy(*rules: dict[str, Any]) -> Policy:
-    filled = [{"name": f"r{i}", "says": "a sentence", "source": "test", **rule} for i, rule in enumerate(rules)]
+    filled = [
+        {"name": f"r{i}", "says": "a sentence", "source": "test", **rule} for i, rule in enumerate(rules)
+    ]
     return policy_from({"name": "test", "rules": filled}, where="test")
 
 
 numbers = st.sampled_from([None, math.nan, -1.5, 0.0, 1.0, 2.0, 1e300, math.inf])
 bounds = st.sampled_from([-1.5, 0.0, 1.0, 1.5, 2.0])
-clips = st.fixed_dictionaries(dict.fromkeys(NUMBERS, numbers) | {"language": st.sampled_from([None, "", "en", "ru", "it's"])})
+clips = st.fixed_dictionaries(
+    dict.fromkeys(NUMBERS, numbers) | {"language": st.sampled_from([None, "", "en", "ru", "it's"])}
+)
 numeric_rule = st.fixed_dictionaries(
     {"column": st.sampled_from(NUMBERS)},
     optional={"min": bounds, "max": bounds, "equals": bounds, "in": st.lists(bounds, min_size=1, max_size=3)},
@@ -66,7 +79,9 @@ rules = st.tuples(numeric_rule | text_rule, st.just({}) | conditions).map(lambda
 
 @given(st.lists(clips, min_size=1, max_size=12), st.lists(rules, min_size=1, max_size=5))
 @settings(max_examples=40, deadline=None)
-def test_the_compiled_query_agrees_with_a_naive_evaluator(rows: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> None:
+def test_the_compiled_query_agrees_with_a_naive_evaluator(
+    rows: list[dict[str, Any]], chosen: list[dict[str, Any]]
+) -> None:
     made = policy(*chosen)
     verdicts = [[naive_verdict(rule, row) for rule in made.rules] for row in rows]
     failures = [[verdict for verdict in row if verdict not in (None, "-")] for row in verdicts]
@@ -139,7 +154,10 @@ def test_a_wrong_rule_is_told_in_one_line_that_names_it(rule: dict[str, Any], te
         ("name: x\nruels: []\nrules: []", "did you mean 'rules'"),
         ("extends: defualt\nrules: []", "did you mean 'default'"),
         ("extends: default\ndrop: [snrr]\nrules: []", "did you mean 'snr'"),
-        ("rules: [{name: a, says: x, source: y, sql: 'true'}, {name: a, says: x, source: y, sql: 'true'}]", "two rules"),
+        (
+            "rules: [{name: a, says: x, source: y, sql: 'true'}, {name: a, says: x, source: y, sql: 'true'}]",
+            "two rules",
+        ),
         ("rules: [3]", "rule number 1"),
     ],
 )

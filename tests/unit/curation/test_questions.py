@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation.decisions import decide, decided_policy
-from curation.policy import judge, load_policy, parse_policy
-from curation.questions import clips_for, explain, sensitivity, what_if, with_thresholds
-from shards.corpus import Corpus
-from shards.errors import UserError
+from uniavgen.curation.policy.decisions import decide, decided_policy
+from uniavgen.curation.policy.rules import judge, load_policy, parse_policy
+from uniavgen.curation.policy.what_if import clips_for, explain, sensitivity, what_if, with_thresholds
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
 
 Make = Callable[..., Any]
 
@@ -22,10 +22,15 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
     rows = []
     for i in range(60):
         changes: dict[str, Any] = {"snr_db": float(draw.uniform(0, 30)), "luma": float(draw.uniform(0, 255))}
-        changes |= {"sync_offset_ms": float(draw.normal(0, 150)), "sync_confidence": float(draw.uniform(0.3, 0.9))}
+        changes |= {
+            "sync_offset_ms": float(draw.normal(0, 150)),
+            "sync_confidence": float(draw.uniform(0.3, 0.9)),
+        }
         if i % 9 == 0:
             changes["snr_db"] = None
-        rows.append(make_clip(f"s{i % 7}", 2.0 * i, "p", end_s=2.0 * i + 2 + i % 3, duration_s=2.0 + i % 3, **changes))
+        rows.append(
+            make_clip(f"s{i % 7}", 2.0 * i, "p", end_s=2.0 * i + 2 + i % 3, duration_s=2.0 + i % 3, **changes)
+        )
     made: Corpus = make_corpus(rows)
     return made
 
@@ -38,7 +43,9 @@ def brute_yield(corpus: Corpus, assignments: list[str]) -> tuple[int, float]:
     return int(kept.sum()), float(hours[kept].sum())
 
 
-@pytest.mark.parametrize("assignments", [["snr=20"], ["luma.min=100", "luma.max=150"], ["sync_offset_ms.max=20"], ["snr=99"]])
+@pytest.mark.parametrize(
+    "assignments", [["snr=20"], ["luma.min=100", "luma.max=150"], ["sync_offset_ms.max=20"], ["snr=99"]]
+)
 def test_what_if_equals_deciding_by_the_changed_policy(corpus: Corpus, assignments: list[str]) -> None:
     decide(corpus, load_policy("default"))
     versions = corpus.versions()
@@ -73,11 +80,16 @@ def test_sensitivity_equals_deciding_anew_at_every_threshold(corpus: Corpus) -> 
         row = found[key]
         assert row.threshold in row.thresholds
         for threshold, clips, hours in zip(row.thresholds, row.clips, row.hours, strict=True):
-            assert (clips, hours) == pytest.approx(brute_yield(corpus, [f"{row.rule}.{row.bound}={threshold!r}"]))
+            assert (clips, hours) == pytest.approx(
+                brute_yield(corpus, [f"{row.rule}.{row.bound}={threshold!r}"])
+            )
 
 
 def test_sensitivity_names_the_costliest_rule_first(make_corpus: Make, make_clip: Make) -> None:
-    rows = [make_clip("s", 2.0 * i, "p", snr_db=1.0 if i < 3 else 30.0, luma=5.0 if i == 9 else 100.0) for i in range(10)]
+    rows = [
+        make_clip("s", 2.0 * i, "p", snr_db=1.0 if i < 3 else 30.0, luma=5.0 if i == 9 else 100.0)
+        for i in range(10)
+    ]
     clips = clips_for(make_corpus(rows), load_policy("default"))
     first, second = sensitivity(clips, load_policy("default"))[:2]
     assert (first.rule, first.gain, first.clips_now) == ("snr", 3 / 6, 6)

@@ -14,22 +14,24 @@ import numpy as np
 import pytest
 from made_signals import varied_clips
 
-from curation.config import DuplicateConfig, ReportConfig
-from curation.decisions import decide
-from curation.page_examples import bound_text
-from curation.page_tables import LARGEST, copies, lengths, shares, splits, strata
-from curation.policy import Rule, load_policy, policy_from
-from curation.previews import oval_data, preview, wave_bars
-from curation.report import ReportSummary, judged_corpus, write_report
-from shards.corpus import SIGNALS, Corpus
-from shards.errors import UserError
-from shards.sample import FaceTrack, decode_video
+from uniavgen.curation.config import DuplicateConfig, ReportConfig
+from uniavgen.curation.policy.decisions import decide
+from uniavgen.curation.policy.rules import Rule, load_policy, policy_from
+from uniavgen.curation.report.examples import bound_text
+from uniavgen.curation.report.page import ReportSummary, judged_corpus, write_report
+from uniavgen.curation.report.previews import oval_data, preview, wave_bars
+from uniavgen.curation.report.totals import LARGEST, copies, lengths, shares, splits, strata
+from uniavgen.shards.corpus.tables import SIGNALS, Corpus
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.sample import FaceTrack, decode_video
 
 Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def decided(tmp_path_factory: pytest.TempPathFactory, make_clip: Make, clip_media: dict[str, bytes]) -> Corpus:
+def decided(
+    tmp_path_factory: pytest.TempPathFactory, make_clip: Make, clip_media: dict[str, bytes]
+) -> Corpus:
     """Two voices that are kept, and one clip for each of five reasons, the last of them without media. Not to be written to."""
     defects: list[dict[str, Any]] = [
         {"language": "ru"},
@@ -44,9 +46,13 @@ def decided(tmp_path_factory: pytest.TempPathFactory, make_clip: Make, clip_medi
     made.upsert("clips", [*good, *bad])
     about = {"duration_s": 20.0, "width": 640, "height": 480, "fps": 25.0, "turns": [], "shots": []}
     made.upsert(
-        "sources", [{"source_id": f"src-{name}", "uri": f"/v/src-{name}.mp4"} | about for name in ("a", "b", "bad <b>")]
+        "sources",
+        [{"source_id": f"src-{name}", "uri": f"/v/src-{name}.mp4"} | about for name in ("a", "b", "bad <b>")],
     )
-    made.upsert("failures", [{"uri": "/v/a&b.mp4", "stage": "probe", "error_type": "no-video", "message": "no <video>"}])
+    made.upsert(
+        "failures",
+        [{"uri": "/v/a&b.mp4", "stage": "probe", "error_type": "no-video", "message": "no <video>"}],
+    )
     for row in [*good, *bad[:-1]]:
         for extension, data in clip_media.items():
             path = made.media_path(row["clip_id"], extension)
@@ -64,7 +70,9 @@ def corpus(decided: Corpus, tmp_path: Path) -> Corpus:
 @pytest.fixture(scope="module")
 def reported(decided: Corpus, tmp_path_factory: pytest.TempPathFactory) -> ReportSummary:
     """The page of `decided`."""
-    return write_report(Corpus.open(shutil.copytree(decided.root, tmp_path_factory.mktemp("reported") / "corpus")))
+    return write_report(
+        Corpus.open(shutil.copytree(decided.root, tmp_path_factory.mktemp("reported") / "corpus"))
+    )
 
 
 def text_of(page: str) -> str:
@@ -80,7 +88,9 @@ def data_of(page: str) -> dict[str, Any]:
     return told
 
 
-def test_the_page_tells_every_reason_rule_signal_source_and_failure(decided: Corpus, reported: ReportSummary) -> None:
+def test_the_page_tells_every_reason_rule_signal_source_and_failure(
+    decided: Corpus, reported: ReportSummary
+) -> None:
     page = reported.page.read_text()
     told = html.unescape(text_of(page))
     for reason in set(decided.read("decisions")["reason"].to_pylist()) - {""}:
@@ -122,9 +132,14 @@ def test_bounds_are_told_with_their_unit(bounds: dict[str, Any], text: str) -> N
 
 def test_the_page_needs_nothing_but_its_folder(reported: ReportSummary) -> None:
     page = reported.page
-    links = [unquote(html.unescape(link)) for link in re.findall(r'(?:src|href)="([^"#]+)', text_of(page.read_text()))]
+    links = [
+        unquote(html.unescape(link))
+        for link in re.findall(r'(?:src|href)="([^"#]+)', text_of(page.read_text()))
+    ]
     assert sum(link.startswith("clips/") for link in links) == 10
-    assert sum(link.startswith("sources/") for link in links) == 11 + 3, "from every example and from the list"
+    assert sum(link.startswith("sources/") for link in links) == 11 + 3, (
+        "from every example and from the list"
+    )
     assert all((page.parent / link).is_file() for link in links)
 
 
@@ -135,7 +150,11 @@ def test_previews_are_bounded_in_count_and_in_bytes(corpus: Corpus) -> None:
     size = max(path.stat().st_size for path in folder.iterdir())
     page = write_report(corpus, ReportConfig(preview_mb=2.5 * size / 1e6)).page.read_text()
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2.5 * size
-    assert page.count("not copied: the previews are as large as they may be") == 10 - len(list(folder.iterdir())) > 0
+    assert (
+        page.count("not copied: the previews are as large as they may be")
+        == 10 - len(list(folder.iterdir()))
+        > 0
+    )
 
 
 def test_examples_are_few_and_previews_of_others_are_deleted(corpus: Corpus) -> None:
@@ -205,7 +224,9 @@ def test_histograms_count_every_measured_clip_and_carry_the_thresholds(corpus: C
     assert histograms["duration_s"]["lines"] == [2.0, 10.0]
 
 
-def test_a_large_corpus_travels_as_a_sample_and_the_page_says_so(corpus: Corpus, reported: ReportSummary) -> None:
+def test_a_large_corpus_travels_as_a_sample_and_the_page_says_so(
+    corpus: Corpus, reported: ReportSummary
+) -> None:
     page = write_report(corpus, ReportConfig(sample_clips=8)).page.read_text()
     thresholds = data_of(page)["thresholds"]
     assert thresholds["clips"] <= 8 < thresholds["total"] == 11
@@ -216,7 +237,9 @@ def test_a_large_corpus_travels_as_a_sample_and_the_page_says_so(corpus: Corpus,
 
 def test_hours_are_told_by_language_speaker_and_length(decided: Corpus) -> None:
     with judged_corpus(decided, load_policy("default")) as connection:
-        languages = {row["label"]: (row["clips"], row["kept"]) for row in shares(connection, "language", "others")}
+        languages = {
+            row["label"]: (row["clips"], row["kept"]) for row in shares(connection, "language", "others")
+        }
         assert languages == {"en": (10, 6), "ru": (1, 0)}
         speakers = shares(connection, "clip_id", "others")
         assert [row["label"] for row in lengths(connection)] == ["2–3 s"]
@@ -224,7 +247,9 @@ def test_hours_are_told_by_language_speaker_and_length(decided: Corpus) -> None:
 
 
 def test_beyond_the_largest_the_rest_is_one_row(make_corpus: Make, make_clip: Make) -> None:
-    corpus = make_corpus([make_clip("s", 3.0 * i, f"{i:02d}", end_s=3.0 * i + 1 + i / 2) for i in range(LARGEST + 3)])
+    corpus = make_corpus(
+        [make_clip("s", 3.0 * i, f"{i:02d}", end_s=3.0 * i + 1 + i / 2) for i in range(LARGEST + 3)]
+    )
     decide(corpus, load_policy("default"))
     with judged_corpus(corpus, load_policy("default")) as connection:
         found = shares(connection, "speaker", "other speakers")
@@ -248,17 +273,25 @@ def test_both_sides_are_told_in_every_stratum(decided: Corpus) -> None:
     assert [row["label"] for row in found] == ["en", "120–165 Hz", "below 4 s"]
 
 
-def test_languages_beyond_the_largest_are_counted_in_the_strata_too(make_corpus: Make, make_clip: Make) -> None:
-    rows = [make_clip("s", 3.0 * i, "a", language=f"l{i:02d}", end_s=3.0 * i + 2 + i / 10) for i in range(LARGEST + 3)]
+def test_languages_beyond_the_largest_are_counted_in_the_strata_too(
+    make_corpus: Make, make_clip: Make
+) -> None:
+    rows = [
+        make_clip("s", 3.0 * i, "a", language=f"l{i:02d}", end_s=3.0 * i + 2 + i / 10)
+        for i in range(LARGEST + 3)
+    ]
     corpus = make_corpus(rows)
     policy = policy_from(
-        {"name": "all", "rules": [{"name": "long", "column": "duration_s", "min": 0, "says": ""}]}, where="test"
+        {"name": "all", "rules": [{"name": "long", "column": "duration_s", "min": 0, "says": ""}]},
+        where="test",
     )
     decide(corpus, policy)
     with judged_corpus(corpus, policy) as connection:
         found = [row for row in strata(connection) if row["axis"] == "language"]
     assert [row["label"] for row in found[-2:]] == ["l03", "3 others"]
-    assert sum(row["train"] + row["val"] for row in found) == pytest.approx(sum(2 + i / 10 for i in range(LARGEST + 3)))
+    assert sum(row["train"] + row["val"] for row in found) == pytest.approx(
+        sum(2 + i / 10 for i in range(LARGEST + 3))
+    )
 
 
 def test_copies_are_told_by_kind_with_a_pair(tmp_path: Path, make_clip: Make) -> None:

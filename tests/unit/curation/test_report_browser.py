@@ -8,14 +8,14 @@ import pytest
 from browser import Browser, chromium
 from made_signals import varied_clips
 
-from curation.config import ReportConfig
-from curation.decisions import decide
-from curation.policy import Policy, funnel, load_policy, parse_policy
-from curation.questions import clips_for, what_if
-from curation.report import write_report
-from shards.clock import VIDEO_FPS
-from shards.corpus import Corpus
-from shards.sample import FaceTrack
+from uniavgen.curation.config import ReportConfig
+from uniavgen.curation.policy.decisions import decide
+from uniavgen.curation.policy.rules import Policy, funnel, load_policy, parse_policy
+from uniavgen.curation.policy.what_if import clips_for, what_if
+from uniavgen.curation.report.page import write_report
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.sample import FaceTrack
+from uniavgen.shards.timing import VIDEO_FPS
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,9 @@ def page(corpus: Corpus, tab: Browser) -> Iterator[Browser]:
 def shown(page: Browser) -> tuple[int, float]:
     """Clips and hours that the page says would be kept, once it has settled."""
     page.read("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    clips, seconds = page.read("(({clips, seconds}) => [clips, seconds])(document.getElementById('kept-now').dataset)")
+    clips, seconds = page.read(
+        "(({clips, seconds}) => [clips, seconds])(document.getElementById('kept-now').dataset)"
+    )
     return round(float(clips)), float(seconds) / 3600
 
 
@@ -126,14 +128,19 @@ def test_the_keyboard_moves_a_threshold_and_its_bars(page: Browser, corpus: Corp
     assert raised > 8
     assert shown(page) == answered(corpus, f"snr={raised}")
     page.wait(f"{bars}[0] < {before[0]}")
-    assert sum(page.read(bars)) == pytest.approx(sum(before)), "bars keep their height and change their colour"
+    assert sum(page.read(bars)) == pytest.approx(sum(before)), (
+        "bars keep their height and change their colour"
+    )
     page.press("PageUp")
     assert value_of(page, SNR_MIN) > raised
     page.press("Home")
     assert shown(page) == answered(corpus, f"snr={value_of(page, SNR_MIN)}")
     page.press("Escape")
     assert value_of(page, SNR_MIN) == 8
-    assert page.read(f"document.querySelector('{SNR_MIN}').getAttribute('aria-valuetext')") == "8 dB; the policy says 8"
+    assert (
+        page.read(f"document.querySelector('{SNR_MIN}').getAttribute('aria-valuetext')")
+        == "8 dB; the policy says 8"
+    )
 
 
 def test_the_policy_that_the_page_writes_keeps_what_the_page_says(page: Browser, corpus: Corpus) -> None:
@@ -149,11 +156,15 @@ def test_the_policy_that_the_page_writes_keeps_what_the_page_says(page: Browser,
     assert told == kept_by(corpus, policy) != answered(corpus)
     command = page.read("document.getElementById('command').textContent").replace("\\\n", "").split()
     assert command[:2] == ["uniavgen", "curate"]
-    assert what_if(corpus, load_policy("default"), command[command.index("--what-if") + 1 :: 2]).after.clips > 0
+    assert (
+        what_if(corpus, load_policy("default"), command[command.index("--what-if") + 1 :: 2]).after.clips > 0
+    )
 
 
 def test_each_rule_tells_what_it_rejects_at_all_and_alone(page: Browser, corpus: Corpus) -> None:
-    lines = page.read(f"[...{LINES}].map(line => ['.mono', 'small'].map(part => line.querySelector(part).textContent))")
+    lines = page.read(
+        f"[...{LINES}].map(line => ['.mono', 'small'].map(part => line.querySelector(part).textContent))"
+    )
     policy = load_policy("default")
     failing = {row.rule: row.failed for row in funnel(clips_for(corpus, policy), policy)}
     now = answered(corpus)[0]
@@ -177,7 +188,9 @@ def test_words_and_the_mask_follow_the_video(page: Browser, corpus: Corpus) -> N
     assert seen[-1][0] > words[2]["end_s"]
     assert {on for _, on, _ in seen} >= {1, 2, -1}
     for now, on, points in seen:
-        right = {i for i, word in enumerate(words) if word["start_s"] - 0.1 <= now <= word["end_s"] + 0.1} | {-1}
+        right = {i for i, word in enumerate(words) if word["start_s"] - 0.1 <= now <= word["end_s"] + 0.1} | {
+            -1
+        }
         assert on in right
         centre = np.mean([[float(x) for x in point.split(",")] for point in points.split()], axis=0)
         frame = min(len(oval) - 1, int(now * VIDEO_FPS))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from curation.page_sample import ASK, PASSES, Scale, histogram, movable, sample
-from curation.policy import Policy, Rule, columns_needed, funnel, policy_from
-from shards.corpus import schema
+from uniavgen.curation.policy.rules import Policy, Rule, columns_needed, funnel, policy_from
+from uniavgen.curation.report.threshold_sample import ASK, PASSES, Scale, histogram, movable, sample
+from uniavgen.shards.corpus.tables import schema
 
 POLICY = policy_from(
     {
@@ -19,7 +19,13 @@ POLICY = policy_from(
         "rules": [
             {"name": "snr", "column": "snr_db", "min": 8, "says": ""},
             {"name": "luma", "column": "luma", "min": 0.1, "max": 0.7, "says": ""},
-            {"name": "sync", "column": "sync_offset_ms", "max": 160, "when": "sync_confidence >= 0.5", "says": ""},
+            {
+                "name": "sync",
+                "column": "sync_offset_ms",
+                "max": 160,
+                "when": "sync_confidence >= 0.5",
+                "says": "",
+            },
             {"name": "speech", "sql": "transcript <> ''", "says": ""},
             {"name": "language", "column": "language", "in": ["en"], "says": ""},
         ],
@@ -38,7 +44,9 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 def scales_of(clips: pa.Table) -> dict[str, Scale]:
     lines = {"snr_db": [8.0], "luma": [0.1, 0.7], "sync_offset_ms": [160.0]}
     return {
-        name: histogram(clips[name].to_numpy(zero_copy_only=False).astype(float), np.ones(len(clips), bool), bounds, 9)[0]
+        name: histogram(
+            clips[name].to_numpy(zero_copy_only=False).astype(float), np.ones(len(clips), bool), bounds, 9
+        )[0]
         for name, bounds in lines.items()
     }
 
@@ -53,7 +61,11 @@ def passing(data: dict[str, Any], moves: dict[tuple[str, str], int]) -> np.ndarr
     good = np.ones(data["clips"], bool)
     for rule in data["rules"]:
         states = unpacked(rule["states"]) if rule["states"] else np.full(data["clips"], ASK)
-        codes = unpacked(data["columns"][rule["column"]]["codes"]) if rule["column"] else np.zeros(data["clips"], int)
+        codes = (
+            unpacked(data["columns"][rule["column"]]["codes"])
+            if rule["column"]
+            else np.zeros(data["clips"], int)
+        )
         for i in range(data["clips"]):
             if states[i] != ASK:
                 good[i] &= states[i] == PASSES
@@ -71,7 +83,9 @@ def moved(rule: Rule, bound: str, value: float) -> Policy:
     return Policy("moved", tuple(rules))
 
 
-number = st.one_of(st.none(), st.just(float("nan")), st.sampled_from([0.1, 0.7, 8.0, 160.0, 0.3, -5.0]), st.floats(-300, 300))
+number = st.one_of(
+    st.none(), st.just(float("nan")), st.sampled_from([0.1, 0.7, 8.0, 160.0, 0.3, -5.0]), st.floats(-300, 300)
+)
 row = st.fixed_dictionaries(
     {
         "snr_db": number,
@@ -83,12 +97,23 @@ row = st.fixed_dictionaries(
     }
 )
 BOUNDS = [("snr", "min"), ("luma", "min"), ("luma", "max"), ("sync", "max")]
-GOOD = {"snr_db": 9.0, "luma": 0.3, "sync_offset_ms": 0.0, "sync_confidence": 0.9, "transcript": "a", "language": "en"}
+GOOD = {
+    "snr_db": 9.0,
+    "luma": 0.3,
+    "sync_offset_ms": 0.0,
+    "sync_confidence": 0.9,
+    "transcript": "a",
+    "language": "en",
+}
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(row, min_size=1, max_size=40), st.sampled_from(BOUNDS), st.floats(0, 1))
-@example([GOOD | {"luma": value} for value in (0.1, 0.1 + 1e-16, 0.3, 0.7, 0.30000000000000004)], ("luma", "max"), 0.5)
+@example(
+    [GOOD | {"luma": value} for value in (0.1, 0.1 + 1e-16, 0.3, 0.7, 0.30000000000000004)],
+    ("luma", "max"),
+    0.5,
+)
 def test_a_threshold_at_any_position_keeps_what_the_policy_would_keep(
     rows: list[dict[str, Any]], which: tuple[str, str], share: float
 ) -> None:
@@ -115,7 +140,9 @@ def test_only_bounds_on_signals_can_be_moved() -> None:
     st.lists(st.floats(-1e6, 1e6), max_size=3),
     st.integers(2, 60),
 )
-def test_bins_are_equal_hold_every_value_and_follow_from_codes(values: list[float], lines: list[float], bins: int) -> None:
+def test_bins_are_equal_hold_every_value_and_follow_from_codes(
+    values: list[float], lines: list[float], bins: int
+) -> None:
     scale, told = histogram(np.array(values), np.arange(len(values)) % 2 == 0, lines, bins)
     widths = np.diff(scale.edges)
     assert len(widths) <= bins
@@ -139,7 +166,9 @@ def test_a_sample_estimates_the_yield_of_other_thresholds() -> None:
     rng = np.random.default_rng(0)
     rows = [
         GOOD | {"snr_db": float(snr), "luma": float(luma), "language": "en" if draw < 0.6 else "de"}
-        for snr, luma, draw in zip(rng.normal(12, 5, 20_000), rng.normal(0.4, 0.2, 20_000), rng.random(20_000), strict=True)
+        for snr, luma, draw in zip(
+            rng.normal(12, 5, 20_000), rng.normal(0.4, 0.2, 20_000), rng.random(20_000), strict=True
+        )
     ]
     clips = table(rows)
     told = sample(clips, POLICY, scales_of(clips), limit=3000)
@@ -152,7 +181,9 @@ def test_a_sample_estimates_the_yield_of_other_thresholds() -> None:
     assert seconds.sum() / 3600 == pytest.approx(float(np.sum(1.0 + np.arange(20_000) % 3)) / 3600, rel=1e-6)
     now = passing(told, {})
     last = funnel(clips, POLICY)[-1]
-    assert weight[now].sum() == pytest.approx(last.clips_in - last.failed_first), "the policy's own yield is exact"
+    assert weight[now].sum() == pytest.approx(last.clips_in - last.failed_first), (
+        "the policy's own yield is exact"
+    )
     positions = told["columns"]["snr_db"]["positions"]
     for place in range(0, len(positions), 20):
         truth = funnel(clips, moved(POLICY.rules[0], "min", positions[place]))[-1]
@@ -160,4 +191,6 @@ def test_a_sample_estimates_the_yield_of_other_thresholds() -> None:
         estimate = weight[passing(told, {("snr", "min"): place})].sum()
         assert abs(estimate - kept) < 60 + 0.05 * kept
     alone = [s for s in range(len(POLICY.rules)) if strata[s]["clips"]]
-    assert all(strata[s]["sampled"] / strata[s]["clips"] > 0.1 for s in alone), "what one rule rejects is drawn more often"
+    assert all(strata[s]["sampled"] / strata[s]["clips"] > 0.1 for s in alone), (
+        "what one rule rejects is drawn more often"
+    )

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_talks import talk, talk_clips
 
-from curation.config import ReportConfig
-from curation.decisions import decide
-from curation.policy import load_policy
-from curation.report import write_report
-from curation.source_pages import by_turns
-from shards.corpus import SIGNALS, SYNC_CURVE_STEP_MS, Corpus
+from uniavgen.curation.config import ReportConfig
+from uniavgen.curation.policy.decisions import decide
+from uniavgen.curation.policy.rules import load_policy
+from uniavgen.curation.report.page import write_report
+from uniavgen.curation.report.source_pages import by_turns
+from uniavgen.shards.corpus.tables import SIGNALS, SYNC_CURVE_STEP_MS, Corpus
 
 Make = Callable[..., Any]
 
@@ -61,9 +61,12 @@ def test_the_timeline_holds_every_shot_turn_word_track_and_clip_of_the_tables(ta
         told = drawn(page_of(talks, source["source_id"]))
         names = [speaker["name"] for speaker in told["speakers"]]
         assert [(names[s], a, b) for s, a, b in told["turns"]] == [
-            (t["label"], pytest.approx(t["start_s"], abs=0.006), pytest.approx(t["end_s"], abs=0.006)) for t in source["turns"]
+            (t["label"], pytest.approx(t["start_s"], abs=0.006), pytest.approx(t["end_s"], abs=0.006))
+            for t in source["turns"]
         ]
-        assert [(w[0], names[w[3]]) for w in told["words"]] == [(w["text"], w["speaker"]) for w in source["words"]]
+        assert [(w[0], names[w[3]]) for w in told["words"]] == [
+            (w["text"], w["speaker"]) for w in source["words"]
+        ]
         assert (len(told["shots"]), len(told["tracks"])) == (len(source["shots"]), len(source["tracks"]))
         decided = talks.query(
             f"SELECT clip_id, kept, reason FROM clips JOIN decisions USING (clip_id) WHERE source_id = '{source['source_id']}'"
@@ -76,9 +79,13 @@ def test_a_clip_shows_its_signals_and_its_sync_curve(talks: Corpus) -> None:
     rows = {row["clip_id"]: row for row in talks.read("clips").to_pylist()}
     for clip in drawn(page_of(talks, "short"))["clips"]:
         row = rows[clip["clip_id"]]
-        assert clip["signals"] == [None if row[n] is None else pytest.approx(row[n], rel=1e-3) for n in SIGNALS]
+        assert clip["signals"] == [
+            None if row[n] is None else pytest.approx(row[n], rel=1e-3) for n in SIGNALS
+        ]
         peak = max(range(len(clip["curve"])), key=clip["curve"].__getitem__)
-        assert (peak - len(clip["curve"]) // 2) * SYNC_CURVE_STEP_MS == pytest.approx(row["sync_offset_ms"], abs=11)
+        assert (peak - len(clip["curve"]) // 2) * SYNC_CURVE_STEP_MS == pytest.approx(
+            row["sync_offset_ms"], abs=11
+        )
 
 
 def test_the_page_reads_as_text_and_escapes_what_files_are_called(talks: Corpus) -> None:
@@ -91,7 +98,9 @@ def test_the_page_reads_as_text_and_escapes_what_files_are_called(talks: Corpus)
 
 def test_a_clip_plays_only_where_a_preview_was_made(talks: Corpus) -> None:
     made = {path.stem for path in (talks.root / "report" / "clips").glob("*.mp4")}
-    clips = [clip for source in ("short", "single <i>", "hour") for clip in drawn(page_of(talks, source))["clips"]]
+    clips = [
+        clip for source in ("short", "single <i>", "hour") for clip in drawn(page_of(talks, source))["clips"]
+    ]
     assert made
     assert {clip["clip_id"] for clip in clips if clip["plays"]} == made
 
@@ -108,7 +117,9 @@ def test_pages_are_limited_and_those_of_other_sources_are_deleted(make_corpus: M
     assert (folder / "c.html").is_file(), "the longest source has one"
     write_report(corpus, ReportConfig(source_pages=0))
     assert list(folder.iterdir()) == []
-    assert "sources/" not in re.sub(r"<script>.*?</script>", "", (folder.parent / "index.html").read_text(), flags=re.S)
+    assert "sources/" not in re.sub(
+        r"<script>.*?</script>", "", (folder.parent / "index.html").read_text(), flags=re.S
+    )
 
 
 def test_an_hour_long_source_stays_under_a_megabyte(talks: Corpus) -> None:
@@ -141,7 +152,14 @@ def test_the_timeline_is_drawn_in_chromium(talks: Corpus, source: str, tmp_path:
     clips = drawn(page_of(talks, source))["clips"]
     late = clips[-1]
     page = (talks.root / "report" / "sources" / f"{source}.html").as_uri() + "#" + late["clip_id"]
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
     command += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--window-size=1400,1400", "--virtual-time-budget=4000", "--dump-dom", page]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

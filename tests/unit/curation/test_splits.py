@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.config import SplitConfig
-from curation.splits import NEITHER, TRAIN, VAL, Group, assign_sides, group_speakers, stratum_of
+from uniavgen.curation.config import SplitConfig
+from uniavgen.curation.people.splits import (
+    NEITHER,
+    TRAIN,
+    VAL,
+    Group,
+    assign_sides,
+    group_speakers,
+    stratum_of,
+)
 
 seconds = st.sampled_from([0.0, 3.0, 20.0])
 pairs = st.tuples(st.integers(0, 24), st.integers(0, 24))
@@ -70,13 +78,18 @@ def test_one_who_may_be_somebody_of_val_joins_it_only_while_it_has_room() -> Non
 
 
 def test_where_no_person_fits_into_val_the_smallest_goes_there() -> None:
-    assert assign_sides([group(0, 50), group(1, 5), group(2, 40)], [], SplitConfig(val_share=0.001)) == [TRAIN, VAL, TRAIN]
+    assert assign_sides([group(0, 50), group(1, 5), group(2, 40)], [], SplitConfig(val_share=0.001)) == [
+        TRAIN,
+        VAL,
+        TRAIN,
+    ]
 
 
 def test_val_holds_its_share_of_every_stratum() -> None:
     draw = np.random.default_rng(1)
     groups = [
-        group(i, float(draw.uniform(1, 9)), stratum=draw.choice(["en", "de", "zh"], p=[0.8, 0.15, 0.05])) for i in range(3000)
+        group(i, float(draw.uniform(1, 9)), stratum=draw.choice(["en", "de", "zh"], p=[0.8, 0.15, 0.05]))
+        for i in range(3000)
     ]
     sides = assign_sides(groups, [], SplitConfig(val_share=0.1))
     total, val = defaultdict(float), defaultdict(float)

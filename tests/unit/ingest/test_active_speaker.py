@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from speaking_clips import SECONDS, chewing, filmed, heard, mouth, spoken
 
-from ingest.active_speaker import ClipFaces, FaceCurve, active_face, choose, face_fits, speaking_faces
-from ingest.config import FaceConfig, SyncConfig
+from uniavgen.ingest.config import FaceConfig, SyncConfig
+from uniavgen.ingest.models.active_speaker import (
+    ClipFaces,
+    FaceCurve,
+    active_face,
+    choose,
+    face_fits,
+    speaking_faces,
+)
 
 CONFIG = SyncConfig()
 MARGIN = CONFIG.max_shift_ms / 1000
@@ -28,7 +35,7 @@ def pictures(who: str) -> list[np.ndarray]:
 @lru_cache
 def gaps(left: str, right: str) -> dict[int, np.ndarray]:
     """Lip openings that the landmarker reads off one picture with two faces side by side."""
-    from ingest.faces import FaceReader
+    from uniavgen.ingest.models.face_reader import FaceReader
 
     reader = FaceReader(FaceConfig())
     found = {LEFT: np.full(len(pictures(left)), np.nan), RIGHT: np.full(len(pictures(left)), np.nan)}
@@ -44,10 +51,17 @@ def sound(voice: str, late_ms: float = 0.0) -> np.ndarray:
 
 
 CASES = [
-    ("joe", "ann", "joe", LEFT), ("joe", "ann", "ann", RIGHT), ("bob", "joe", "bob", LEFT), ("bob", "joe", "joe", RIGHT),
-    ("ann", "bob", "ann", LEFT), ("ann", "bob", "bob", RIGHT), ("joe", "silent", "joe", LEFT), ("chewing", "joe", "joe", RIGHT),
-    ("ann", "chewing", "ann", LEFT), ("silent", "bob", "bob", RIGHT),
-]  # fmt: skip
+    ("joe", "ann", "joe", LEFT),
+    ("joe", "ann", "ann", RIGHT),
+    ("bob", "joe", "bob", LEFT),
+    ("bob", "joe", "joe", RIGHT),
+    ("ann", "bob", "ann", LEFT),
+    ("ann", "bob", "bob", RIGHT),
+    ("joe", "silent", "joe", LEFT),
+    ("chewing", "joe", "joe", RIGHT),
+    ("ann", "chewing", "ann", LEFT),
+    ("silent", "bob", "bob", RIGHT),
+]
 
 
 @pytest.mark.slow
@@ -65,10 +79,18 @@ def test_of_two_faces_the_one_that_speaks_is_found_in_nine_of_ten_cases() -> Non
 
 @pytest.mark.slow
 def test_a_voice_from_off_screen_makes_no_face_the_speaker() -> None:
-    cases = [("joe", "silent", "bob"), ("joe", "silent", "ann"), ("ann", "chewing", "joe"), ("ann", "chewing", "bob")]
+    cases = [
+        ("joe", "silent", "bob"),
+        ("joe", "silent", "ann"),
+        ("ann", "chewing", "joe"),
+        ("ann", "chewing", "bob"),
+    ]
     cases += [("silent", "bob", "ann"), ("joe", "ann", "bob"), ("bob", "joe", "ann"), ("ann", "bob", "joe")]
     # from the middle of a sentence: every planted sentence starts at the same time, and two that start together do match
-    found = [active_face(gaps(left, right), sound(voice, -1100), CONFIG, largest=LEFT) for left, right, voice in cases]
+    found = [
+        active_face(gaps(left, right), sound(voice, -1100), CONFIG, largest=LEFT)
+        for left, right, voice in cases
+    ]
     unknown = [active for active in found if active.track is None]
     assert len(unknown) >= 7
     for active in unknown:
@@ -83,7 +105,9 @@ def test_in_a_source_whose_sound_is_late_the_speaker_is_known_with_the_offset() 
     for voice, line in [("joe", 0), ("joe", 5), ("joe", 11), ("joe", 13)]:
         phones, pcm = spoken(voice, line)
         still = np.random.default_rng(line).normal(0, 2e-4, round(SECONDS * 16))
-        clips.append(ClipFaces({3: still, 8: mouth(phones)}, heard(pcm, MARGIN, late_ms=450), largest=3, speaker="A"))
+        clips.append(
+            ClipFaces({3: still, 8: mouth(phones)}, heard(pcm, MARGIN, late_ms=450), largest=3, speaker="A")
+        )
     found = speaking_faces(clips, CONFIG)
     assert [each.active.track for each in found] == [8] * 4
     assert [each.sync.offset_ms for each in found] == pytest.approx([450] * 4, abs=40)
@@ -113,9 +137,19 @@ def test_a_mouth_that_hardly_moves_is_silent_however_well_it_fits() -> None:
 
 def test_the_numbers_are_about_the_speaker_where_known_and_else_about_the_largest_face() -> None:
     speaking = choose({0: 0.2, 1: 1.4}, largest=0)
-    assert (speaking.track, speaking.main, speaking.confidence, speaking.margin) == (1, 1, 1.0, pytest.approx(0.8))
+    assert (speaking.track, speaking.main, speaking.confidence, speaking.margin) == (
+        1,
+        1,
+        1.0,
+        pytest.approx(0.8),
+    )
     unknown = choose({0: 0.2, 1: 0.4}, largest=0)
-    assert (unknown.track, unknown.main, unknown.confidence, unknown.margin) == (None, 0, 0.2, pytest.approx(-0.2))
+    assert (unknown.track, unknown.main, unknown.confidence, unknown.margin) == (
+        None,
+        0,
+        0.2,
+        pytest.approx(-0.2),
+    )
     assert choose({4: 0.7}).margin == pytest.approx(0.7)
     assert choose({}, largest=2) == choose({}, largest=2).__class__(None, 2)
     assert choose({1: 0.1}, largest=2).confidence is None

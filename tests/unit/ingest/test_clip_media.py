@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ingest.clip_media import ClipMedia
+from uniavgen.ingest.engine.clip_files import ClipMedia
 
 SOURCE = "cd" * 16
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.clips import propose_clips, spoken_proposals
-from ingest.config import ClipConfig
-from ingest.records import Span, SpokenWord
+from uniavgen.ingest.config import ClipConfig
+from uniavgen.ingest.measures.proposals import propose_clips, spoken_proposals
+from uniavgen.ingest.records import Span, SpokenWord
 
 CONFIG = ClipConfig()
 FRAME = 1 / 16
@@ -33,7 +33,9 @@ def talks(draw: st.DrawFn) -> tuple[list[SpokenWord], list[Span], float]:
 
 @given(talks())
 @settings(deadline=None, max_examples=150)
-def test_clips_of_speech_hold_whole_words_of_one_speaker_in_one_shot(talk: tuple[list[SpokenWord], list[Span], float]) -> None:
+def test_clips_of_speech_hold_whole_words_of_one_speaker_in_one_shot(
+    talk: tuple[list[SpokenWord], list[Span], float],
+) -> None:
     words, shots, end_s = talk
     clips = spoken_proposals(words, shots, end_s, CONFIG)
     for clip in clips:
@@ -76,7 +78,9 @@ def longest_first(words: list[SpokenWord], shot: Span) -> list[tuple[float, floa
         return (start, end) if fits and CONFIG.min_s - 1e-6 <= end - start <= CONFIG.max_s + 1e-6 else None
 
     def divide(first: int, last: int, low_s: float, high_s: float) -> list[tuple[float, float]]:
-        spans = {(a, b): clip_of(a, b, low_s, high_s) for a in range(first, last + 1) for b in range(a, last + 1)}
+        spans = {
+            (a, b): clip_of(a, b, low_s, high_s) for a in range(first, last + 1) for b in range(a, last + 1)
+        }
         held = [(place, span) for place, span in spans.items() if span]
         if not held:
             return []
@@ -86,7 +90,10 @@ def longest_first(words: list[SpokenWord], shot: Span) -> list[tuple[float, floa
     return divide(0, len(words) - 1, shot.start_s, shot.end_s) if words else []
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.9]), st.floats(0.05, 1.5)), max_size=30), st.floats(0, 2))
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.9]), st.floats(0.05, 1.5)), max_size=30),
+    st.floats(0, 2),
+)
 @settings(deadline=None, max_examples=40)
 def test_clips_are_those_of_the_rule_told_naively(said: list[tuple[float, float]], at: float) -> None:
     words = []
@@ -94,9 +101,9 @@ def test_clips_are_those_of_the_rule_told_naively(said: list[tuple[float, float]
         words.append(SpokenWord("word", at + pause, at + pause + length, 1.0, "A"))
         at += pause + length
     shot = Span(0.0, round((at + 1) * 16) / 16)
-    assert [(clip.start_s, clip.end_s) for clip in spoken_proposals(words, [shot], shot.end_s, CONFIG)] == longest_first(
-        words, shot
-    )
+    assert [
+        (clip.start_s, clip.end_s) for clip in spoken_proposals(words, [shot], shot.end_s, CONFIG)
+    ] == longest_first(words, shot)
 
 
 def test_hours_without_a_pause_are_divided_like_a_minute() -> None:
@@ -109,7 +116,9 @@ def test_hours_without_a_pause_are_divided_like_a_minute() -> None:
 
 @given(talks())
 @settings(deadline=None, max_examples=100)
-def test_every_source_gives_at_least_one_clip_within_its_pictures(talk: tuple[list[SpokenWord], list[Span], float]) -> None:
+def test_every_source_gives_at_least_one_clip_within_its_pictures(
+    talk: tuple[list[SpokenWord], list[Span], float],
+) -> None:
     words, shots, end_s = talk
     clips = propose_clips(words, shots, end_s, CONFIG)
     assert clips
@@ -129,7 +138,9 @@ def test_speakers_taking_turns_are_never_in_one_clip() -> None:
 
 
 def test_a_long_pause_ends_a_clip() -> None:
-    words = [SpokenWord("w", t, t + 0.4, 1.0, "A") for t in (0.3, 0.8, 1.3, 1.8, 2.3, 6.0, 6.5, 7.0, 7.5, 8.0)]
+    words = [
+        SpokenWord("w", t, t + 0.4, 1.0, "A") for t in (0.3, 0.8, 1.3, 1.8, 2.3, 6.0, 6.5, 7.0, 7.5, 8.0)
+    ]
     assert len(spoken_proposals(words, [Span(0, 9.0)], 9.0, CONFIG)) == 2
 
 

@@ -6,33 +6,46 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ingest.board import Board
-from ingest.clip_media import EXTENSIONS, ClipMedia
-from ingest.commits import Ledger, Work
-from ingest.config import IngestConfig
-from ingest.locations import Entry
-from ingest.pipeline import ingest
-from ingest.records import Failure, LocalCopy, Measured, Probe, Proposals, SourceRecord, SpokenWord
-from ingest.results import Results
-from ingest.step import Runner, Step
-from ingest.steps import check_complete
-from ingest.watchdog import Watchdog
-from ingest.watching import frames_of_interest
-from shards.corpus import SIGNALS, Corpus, clip_id
-from shards.erasure import bury
-from shards.errors import UserError
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.engine.clip_files import EXTENSIONS, ClipMedia
+from uniavgen.ingest.engine.commits import Ledger, Work
+from uniavgen.ingest.engine.run_state import Board
+from uniavgen.ingest.engine.step import Runner, Step
+from uniavgen.ingest.engine.step_cache import Results
+from uniavgen.ingest.engine.watchdog import Watchdog
+from uniavgen.ingest.io.uris import Entry
+from uniavgen.ingest.measures.decode_pass import frames_of_interest
+from uniavgen.ingest.measures.steps import check_complete
+from uniavgen.ingest.pipeline import ingest
+from uniavgen.ingest.records import Failure, LocalCopy, Measured, Probe, Proposals, SourceRecord, SpokenWord
+from uniavgen.shards.corpus.deletion import bury
+from uniavgen.shards.corpus.tables import SIGNALS, Corpus, clip_id
+from uniavgen.shards.errors import UserError
 
 PROBE = Probe(10.0, 64, 48, 25.0, "h264", "aac", True)
 LOST = Failure("probe", "not-a-video", "no film")
 
 
-def record(name: str, clips: int = 2, failure: Failure | None = None, uri: str = "", stamp: str = "1") -> SourceRecord:
+def record(
+    name: str, clips: int = 2, failure: Failure | None = None, uri: str = "", stamp: str = "1"
+) -> SourceRecord:
     spans = [(i * 3.0, i * 3.0 + 2) for i in range(clips)]
     rows: list[dict[str, Any]] = [
-        {"clip_id": clip_id(name, *span), "source_id": name, "start_s": span[0], "end_s": span[1], "speaker": "", "voice": None,
-         "transcript": "", "words": [], "language": "", "versions": {"steps": "1"}, **dict.fromkeys(SIGNALS)}
+        {
+            "clip_id": clip_id(name, *span),
+            "source_id": name,
+            "start_s": span[0],
+            "end_s": span[1],
+            "speaker": "",
+            "voice": None,
+            "transcript": "",
+            "words": [],
+            "language": "",
+            "versions": {"steps": "1"},
+            **dict.fromkeys(SIGNALS),
+        }
         for span in spans
-    ]  # fmt: skip
+    ]
     source = {"duration_s": 10.0, "width": 64, "shots": [{"label": "", "start_s": 0.0, "end_s": 10.0}]}
     made = SourceRecord(uri or f"/videos/{name}.mp4", name, stamp, 100, failure, {"cut": 1.5})
     made.results = {Probe: PROBE, Measured: Measured(rows, source), Proposals: Proposals([])}
@@ -48,7 +61,9 @@ def counts(corpus: Corpus) -> tuple[int, int, int]:
     return sources, clips, failures
 
 
-def work(corpus: Corpus, uri: str, stamp: str, digest: str = "d1", retry: bool = False, stage: str = "") -> Work:
+def work(
+    corpus: Corpus, uri: str, stamp: str, digest: str = "d1", retry: bool = False, stage: str = ""
+) -> Work:
     return Ledger(corpus, digest).work([Entry(uri, stamp, 100)], retry, stage)
 
 
@@ -67,7 +82,12 @@ def test_committing_twice_is_committing_once(tmp_path: Path) -> None:
     commit(corpus, [record("a")], "d1")
     assert counts(corpus) == (2, 4, 0)
     row = corpus.query("SELECT * FROM sources WHERE source_id = 'a'").to_pylist()[0]
-    assert (row["digest"], row["error"], dict(row["step_seconds"]), row["stamp"]) == ("d1", "", {"cut": 1.5}, "1")
+    assert (row["digest"], row["error"], dict(row["step_seconds"]), row["stamp"]) == (
+        "d1",
+        "",
+        {"cut": 1.5},
+        "1",
+    )
 
 
 def test_clips_committed_before_a_crash_are_not_committed_again_after_it(tmp_path: Path) -> None:
@@ -114,7 +134,11 @@ def test_the_second_of_two_equal_contents_becomes_a_failure_that_names_the_first
     ledger.commit([copy])
     assert counts(corpus) == (1, 2, 1)
     (row,) = corpus.read("failures").to_pylist()
-    assert (row["uri"], row["error_type"], row["message"]) == ("/videos/copy.mp4", "duplicate", "same content as /videos/a.mp4")
+    assert (row["uri"], row["error_type"], row["message"]) == (
+        "/videos/copy.mp4",
+        "duplicate",
+        "same content as /videos/a.mp4",
+    )
     found = work(corpus, "/videos/copy.mp4", "1")
     assert (found.todo, found.copies) == ([], {"/videos/copy.mp4": "a"})
 
@@ -125,7 +149,9 @@ def test_two_runs_at_once_commit_a_source_once(tmp_path: Path) -> None:
     one.commit([record("a"), record("b", failure=LOST)])
     other.commit([record("a"), record("b", failure=LOST), record("a", uri="/videos/copy.mp4")])
     assert counts(corpus) == (1, 2, 2)
-    failures = {row["uri"]: (row["error_type"], row["attempts"]) for row in corpus.read("failures").to_pylist()}
+    failures = {
+        row["uri"]: (row["error_type"], row["attempts"]) for row in corpus.read("failures").to_pylist()
+    }
     assert failures == {"/videos/b.mp4": ("not-a-video", 2), "/videos/copy.mp4": ("duplicate", 1)}
 
 
@@ -156,7 +182,7 @@ def test_a_source_whose_results_are_gone_fails_alone(tmp_path: Path) -> None:
 def test_many_commits_keep_the_tables_files_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deltalake import DeltaTable
 
-    monkeypatch.setattr("ingest.commits.MANY_FILES", 3)
+    monkeypatch.setattr("uniavgen.ingest.engine.commits.MANY_FILES", 3)
     corpus = Corpus.create(tmp_path / "c")
     ledger = Ledger(corpus, "d1")
     for index in range(8):
@@ -171,7 +197,9 @@ def test_what_is_done_is_known_by_name_and_stamp_alone(tmp_path: Path) -> None:
     found = Ledger(corpus, "d1").work([Entry("/videos/a.mp4", "1"), Entry("/videos/b.mp4", "1")], False)
     assert (found.todo, found.done, found.failed) == ([], 1, 1)
     # other settings: the content is known still, and need not be read to be named
-    assert [(each.source_id, each.uri) for each in work(corpus, "/videos/a.mp4", "1", "d2").todo] == [("a", "/videos/a.mp4")]
+    assert [(each.source_id, each.uri) for each in work(corpus, "/videos/a.mp4", "1", "d2").todo] == [
+        ("a", "/videos/a.mp4")
+    ]
     # another stamp: the content may be another
     assert [each.source_id for each in work(corpus, "/videos/a.mp4", "2").todo] == [""]
     # a store that gives no stamp says nothing
@@ -243,8 +271,10 @@ def test_a_thousand_commits_leave_few_files(tmp_path: Path, monkeypatch: pytest.
     corpus.compact("failures", 3)
     assert len(DeltaTable(table).file_uris()) == 1
     assert sorted(corpus.read("failures")["uri"].to_pylist()) == [str(index) for index in range(6)]
-    assert len(list((corpus.root / "failures").glob("*.parquet"))) == 7, "who reads now finds what it began with"
-    monkeypatch.setattr("shards.corpus.DEAD_HOURS", 0)
+    assert len(list((corpus.root / "failures").glob("*.parquet"))) == 7, (
+        "who reads now finds what it began with"
+    )
+    monkeypatch.setattr("uniavgen.shards.corpus.tables.DEAD_HOURS", 0)
     corpus.append("failures", [{"uri": "6", "attempts": 1}])
     corpus.compact("failures", 1)
     assert len(list((corpus.root / "failures").glob("*.parquet"))) == 1
@@ -297,8 +327,13 @@ def test_a_record_travels_without_its_results() -> None:
     sent = record("a", failure=LOST)
     got = SourceRecord.unpack(sent.pack())
     assert (got.uri, got.source_id, got.stamp, got.bytes, got.failure, got.step_seconds) == (
-        sent.uri, sent.source_id, sent.stamp, sent.bytes, sent.failure, sent.step_seconds,
-    )  # fmt: skip
+        sent.uri,
+        sent.source_id,
+        sent.stamp,
+        sent.bytes,
+        sent.failure,
+        sent.step_seconds,
+    )
     assert not got.results
     with pytest.raises(KeyError):
         got.of(LocalCopy)
@@ -313,12 +348,24 @@ def test_a_file_that_holds_much_less_than_it_declares_is_truncated() -> None:
 
 def test_faces_are_looked_for_early_and_around_words() -> None:
     wanted = frames_of_interest([SpokenWord("late", 100.0, 100.5, 1.0)], 60.0, 0.2)
-    assert [wanted(at) for at in (0.0, 59.0, 70.0, 99.9, 100.6, 110.0)] == [True, True, False, True, True, False]
+    assert [wanted(at) for at in (0.0, 59.0, 70.0, 99.9, 100.6, 110.0)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_the_digest_names_what_is_measured_and_not_how_fast() -> None:
     plain = IngestConfig().digest()
-    assert IngestConfig.model_validate({"stages": {"speech": {"workers": 4}}, "limits": {"probe_seconds": 5}}).digest() == plain
+    assert (
+        IngestConfig.model_validate(
+            {"stages": {"speech": {"workers": 4}}, "limits": {"probe_seconds": 5}}
+        ).digest()
+        == plain
+    )
     assert IngestConfig.model_validate({"clips": {"max_s": 8}}).digest() != plain
 
 

@@ -16,13 +16,13 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.child import ffmpeg_path
-from ingest.config import CutConfig, LimitConfig
-from ingest.cutting import cut_clip
-from ingest.framing import Framing, framing, size_within
-from ingest.media import decode_clip_pictures, decode_frames, decode_sound, decode_span, probe
-from shards.errors import UserError
-from shards.sample import decode_video
+from uniavgen.ingest.config import CutConfig, LimitConfig
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.io.media import decode_clip_pictures, decode_frames, decode_sound, decode_span, probe
+from uniavgen.ingest.measures.cutting import cut_clip
+from uniavgen.ingest.measures.framing import Framing, framing, size_within
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.sample import decode_video
 
 LIMITS = LimitConfig()
 PERIOD_S, LIT_S = 1.3, 0.25
@@ -38,7 +38,9 @@ class Film:
     lit: np.ndarray
     beeps: np.ndarray
 
-    def moved(self, path: Path, picture_s: float = 0.0, sound_s: float = 0.0, kept: np.ndarray | None = None) -> "Film":
+    def moved(
+        self, path: Path, picture_s: float = 0.0, sound_s: float = 0.0, kept: np.ndarray | None = None
+    ) -> "Film":
         """The same film in another file, with its streams moved in time or only the `kept` frames left."""
         kept = np.ones(len(self.times), bool) if kept is None else kept
         return Film(path, self.times[kept] + picture_s, self.lit[kept], self.beeps + sound_s)
@@ -55,7 +57,9 @@ def render(target: Path, *arguments: str) -> Path:
     return target
 
 
-def flash_and_beep(target: Path, fps: str = "25", seconds: float = 9, *extra: str, moving: bool = False) -> Film:
+def flash_and_beep(
+    target: Path, fps: str = "25", seconds: float = 9, *extra: str, moving: bool = False
+) -> Film:
     """Black with a white flash, silence with a beep, from every multiple of the period."""
     lit = f"lt(mod(t+1e-6,{PERIOD_S}),{LIT_S})"
     flash = f"color=black:s=96x64:r={fps}:d={seconds},drawbox=c=white:t=fill:enable='{lit}'"
@@ -76,7 +80,9 @@ def first_picture(path: Path) -> float:
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         packets = [packet for packet in container.demux(video) if packet.size]
-        first = min(packet.dts if packet.pts is None else packet.pts for packet in packets)  # an AVI has no pts
+        first = min(
+            packet.dts if packet.pts is None else packet.pts for packet in packets
+        )  # an AVI has no pts
         return float(first * video.time_base) - (container.start_time or 0) / 1e6
 
 
@@ -105,7 +111,9 @@ def cut(
     return pictures, sound
 
 
-def check_together(film: Film, starts: list[float], folder: Path, frames: int = 80, late_s: float = 0.0) -> None:
+def check_together(
+    film: Film, starts: list[float], folder: Path, frames: int = 80, late_s: float = 0.0
+) -> None:
     """Every flash of a cut on its frame, every beep within 2 ms of its time (plus `late_s`, the container's own delay)."""
     for start_s in starts:
         pictures, sound = cut(film.path, start_s, frames, folder)
@@ -136,7 +144,16 @@ RATES = {
     "15.asf": ("-c:v", "wmv2", "-c:a", "wmav2"),
     "10.ogv": ("-c:v", "libtheora", "-c:a", "libvorbis"),
     # ten bits a sample, marked as high dynamic range
-    "25.mkv": ("-pix_fmt", "yuv420p10le", "-color_primaries", "bt2020", "-color_trc", "smpte2084", "-colorspace", "bt2020nc"),
+    "25.mkv": (
+        "-pix_fmt",
+        "yuv420p10le",
+        "-color_primaries",
+        "bt2020",
+        "-color_trc",
+        "smpte2084",
+        "-colorspace",
+        "bt2020nc",
+    ),
 }
 
 
@@ -171,7 +188,9 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
 
 @pytest.mark.parametrize("ending", ["mkv", "mp4"])
 @pytest.mark.parametrize("delay_s", [0.2, -0.3])
-def test_sound_that_starts_late_or_early_stays_so(tmp_path: Path, film: Film, ending: str, delay_s: float) -> None:
+def test_sound_that_starts_late_or_early_stays_so(
+    tmp_path: Path, film: Film, ending: str, delay_s: float
+) -> None:
     shifted = tmp_path / f"shifted.{ending}"
     offset = ("-itsoffset", f"{abs(delay_s)}", "-i", str(film.path))
     inputs = ("-i", str(film.path), *offset) if delay_s > 0 else (*offset, "-i", str(film.path))
@@ -194,7 +213,9 @@ def test_what_an_edit_list_hides_is_not_seen(tmp_path: Path, film: Film) -> None
 @pytest.mark.parametrize("ending", ["mkv", "ts", "mp4"])
 def test_a_clock_that_does_not_start_at_zero_is_no_matter(tmp_path: Path, film: Film, ending: str) -> None:
     sound = ("-c:a", "flac") if ending != "ts" else ("-c:a", "ac3")
-    moved = render(tmp_path / f"moved.{ending}", "-i", str(film.path), "-c:v", "copy", *sound, "-output_ts_offset", "7.3")
+    moved = render(
+        tmp_path / f"moved.{ending}", "-i", str(film.path), "-c:v", "copy", *sound, "-output_ts_offset", "7.3"
+    )
     late = first_picture(moved)
     check_together(film.moved(moved, late, late), [0.0, 2.5], tmp_path)
 
@@ -209,7 +230,20 @@ def test_a_variable_rate_becomes_a_constant_one(tmp_path: Path, film: Film) -> N
 @pytest.mark.parametrize("top_first", [True, False])
 def test_fields_of_two_times_are_found_and_taken_apart(tmp_path: Path, top_first: bool) -> None:
     order = "interleave_top" if top_first else "interleave_bottom"
-    weave = ("-vf", f"tinterlace={order}", "-c:v", "mpeg2video", "-q:v", "2", "-g", "1", "-c:a", "mp2", "-ar", "48000")
+    weave = (
+        "-vf",
+        f"tinterlace={order}",
+        "-c:v",
+        "mpeg2video",
+        "-q:v",
+        "2",
+        "-g",
+        "1",
+        "-c:a",
+        "mp2",
+        "-ar",
+        "48000",
+    )
     # the marks in the coded frames say nothing: the picture must tell
     fields = flash_and_beep(tmp_path / "fields.mkv", "50", 9, *weave, moving=True)
     found = probe(str(fields.path), LIMITS)
@@ -217,9 +251,13 @@ def test_fields_of_two_times_are_found_and_taken_apart(tmp_path: Path, top_first
     assert found.top_field_first == top_first
     plain = flash_and_beep(tmp_path / "plain.mkv", "25", 4, "-c:v", "mpeg2video", "-q:v", "2", moving=True)
     assert probe(str(plain.path), LIMITS).interlaced_ratio == 0.0
-    check_together(fields.moved(fields.path, kept=np.arange(len(fields.times)) % 2 == 0), [0.0, 2.5], tmp_path)
+    check_together(
+        fields.moved(fields.path, kept=np.arange(len(fields.times)) % 2 == 0), [0.0, 2.5], tmp_path
+    )
     # the comb has gone: neighbouring rows differ no more than two rows apart do
-    still = decode_clip_pictures(str(fields.path), found, 1.0, 2.0, 16, 96, LIMITS).astype(float).mean(axis=-1)
+    still = (
+        decode_clip_pictures(str(fields.path), found, 1.0, 2.0, 16, 96, LIMITS).astype(float).mean(axis=-1)
+    )
     assert np.abs(np.diff(still, axis=1)).mean() < 1.2 * np.abs(still[:, 2:] - still[:, :-2]).mean()
 
 
@@ -230,11 +268,27 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lit = np.mod(np.arange(seconds * 10) / 10 + 1e-6, 1.0) < LIT_S
     np.repeat((lit * 255).astype(np.uint8), 48 * 32).tofile(folder / "picture.raw")
     at = np.arange(16_000) / 16_000
-    np.tile((16_000 * np.sin(2 * np.pi * 1000 * at) * (at < LIT_S)).astype(np.int16), seconds).tofile(folder / "sound.raw")
-    picture = ("-f", "rawvideo", "-pix_fmt", "gray", "-s", "48x32", "-r", "10", "-i", str(folder / "picture.raw"))
+    np.tile((16_000 * np.sin(2 * np.pi * 1000 * at) * (at < LIT_S)).astype(np.int16), seconds).tofile(
+        folder / "sound.raw"
+    )
+    picture = (
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "gray",
+        "-s",
+        "48x32",
+        "-r",
+        "10",
+        "-i",
+        str(folder / "picture.raw"),
+    )
     sound = ("-f", "s16le", "-ar", "16000", "-ac", "1", "-i", str(folder / "sound.raw"))
     coded = ("-pix_fmt", "yuv420p", "-g", "250")
-    film, other = folder / "hour.mp4", folder / "hour.avi"  # an AVI has no times of its own, so a copy of others' would be off
+    film, other = (
+        folder / "hour.mp4",
+        folder / "hour.avi",
+    )  # an AVI has no times of its own, so a copy of others' would be off
     loose = ("-c:v", "mpeg4", "-c:a", "pcm_mulaw", str(other))
     packed = ("-c:v", "libx264", "-preset", "ultrafast", "-c:a", "mp2", "-b:a", "32k")
     render(film, *picture, *sound, *coded, *loose, *coded, *packed)
@@ -259,10 +313,19 @@ def test_picture_and_sound_stay_together_after_an_hour(tmp_path: Path, hour: Pat
 
 def corner_film(target: Path, size: str, *extra: str) -> Path:
     """A black picture whose upper left quarter is white."""
-    return render(target, "-f", "lavfi", "-i", f"color=black:s={size}:r=16:d=1,drawbox=w=iw/2:h=ih/2:c=white:t=fill", *extra)
+    return render(
+        target,
+        "-f",
+        "lavfi",
+        "-i",
+        f"color=black:s={size}:r=16:d=1,drawbox=w=iw/2:h=ih/2:c=white:t=fill",
+        *extra,
+    )
 
 
-@pytest.mark.parametrize(("turn", "corner"), [("90", "lower left"), ("180", "lower right"), ("-90", "upper right")])
+@pytest.mark.parametrize(
+    ("turn", "corner"), [("90", "lower left"), ("180", "lower right"), ("-90", "upper right")]
+)
 def test_turned_pictures_are_cut_as_they_are_shown(tmp_path: Path, turn: str, corner: str) -> None:
     film = corner_film(tmp_path / "a.mp4", "160x120")
     turned = render(tmp_path / "turned.mp4", "-display_rotation", turn, "-i", str(film), "-c", "copy")
@@ -327,7 +390,11 @@ def white_corner(picture: np.ndarray) -> str:
     height, width = picture.shape
     halves = {"upper": slice(0, height // 2), "lower": slice(height // 2, None)}
     sides = {"left": slice(0, width // 2), "right": slice(width // 2, None)}
-    light = {f"{v} {h}": picture[rows, columns].mean() for v, rows in halves.items() for h, columns in sides.items()}
+    light = {
+        f"{v} {h}": picture[rows, columns].mean()
+        for v, rows in halves.items()
+        for h, columns in sides.items()
+    }
     return max(light, key=light.__getitem__)
 
 
@@ -335,9 +402,14 @@ FACE = np.array([[0.6, 0.3, 0.8, 0.5], [0.62, 0.3, 0.82, 0.5], [0.61, 0.31, 0.81
 
 
 @given(
-    st.integers(16, 4000), st.integers(16, 4000), st.sampled_from([2, 8, 16, 32]), st.sampled_from(["none", "face"]),
-    st.floats(0.5, 2), st.floats(1, 4), st.integers(64 * 64, 1_000_000),
-)  # fmt: skip
+    st.integers(16, 4000),
+    st.integers(16, 4000),
+    st.sampled_from([2, 8, 16, 32]),
+    st.sampled_from(["none", "face"]),
+    st.floats(0.5, 2),
+    st.floats(1, 4),
+    st.integers(64 * 64, 1_000_000),
+)
 def test_every_framing_lies_in_the_picture_and_keeps_the_rules(
     width: int, height: int, multiple: int, crop: str, aspect: float, faces: float, pixels: int
 ) -> None:

@@ -10,12 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.config import DiarizationConfig
-from ingest.diarization import NOBODY, Diarizer, joined_at_seams, labels_by_company, named_in_order
-from ingest.records import AUDIO_RATE, Span
-from ingest.sound import Sound
-from ingest.voices import VOICE_SIZE, absorb_small, group_voices, join_groups, unit
-from shards.errors import UserError
+from uniavgen.ingest.config import DiarizationConfig
+from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.models.diarizer import (
+    NOBODY,
+    Diarizer,
+    joined_at_seams,
+    labels_by_company,
+    named_in_order,
+)
+from uniavgen.ingest.models.speaker_embedding import VOICE_SIZE, absorb_small, group_voices, join_groups, unit
+from uniavgen.ingest.records import AUDIO_RATE, Span
+from uniavgen.shards.errors import UserError
 
 if TYPE_CHECKING:
     from pyannote.core import Annotation
@@ -68,7 +74,7 @@ def spoken(voice: str, *sentences: int) -> list[np.ndarray]:
     """Sentences of the demo in one of its voices, float at 16 kHz."""
     from scipy.signal import resample_poly
 
-    from orchestration.demo import script, speech
+    from uniavgen.orchestration.demo import script, speech
 
     return [resample_poly(speech.say(script.SENTENCES[i], voice).waveform, 1, 3) for i in sentences]
 
@@ -87,7 +93,10 @@ def test_diarization_error_on_a_labelled_dialogue_is_at_most_a_tenth(
     turns, voices = diarizer.diarize(saved(tmp_path, pcm))
     assert error_rate(truth, turns) <= 0.10
     assert set(voices) == {"SPEAKER_00", "SPEAKER_01"}
-    assert all(len(voice) == VOICE_SIZE and np.linalg.norm(voice) == pytest.approx(1, abs=1e-4) for voice in voices.values())
+    assert all(
+        len(voice) == VOICE_SIZE and np.linalg.norm(voice) == pytest.approx(1, abs=1e-4)
+        for voice in voices.values()
+    )
     assert all(0 <= turn.start_s < turn.end_s <= len(pcm) / AUDIO_RATE for turn in turns)
     assert diarizer.diarize(saved(tmp_path, np.zeros(3 * AUDIO_RATE))) == ([], {})
     assert diarizer.diarize(saved(tmp_path, np.zeros(0))) == ([], {})
@@ -95,7 +104,10 @@ def test_diarization_error_on_a_labelled_dialogue_is_at_most_a_tenth(
 
 @pytest.mark.slow
 def test_speakers_keep_their_labels_over_pieces(
-    tmp_path: Path, diarizer: Diarizer, dialogue: tuple[np.ndarray, Annotation], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    diarizer: Diarizer,
+    dialogue: tuple[np.ndarray, Annotation],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pcm, truth = dialogue
     monkeypatch.setattr(diarizer, "config", DiarizationConfig(piece_s=13.0))
@@ -105,7 +117,9 @@ def test_speakers_keep_their_labels_over_pieces(
 
 
 @pytest.mark.slow
-def test_one_voice_is_one_speaker_an_overlap_is_two_and_a_voice_is_known_again(tmp_path: Path, diarizer: Diarizer) -> None:
+def test_one_voice_is_one_speaker_an_overlap_is_two_and_a_voice_is_known_again(
+    tmp_path: Path, diarizer: Diarizer
+) -> None:
     from pyannote.core import Segment
 
     joe, ann, bob = spoken("joe", 0, 1, 2), spoken("ann", 3, 4), spoken("bob", 5, 6)
@@ -117,13 +131,18 @@ def test_one_voice_is_one_speaker_an_overlap_is_two_and_a_voice_is_known_again(t
     over[start : start + len(ann[0])] += ann[0]
     turns, voices = diarizer.diarize(saved(tmp_path, pcm_of(over, ann[1], joe[1])))
     assert set(voices) == {"SPEAKER_00", "SPEAKER_01"}
-    first, second = (annotation([t for t in turns if t.label == label]).get_timeline() for label in sorted(voices))
+    first, second = (
+        annotation([t for t in turns if t.label == label]).get_timeline() for label in sorted(voices)
+    )
     both = first.crop(second, mode="intersection")
     planted = Segment(0.5 + start / AUDIO_RATE, 0.5 + len(joe[0]) / AUDIO_RATE)
     assert both.crop(planted).duration() > 0.6 * both.duration()
     assert both.crop(planted).duration() > 0.5
     _, others = diarizer.diarize(saved(tmp_path, pcm_of(ann[0], bob[0], bob[1])))
-    known = {"joe": [alone_voices["SPEAKER_00"], voices["SPEAKER_00"]], "ann": [voices["SPEAKER_01"], others["SPEAKER_00"]]}
+    known = {
+        "joe": [alone_voices["SPEAKER_00"], voices["SPEAKER_00"]],
+        "ann": [voices["SPEAKER_01"], others["SPEAKER_00"]],
+    }
     known["bob"] = [others["SPEAKER_01"]]
     threshold = 1 - DiarizationConfig().cluster_threshold
     for name, own in known.items():
@@ -203,9 +222,15 @@ def test_speakers_are_numbered_as_they_are_first_heard() -> None:
 def test_a_named_pipeline_is_loaded_and_its_speakers_are_joined_over_pieces(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("pipeline:\n  name: tone_pipeline.TonePipeline\n  params: {}\n")
     times = np.arange(3 * AUDIO_RATE) / AUDIO_RATE
-    low, high, silence = np.sin(2 * np.pi * 300 * times), np.sin(2 * np.pi * 2500 * times), np.zeros(AUDIO_RATE)
+    low, high, silence = (
+        np.sin(2 * np.pi * 300 * times),
+        np.sin(2 * np.pi * 2500 * times),
+        np.zeros(AUDIO_RATE),
+    )
     pcm = 8000 * np.concatenate([low, silence, low, silence, high, silence, high, silence, low, silence])
-    turns, voices = Diarizer(DiarizationConfig(model=str(tmp_path), piece_s=10.0)).diarize(saved(tmp_path, pcm))
+    turns, voices = Diarizer(DiarizationConfig(model=str(tmp_path), piece_s=10.0)).diarize(
+        saved(tmp_path, pcm)
+    )
     assert sorted(voices) == ["SPEAKER_00", "SPEAKER_01"]
     seconds = {label: sum(t.end_s - t.start_s for t in turns if t.label == label) for label in voices}
     assert seconds == {"SPEAKER_00": pytest.approx(9, abs=1.1), "SPEAKER_01": pytest.approx(6, abs=1.1)}
@@ -213,7 +238,9 @@ def test_a_named_pipeline_is_loaded_and_its_speakers_are_joined_over_pieces(tmp_
 
 
 @pytest.mark.slow
-def test_a_pipeline_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pipeline_that_cannot_be_had_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     for name in (str(tmp_path / "nothing"), "pyannote/speaker-diarization-community-1"):
         with pytest.raises(UserError, match=r"cannot be loaded.*HF_TOKEN") as caught:

@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import MEDIA
 
-from ingest import media
-from ingest.config import FaceConfig, LimitConfig
-from ingest.faces import (
+from uniavgen.ingest.config import FaceConfig, LimitConfig
+from uniavgen.ingest.io import media
+from uniavgen.ingest.models.face_reader import (
     OVAL,
     Detection,
     Face,
@@ -21,13 +21,11 @@ from ingest.faces import (
     overlap,
     turned_deg,
 )
-from ingest.records import FacesSeen
-from orchestration.demo.face import FaceFrame, animate, pattern
-from orchestration.demo.portrait import portrait, warp
-from orchestration.demo.visemes import Phone
-from shards.weights import resolve
-
-MEDIA = Path(__file__).resolve().parents[4] / "shared" / "media"
+from uniavgen.ingest.records import FacesSeen
+from uniavgen.orchestration.demo.face import FaceFrame, animate, pattern
+from uniavgen.orchestration.demo.portrait import portrait, warp
+from uniavgen.orchestration.demo.visemes import Phone
+from uniavgen.shards.weights import resolve
 
 PHONES = [Phone(symbol, 0.15 * i, 0.15 * i + 0.15) for i, symbol in enumerate("apaimofabutipamaobi")]
 
@@ -93,11 +91,15 @@ def turned_head(reader: FaceReader, yaw: float = 0.0, pitch: float = 0.0) -> lis
 
 
 @pytest.mark.slow
-def test_the_oval_lies_where_the_face_is_on_nearly_every_frame(reader: FaceReader, talking: list[FaceFrame]) -> None:
+def test_the_oval_lies_where_the_face_is_on_nearly_every_frame(
+    reader: FaceReader, talking: list[FaceFrame]
+) -> None:
     seen = seen_by(reader, [frame.picture for frame in talking], FaceConfig())
     assert seen.faces.frame.tolist() == list(range(len(talking)))
     assert not seen.denied.any()
-    found = np.array([oval_iou(oval, frame.oval) for oval, frame in zip(seen.faces.oval, talking, strict=True)])
+    found = np.array(
+        [oval_iou(oval, frame.oval) for oval, frame in zip(seen.faces.oval, talking, strict=True)]
+    )
     assert (found >= 0.9).mean() >= 0.95
 
 
@@ -123,7 +125,9 @@ def test_a_detector_asked_seldom_gives_the_rows_of_one_asked_always(talking: lis
     found = []
     for every in (1, 8):
         reader.asked = 0
-        found.append((seen_by(reader, pictures, FaceConfig(confirm_every=every, tile_every=0)).faces, reader.asked))
+        found.append(
+            (seen_by(reader, pictures, FaceConfig(confirm_every=every, tile_every=0)).faces, reader.asked)
+        )
     reader.close()
     assert [asked for _, asked in found] == [32, 4]
     np.testing.assert_array_equal(found[0][0].oval, found[1][0].oval)
@@ -156,7 +160,9 @@ def test_the_face_is_found_where_it_is(reader: FaceReader, photograph: np.ndarra
 
 
 @pytest.mark.slow
-def test_roll_is_the_planted_one_and_a_mirror_turns_yaw_and_roll_round(reader: FaceReader, photograph: np.ndarray) -> None:
+def test_roll_is_the_planted_one_and_a_mirror_turns_yaw_and_roll_round(
+    reader: FaceReader, photograph: np.ndarray
+) -> None:
     (rest,) = reader.read(photograph)
     for degrees in (-40, -20, 20, 40):
         (face,) = reader.read(turned(photograph, degrees))
@@ -207,7 +213,12 @@ def test_small_faces_are_counted_in_tiles(reader: FaceReader, photograph: np.nda
 @pytest.mark.slow
 def test_noise_waves_and_the_suits_badges_are_no_faces(reader: FaceReader, photograph: np.ndarray) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (384, 384, 3), np.uint8)
-    squares = np.kron(np.indices((8, 8)).sum(axis=0) % 2, np.ones((48, 48), int)).astype(np.uint8)[..., None].repeat(3, 2) * 255
+    squares = (
+        np.kron(np.indices((8, 8)).sum(axis=0) % 2, np.ones((48, 48), int))
+        .astype(np.uint8)[..., None]
+        .repeat(3, 2)
+        * 255
+    )
     suit = np.ascontiguousarray(photograph[260:, 60:400])
     for picture in (noise, np.full((384, 384, 3), 128, np.uint8), squares, suit, *pattern([0.0, 1.0])):
         assert reader.read(picture) == []
@@ -218,7 +229,10 @@ def test_noise_waves_and_the_suits_badges_are_no_faces(reader: FaceReader, photo
 def test_blur_lowers_the_sharpness(reader: FaceReader, photograph: np.ndarray) -> None:
     import cv2
 
-    found = [reader.read(cv2.GaussianBlur(photograph, (0, 0), blur))[0].sharpness for blur in (0.5, 1.0, 1.5, 2.0, 3.0)]
+    found = [
+        reader.read(cv2.GaussianBlur(photograph, (0, 0), blur))[0].sharpness
+        for blur in (0.5, 1.0, 1.5, 2.0, 3.0)
+    ]
     assert found == sorted(found, reverse=True)
 
 
@@ -228,7 +242,11 @@ def test_landmarks_beside_a_face_or_on_nothing_are_denied(reader: FaceReader, ph
     (face,) = reader.landmarks(photograph)
     config = FaceConfig()
     assert confirmation(face, reader.detections(photograph), 1.0, config) > 0.5
-    for other in (np.roll(photograph, 80, axis=1), np.roll(photograph, 100, axis=0), np.full_like(photograph, 90)):
+    for other in (
+        np.roll(photograph, 80, axis=1),
+        np.roll(photograph, 100, axis=0),
+        np.full_like(photograph, 90),
+    ):
         assert confirmation(face, reader.detections(other), 1.0, config) == 0
 
 
@@ -254,7 +272,9 @@ def test_a_wrong_lock_on_a_real_profile_is_denied(reader: FaceReader) -> None:
             small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             crumpled = [face for face in reader.landmarks(small) if turned_deg(face) > 75]
             wrong += crumpled
-            assert not any(overlap(face.box, lock.box) > 0.5 for lock in crumpled for face in reader.read(small))
+            assert not any(
+                overlap(face.box, lock.box) > 0.5 for lock in crumpled for face in reader.read(small)
+            )
             if crumpled:
                 seen = seen_by(reader, [small], config)
                 assert (len(seen.faces.frame), seen.denied.tolist()) == (0, [1])
@@ -286,7 +306,9 @@ def test_a_face_keeps_its_track_through_a_gap_and_a_stranger_gets_his_own() -> N
     assert set(table.score.tolist()) == {np.float32(0.9)}
 
 
-def test_a_denied_face_has_no_row_until_the_detector_agrees_and_loses_its_rows_when_it_no_longer_does() -> None:
+def test_a_denied_face_has_no_row_until_the_detector_agrees_and_loses_its_rows_when_it_no_longer_does() -> (
+    None
+):
     tracker = FaceTracker(FaceConfig(confirm_every=2))
     face = made_face(0.4)
     told = [False, False, True, None, True, None, False, True]  # None: not asked

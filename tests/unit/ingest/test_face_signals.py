@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.face_signals import FACE_SIGNALS, face_signals, lasting_count, lock_ratio, steadiness
-from ingest.records import FacesSeen, FaceTable, Probe
-from shards.corpus import SIGNALS
+from uniavgen.ingest.measures.face_signals import (
+    FACE_SIGNALS,
+    face_signals,
+    lasting_count,
+    lock_ratio,
+    steadiness,
+)
+from uniavgen.ingest.records import FacesSeen, FaceTable, Probe
+from uniavgen.shards.corpus.tables import SIGNALS
 
 PROBE = Probe(10.0, 1280, 720, 25.0, "h264", "aac", True)
 
@@ -16,7 +22,10 @@ def table(frames: list[int], x: list[float] | None = None, **columns: list[float
     """One track, a face of 0.2 x 0.5 of the picture at `x`; other columns are as given, or 0."""
     count = len(frames)
     left = np.array(x or [0.4] * count, np.float32)
-    numbers = {name: np.zeros(count, np.float32) for name in ("score", "lip_gap", "yaw", "pitch", "roll", "sharpness")}
+    numbers = {
+        name: np.zeros(count, np.float32)
+        for name in ("score", "lip_gap", "yaw", "pitch", "roll", "sharpness")
+    }
     numbers |= {name: np.array(values, np.float32) for name, values in columns.items()}
     return FaceTable(
         frame=np.array(frames, np.int32),
@@ -27,7 +36,9 @@ def table(frames: list[int], x: list[float] | None = None, **columns: list[float
     )
 
 
-def seen(faces: FaceTable, frames: int, denied: list[int] | None = None, counts: list[int] | None = None) -> FacesSeen:
+def seen(
+    faces: FaceTable, frames: int, denied: list[int] | None = None, counts: list[int] | None = None
+) -> FacesSeen:
     return FacesSeen(
         looked=np.ones(frames, bool),
         face_count=np.array(counts or [-1] * frames, np.int16),
@@ -37,8 +48,15 @@ def seen(faces: FaceTable, frames: int, denied: list[int] | None = None, counts:
 
 
 def test_a_clip_s_signals_are_those_of_its_frames_and_its_main_face() -> None:
-    faces = table([4, 5, 6, 7], lip_gap=[0.1, 0.2, 0.1, 0.1], yaw=[-30, 10, 20, -20], pitch=[-5, 5, 5, 5],
-                  roll=[1, -2, 3, -4], score=[0.9, 0.8, 0.7, 0.9], sharpness=[5, 6, 7, 8])  # fmt: skip
+    faces = table(
+        [4, 5, 6, 7],
+        lip_gap=[0.1, 0.2, 0.1, 0.1],
+        yaw=[-30, 10, 20, -20],
+        pitch=[-5, 5, 5, 5],
+        roll=[1, -2, 3, -4],
+        score=[0.9, 0.8, 0.7, 0.9],
+        sharpness=[5, 6, 7, 8],
+    )
     everywhere = seen(faces, 12, counts=[-1, -1, -1, -1, 1, -1, -1, -1, 3, -1, -1, -1])
     found = face_signals(everywhere, faces, 4, 9, PROBE)
     assert found["face_coverage"] == pytest.approx(4 / 5)
@@ -69,7 +87,9 @@ def test_where_nobody_looked_nothing_is_known() -> None:
 def test_the_lock_ratio_counts_frames_with_landmarks(frames: list[tuple[bool, int]]) -> None:
     agreed = sum(face for face, _ in frames)
     landmarked = sum(face or denied > 0 for face, denied in frames)
-    found = lock_ratio(np.array([face for face, _ in frames], bool), np.array([denied for _, denied in frames], int))
+    found = lock_ratio(
+        np.array([face for face, _ in frames], bool), np.array([denied for _, denied in frames], int)
+    )
     assert found == (agreed / landmarked if landmarked else None)
 
 
@@ -85,7 +105,10 @@ def test_more_denied_frames_lower_the_lock_ratio() -> None:
 def test_a_shakier_face_is_less_steady() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, 40)
-    found = [steadiness(table(list(range(40)), x=(0.4 + size * noise).tolist()), 16 / 9) for size in (0, 0.002, 0.01, 0.03)]
+    found = [
+        steadiness(table(list(range(40)), x=(0.4 + size * noise).tolist()), 16 / 9)
+        for size in (0, 0.002, 0.01, 0.03)
+    ]
     assert found == sorted(found, reverse=True)  # type: ignore[type-var]
     assert found[0] == pytest.approx(1)
     assert steadiness(table([0, 2, 4]), 1.0) is None
@@ -93,7 +116,9 @@ def test_a_shakier_face_is_less_steady() -> None:
 
 def test_a_sideways_step_is_measured_in_face_heights() -> None:
     # 0.01 of 1280 px over a face of 0.5 of 720 px
-    assert steadiness(table([0, 1, 2], x=[0.4, 0.41, 0.42]), 1280 / 720) == pytest.approx(1 - 12.8 / 360, abs=1e-5)
+    assert steadiness(table([0, 1, 2], x=[0.4, 0.41, 0.42]), 1280 / 720) == pytest.approx(
+        1 - 12.8 / 360, abs=1e-5
+    )
 
 
 @given(st.lists(st.integers(-1, 6), max_size=30))

@@ -8,20 +8,29 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import MEDIA
 
-from ingest import fingerprints
-from ingest.child import ffmpeg_path
-from ingest.face_vector import DlibEncoder, FaceEncoder, SFaceEncoder, aligned, clip_vector
-from ingest.fingerprints import VideoHasher, change_hash, sound_hash, sound_span, text_hash, video_hash
-from shards.clock import VIDEO_FPS
-from shards.errors import UserError
-from shards.hashes import FREQUENCIES, MIRRORED
-from shards.weights import present, resolve
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.measures import fingerprints
+from uniavgen.ingest.measures.fingerprints import (
+    VideoHasher,
+    change_hash,
+    sound_hash,
+    sound_span,
+    text_hash,
+    video_hash,
+)
+from uniavgen.ingest.models.face_embedding import DlibEncoder, FaceEncoder, SFaceEncoder, aligned, clip_vector
+from uniavgen.shards.corpus.fingerprints import FREQUENCIES, MIRRORED
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import VIDEO_FPS
+from uniavgen.shards.weights import present, resolve
 
-MEDIA = Path(__file__).resolve().parents[4] / "shared" / "media"
 SPEAKING = ["closeup_english.mp4", "address_english_mpeg4.mp4", "russian_speech_hevc.mp4"]
 
-changes = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).normal(0, 20, (32, 32)).astype(np.float32))
+changes = st.integers(0, 10_000).map(
+    lambda seed: np.random.default_rng(seed).normal(0, 20, (32, 32)).astype(np.float32)
+)
 
 
 def ffmpeg(*arguments: object, data: bytes | None = None) -> bytes:
@@ -38,7 +47,9 @@ def pictures(path: Path, side: int = 128) -> np.ndarray:
 
 def sound(path: Path, *filters: str) -> np.ndarray:
     chosen = ["-af", ",".join(filters)] if filters else []
-    return np.frombuffer(ffmpeg("-i", path, "-vn", *chosen, "-ac", 1, "-ar", 16000, "-f", "s16le", "-"), np.int16)
+    return np.frombuffer(
+        ffmpeg("-i", path, "-vn", *chosen, "-ac", 1, "-ar", 16000, "-f", "s16le", "-"), np.int16
+    )
 
 
 def hashes_of(frames: np.ndarray) -> np.ndarray:
@@ -84,7 +95,9 @@ def test_a_hash_compares_the_half_second_after_a_moment_with_the_one_before() ->
     assert len(found) == 11
     for k in range(2, 11):
         at = 4 * k
-        assert found[k] == change_hash((grey[at : at + 8].mean(axis=0) - grey[at - 8 : at].mean(axis=0)).astype(np.float32))
+        assert found[k] == change_hash(
+            (grey[at : at + 8].mean(axis=0) - grey[at - 8 : at].mean(axis=0)).astype(np.float32)
+        )
     assert found[:2].tolist() == [0, 0]
 
 
@@ -102,9 +115,9 @@ def test_a_clip_keeps_only_hashes_that_look_at_nothing_but_the_clip() -> None:
 
 
 def test_a_still_picture_has_no_hash() -> None:
-    still = np.full((64, 90, 160, 3), 120, np.uint8) + np.random.default_rng(2).integers(0, 3, (64, 90, 160, 3)).astype(
-        np.uint8
-    )
+    still = np.full((64, 90, 160, 3), 120, np.uint8) + np.random.default_rng(2).integers(
+        0, 3, (64, 90, 160, 3)
+    ).astype(np.uint8)
     assert set(hashes_of(still).tolist()) == {0}
     assert hashes_of(still[:10]).tolist() == []
 
@@ -168,7 +181,9 @@ def test_silence_and_a_moment_have_no_acoustic_fingerprint_and_a_short_clip_take
     assert sound_span(3.0, 9.5) == (3.0, 9.5)
 
 
-def test_without_chromaprint_in_any_ffmpeg_there_is_no_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_chromaprint_in_any_ffmpeg_there_is_no_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import imageio_ffmpeg
 
     plain = tmp_path / "ffmpeg"
@@ -188,15 +203,23 @@ def test_without_chromaprint_in_any_ffmpeg_there_is_no_fingerprint(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the development videos are not here ({MEDIA})")
-def test_real_videos_are_known_again_at_half_the_bitrate_mirrored_and_small_and_told_apart(tmp_path: Path) -> None:
+def test_real_videos_are_known_again_at_half_the_bitrate_mirrored_and_small_and_told_apart(
+    tmp_path: Path,
+) -> None:
     originals = {name: hashes_of(pictures(MEDIA / name)[: 5 * VIDEO_FPS]) for name in SPEAKING}
     small = "scale=trunc(iw/4)*2:-2"
     for name, found in originals.items():
-        seconds = {"closeup_english.mp4": 6.1, "address_english_mpeg4.mp4": 8.0, "russian_speech_hevc.mp4": 10.0}[name]
+        seconds = {
+            "closeup_english.mp4": 6.1,
+            "address_english_mpeg4.mp4": 8.0,
+            "russian_speech_hevc.mp4": 10.0,
+        }[name]
         rate = (MEDIA / name).stat().st_size * 8 / seconds
         cheap = ["-t", 5, "-an", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p"]
         half, flipped = tmp_path / f"half-{name}", tmp_path / f"flip-{name}"
-        ffmpeg("-i", MEDIA / name, *cheap, "-b:v", int(rate / 2), half, *cheap, "-vf", f"hflip,{small}", flipped)
+        ffmpeg(
+            "-i", MEDIA / name, *cheap, "-b:v", int(rate / 2), half, *cheap, "-vf", f"hflip,{small}", flipped
+        )
         assert share_apart(found, hashes_of(pictures(half)), 63) <= 0.08
         mirrored = hashes_of(pictures(flipped))
         assert share_apart(found, np.where(mirrored, mirrored ^ MIRRORED, 0), 63) <= 0.12
@@ -222,7 +245,9 @@ def test_a_turned_scaled_and_moved_face_is_aligned_alike(
     matrix = cv2.getRotationMatrix2D((56.0, 56.0), angle, scale)
     matrix[:, 2] += np.array(size) / 2 - 56 + move
     there = (np.hstack([template, np.ones((4, 1))]) @ matrix.T) / size
-    face = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (side, side, 3)).astype(np.uint8), (0, 0), 5)
+    face = cv2.GaussianBlur(
+        np.random.default_rng(0).integers(0, 255, (side, side, 3)).astype(np.uint8), (0, 0), 5
+    )
     picture = cv2.warpAffine(face, matrix, (width, height), flags=cv2.INTER_LINEAR)
     inside = cv2.warpAffine(np.full((side, side), 255, np.uint8), matrix, (width, height))
     back = aligned(picture, there, template, side)
@@ -242,32 +267,47 @@ def patches(tmp_path: Path) -> Path:
         helper.make_node("MatMul", ["flat", "chosen"], ["fc1"]),
     ]
     chosen = numpy_helper.from_array(np.eye(192, 128, dtype=np.float32), "chosen")
-    shape = helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, SFaceEncoder.SIDE, SFaceEncoder.SIDE])
+    shape = helper.make_tensor_value_info(
+        "data", TensorProto.FLOAT, [1, 3, SFaceEncoder.SIDE, SFaceEncoder.SIDE]
+    )
     graph = helper.make_graph(
-        nodes, "patches", [shape], [helper.make_tensor_value_info("fc1", TensorProto.FLOAT, [1, 128])], [chosen]
+        nodes,
+        "patches",
+        [shape],
+        [helper.make_tensor_value_info("fc1", TensorProto.FLOAT, [1, 128])],
+        [chosen],
     )
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(tmp_path / SFaceEncoder.FILE)
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+        str(tmp_path / SFaceEncoder.FILE),
     )
     return tmp_path
 
 
 def test_a_named_model_is_given_the_aligned_face_in_its_own_order_of_colours(patches: Path) -> None:
-    picture = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 255, (300, 400, 3)).astype(np.uint8), (0, 0), 9)
+    picture = cv2.GaussianBlur(
+        np.random.default_rng(3).integers(0, 255, (300, 400, 3)).astype(np.uint8), (0, 0), 9
+    )
     points = (SFaceEncoder.TEMPLATE * 1.5 + (100, 60)) / (400, 300)
     vector = SFaceEncoder(str(patches)).encode(picture, points)
     chip = aligned(picture, points, SFaceEncoder.TEMPLATE, SFaceEncoder.SIDE).astype(np.float64)
-    means = chip.reshape(8, 14, 8, 14, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel()[:128]  # red, green, blue
+    means = (
+        chip.reshape(8, 14, 8, 14, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel()[:128]
+    )  # red, green, blue
     assert vector.shape == (128,)
     assert vector == pytest.approx(means / np.linalg.norm(means), abs=1e-3)
 
 
 def test_a_clip_has_the_mean_vector_of_its_main_face_and_of_no_other(patches: Path) -> None:
-    from ingest.config import FaceConfig
-    from ingest.faces import FaceMeter, FaceReader
+    from uniavgen.ingest.config import FaceConfig
+    from uniavgen.ingest.models.face_reader import FaceMeter, FaceReader
 
-    astronaut = cv2.cvtColor(cv2.imread(str(resolve("astronaut") / "astronaut.png")), cv2.COLOR_BGR2RGB)[:320, 60:380]
-    picture = np.concatenate([astronaut, cv2.resize(cv2.convertScaleAbs(astronaut[:, ::-1], alpha=0.5), (320, 320))], axis=1)
+    astronaut = cv2.cvtColor(cv2.imread(str(resolve("astronaut") / "astronaut.png")), cv2.COLOR_BGR2RGB)[
+        :320, 60:380
+    ]
+    picture = np.concatenate(
+        [astronaut, cv2.resize(cv2.convertScaleAbs(astronaut[:, ::-1], alpha=0.5), (320, 320))], axis=1
+    )
     reader = FaceReader(FaceConfig())
     try:
         meter = FaceMeter(reader, FaceConfig(), lambda at: True, SFaceEncoder(str(patches)))
@@ -280,8 +320,13 @@ def test_a_clip_has_the_mean_vector_of_its_main_face_and_of_no_other(patches: Pa
     assert seen.vectors.frame.tolist() == [0, 0, 8, 8, 16, 16]
     for track in (0, 1):
         main = seen.faces.rows(seen.faces.track == track)
-        own = [vector for frame, box, vector in zip(seen.vectors.frame, seen.vectors.box, seen.vectors.vector, strict=True)
-               if any((main.frame == frame) & (main.box == box).all(axis=1))]  # fmt: skip
+        own = [
+            vector
+            for frame, box, vector in zip(
+                seen.vectors.frame, seen.vectors.box, seen.vectors.vector, strict=True
+            )
+            if any((main.frame == frame) & (main.box == box).all(axis=1))
+        ]
         assert len(own) == 3
         mean = np.mean(own, axis=0)
         assert clip_vector(seen.vectors, main) == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
@@ -298,18 +343,29 @@ def test_a_folder_without_the_model_is_told_in_one_line(tmp_path: Path) -> None:
 
 def people_and_vectors(encoder: FaceEncoder) -> np.ndarray:
     """Vectors of one portrait in other light, mirrored, blurred, small and pressed to a low quality, then of other people."""
-    from ingest.config import FaceConfig
-    from ingest.faces import FaceReader
+    from uniavgen.ingest.config import FaceConfig
+    from uniavgen.ingest.models.face_reader import FaceReader
 
     astronaut = cv2.cvtColor(cv2.imread(str(resolve("astronaut") / "astronaut.png")), cv2.COLOR_BGR2RGB)
     small = cv2.resize(astronaut, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
-    pressed = cv2.imdecode(cv2.imencode(".jpg", astronaut, [cv2.IMWRITE_JPEG_QUALITY, 12])[1], cv2.IMREAD_COLOR)
-    people = [astronaut, cv2.convertScaleAbs(astronaut, alpha=0.6, beta=10), astronaut[:, ::-1], small, pressed]
+    pressed = cv2.imdecode(
+        cv2.imencode(".jpg", astronaut, [cv2.IMWRITE_JPEG_QUALITY, 12])[1], cv2.IMREAD_COLOR
+    )
+    people = [
+        astronaut,
+        cv2.convertScaleAbs(astronaut, alpha=0.6, beta=10),
+        astronaut[:, ::-1],
+        small,
+        pressed,
+    ]
     people += [pictures(MEDIA / name, 512)[20] for name in SPEAKING] if MEDIA.is_dir() else []
     reader = FaceReader(FaceConfig())
     try:
         return np.stack(
-            [encoder.encode(np.ascontiguousarray(p), reader.read(np.ascontiguousarray(p))[0].points) for p in people]
+            [
+                encoder.encode(np.ascontiguousarray(p), reader.read(np.ascontiguousarray(p))[0].points)
+                for p in people
+            ]
         )
     finally:
         reader.close()
@@ -321,7 +377,9 @@ def test_one_person_in_other_light_size_and_quality_is_one_by_the_default_bounds
     assert (alike[5:] - np.eye(len(alike))[5:]).max(initial=-1) < 0.915  # its `near_face`
 
 
-@pytest.mark.skipif(not present("sface"), reason="SFace's weights are not in the cache (uniavgen doctor says how to get them)")
+@pytest.mark.skipif(
+    not present("sface"), reason="SFace's weights are not in the cache (uniavgen doctor says how to get them)"
+)
 def test_sface_tells_people_apart_too() -> None:
     alike = (lambda v: v @ v.T)(people_and_vectors(SFaceEncoder()))
     assert alike[:5, :5].min() >= 0.5

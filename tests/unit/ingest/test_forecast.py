@@ -8,20 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.forecast import Estimate, Sampled, choose, pace, predict
+from uniavgen.ingest.engine.forecast import Estimate, Sampled, choose, pace, predict
 
-names = st.dictionaries(st.text("abcdef", min_size=1, max_size=6), st.one_of(st.none(), st.integers(0, 10**9)), max_size=40)
+names = st.dictionaries(
+    st.text("abcdef", min_size=1, max_size=6), st.one_of(st.none(), st.integers(0, 10**9)), max_size=40
+)
 
 
 @given(names, st.integers(1, 50), st.integers(0, 5))
-def test_chosen_sources_are_different_known_and_always_the_same(sizes: dict[str, int | None], count: int, seed: int) -> None:
+def test_chosen_sources_are_different_known_and_always_the_same(
+    sizes: dict[str, int | None], count: int, seed: int
+) -> None:
     chosen = choose(sizes, count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(sizes))
     assert set(chosen) <= set(sizes)
     assert chosen == choose(sizes, count, seed)
 
 
-@given(st.lists(st.integers(0, 10**9), min_size=8, max_size=80, unique=True), st.integers(2, 8), st.integers(0, 5))
+@given(
+    st.lists(st.integers(0, 10**9), min_size=8, max_size=80, unique=True),
+    st.integers(2, 8),
+    st.integers(0, 5),
+)
 def test_one_source_is_drawn_of_every_group_of_sizes(sizes: list[int], count: int, seed: int) -> None:
     chosen = choose({str(size): size for size in sizes}, count, seed)
     ordered = sorted(sizes)
@@ -34,20 +42,40 @@ def alike(size: int, scale: float = 1.0) -> Sampled:
     """A source of which everything grows with its bytes: 1 s, a tenth of a clip of 0.6 s, and 2 + 1 s of work per 100 kB."""
     unit = size / 1e5 * scale
     return Sampled(
-        size, unit, 1, 0.6 * unit, 0.3 * unit, int(5e4 * unit), int(2e4 * unit), False, {"faces": 2 * unit, "cut": unit}
+        size,
+        unit,
+        1,
+        0.6 * unit,
+        0.3 * unit,
+        int(5e4 * unit),
+        int(2e4 * unit),
+        False,
+        {"faces": 2 * unit, "cut": unit},
     )
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(10**5, 10**8), min_size=1, max_size=9), st.lists(st.integers(10**5, 10**8), max_size=30))
-def test_a_forecast_of_like_sources_is_exact_and_its_range_is_a_point(sampled: list[int], rest: list[int]) -> None:
+@given(
+    st.lists(st.integers(10**5, 10**8), min_size=1, max_size=9),
+    st.lists(st.integers(10**5, 10**8), max_size=30),
+)
+def test_a_forecast_of_like_sources_is_exact_and_its_range_is_a_point(
+    sampled: list[int], rest: list[int]
+) -> None:
     told = predict([alike(size) for size in sampled], list(rest), start_s=36.0, workers_busy=1.5)
     units = sum(rest) / 1e5
-    truth = {"video_h": units / 3600, "clip_h": 0.6 * units / 3600, "kept_h": 0.3 * units / 3600, "work_h": 3 * units / 3600}
+    truth = {
+        "video_h": units / 3600,
+        "clip_h": 0.6 * units / 3600,
+        "kept_h": 0.3 * units / 3600,
+        "work_h": 3 * units / 3600,
+    }
     truth |= {"media_gb": 5e4 * units / 1e9, "wall_h": (36 + 2 * units) / 3600 if rest else 0.0}
     for name, value in truth.items():
         estimate = told.figures[name]
-        assert (estimate.low, estimate.mid, estimate.high) == pytest.approx((value, value, value), rel=1e-4), name
+        assert (estimate.low, estimate.mid, estimate.high) == pytest.approx(
+            (value, value, value), rel=1e-4
+        ), name
     assert (told.sources, told.slowest_step, told.slowest_share) == (len(rest), "faces", pytest.approx(2 / 3))
 
 
@@ -78,7 +106,9 @@ def test_the_range_of_failures_holds_the_true_rate_in_most_samples(rate: float) 
     """Exact coverage: over all outcomes of 20 sources, each with its binomial probability."""
     ranges = [failures_foreseen(failed, 20) for failed in range(21)]
     chances = [comb(20, failed) * rate**failed * (1 - rate) ** (20 - failed) for failed in range(21)]
-    held = sum(chance for chance, told in zip(chances, ranges, strict=True) if told.low <= 1000 * rate <= told.high)
+    held = sum(
+        chance for chance, told in zip(chances, ranges, strict=True) if told.low <= 1000 * rate <= told.high
+    )
     assert held >= 0.8
 
 
@@ -103,9 +133,13 @@ def test_the_range_holds_the_truth_about_as_often_as_it_says() -> None:
 
 
 @given(st.floats(0, 60), st.floats(0.2, 64), st.floats(10, 1000))
-def test_the_pace_is_read_where_loading_and_the_last_source_do_not_weigh(start_s: float, busy: float, work_s: float) -> None:
+def test_the_pace_is_read_where_loading_and_the_last_source_do_not_weigh(
+    start_s: float, busy: float, work_s: float
+) -> None:
     steady = [(start_s + done / busy, done) for done in np.linspace(0, 0.95 * work_s, 200)]
-    tail = [(steady[-1][0] + wait, 0.95 * work_s + wait * 0.05 * work_s / 500) for wait in np.linspace(1, 500, 50)]
+    tail = [
+        (steady[-1][0] + wait, 0.95 * work_s + wait * 0.05 * work_s / 500) for wait in np.linspace(1, 500, 50)
+    ]
     assert pace([*steady, *tail]) == pytest.approx((start_s, busy), rel=0.02, abs=0.02 * work_s / busy)
     assert pace([]) == pace([(3.0, 0.0)]) == (0.0, 1.0)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ingest.child import ffmpeg_path
-from ingest.config import LimitConfig, SourceConfig
-from ingest.locations import local_path, uri_of
-from ingest.media import probe
-from ingest.sources import content_id, find_sources
-from ingest.staging import Stage
-from shards.errors import UserError
+from uniavgen.ingest.config import LimitConfig, SourceConfig
+from uniavgen.ingest.io.download_cache import Stage
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.io.media import probe
+from uniavgen.ingest.io.sources import content_id, find_sources
+from uniavgen.ingest.io.uris import local_path, uri_of
+from uniavgen.shards.errors import UserError
 
 
 def touch(path: Path, content: str = "x") -> Path:
@@ -54,7 +54,9 @@ def test_a_file_named_outright_is_taken_whatever_its_name(tmp_path: Path) -> Non
 def test_a_video_named_in_four_ways_is_taken_once(tmp_path: Path) -> None:
     video = touch(tmp_path / "v.mp4")
     listing = touch(tmp_path / "list.txt", f"# mine\nv.mp4\r\n\nfile://{tmp_path}/v.mp4\n")
-    found = find_sources([str(video), str(tmp_path / "*.mp4"), str(listing), str(tmp_path), f"file://{video}"])
+    found = find_sources(
+        [str(video), str(tmp_path / "*.mp4"), str(listing), str(tmp_path), f"file://{video}"]
+    )
     assert found.videos == [str(video)]
 
 
@@ -87,12 +89,31 @@ def test_content_not_name_is_a_source_s_identity(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     film = tmp_path_factory.mktemp("film") / "a.mp4"
-    inputs = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-f", "lavfi", "-i", "sine=d=1", "-pix_fmt", "yuv420p"]
+    inputs = [
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=64x48:r=10:d=1",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=d=1",
+        "-pix_fmt",
+        "yuv420p",
+    ]
     subprocess.run([ffmpeg_path(), "-loglevel", "error", *inputs, str(film)], check=True, timeout=60)
     return film
 
 
-ODD_NAMES = [b"-i.mp4", b"a b'\"c.mp4", b"line\nbreak.mp4", "päter:1.mp4".encode(), b"%03d.mp4", b"caf\xe9.mp4", b"[x]*?.mp4"]
+ODD_NAMES = [
+    b"-i.mp4",
+    b"a b'\"c.mp4",
+    b"line\nbreak.mp4",
+    "päter:1.mp4".encode(),
+    b"%03d.mp4",
+    b"caf\xe9.mp4",
+    b"[x]*?.mp4",
+]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -118,7 +139,9 @@ def test_a_name_that_is_no_utf8_comes_back_as_it_was() -> None:
     assert local_path("s3://bucket/100%25.mp4") is None
 
 
-def test_a_folder_that_cannot_be_listed_is_named_and_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_named_and_not_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("open/a.mp4", "shut/b.mp4"):
         touch(tmp_path / name)
     scan = os.scandir

@@ -5,17 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import PUBLISHED_WEIGHTS
 from speaking_clips import chewing, spoken
 
-from ingest.active_speaker import ClipFaces
-from ingest.config import SyncConfig
-from ingest.light_asd import LightAsd, Network, speaking_share
-from ingest.lip_reader import ClipPictures, LipReader
-from shards.errors import UserError
+from uniavgen.ingest.config import SyncConfig
+from uniavgen.ingest.models.active_speaker import ClipFaces
+from uniavgen.ingest.models.light_asd import LightAsd, Network, speaking_share
+from uniavgen.ingest.models.lip_reader import ClipPictures, LipReader
+from uniavgen.shards.errors import UserError
 
-PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "weights" / "lightasd_finetuning_TalkSet.model"
+PUBLISHED = PUBLISHED_WEIGHTS / "lightasd_finetuning_TalkSet.model"
 
-needs_weights = pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published weights are not here ({PUBLISHED})")
+needs_weights = pytest.mark.skipif(
+    not PUBLISHED.is_file(), reason=f"the published weights are not here ({PUBLISHED})"
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +78,18 @@ def test_the_embedded_models_need_no_pictures() -> None:
 @needs_weights
 def test_a_speaking_mouth_scores_above_one_that_rests_and_one_that_chews() -> None:
     """25 fps pictures of 2 s, side by side: the reader's boxes are the planted ones."""
-    from orchestration.demo import face
+    from uniavgen.orchestration.demo import face
 
     times = [1.0 + frame / 25 for frame in range(50)]
     phones, pcm = spoken("joe", 0)
     heads = {0: ("dark", ()), 1: ("astronaut", phones), 2: ("mirror", chewing())}
-    films = {track: list(face.animate(look, said, times, size=192, seed=1)) for track, (look, said) in heads.items()}
-    pictures = np.concatenate([np.stack([frame.picture for frame in film]) for film in films.values()], axis=2)
+    films = {
+        track: list(face.animate(look, said, times, size=192, seed=1))
+        for track, (look, said) in heads.items()
+    }
+    pictures = np.concatenate(
+        [np.stack([frame.picture for frame in film]) for film in films.values()], axis=2
+    )
     boxes = {}
     for track, film in films.items():
         ovals = np.stack([frame.oval for frame in film])
@@ -94,7 +102,8 @@ def test_a_speaking_mouth_scores_above_one_that_rests_and_one_that_chews() -> No
     margin = config.max_shift_ms * 16
     sound = pcm[16_000 - margin : 3 * 16_000 + margin]
     gaps = {
-        track: np.interp(np.arange(32) / 16, np.arange(50) / 25, [f.opening for f in film]) for track, film in films.items()
+        track: np.interp(np.arange(32) / 16, np.arange(50) / 25, [f.opening for f in film])
+        for track, film in films.items()
     }
     (found,) = reader.read([ClipFaces(gaps, sound, largest=0)], lambda _: ClipPictures(pictures, boxes))
     fits = found.active.fits

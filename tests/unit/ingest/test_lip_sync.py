@@ -5,19 +5,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import MEDIA
 from speaking_clips import SECONDS, filmed, heard, mouth, spoken
 
-from ingest.config import FaceConfig, IngestConfig, SyncConfig
-from ingest.records import AUDIO_RATE
-from ingest.sync import LipSync, correlation_curve, expectations, lip_sync, octave_loudness, sync_curve, sync_together
-from shards.clock import VIDEO_FPS
+from uniavgen.ingest.config import FaceConfig, IngestConfig, SyncConfig
+from uniavgen.ingest.models.lip_sync import (
+    LipSync,
+    correlation_curve,
+    expectations,
+    lip_sync,
+    octave_loudness,
+    sync_curve,
+    sync_together,
+)
+from uniavgen.ingest.records import AUDIO_RATE
+from uniavgen.shards.timing import VIDEO_FPS
 
 CONFIG = SyncConfig()
 MARGIN = CONFIG.max_shift_ms / 1000
 SHIFTS_MS = [-400, -250, -120, 0, 80, 250, 400]
-MEDIA = Path(__file__).resolve().parents[4] / "shared" / "media"
 
-LINES = [("joe", 0), ("joe", 5), ("ann", 6), ("ann", 14), ("bob", 18), ("bob", 28), ("reader", 0), ("reader", 1)]
+LINES = [
+    ("joe", 0),
+    ("joe", 5),
+    ("ann", 6),
+    ("ann", 14),
+    ("bob", 18),
+    ("bob", 28),
+    ("reader", 0),
+    ("reader", 1),
+]
 
 
 def syllables(seed: int, seconds: float) -> np.ndarray:
@@ -63,7 +80,9 @@ def test_shifts_of_speech_on_phoneme_driven_lips_are_recovered_within_40_ms() ->
         for gap, pcm in (planted(*line) for line in LINES)
         for late_ms in SHIFTS_MS
     ]
-    errors = np.array([abs(sync.offset_ms - late_ms) for sync, late_ms in found if sync.offset_ms is not None])
+    errors = np.array(
+        [abs(sync.offset_ms - late_ms) for sync, late_ms in found if sync.offset_ms is not None]
+    )
     known = np.array([sync.known for sync, _ in found])
     assert len(errors) == len(LINES) * len(SHIFTS_MS)
     assert (errors <= 40).mean() >= 0.9
@@ -76,7 +95,9 @@ def test_confidence_tells_speech_in_sync_from_another_sentence() -> None:
     own, dubbed = [], []
     for index, line in enumerate(LINES):
         gap, pcm = planted(*line)
-        own += [lip_sync(gap, heard(pcm, MARGIN, late_ms), CONFIG).confidence or 0.0 for late_ms in (-250, 0, 120)]
+        own += [
+            lip_sync(gap, heard(pcm, MARGIN, late_ms), CONFIG).confidence or 0.0 for late_ms in (-250, 0, 120)
+        ]
         others = [planted(*LINES[(index + step) % len(LINES)])[1] for step in range(1, 5)]
         dubbed += [lip_sync(gap, heard(other, MARGIN), CONFIG).confidence or 0.0 for other in others]
     wins = np.greater.outer(own, dubbed).mean()
@@ -86,7 +107,7 @@ def test_confidence_tells_speech_in_sync_from_another_sentence() -> None:
 
 @pytest.mark.slow
 def test_lips_seen_by_the_landmarker_recover_the_shifts_too() -> None:
-    from ingest.faces import FaceReader
+    from uniavgen.ingest.models.face_reader import FaceReader
 
     reader = FaceReader(FaceConfig())
     for voice, line, look in [("joe", 0, "astronaut"), ("ann", 6, "mirror")]:
@@ -104,15 +125,17 @@ def test_lips_seen_by_the_landmarker_recover_the_shifts_too() -> None:
 @pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the development videos are not here ({MEDIA})")
 @pytest.mark.parametrize("name", ["studio_english_16khz.mp4", "closeup_english.mp4"])
 def test_on_real_faces_what_it_claims_to_know_is_within_80_ms(name: str, tmp_path: Path) -> None:
-    from ingest import media
-    from ingest.faces import FaceReader
+    from uniavgen.ingest.io import media
+    from uniavgen.ingest.models.face_reader import FaceReader
 
     config = IngestConfig()
     path = str(MEDIA / name)
     probe = media.probe(path, config.limits)
     sound = media.decode_sound(path, probe.duration_s, tmp_path / "sound.raw", config.limits)
     reader = FaceReader(config.faces)
-    pictures = media.decode_frames(path, probe, config.faces.analysis_side, config.shots.fps, None, config.limits)
+    pictures = media.decode_frames(
+        path, probe, config.faces.analysis_side, config.shots.fps, None, config.limits
+    )
     faces = [reader.read(picture) for picture in pictures]
     reader.close()
     gap = np.array([found[0].lip_gap if found else np.nan for found in faces])
@@ -124,7 +147,11 @@ def test_on_real_faces_what_it_claims_to_know_is_within_80_ms(name: str, tmp_pat
     for first in range(0, len(gap) - count + 1, VIDEO_FPS):
         for late_ms in (-300, -150, 0, 150, 300):
             start_s = first / VIDEO_FPS - late_ms / 1000
-            sync = lip_sync(gap[first : first + count], sound.span(start_s - MARGIN, start_s + SECONDS + MARGIN), config.sync)
+            sync = lip_sync(
+                gap[first : first + count],
+                sound.span(start_s - MARGIN, start_s + SECONDS + MARGIN),
+                config.sync,
+            )
             assert sync.offset_ms is not None
             errors.append(abs(sync.offset_ms - late_ms - truth.offset_ms))
             known.append(sync.known)
@@ -157,7 +184,9 @@ def test_what_the_others_say_is_their_mean_without_the_clip_itself() -> None:
         others = [pair for other, pair in enumerate(curves) if other != own]
         mean = np.average([curve for curve, _ in others], axis=0, weights=[length for _, length in others])
         assert expected.curve == pytest.approx(mean, abs=1e-6)
-    assert found[3].curve == pytest.approx(np.average([c for c, _ in curves], axis=0, weights=[2, 3, 7]), abs=1e-6)
+    assert found[3].curve == pytest.approx(
+        np.average([c for c, _ in curves], axis=0, weights=[2, 3, 7]), abs=1e-6
+    )
     assert expectations(curves[:1])[0].curve is None
 
 

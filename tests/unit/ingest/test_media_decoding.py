@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingest.child import bounded_child, ffmpeg_path
-from ingest.config import LimitConfig
-from ingest.media import decode_frames, decode_sound, decode_span, decode_tiny, fitted_size, probe
-from shards.errors import UserError
+from uniavgen.ingest.config import LimitConfig
+from uniavgen.ingest.io.ffmpeg import bounded_child, ffmpeg_path
+from uniavgen.ingest.io.media import decode_frames, decode_sound, decode_span, decode_tiny, fitted_size, probe
+from uniavgen.shards.errors import UserError
 
 LIMITS = LimitConfig()
 
@@ -97,9 +97,12 @@ def test_a_span_of_sound_is_the_same_from_the_file_as_from_the_whole(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("size", "fitted"), [((1080, 1920), (288, 512)), ((512, 512), (512, 512)), ((101, 51), (100, 52)), ((3000, 1), (512, 2))]
+    ("size", "fitted"),
+    [((1080, 1920), (288, 512)), ((512, 512), (512, 512)), ((101, 51), (100, 52)), ((3000, 1), (512, 2))],
 )
-def test_sizes_are_even_within_the_budget_and_never_enlarged(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+def test_sizes_are_even_within_the_budget_and_never_enlarged(
+    size: tuple[int, int], fitted: tuple[int, int]
+) -> None:
     assert fitted_size(*size, 512) == fitted
 
 
@@ -120,7 +123,11 @@ def test_what_is_no_video_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["#EXTM3U\n#EXTINF:1,\n{film}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {film}\n", "http://127.0.0.1:9/x.mp4\n"],
+    [
+        "#EXTM3U\n#EXTINF:1,\n{film}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile {film}\n",
+        "http://127.0.0.1:9/x.mp4\n",
+    ],
 )
 def test_a_playlist_opens_no_other_file(tmp_path: Path, content: str) -> None:
     film = flash_and_beep(tmp_path / "a.mp4", "25", 2)

@@ -6,13 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ingest import media
-from ingest.config import LimitConfig
-from ingest.picture_quality import STILL, PictureMeter, bits_per_pixel, picture_signals, thumbnail
-from ingest.records import FrameTable, Probe
-from orchestration.demo.face import animate
-from orchestration.demo.visemes import Phone
-from orchestration.movie import write_movie
+from uniavgen.ingest.config import LimitConfig
+from uniavgen.ingest.io import media
+from uniavgen.ingest.measures.picture_quality import (
+    STILL,
+    PictureMeter,
+    bits_per_pixel,
+    picture_signals,
+    thumbnail,
+)
+from uniavgen.ingest.records import FrameTable, Probe
+from uniavgen.orchestration.demo.face import animate
+from uniavgen.orchestration.demo.visemes import Phone
+from uniavgen.orchestration.video_file import write_movie
 
 PROBE = Probe(2.0, 256, 256, 16.0, "h264", "", False, bit_rate=100_000.0, interlaced_ratio=0.25)
 
@@ -21,7 +27,9 @@ PROBE = Probe(2.0, 256, 256, 16.0, "h264", "", False, bit_rate=100_000.0, interl
 def talk() -> np.ndarray:
     """Two seconds of the animated photograph, uint8 [32, 256, 256, 3] at 16 fps."""
     phones = [Phone(symbol, 0.15 * i, 0.15 * i + 0.15) for i, symbol in enumerate("apaimofabutipama")]
-    return np.stack([frame.picture for frame in animate("astronaut", phones, [i / 16 for i in range(32)], size=256)])
+    return np.stack(
+        [frame.picture for frame in animate("astronaut", phones, [i / 16 for i in range(32)], size=256)]
+    )
 
 
 def measured(pictures: np.ndarray, probe: Probe = PROBE) -> dict[str, Any]:
@@ -62,7 +70,9 @@ def encoded(path: Path, pictures: np.ndarray, **encoding: Any) -> tuple[np.ndarr
     limits = LimitConfig()
     write_movie(path, pictures, pictures.shape[1:3], None, encoding={"vcodec": "libx264", **encoding})
     probe = media.probe(str(path), limits)
-    return np.stack(list(media.decode_frames(str(path), probe, 512, 25, path.with_suffix(".tiny"), limits))), probe
+    return np.stack(
+        list(media.decode_frames(str(path), probe, 512, 25, path.with_suffix(".tiny"), limits))
+    ), probe
 
 
 @pytest.mark.slow
@@ -76,9 +86,13 @@ def test_frozen_and_duplicated_frames_are_counted_after_an_encode(talk: np.ndarr
         return talk[np.arange(32) // every * every]
 
     for crf in (18, 30):
-        frozen = [measured(encoded(tmp_path / "a.mp4", held(n), crf=crf)[0])["frozen_ratio"] for n in (0, 8, 16, 24)]
+        frozen = [
+            measured(encoded(tmp_path / "a.mp4", held(n), crf=crf)[0])["frozen_ratio"] for n in (0, 8, 16, 24)
+        ]
         assert frozen == pytest.approx([n / 31 for n in (0, 8, 16, 24)], abs=0.07)
-        twice = [measured(encoded(tmp_path / "b.mp4", doubled(n), crf=crf)[0])["frozen_ratio"] for n in (1, 2, 4)]
+        twice = [
+            measured(encoded(tmp_path / "b.mp4", doubled(n), crf=crf)[0])["frozen_ratio"] for n in (1, 2, 4)
+        ]
         assert twice == pytest.approx([0, 16 / 31, 24 / 31], abs=0.07)
 
 

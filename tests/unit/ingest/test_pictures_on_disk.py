@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ingest.watchdog import resident_bytes
-from ingest.watching import TINY_BYTES, mapped_pictures
+from uniavgen.ingest.engine.watchdog import resident_bytes
+from uniavgen.ingest.measures.decode_pass import TINY_BYTES, mapped_pictures
 
 
 def test_what_is_read_equals_the_file_however_it_is_asked_for(tmp_path: Path) -> None:

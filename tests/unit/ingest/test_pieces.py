@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.pieces import CELL_S, PAUSES_S, SEARCHED, envelope, quietest, split_pieces
-from ingest.records import AUDIO_RATE
-from ingest.sound import Sound
+from uniavgen.ingest.io.audio_chunks import CELL_S, PAUSES_S, SEARCHED, envelope, quietest, split_pieces
+from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.records import AUDIO_RATE
 
 
 def saved(folder: Path, pcm: np.ndarray) -> Sound:

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingest.pitch import fundamental, pitch_hz
-from ingest.records import AUDIO_RATE
+from uniavgen.ingest.measures.pitch import fundamental, pitch_hz
+from uniavgen.ingest.records import AUDIO_RATE
 
 
 def hum(hertz: float, seconds: float = 2.0, noise: float = 0.0) -> np.ndarray:
     """A voice-like sound: a row of harmonics that fall by 6 dB an octave, through one formant at 600 Hz."""
     at = np.arange(int(seconds * AUDIO_RATE)) / AUDIO_RATE
-    parts = [np.sin(2 * np.pi * hertz * k * at + k) / k * np.exp(-(((hertz * k - 600) / 500) ** 2)) for k in range(1, 25)]
+    parts = [
+        np.sin(2 * np.pi * hertz * k * at + k) / k * np.exp(-(((hertz * k - 600) / 500) ** 2))
+        for k in range(1, 25)
+    ]
     wave = np.sum(parts, axis=0) + 0.05 * np.sin(2 * np.pi * hertz * at)
     wave = wave / np.abs(wave).max() + noise * np.random.default_rng(0).standard_normal(len(at))
     return (np.clip(0.4 * wave, -1, 1) * 32767).astype(np.int16)

@@ -14,25 +14,41 @@ from typing import Any
 
 import pytest
 
-from ingest.child import ffmpeg_path
-from ingest.config import LimitConfig
-from ingest.media import decode_frames, decode_sound, probe
-from ingest.records import Probe
-from shards.errors import UserError
+from uniavgen.ingest.config import LimitConfig
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.io.media import decode_frames, decode_sound, probe
+from uniavgen.ingest.records import Probe
+from uniavgen.shards.errors import UserError
 
 LIMITS = LimitConfig()
 CODECS = {
-    "mp4": (), "mov": ("-c:v", "mpeg4"), "mkv": ("-c:a", "libmp3lame"), "webm": ("-c:v", "libvpx", "-c:a", "libopus"),
-    "avi": ("-c:v", "mjpeg", "-c:a", "pcm_s16le"), "mpg": ("-c:v", "mpeg1video", "-c:a", "mp2"),
-    "ts": ("-c:v", "mpeg2video", "-c:a", "ac3"), "flv": ("-c:v", "flv", "-c:a", "libmp3lame", "-ar", "44100"),
-}  # fmt: skip
+    "mp4": (),
+    "mov": ("-c:v", "mpeg4"),
+    "mkv": ("-c:a", "libmp3lame"),
+    "webm": ("-c:v", "libvpx", "-c:a", "libopus"),
+    "avi": ("-c:v", "mjpeg", "-c:a", "pcm_s16le"),
+    "mpg": ("-c:v", "mpeg1video", "-c:a", "mp2"),
+    "ts": ("-c:v", "mpeg2video", "-c:a", "ac3"),
+    "flv": ("-c:v", "flv", "-c:a", "libmp3lame", "-ar", "44100"),
+}
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A second of moving picture with a tone, in eight containers."""
     folder, found = tmp_path_factory.mktemp("films"), {}
-    inputs = ["-f", "lavfi", "-i", "testsrc=s=96x64:r=25:d=1", "-f", "lavfi", "-i", "sine=d=1", "-pix_fmt", "yuv420p"]
+    inputs = [
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc=s=96x64:r=25:d=1",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=d=1",
+        "-pix_fmt",
+        "yuv420p",
+    ]
     for ending, codecs in CODECS.items():
         found[ending] = folder / f"film.{ending}"
         command = [ffmpeg_path(), "-loglevel", "error", *inputs, *codecs]
@@ -55,7 +71,16 @@ def test_the_bit_rate_follows_the_encoder_s(tmp_path: Path) -> None:
     for kilobits in (100, 400):
         film = tmp_path / f"{kilobits}.mkv"  # whose header says nothing of it
         noise = ["-f", "lavfi", "-i", "testsrc2=s=128x96:r=25:d=4,noise=alls=40:allf=t", "-c:v", "mpeg2video"]
-        command = [ffmpeg_path(), "-loglevel", "error", *noise, "-b:v", f"{kilobits}k", "-maxrate", f"{kilobits}k"]
+        command = [
+            ffmpeg_path(),
+            "-loglevel",
+            "error",
+            *noise,
+            "-b:v",
+            f"{kilobits}k",
+            "-maxrate",
+            f"{kilobits}k",
+        ]
         subprocess.run([*command, "-bufsize", "100k", str(film)], check=True, timeout=60)
         rates.append(probe(str(film), LIMITS).bit_rate)
     assert rates[1] > 1.3 * rates[0]
@@ -67,9 +92,11 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     if harm == "flip":
         # headers stand at both ends, and there most harm is done
         for _ in range(rng.choice([1, 5, 50])):
-            out[rng.choice([rng.randrange(len(out)), rng.randrange(min(2000, len(out))), -1 - rng.randrange(2000)])] ^= (
-                1 << rng.randrange(8)
-            )
+            out[
+                rng.choice(
+                    [rng.randrange(len(out)), rng.randrange(min(2000, len(out))), -1 - rng.randrange(2000)]
+                )
+            ] ^= 1 << rng.randrange(8)
     elif harm == "cut":
         out = out[: rng.randrange(len(out))]
     elif harm == "shuffle":
@@ -87,7 +114,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.slow
-def test_two_hundred_damaged_films_all_end_in_facts_or_in_one_line(films: dict[str, Path], tmp_path: Path) -> None:
+def test_two_hundred_damaged_films_all_end_in_facts_or_in_one_line(
+    films: dict[str, Path], tmp_path: Path
+) -> None:
     rng, ends, slowest = random.Random(11), Counter[str](), 0.0
     for index in range(200):
         ending = list(CODECS)[index % len(CODECS)]
@@ -104,7 +133,15 @@ def test_two_hundred_damaged_films_all_end_in_facts_or_in_one_line(films: dict[s
         if isinstance(found, Probe) and index % 3 == 0:
             check_decoding(path, found, tmp_path)
     assert sum(ends.values()) == 200
-    assert set(ends) <= {"facts", "not-a-video", "no-video", "decode-failed", "too-large", "too-long", "memory"}
+    assert set(ends) <= {
+        "facts",
+        "not-a-video",
+        "no-video",
+        "decode-failed",
+        "too-large",
+        "too-long",
+        "memory",
+    }
     assert ends["facts"] >= 50
     assert ends["not-a-video"] >= 20
     assert slowest < LIMITS.probe_seconds
@@ -143,7 +180,9 @@ def test_a_question_costs_less_than_a_process_of_its_own(films: dict[str, Path])
     assert each < (time.monotonic() - began) / 2
 
 
-def test_a_file_that_hangs_the_reader_is_given_up_and_the_next_is_read(films: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_that_hangs_the_reader_is_given_up_and_the_next_is_read(
+    films: dict[str, Path], tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")  # opening it waits for a writer for ever
     began = time.monotonic()
     with pytest.raises(UserError, match="probe_seconds") as caught:
@@ -175,8 +214,16 @@ def test_many_threads_get_each_their_own_answer(films: dict[str, Path]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert codecs == {"mp4": "h264", "mov": "mpeg4", "mkv": "h264", "webm": "vp8", "avi": "mjpeg", "mpg": "mpeg1video",
-                      "ts": "mpeg2video", "flv": "flv"}  # fmt: skip
+    assert codecs == {
+        "mp4": "h264",
+        "mov": "mpeg4",
+        "mkv": "h264",
+        "webm": "vp8",
+        "avi": "mjpeg",
+        "mpg": "mpeg1video",
+        "ts": "mpeg2video",
+        "flv": "flv",
+    }
 
 
 def test_too_little_memory_is_named(films: dict[str, Path]) -> None:
@@ -189,4 +236,8 @@ def child_pid() -> int:
     """The process id of this process's reader."""
     mine = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     children = [int(pid) for path in mine for pid in path.read_text().split()]
-    return next(pid for pid in children if b"ingest.probing" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(
+        pid
+        for pid in children
+        if b"uniavgen.ingest.io.probe_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )

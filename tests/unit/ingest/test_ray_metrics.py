@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 
-from ingest.board import Board, Reporter
+from uniavgen.ingest.engine.run_state import Board, Reporter
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,10 @@ def test_steps_failures_and_video_are_exported() -> None:
         (node,) = ray.nodes()
         until = time.monotonic() + 40
         found: dict[str, float] = {}
-        while 'uniavgen_failures_total kind="not-a-video" step="probe"' not in found and time.monotonic() < until:
+        while (
+            'uniavgen_failures_total kind="not-a-video" step="probe"' not in found
+            and time.monotonic() < until
+        ):
             time.sleep(0.5)
             found = exported(node["MetricsExportPort"])
     finally:

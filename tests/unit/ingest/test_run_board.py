@@ -1,8 +1,8 @@
 """The counts that the display shows, and whose content it is."""
 
-from ingest.board import Board
-from ingest.graph import STEP_NAMES
-from ingest.progress import StepProgress
+from uniavgen.ingest.engine.progress import StepProgress
+from uniavgen.ingest.engine.run_state import Board
+from uniavgen.ingest.engine.step_graph import STEP_NAMES
 
 
 def shown(board: Board, sources: int) -> dict[str, StepProgress]:
@@ -18,7 +18,10 @@ def test_every_source_is_done_running_queued_or_failed_in_every_step() -> None:
     board.began("a", "diarize")
     board.refused("c")
     found = shown(board, 4)
-    assert [(s.done, s.running, s.queued, s.failed) for s in (found["fetch"], found["probe"])] == [(2, 0, 1, 0), (1, 0, 1, 1)]
+    assert [(s.done, s.running, s.queued, s.failed) for s in (found["fetch"], found["probe"])] == [
+        (2, 0, 1, 0),
+        (1, 0, 1, 1),
+    ]
     # b failed before and c is a copy: neither waits here
     assert (found["diarize"].running, found["diarize"].queued, found["cut"].queued) == (1, 1, 2)
     assert (found["probe"].video_seconds, round(found["probe"].seconds, 3)) == (10.0, 0.3)
@@ -45,9 +48,14 @@ def test_a_shared_pass_counts_each_of_its_steps() -> None:
     board = Board()
     board.ended("a", {"decode": 1.0, "faces": 5.0, "shots": 2.0}, 30.0)
     totals = board.totals()
-    assert [(totals[name].done, totals[name].seconds) for name in ("decode", "faces", "shots", "picture")] == [
-        (1, 1.0), (1, 5.0), (1, 2.0), (0, 0.0),
-    ]  # fmt: skip
+    assert [
+        (totals[name].done, totals[name].seconds) for name in ("decode", "faces", "shots", "picture")
+    ] == [
+        (1, 1.0),
+        (1, 5.0),
+        (1, 2.0),
+        (0, 0.0),
+    ]
 
 
 def test_the_first_to_ask_owns_a_content_and_a_moved_file_takes_over_from_where_it_was() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ingest.scratch import ALIVE, SILENT_S, TOUCH_S, WORK, is_running, show_life, work_folder
+from uniavgen.ingest.engine.run_dir import ALIVE, SILENT_S, TOUCH_S, WORK, is_running, show_life, work_folder
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ingest.scratch import work_folder
+from uniavgen.ingest.engine.run_dir import work_folder
 with work_folder(Path(sys.argv[1])) as folder:
     print(folder.name, flush=True)
     sys.stdin.read()
@@ -40,7 +40,9 @@ def test_a_run_that_was_killed_leaves_nothing_and_one_that_lives_is_left_alone(t
 
 
 @pytest.mark.parametrize(("silent_s", "runs"), [(SILENT_S - 600, True), (SILENT_S + 600, False)])
-def test_a_run_on_another_machine_is_gone_when_it_was_silent_for_long(tmp_path: Path, silent_s: float, runs: bool) -> None:
+def test_a_run_on_another_machine_is_gone_when_it_was_silent_for_long(
+    tmp_path: Path, silent_s: float, runs: bool
+) -> None:
     sign = tmp_path / WORK / "elsewhere-0123456789ab" / ALIVE
     sign.parent.mkdir(parents=True)
     sign.touch()

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.config import ShotConfig
-from ingest.records import Span
-from ingest.shots import (
+from uniavgen.ingest.config import ShotConfig
+from uniavgen.ingest.models.shot_detector import (
     CHUNK,
     FLASH,
     ShotDetector,
@@ -20,8 +19,9 @@ from ingest.shots import (
     spans_between,
     stretches,
 )
-from orchestration.demo.face import animate
-from orchestration.demo.visemes import Phone
+from uniavgen.ingest.records import Span
+from uniavgen.orchestration.demo.face import animate
+from uniavgen.orchestration.demo.visemes import Phone
 
 FPS = 25
 LOOKS = ("astronaut", "mirror", "dark", "warm")
@@ -40,7 +40,10 @@ def talking() -> dict[str, np.ndarray]:
     times = [i / FPS for i in range(60)]
     return {
         look: np.stack(
-            [cv2.resize(f.picture, (128, 128), interpolation=cv2.INTER_AREA) for f in animate(look, phones, times, size=256)]
+            [
+                cv2.resize(f.picture, (128, 128), interpolation=cv2.INTER_AREA)
+                for f in animate(look, phones, times, size=256)
+            ]
         )
         for look in LOOKS
     }
@@ -85,7 +88,9 @@ def planted(talking: dict[str, np.ndarray], seed: int, cuts: int = 5) -> tuple[n
     return np.concatenate(parts), np.cumsum(at)[:-1].tolist()
 
 
-def recall_and_precision(detector: ShotDetector, films: list[tuple[np.ndarray, list[int]]]) -> tuple[float, float]:
+def recall_and_precision(
+    detector: ShotDetector, films: list[tuple[np.ndarray, list[int]]]
+) -> tuple[float, float]:
     hits = told = true = 0
     for film, cuts in films:
         found = [round(shot.start_s * FPS) for shot in detector.shots(film, len(film) / FPS)[1:]]
@@ -110,7 +115,9 @@ def test_transnet_finds_planted_cuts_within_a_frame(
 
 @pytest.mark.slow
 def test_scenedetect_finds_planted_cuts_within_a_frame(talking: dict[str, np.ndarray]) -> None:
-    recall, precision = recall_and_precision(ShotDetector(SCENEDETECT), [planted(talking, seed) for seed in range(20)])
+    recall, precision = recall_and_precision(
+        ShotDetector(SCENEDETECT), [planted(talking, seed) for seed in range(20)]
+    )
     assert recall >= 0.95
     assert precision >= 0.95
 
@@ -119,7 +126,10 @@ def single_shots(talking: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """30 s without a cut, four times: a still camera, a moving one, flashes, and lamps that are switched."""
     rng = np.random.default_rng(0)
     plain = segment(talking["mirror"], (10, 10, 110, False), 750)
-    sway = [(13 + 12 * np.sin(i / 24), 18 + 12 * np.sin(i / 33), 90 + 12 * np.sin(i / 50), False) for i in range(750)]
+    sway = [
+        (13 + 12 * np.sin(i / 24), 18 + 12 * np.sin(i / 33), 90 + 12 * np.sin(i / 50), False)
+        for i in range(750)
+    ]
     moving = np.concatenate([segment(talking["dark"], crop, 1, i) for i, crop in enumerate(sway)])
     flashes, lamps = plain.astype(np.float32), plain.astype(np.float32)
     for at, length in ((90, 1), (300, 2), (520, 4)):
@@ -132,7 +142,9 @@ def single_shots(talking: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transnetv2", "scenedetect"])
-def test_no_cut_is_invented_in_a_single_shot(name: str, transnet: ShotDetector, talking: dict[str, np.ndarray]) -> None:
+def test_no_cut_is_invented_in_a_single_shot(
+    name: str, transnet: ShotDetector, talking: dict[str, np.ndarray]
+) -> None:
     detector = transnet if name == "transnetv2" else ShotDetector(SCENEDETECT)
     for kind, film in single_shots(talking).items():
         assert detector.shots(film, 30.0) == [Span(0.0, 30.0)], kind
@@ -141,7 +153,10 @@ def test_no_cut_is_invented_in_a_single_shot(name: str, transnet: ShotDetector, 
 @pytest.mark.slow
 def test_a_cut_during_a_flash_is_still_a_cut(talking: dict[str, np.ndarray]) -> None:
     film = np.concatenate(
-        [segment(talking["mirror"], (10, 10, 110, False), 40), segment(talking["dark"], (5, 5, 100, False), 40)]
+        [
+            segment(talking["mirror"], (10, 10, 110, False), 40),
+            segment(talking["dark"], (5, 5, 100, False), 40),
+        ]
     )
     film[38:40] = (film[38:40] * 0.3 + 190).astype(np.uint8)
     assert real_cuts(film, [(37, 38), (39, 40)])
@@ -149,11 +164,16 @@ def test_a_cut_during_a_flash_is_still_a_cut(talking: dict[str, np.ndarray]) -> 
 
 
 @pytest.mark.slow
-def test_the_network_looks_at_cuts_and_dissolves_and_not_at_a_talking_head(talking: dict[str, np.ndarray]) -> None:
+def test_the_network_looks_at_cuts_and_dissolves_and_not_at_a_talking_head(
+    talking: dict[str, np.ndarray],
+) -> None:
     film, cuts = planted(talking, 1)
     change = frames_of_change(film, TRANSNET)
     assert all(change[cut - 1] for cut in cuts)
-    one, other = segment(talking["mirror"], (10, 10, 110, False), 100), segment(talking["dark"], (5, 5, 100, False), 100)
+    one, other = (
+        segment(talking["mirror"], (10, 10, 110, False), 100),
+        segment(talking["dark"], (5, 5, 100, False), 100),
+    )
     blend = np.linspace(0, 1, 25)[:, None, None, None]
     mixed = ((1 - blend) * one[40:65] + blend * other[:25]).astype(np.uint8)
     assert frames_of_change(np.concatenate([one[:40], mixed, other[25:]]), TRANSNET)[45:60].all()
@@ -174,14 +194,23 @@ def test_differences_of_a_long_memory_mapped_film_equal_the_naive_ones(tmp_path:
 def test_stretches_cover_what_is_wanted_once_in_order(wanted: list[bool], margin: int, longest: int) -> None:
     pieces = list(stretches(np.array(wanted, bool), margin, longest))
     covered = [frame for first, last in pieces for frame in range(first, last)]
-    near = {i for at, want in enumerate(wanted) if want for i in range(at - margin, at + margin + 1) if 0 <= i < len(wanted)}
+    near = {
+        i
+        for at, want in enumerate(wanted)
+        if want
+        for i in range(at - margin, at + margin + 1)
+        if 0 <= i < len(wanted)
+    }
     assert covered == sorted(set(covered))
     assert near <= set(covered)
     assert all(0 < last - first <= longest for first, last in pieces)
 
 
 def test_a_flash_longer_than_the_limit_is_two_cuts(talking: dict[str, np.ndarray]) -> None:
-    one, other = segment(talking["mirror"], (10, 10, 110, False), 60), segment(talking["dark"], (5, 5, 100, False), 60)
+    one, other = (
+        segment(talking["mirror"], (10, 10, 110, False), 60),
+        segment(talking["dark"], (5, 5, 100, False), 60),
+    )
     for length, cuts in ((FLASH, 0), (FLASH + 6, 2)):
         film = one.copy()
         film[20 : 20 + length] = other[20 : 20 + length]

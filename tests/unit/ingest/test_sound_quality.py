@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy.signal import butter, resample_poly, sosfilt
 
-from ingest.config import SoundQualityConfig
-from ingest.records import AUDIO_RATE
-from ingest.sound_quality import (
+from uniavgen.ingest.config import SoundQualityConfig
+from uniavgen.ingest.measures.sound_quality import (
     DNSMOS_SAMPLES,
     SILENCE_DB,
     SOUND_SIGNALS,
@@ -20,7 +19,8 @@ from ingest.sound_quality import (
     silence_ratio,
     snr_db,
 )
-from shards.corpus import SIGNALS
+from uniavgen.ingest.records import AUDIO_RATE
+from uniavgen.shards.corpus.tables import SIGNALS
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def reading() -> np.ndarray:
     """Six seconds of the recorded reading, float at 16 kHz, half of full scale."""
     import soundfile
 
-    from shards.weights import resolve
+    from uniavgen.shards.weights import resolve
 
     waveform, rate = soundfile.read(resolve("two-cities") / "two_cities.wav", dtype="float32")
     waveform = resample_poly(waveform[rate : 7 * rate], AUDIO_RATE, rate)
@@ -67,7 +67,9 @@ def test_clipping_raises_its_ratio_and_lowers_the_opinion(meter: SoundMeter, rea
 
 
 def test_muffling_lowers_the_opinion_of_the_speech(meter: SoundMeter, reading: np.ndarray) -> None:
-    muffled = [sosfilt(butter(8, edge, fs=AUDIO_RATE, output="sos"), reading) for edge in (7000, 2500, 1200, 600)]
+    muffled = [
+        sosfilt(butter(8, edge, fs=AUDIO_RATE, output="sos"), reading) for edge in (7000, 2500, 1200, 600)
+    ]
     assert falls([meter.signals(as_pcm(sound))["dnsmos_signal"] for sound in muffled])
 
 
@@ -88,7 +90,7 @@ def test_the_level_of_a_clip_does_not_change_what_counts_as_silent(reading: np.n
 def test_bandwidth_follows_a_low_pass_at_the_source_s_own_rate() -> None:
     import soundfile
 
-    from shards.weights import resolve
+    from uniavgen.shards.weights import resolve
 
     waveform, rate = soundfile.read(resolve("two-cities") / "two_cities.wav", dtype="float32")
     waveform = waveform[: 8 * rate]
@@ -110,7 +112,9 @@ def test_hiss_alone_has_no_bandwidth_and_less_than_a_second_none_to_tell() -> No
     assert bandwidth_hz(as_pcm(hiss[:1000]), 48_000) is None
 
 
-def test_a_short_clip_is_repeated_and_a_long_one_is_heard_throughout(meter: SoundMeter, reading: np.ndarray) -> None:
+def test_a_short_clip_is_repeated_and_a_long_one_is_heard_throughout(
+    meter: SoundMeter, reading: np.ndarray
+) -> None:
     short = as_pcm(reading[: 3 * AUDIO_RATE])
     by_hand = np.tile(short, 4)[:DNSMOS_SAMPLES]
     assert meter.signals(short)["dnsmos_overall"] == pytest.approx(meter.signals(by_hand)["dnsmos_overall"])

@@ -10,13 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.alignment import Wav2Vec2Aligner, fill_gaps, spelled_pronunciation, word_aligner
-from ingest.config import TranscriptionConfig
-from ingest.records import AUDIO_RATE, Span, SpokenWord
-from ingest.sound import Sound
-from ingest.speech_signals import speech_signals
-from ingest.transcription import Transcriber, compression_ratio, speech_chunks, with_speakers
-from shards.errors import UserError
+from uniavgen.ingest.config import TranscriptionConfig
+from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.measures.speech_signals import speech_signals
+from uniavgen.ingest.models.forced_alignment import (
+    Wav2Vec2Aligner,
+    fill_gaps,
+    spelled_pronunciation,
+    word_aligner,
+)
+from uniavgen.ingest.models.transcriber import Transcriber, compression_ratio, speech_chunks, with_speakers
+from uniavgen.ingest.records import AUDIO_RATE, Span, SpokenWord
+from uniavgen.shards.errors import UserError
 
 
 def saved(folder: Path, pcm: np.ndarray) -> Sound:
@@ -35,14 +40,17 @@ def plain(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_planted_words_are_written_down_and_start_where_they_are_said(tmp_path: Path, transcriber: Transcriber) -> None:
+def test_planted_words_are_written_down_and_start_where_they_are_said(
+    tmp_path: Path, transcriber: Transcriber
+) -> None:
     import jiwer
     from scipy.signal import resample_poly
 
-    from orchestration.demo import script, speech
+    from uniavgen.orchestration.demo import script, speech
 
     said = [
-        speech.say(script.SENTENCES[i], voice) for i, voice in ((0, "joe"), (3, "ann"), (19, "bob"), (8, "joe"), (9, "ann"))
+        speech.say(script.SENTENCES[i], voice)
+        for i, voice in ((0, "joe"), (3, "ann"), (19, "bob"), (8, "joe"), (9, "ann"))
     ]
     track = speech.assemble(said, seed=0)
     pcm = (resample_poly(track.waveform, 1, 3) * 32767).astype(np.int16)
@@ -59,9 +67,13 @@ def test_planted_words_are_written_down_and_start_where_they_are_said(tmp_path: 
     ]
     late = np.abs([words[b].start_s - track.words[a].start_s for a, b in same])
     assert np.median(late) <= 0.030
-    assert {(p.language, p.language_probability > 0.9, p.no_speech_probability < 0.3) for p in passages} == {("en", True, True)}
+    assert {(p.language, p.language_probability > 0.9, p.no_speech_probability < 0.3) for p in passages} == {
+        ("en", True, True)
+    }
     assert all(a.end_s <= b.start_s + 1e-6 for a, b in itertools.pairwise(words))
-    by_turn = [next(t.label for t in turns if t.start_s - 0.1 <= track.words[a].start_s <= t.end_s) for a, _ in same]
+    by_turn = [
+        next(t.label for t in turns if t.start_s - 0.1 <= track.words[a].start_s <= t.end_s) for a, _ in same
+    ]
     assert np.mean([words[b].speaker == label for (_, b), label in zip(same, by_turn, strict=True)]) > 0.98
     for passage in passages:
         inside = [w for w in words if passage.start_s <= w.start_s < passage.end_s]
@@ -75,7 +87,9 @@ def _noises(seconds: float = 3.0) -> dict[str, np.ndarray]:
     times = np.arange(round(seconds * AUDIO_RATE)) / AUDIO_RATE
     hiss = np.random.default_rng(0).standard_normal(len(times))
     beats = np.where(times % 0.5 < 0.03, 0.5 * hiss, 0)
-    notes = np.sin(2 * np.pi * np.repeat([262, 330, 392, 523, 440, 349], len(times) // 6) * times[: len(times) // 6 * 6])
+    notes = np.sin(
+        2 * np.pi * np.repeat([262, 330, 392, 523, 440, 349], len(times) // 6) * times[: len(times) // 6 * 6]
+    )
     return {
         "silence": 0 * times,
         "hiss": 0.01 * hiss,
@@ -86,7 +100,9 @@ def _noises(seconds: float = 3.0) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_what_is_made_up_where_nobody_speaks_shows_in_the_signals(tmp_path: Path, transcriber: Transcriber) -> None:
+def test_what_is_made_up_where_nobody_speaks_shows_in_the_signals(
+    tmp_path: Path, transcriber: Transcriber
+) -> None:
     marked = {}
     for name, noise in _noises().items():
         sound = saved(tmp_path, noise * 32767)
@@ -95,14 +111,19 @@ def test_what_is_made_up_where_nobody_speaks_shows_in_the_signals(tmp_path: Path
         found = speech_signals(words, passage, [], "", 0.0, sound.duration_s)
         assert passage.no_speech_probability > 0.4, name  # 0.01-0.2 where somebody speaks
         assert not words or found["unvoiced_word_ratio"] == 1
-        marked[name] = bool(found["stock_phrase"]) or (found["repeated_ratio"] or 0) > 0.5 or passage.compression_ratio > 2.5
+        marked[name] = (
+            bool(found["stock_phrase"])
+            or (found["repeated_ratio"] or 0) > 0.5
+            or passage.compression_ratio > 2.5
+        )
     assert marked["silence"]
     assert marked["tone"]
     assert transcriber.transcribe(sound, []) == ([], [])
 
 
 turn_lists = st.lists(
-    st.tuples(st.floats(0, 100), st.floats(0.1, 60)).map(lambda p: Span(p[0], min(120.0, p[0] + p[1]), "A")), max_size=8
+    st.tuples(st.floats(0, 100), st.floats(0.1, 60)).map(lambda p: Span(p[0], min(120.0, p[0] + p[1]), "A")),
+    max_size=8,
 )
 
 
@@ -135,7 +156,12 @@ def test_a_word_belongs_to_the_turn_that_covers_most_of_it() -> None:
 
 
 def test_words_without_times_share_the_gap_by_their_length() -> None:
-    assert fill_gaps([None, (1.0, 2.0), None, None], [3, 1, 1, 3], 4.0) == [(0.0, 1.0), (1.0, 2.0), (2.0, 2.5), (2.5, 4.0)]
+    assert fill_gaps([None, (1.0, 2.0), None, None], [3, 1, 1, 3], 4.0) == [
+        (0.0, 1.0),
+        (1.0, 2.0),
+        (2.0, 2.5),
+        (2.5, 4.0),
+    ]
 
 
 def test_an_unknown_name_is_spelled_into_phones() -> None:
@@ -144,7 +170,9 @@ def test_an_unknown_name_is_spelled_into_phones() -> None:
 
 
 def test_a_loop_compresses_better_than_a_sentence() -> None:
-    assert compression_ratio("thank you " * 40) > 2.5 > compression_ratio("a sentence that says something once")
+    assert (
+        compression_ratio("thank you " * 40) > 2.5 > compression_ratio("a sentence that says something once")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +192,16 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
     Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(folder)
     shape = Wav2Vec2Config(
-        vocab_size=len(letters), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        conv_dim=(8, 8, 8, 8, 8, 8, 8), num_feat_extract_layers=7, num_conv_pos_embeddings=16,
+        vocab_size=len(letters),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8, 8, 8, 8, 8, 8, 8),
+        num_feat_extract_layers=7,
+        num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=2,
-    )  # fmt: skip
+    )
     Wav2Vec2ForCTC(shape).save_pretrained(folder)
     return str(folder)
 
@@ -183,7 +217,9 @@ def test_a_named_wav2vec2_model_gives_the_words_their_times(wav2vec2: str) -> No
     assert [w.text for w in word_aligner(wav2vec2).retime(pcm, characters, "ja")] == ["今日", "は"]
 
 
-def test_an_alignment_model_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_alignment_model_that_cannot_be_had_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="alignment model for en cannot be loaded") as caught:
         word_aligner(str(tmp_path / "nothing"))

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.records import Passage, Span, SpokenWord
-from ingest.speech_signals import (
+from uniavgen.ingest.measures.speech_signals import (
     LONGEST_LOOP,
     SPEECH_SIGNALS,
     STOCK_PHRASES,
@@ -16,14 +15,17 @@ from ingest.speech_signals import (
     stock_phrase,
     unvoiced_ratio,
 )
-from shards.corpus import SIGNALS
+from uniavgen.ingest.records import Passage, Span, SpokenWord
+from uniavgen.shards.corpus.tables import SIGNALS
 
 TEXT = "it was the best of times it was the worst of times it was the age of wisdom"
 SENTENCE = TEXT.split()
 
 
 def words_at(texts: list[str], start_s: float = 0.0, length_s: float = 0.3) -> list[SpokenWord]:
-    return [SpokenWord(t, start_s + i * length_s, start_s + (i + 1) * length_s, 0.5) for i, t in enumerate(texts)]
+    return [
+        SpokenWord(t, start_s + i * length_s, start_s + (i + 1) * length_s, 0.5) for i, t in enumerate(texts)
+    ]
 
 
 def naive_looped(plain: list[str]) -> float:
@@ -44,7 +46,9 @@ def test_looped_words_are_those_that_a_plain_search_finds(plain: list[str]) -> N
 def test_a_planted_loop_is_found_and_a_sentence_that_only_echoes_is_not() -> None:
     assert repeated_ratio(SENTENCE) == 0
     assert repeated_ratio(["No,", "no!", "Bye", "bye."]) == 0
-    assert repeated_ratio([*SENTENCE, *["I", "don't", "know."] * 4]) == pytest.approx(12 / (len(SENTENCE) + 12))
+    assert repeated_ratio([*SENTENCE, *["I", "don't", "know."] * 4]) == pytest.approx(
+        12 / (len(SENTENCE) + 12)
+    )
     assert repeated_ratio(["so"] * 5) == 1
     assert repeated_ratio(SENTENCE * 2) == 1  # a whole sentence said twice
     assert repeated_ratio([]) is None
@@ -96,15 +100,28 @@ def test_a_clip_of_two_speakers_has_every_signal_of_the_table() -> None:
     assert found["overlap_ratio"] == pytest.approx(0.1)
     assert found["speaker_count"] == 2
     assert found["words_per_s"] == pytest.approx(len(SENTENCE) / 10)
-    assert (found["word_score"], found["asr_log_probability"], found["language_probability"]) == (0.5, -0.2, 0.9)
+    assert (found["word_score"], found["asr_log_probability"], found["language_probability"]) == (
+        0.5,
+        -0.2,
+        0.9,
+    )
     silent = speech_signals([], None, [], "", 0.0, 2.0)
-    assert (silent["speech_ratio"], silent["word_count"], silent["word_score"], silent["stock_phrase"]) == (0, 0, None, None)
+    assert (silent["speech_ratio"], silent["word_count"], silent["word_score"], silent["stock_phrase"]) == (
+        0,
+        0,
+        None,
+        None,
+    )
 
 
-spans = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)).map(lambda p: Span(min(p), max(p))), max_size=8)
+spans = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(0, 50)).map(lambda p: Span(min(p), max(p))), max_size=8
+)
 
 
 @given(spans, st.integers(0, 30), st.integers(0, 30))
 def test_covered_time_is_what_counting_seconds_gives(turns: list[Span], start: int, length: int) -> None:
-    seconds = sum(any(t.start_s <= s and s + 1 <= t.end_s for t in turns) for s in range(start, start + length))
+    seconds = sum(
+        any(t.start_s <= s and s + 1 <= t.end_s for t in turns) for s in range(start, start + length)
+    )
     assert covered(turns, start, start + length) == seconds

@@ -13,14 +13,14 @@ from pathlib import Path, PosixPath
 
 import pytest
 
-from ingest.child import ffmpeg_path
-from ingest.config import IngestConfig, SourceConfig
-from ingest.locations import Entry
-from ingest.records import SourceRecord
-from ingest.sources import content_id, find_sources
-from ingest.staging import Stage
-from ingest.steps import Hearing
-from shards.errors import UserError
+from uniavgen.ingest.config import IngestConfig, SourceConfig
+from uniavgen.ingest.io.download_cache import Stage
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.io.sources import content_id, find_sources
+from uniavgen.ingest.io.uris import Entry
+from uniavgen.ingest.measures.steps import Hearing
+from uniavgen.ingest.records import SourceRecord
+from uniavgen.shards.errors import UserError
 
 MIB = 2**20
 FILES = {
@@ -41,7 +41,11 @@ def bucket() -> Iterator[str]:
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s"), ("DEFAULT_REGION", "us-east-1")):
+        for name, value in (
+            ("ACCESS_KEY_ID", "k"),
+            ("SECRET_ACCESS_KEY", "s"),
+            ("DEFAULT_REGION", "us-east-1"),
+        ):
             patch.setenv(f"AWS_{name}", value)
         patch.setenv("AWS_ENDPOINT_URL", address)
         import s3fs
@@ -76,7 +80,9 @@ def test_a_bucket_s_folder_pattern_and_file_are_listed_like_local_ones(bucket: s
         find_sources(["s3://nobody/x"])
 
 
-def test_a_list_may_name_remote_files_and_a_remote_list_only_its_own_store(bucket: str, tmp_path: Path) -> None:
+def test_a_list_may_name_remote_files_and_a_remote_list_only_its_own_store(
+    bucket: str, tmp_path: Path
+) -> None:
     (tmp_path / "list.txt").write_text(f"{bucket}/a.mp4\n{bucket}/gone.mp4\n")
     here, gone = find_sources([str(tmp_path / "list.txt")]).entries
     assert (here.bytes, gone.bytes, gone.stamp) == (5000, None, "")
@@ -105,8 +111,11 @@ def test_a_remote_file_comes_over_whole_and_stays_while_it_is_held(bucket: str, 
 
 
 def test_a_missing_or_changed_remote_file_is_an_error_and_leaves_nothing(bucket: str, stage: Stage) -> None:
-    wrong = {"gone.mp4": Entry(f"{bucket}/gone.mp4"), "longer": Entry(f"{bucket}/a.mp4", "x", 4999),
-             "shorter": Entry(f"{bucket}/a.mp4", "x", 5001)}  # fmt: skip
+    wrong = {
+        "gone.mp4": Entry(f"{bucket}/gone.mp4"),
+        "longer": Entry(f"{bucket}/a.mp4", "x", 4999),
+        "shorter": Entry(f"{bucket}/a.mp4", "x", 5001),
+    }
     kinds = {}
     for name, entry in wrong.items():
         with pytest.raises(UserError) as caught:
@@ -188,10 +197,10 @@ def test_a_source_larger_than_the_cache_names_the_limit(tmp_path: Path) -> None:
 
 FETCHER = """
 import sys
-from ingest.child import ffmpeg_path
-from ingest.config import SourceConfig
-from ingest.locations import Entry
-from ingest.staging import Stage
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.config import SourceConfig
+from uniavgen.ingest.io.uris import Entry
+from uniavgen.ingest.io.download_cache import Stage
 Stage(SourceConfig(allow_http=True), sys.argv[2]).fetch(Entry(sys.argv[1], "x", int(sys.argv[3])))
 print("fetched", flush=True)
 """
@@ -295,7 +304,9 @@ def test_a_web_address_is_read_when_allowed_and_not_otherwise(web: str, tmp_path
         ("endless/a.mp4", "incomplete"),
     ],
 )
-def test_a_web_server_s_tricks_end_as_errors_within_the_limits(web: str, tmp_path: Path, path: str, kind: str) -> None:
+def test_a_web_server_s_tricks_end_as_errors_within_the_limits(
+    web: str, tmp_path: Path, path: str, kind: str
+) -> None:
     config = SourceConfig(allow_http=True, source_gb=2 / 1024, cache_gb=4 / 1024, fetch_seconds=1.0)
     stage = Stage(config, tmp_path)
     (entry,) = find_sources([f"{web}/{path}"], config).entries
@@ -346,13 +357,22 @@ def test_a_fetch_that_was_killed_is_begun_anew_and_its_room_is_free(web: str, tm
 def test_one_run_takes_files_a_bucket_and_the_web_alike_and_names_what_is_no_video(
     bucket: str, web: str, tmp_path: Path
 ) -> None:
-    from ingest.pipeline import ingest
-    from shards.corpus import Corpus
+    from uniavgen.ingest.pipeline import ingest
+    from uniavgen.shards.corpus.tables import Corpus
 
     films = []
     for index in range(3):
         films.append(tmp_path / f"film{index}.mkv")
-        picture = ["-f", "lavfi", "-i", f"testsrc=s=96x64:r=25:d={1 + index}", "-f", "lavfi", "-i", f"sine=d={1 + index}"]
+        picture = [
+            "-f",
+            "lavfi",
+            "-i",
+            f"testsrc=s=96x64:r=25:d={1 + index}",
+            "-f",
+            "lavfi",
+            "-i",
+            f"sine=d={1 + index}",
+        ]
         command = [ffmpeg_path(), "-loglevel", "error", *picture, "-pix_fmt", "yuv420p", str(films[-1])]
         subprocess.run(command, check=True, timeout=60)
     here = tmp_path / "here"
@@ -380,10 +400,21 @@ def test_one_run_takes_files_a_bucket_and_the_web_alike_and_names_what_is_no_vid
     measured = {row["uri"].rpartition("/")[2]: row for row in corpus.read("sources").to_pylist()}
     assert set(measured) == {"caf%E9%20%27line%0Abreak%27.mkv", "in the bucket.mkv", "at%20the%20web.mkv"}
     assert [round(row["duration_s"]) for _, row in sorted(measured.items())] == [3, 1, 2]
-    failures = {row["uri"].rpartition("/")[2]: row["error_type"] for row in corpus.read("failures").to_pylist()}
-    assert failures == {"zero.mp4": "empty", "text.mov": "not-a-video", "list.ts": "not-a-video", "a.mkv": "unreadable"}
+    failures = {
+        row["uri"].rpartition("/")[2]: row["error_type"] for row in corpus.read("failures").to_pylist()
+    }
+    assert failures == {
+        "zero.mp4": "empty",
+        "text.mov": "not-a-video",
+        "list.ts": "not-a-video",
+        "a.mkv": "unreadable",
+    }
     assert set(summary.passed_over.values()) == {"a pipe", "a link that leads out of the folder"}
     clips = corpus.read("clips").to_pylist()
     assert {row["source_id"] for row in clips} == {row["source_id"] for row in measured.values()}
-    assert all(corpus.media_path(row["clip_id"], name).is_file() for row in clips for name in ("mp4", "flac", "face.npz"))
+    assert all(
+        corpus.media_path(row["clip_id"], name).is_file()
+        for row in clips
+        for name in ("mp4", "flac", "face.npz")
+    )
     assert not list(tmp_path.rglob("*.video"))

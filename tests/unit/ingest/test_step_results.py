@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.config import IngestConfig
-from ingest.graph import SPECS, STEP_NAMES, STEPS
-from ingest.records import (
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.engine.step_cache import Results
+from uniavgen.ingest.engine.step_graph import SPECS, STEP_NAMES, STEPS
+from uniavgen.ingest.measures.steps import STEP_CLASSES, STEP_OF
+from uniavgen.ingest.records import (
     ClipSync,
     Diarization,
     FacesSeen,
@@ -24,8 +26,6 @@ from ingest.records import (
     SyncMeasures,
     Transcript,
 )
-from ingest.results import Results
-from ingest.steps import STEP_CLASSES, STEP_OF
 
 SOURCE = "ab" * 16
 seconds = st.floats(0, 1e5, allow_nan=False)
@@ -35,23 +35,42 @@ words = st.builds(SpokenWord, st.text(), seconds, seconds, st.floats(0, 1), st.t
 def face_table(rows: int) -> FaceTable:
     random = np.random.default_rng(rows)
     made = {
-        "frame": np.arange(rows, dtype=np.int32), "track": np.zeros(rows, np.int32), "box": random.random((rows, 4)),
+        "frame": np.arange(rows, dtype=np.int32),
+        "track": np.zeros(rows, np.int32),
+        "box": random.random((rows, 4)),
         "oval": random.random((rows, 36, 2)).astype(np.float32),
-    }  # fmt: skip
-    rest = {name: random.random(rows).astype(np.float32) for name in FaceTable.__dataclass_fields__ if name not in made}
+    }
+    rest = {
+        name: random.random(rows).astype(np.float32)
+        for name in FaceTable.__dataclass_fields__
+        if name not in made
+    }
     return FaceTable(**made, **rest)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(words, max_size=5), st.dictionaries(st.text(max_size=4), st.lists(st.floats(width=32), max_size=3)))
-def test_whatever_is_stored_comes_back_equal(tmp_path_factory: pytest.TempPathFactory, spoken: list, voices: dict) -> None:
+@given(
+    st.lists(words, max_size=5),
+    st.dictionaries(st.text(max_size=4), st.lists(st.floats(width=32), max_size=3)),
+)
+def test_whatever_is_stored_comes_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, spoken: list, voices: dict
+) -> None:
     results = Results(tmp_path_factory.mktemp("c"))
     for step, result in (
         ("transcribe", Transcript([], spoken)),
         ("diarize", Diarization([Span(0.0, 1.5, "SPEAKER_00")], voices)),
         ("propose", Proposals([Proposal(1.0, 3.0, "S", spoken)])),
-        ("sync", SyncMeasures([ClipSync(None, {"sync_offset_ms": None}), ClipSync(3, {"sync_offset_ms": -40.0}, [0.5])])),
-        ("measure", Measured([{"clip_id": "x", "text_hash": -(2**63), "words": [{"text": "a"}]}], {"shots": []})),
+        (
+            "sync",
+            SyncMeasures(
+                [ClipSync(None, {"sync_offset_ms": None}), ClipSync(3, {"sync_offset_ms": -40.0}, [0.5])]
+            ),
+        ),
+        (
+            "measure",
+            Measured([{"clip_id": "x", "text_hash": -(2**63), "words": [{"text": "a"}]}], {"shots": []}),
+        ),
     ):
         results.save(SOURCE, step, "k", result)
         # NaN equals nothing: compare as written
@@ -60,7 +79,9 @@ def test_whatever_is_stored_comes_back_equal(tmp_path_factory: pytest.TempPathFa
 
 def test_arrays_keep_their_types_and_places(tmp_path: Path) -> None:
     results = Results(tmp_path)
-    seen = FacesSeen(np.array([True, False]), np.array([1, -1], np.int16), np.zeros(2, np.int16), face_table(3))
+    seen = FacesSeen(
+        np.array([True, False]), np.array([1, -1], np.int16), np.zeros(2, np.int16), face_table(3)
+    )
     results.save(SOURCE, "faces", "k", seen)
     found = results.load(SOURCE, "faces", "k", FacesSeen)
     assert found is not None
@@ -104,7 +125,9 @@ def test_a_step_keeps_its_last_result_only_and_a_full_disk_leaves_the_old_one(
     results = Results(tmp_path)
     results.save(SOURCE, "propose", "old", Proposals([]))
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         with pytest.raises(OSError, match="No space left"):
             results.save(SOURCE, "propose", "new", Proposals([]))
     assert [path.name for path in results.folder(SOURCE).iterdir()] == ["propose.old.npz"]
@@ -121,8 +144,17 @@ def test_a_setting_changes_its_step_and_what_depends_on_it_and_nothing_else() ->
     assert changed_steps(sync={"max_shift_ms": 500}) == {"sync", "fingerprint", "measure", "cut"}
     assert changed_steps(cut={"crf": 20}) == {"cut"}
     assert "transcribe" not in changed_steps(shots={"threshold": 0.4})
-    assert changed_steps(diarization={"cluster_threshold": 0.5}) >= {"diarize", "transcribe", "faces", "propose", "sync", "cut"}
-    assert not changed_steps(limits={"step_seconds": 9}, stages={"speech": {"workers": 7}}, sources={"allow_http": True})
+    assert changed_steps(diarization={"cluster_threshold": 0.5}) >= {
+        "diarize",
+        "transcribe",
+        "faces",
+        "propose",
+        "sync",
+        "cut",
+    }
+    assert not changed_steps(
+        limits={"step_seconds": 9}, stages={"speech": {"workers": 7}}, sources={"allow_http": True}
+    )
 
 
 def test_every_section_that_measures_is_some_step_s() -> None:

@@ -9,27 +9,34 @@ import numpy as np
 import pytest
 from made_films import speaking_face
 
-from ingest import cutting, media
-from ingest.board import Board
-from ingest.config import IngestConfig
-from ingest.diarization import Diarizer
-from ingest.faces import FaceReader
-from ingest.graph import SPECS, STAGES, STEP_NAMES
-from ingest.records import FacesSeen, Measured, SourceRecord, SyncMeasures
-from ingest.results import Results
-from ingest.shots import ShotDetector
-from ingest.sound_quality import SoundMeter
-from ingest.stages import make_runner
-from ingest.text_area import TextReader
-from ingest.transcription import Transcriber
-from shards.corpus import SIGNALS
+from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.engine.ray_graph import make_runner
+from uniavgen.ingest.engine.run_state import Board
+from uniavgen.ingest.engine.step_cache import Results
+from uniavgen.ingest.engine.step_graph import SPECS, STAGES, STEP_NAMES
+from uniavgen.ingest.io import media
+from uniavgen.ingest.measures import cutting
+from uniavgen.ingest.measures.sound_quality import SoundMeter
+from uniavgen.ingest.models.diarizer import Diarizer
+from uniavgen.ingest.models.face_reader import FaceReader
+from uniavgen.ingest.models.shot_detector import ShotDetector
+from uniavgen.ingest.models.text_detector import TextReader
+from uniavgen.ingest.models.transcriber import Transcriber
+from uniavgen.ingest.records import FacesSeen, Measured, SourceRecord, SyncMeasures
+from uniavgen.shards.corpus.tables import SIGNALS
 
 pytestmark = pytest.mark.slow
 
 MODELS: tuple[tuple[Any, str], ...] = (
-    (Diarizer, "diarize"), (Transcriber, "transcribe"), (FaceReader, "landmarks"), (ShotDetector, "shots"),
-    (TextReader, "covered"), (SoundMeter, "signals"), (media, "decode_frames"), (cutting, "run_graph"),
-)  # fmt: skip
+    (Diarizer, "diarize"),
+    (Transcriber, "transcribe"),
+    (FaceReader, "landmarks"),
+    (ShotDetector, "shots"),
+    (TextReader, "covered"),
+    (SoundMeter, "signals"),
+    (media, "decode_frames"),
+    (cutting, "run_graph"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,9 @@ def measure(film: Path, place: tuple[Path, Path], **changes: Any) -> tuple[Sourc
     return record, board, config
 
 
-def stored(record: SourceRecord, place: tuple[Path, Path], config: IngestConfig, step: str, kind: type) -> Any:
+def stored(
+    record: SourceRecord, place: tuple[Path, Path], config: IngestConfig, step: str, kind: type
+) -> Any:
     found = Results(place[0]).load(record.source_id, step, config.keys()[step], kind)
     assert found is not None
     return found
@@ -128,4 +137,6 @@ def test_a_damaged_result_is_measured_again_and_comes_out_the_same(
     calls.clear()
     measure(film, place)
     assert set(calls) == {"landmarks", "decode_frames"}
-    np.testing.assert_array_equal(stored(record, place, config, "faces", FacesSeen).faces.lip_gap, before.faces.lip_gap)
+    np.testing.assert_array_equal(
+        stored(record, place, config, "faces", FacesSeen).faces.lip_gap, before.faces.lip_gap
+    )

@@ -6,19 +6,31 @@ import numpy as np
 import pytest
 import torch
 
-from ingest.config import SyncConfig
-from ingest.lip_inputs import BORDER, boxes_at, face_crops, mfcc
-from ingest.syncnet import Network, SyncNet, read_distances, shift_distances
-from shards.errors import UserError
+from uniavgen.ingest.config import SyncConfig
+from uniavgen.ingest.models.lip_inputs import BORDER, boxes_at, face_crops, mfcc
+from uniavgen.ingest.models.syncnet import Network, SyncNet, read_distances, shift_distances
+from uniavgen.shards.errors import UserError
 
 PUBLISHED = {
-    "netcnnaud": {0: (64, 1, 3, 3), 4: (192, 64, 3, 3), 8: (384, 192, 3, 3), 11: (256, 384, 3, 3), 14: (256, 256, 3, 3),
-                  18: (512, 256, 5, 4)},
+    "netcnnaud": {
+        0: (64, 1, 3, 3),
+        4: (192, 64, 3, 3),
+        8: (384, 192, 3, 3),
+        11: (256, 384, 3, 3),
+        14: (256, 256, 3, 3),
+        18: (512, 256, 5, 4),
+    },
     "netfcaud": {0: (512, 512), 3: (1024, 512)},
     "netfclip": {0: (512, 512), 3: (1024, 512)},
-    "netcnnlip": {0: (96, 3, 5, 7, 7), 4: (256, 96, 1, 5, 5), 8: (256, 256, 1, 3, 3), 11: (256, 256, 1, 3, 3),
-                  14: (256, 256, 1, 3, 3), 18: (512, 256, 1, 6, 6)},
-}  # fmt: skip
+    "netcnnlip": {
+        0: (96, 3, 5, 7, 7),
+        4: (256, 96, 1, 5, 5),
+        8: (256, 256, 1, 3, 3),
+        11: (256, 256, 1, 3, 3),
+        14: (256, 256, 1, 3, 3),
+        18: (512, 256, 1, 6, 6),
+    },
+}
 """Weights of syncnet_v2.model by tower and place; every layer but the last of a tower's `fc` is followed by its norm."""
 
 
@@ -108,7 +120,10 @@ def test_a_face_that_is_hardly_seen_is_not_measured(weights: str) -> None:
     boxes = np.full((30, 4), np.nan)
     boxes[:15] = [0.3, 0.2, 0.6, 0.8]
     assert (
-        SyncNet(config(weights)).lip_sync(np.zeros((30, 60, 60, 3), np.uint8), boxes, np.zeros(9, np.int16)).offset_ms is None
+        SyncNet(config(weights))
+        .lip_sync(np.zeros((30, 60, 60, 3), np.uint8), boxes, np.zeros(9, np.int16))
+        .offset_ms
+        is None
     )
 
 
@@ -147,7 +162,9 @@ def test_mfccs_equal_their_definition_written_out() -> None:
         up = sum(power[k] * (k - low) / (peak - low) for k in range(low, peak))
         logs.append(np.log(up + sum(power[k] * (high - k) / (high - peak) for k in range(peak, high))))
     for n in range(1, 13):
-        cosine = sum(value * np.cos(np.pi * n * (2 * i + 1) / 52) for i, value in enumerate(logs)) * np.sqrt(2 / 26)
+        cosine = sum(value * np.cos(np.pi * n * (2 * i + 1) / 52) for i, value in enumerate(logs)) * np.sqrt(
+            2 / 26
+        )
         assert found[4, n] == pytest.approx(cosine * (1 + 11 * np.sin(np.pi * n / 22)), rel=1e-4)
     assert found[4, 0] == pytest.approx(np.log(power.sum()), rel=1e-5)
 
@@ -160,7 +177,10 @@ def test_a_crop_shows_the_face_at_its_place_and_grey_outside_the_picture() -> No
     rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
     scale = 224 / (40 * 1.4)
     assert (rows[0], rows[-1] + 1) == (pytest.approx(0, abs=2), pytest.approx(40 * scale, abs=2))
-    assert (columns[0], columns[-1] + 1) == (pytest.approx(8 * scale, abs=2), pytest.approx(48 * scale, abs=2))
+    assert (columns[0], columns[-1] + 1) == (
+        pytest.approx(8 * scale, abs=2),
+        pytest.approx(48 * scale, abs=2),
+    )
     corner = face_crops(pictures, np.tile([0.0, 0.7, 0.1, 1.0], (14, 1)))[0]
     assert (corner[-1, 0] == BORDER).all()
 

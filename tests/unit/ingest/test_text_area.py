@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ingest.config import TextConfig
-from ingest.records import TextSeen
-from ingest.text_area import TextMeter, TextReader, text_boxes, text_ratio
-from shards.weights import resolve
+from uniavgen.ingest.config import TextConfig
+from uniavgen.ingest.models.text_detector import TextMeter, TextReader, text_boxes, text_ratio
+from uniavgen.ingest.records import TextSeen
+from uniavgen.shards.weights import resolve
 
 LINES = ("the quick brown fox", "jumps over the lazy dog", "NEWS AT TEN TONIGHT", "live from the harbour")
 
@@ -23,7 +23,9 @@ def face() -> np.ndarray:
 
     picture = cv2.imread(str(resolve("astronaut") / "astronaut.png"))
     assert picture is not None
-    return cv2.resize(np.ascontiguousarray(picture[5:185, 115:435, ::-1]), (512, 288), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        np.ascontiguousarray(picture[5:185, 115:435, ::-1]), (512, 288), interpolation=cv2.INTER_CUBIC
+    )
 
 
 def captioned(picture: np.ndarray, lines: int, scale: float = 0.8) -> tuple[np.ndarray, float]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ingest.watchdog import Watchdog, resident_bytes
-from shards.errors import UserError
+from uniavgen.ingest.engine.watchdog import Watchdog, resident_bytes
+from uniavgen.shards.errors import UserError
 
 WORKER = """
 import subprocess, sys, time
 from pathlib import Path
-from ingest.watchdog import Watchdog
-from shards.errors import UserError
+from uniavgen.ingest.engine.watchdog import Watchdog
+from uniavgen.shards.errors import UserError
 
 def hang():
     time.sleep(60)
@@ -52,7 +52,10 @@ def test_a_step_that_hangs_is_ended_and_then_refused_by_name(tmp_path: Path) -> 
     assert attempt(tmp_path, "hang", seconds=0.5)[0] == 1
     assert time.monotonic() - began < 20
     code, said = attempt(tmp_path, "hang")
-    assert (code, said) == (0, "timeout faces took longer than 0 s (/v/a.mp4); raise limits.step_seconds or limits.step_factor")
+    assert (code, said) == (
+        0,
+        "timeout faces took longer than 0 s (/v/a.mp4); raise limits.step_seconds or limits.step_factor",
+    )
     assert not list(tmp_path.iterdir()), "the refusal is the last word"
 
 
@@ -121,7 +124,9 @@ def test_a_refusal_says_what_to_do(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path)
     with watchdog.watching("/v/a.mp4", "faces", 60, 8):
         (marker,) = tmp_path.iterdir()
-        marker.write_text(json.dumps({"step": "faces", "deaths": 0, "verdict": "timeout", "message": "faces took too long"}))
+        marker.write_text(
+            json.dumps({"step": "faces", "deaths": 0, "verdict": "timeout", "message": "faces took too long"})
+        )
         with (
             pytest.raises(UserError, match="raise limits.step_seconds"),
             Watchdog(tmp_path).watching("/v/a.mp4", "faces", 1, 8),

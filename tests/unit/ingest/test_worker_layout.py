@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.config import IngestConfig, StagesConfig
-from ingest.graph import STAGES
-from ingest.records import SourceRecord
-from ingest.stages import finished_sources, worker_kinds
+from uniavgen.ingest.config import IngestConfig, StagesConfig
+from uniavgen.ingest.engine.ray_graph import finished_sources, worker_kinds
+from uniavgen.ingest.engine.step_graph import STAGES
+from uniavgen.ingest.records import SourceRecord
 
 
 @pytest.mark.parametrize("layout", ["joint", "split"])
@@ -29,7 +29,9 @@ def test_no_more_workers_are_started_than_there_are_sources() -> None:
 
 
 def test_every_kind_of_worker_grows_with_the_cluster() -> None:
-    small, large = ([kind.count for kind in worker_kinds(StagesConfig(), cpus, sources=10**5)] for cpus in (2, 1600))
+    small, large = (
+        [kind.count for kind in worker_kinds(StagesConfig(), cpus, sources=10**5)] for cpus in (2, 1600)
+    )
     assert small == [2, 2, 2]
     assert large == [800, 1600, 800]
 
@@ -61,8 +63,8 @@ def test_every_source_is_in_one_graph_and_no_graph_is_larger_than_a_wave(
         def iter_rows(self) -> Iterator[dict[str, str]]:
             return ({"source": record.pack()} for record in self.todo)
 
-    monkeypatch.setattr("ingest.stages.WAVE", 4)
-    monkeypatch.setattr("ingest.stages._graph", Graph)
+    monkeypatch.setattr("uniavgen.ingest.engine.ray_graph.WAVE", 4)
+    monkeypatch.setattr("uniavgen.ingest.engine.ray_graph._graph", Graph)
     todo = [SourceRecord(str(number)) for number in range(10)]
     ended = list(finished_sources(todo, tmp_path, tmp_path, IngestConfig(), None))
     assert [record.uri for record in ended if record] == [record.uri for record in todo]

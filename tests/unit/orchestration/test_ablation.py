@@ -9,26 +9,31 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from orchestration.ablation import run_ablation
-from orchestration.config import Config, load_config
-from shards.errors import UsageError, UserError
-from shards.files import locked
-from train.ablation.experiment import result_file, weights_file
-from train.ablation.plan import TABLES, experiment, experiments
+from uniavgen.orchestration.commands.ablate import run_ablation
+from uniavgen.orchestration.config import Config, load_config
+from uniavgen.shards.atomic_files import locked
+from uniavgen.shards.errors import UsageError, UserError
+from uniavgen.train.ablation.experiment import result_file, weights_file
+from uniavgen.train.ablation.plan import TABLES, experiment, experiments
 
-MICRO = [f"ablate.{each}" for each in ("branch_steps=2", "steps=2", "seeds=2", "batch=2", "clips=4", "sampler.steps=2")]
+MICRO = [
+    f"ablate.{each}"
+    for each in ("branch_steps=2", "steps=2", "seeds=2", "batch=2", "clips=4", "sampler.steps=2")
+]
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Config:
     tables = "ablate.tables=[position,guidance]"
-    return load_config("ablate-quick", None, [*MICRO, tables, f"tracking.folder={tmp_path_factory.mktemp('mlflow')}"])
+    return load_config(
+        "ablate-quick", None, [*MICRO, tables, f"tracking.folder={tmp_path_factory.mktemp('mlflow')}"]
+    )
 
 
 @pytest.fixture(scope="module")
 def run_dir(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished micro ablation, on a Ray that stays up for this module."""
-    from shards.cluster import ray_running
+    from uniavgen.shards.cluster import ray_running
 
     folder = tmp_path_factory.mktemp("ablation") / "run"
     with ray_running():
@@ -38,19 +43,30 @@ def run_dir(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.mark.slow
-def test_every_row_and_seed_has_a_result_and_the_summary_follows_from_them(run_dir: Path, settings: Config) -> None:
+def test_every_row_and_seed_has_a_result_and_the_summary_follows_from_them(
+    run_dir: Path, settings: Config
+) -> None:
     plan = experiments(settings.ablate)
     for entry in plan.values():
         measures = json.loads(result_file(run_dir, entry.key).read_text())["measures"]
-        assert {"sync", "sync_error_ms", "timbre", "expression", "identity", "video_loss", "audio_loss", "mask_iou"} == set(
-            measures
-        )
+        assert {
+            "sync",
+            "sync_error_ms",
+            "timbre",
+            "expression",
+            "identity",
+            "video_loss",
+            "audio_loss",
+            "mask_iou",
+        } == set(measures)
     summary = json.loads((run_dir / "summary.json").read_text())
     # three places, one of them trained on for all guidances, two seeds, and the branches of both
     assert summary["trained"] == 3 * 2 + 2
     row = summary["tables"][1]["rows"][2]
     own = [
-        json.loads(result_file(run_dir, plan["guidance", row["row"], seed].key).read_text())["measures"]["sync"]
+        json.loads(result_file(run_dir, plan["guidance", row["row"], seed].key).read_text())["measures"][
+            "sync"
+        ]
         for seed in range(2)
     ]
     assert row["measures"]["sync"]["mean"] == pytest.approx(sum(own) / 2)
@@ -72,7 +88,10 @@ def test_mlflow_has_a_child_for_every_experiment(run_dir: Path, settings: Config
     assert len(children) == len(plan) == 2 * (3 + 3)
     assert {child.info.status for child in children} == {"FINISHED"}
     assert all({"sync", "loss/total"} <= set(child.data.metrics) for child in children)
-    assert {item.path for item in client.list_artifacts(parent, "ablation")} == {"ablation/index.html", "ablation/summary.json"}
+    assert {item.path for item in client.list_artifacts(parent, "ablation")} == {
+        "ablation/index.html",
+        "ablation/summary.json",
+    }
 
 
 @pytest.mark.slow
@@ -87,12 +106,16 @@ def test_a_second_run_does_only_what_is_missing(run_dir: Path, settings: Config)
     assert run_ablation(run_dir, settings)["trained"] == 1
     again = {each.key: result_file(run_dir, each.key).stat().st_mtime_ns for each in plan.values()}
     assert {key for key in written if written[key] != again[key]} == {lost.key}
-    assert json.loads(result_file(run_dir, lost.key).read_text())["measures"] == json.loads(before)["measures"]
+    assert (
+        json.loads(result_file(run_dir, lost.key).read_text())["measures"] == json.loads(before)["measures"]
+    )
     assert written[kept.key] == again[kept.key]
 
 
 @pytest.mark.slow
-def test_rows_begin_with_the_same_branches_and_an_interaction_of_their_own(run_dir: Path, settings: Config) -> None:
+def test_rows_begin_with_the_same_branches_and_an_interaction_of_their_own(
+    run_dir: Path, settings: Config
+) -> None:
     entry = experiment(settings.ablate, TABLES["position"].rows[0], 0)
     assert entry.training.begins_with is not None
     begun = load_file(weights_file(run_dir, entry.training.begins_with.key))
@@ -110,7 +133,10 @@ def test_rows_begin_with_the_same_branches_and_an_interaction_of_their_own(run_d
 
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused(run_dir: Path, settings: Config) -> None:
-    with locked(run_dir / ".lock", "taken"), pytest.raises(UserError, match="another ablation works in this folder"):
+    with (
+        locked(run_dir / ".lock", "taken"),
+        pytest.raises(UserError, match="another ablation works in this folder"),
+    ):
         run_ablation(run_dir, settings)
 
 

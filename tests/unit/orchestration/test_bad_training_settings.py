@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestration.config import load_config
-from shards.errors import UsageError
+from uniavgen.orchestration.config import load_config
+from uniavgen.shards.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,10 @@ from shards.errors import UsageError
             r"model\.interaction\.window is 12 latents, data\.frames make only 5",
         ),
         (["train.data.height=100"], r"train\.data\.height: .*multiple of 32"),
-        (["train.data.codecs.caption=umt5"], r"model\.video\.text_dim is 384, captions of umt5 are 4096 wide"),
+        (
+            ["train.data.codecs.caption=umt5"],
+            r"model\.video\.text_dim is 384, captions of umt5 are 4096 wide",
+        ),
         (["train.data.codecs.mel.mels=80"], r"model\.audio\.in_channels is 100, data\.codecs\.mel\.mels 80"),
         (["train.model.video.text_len=16"], r"data\.caption_tokens 32 exceeds model\.video\.text_len 16"),
         (["train.model.audio.text_len=16"], r"data\.speech_bytes 64 exceeds model\.audio\.text_len 16"),

@@ -1,15 +1,15 @@
 """Where the benchmark says that time went, against a run whose timetable is known."""
 
 import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def compare() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "ingest" / "compare.py"
+    path = ROOT / "tests" / "benchmarks" / "ingest" / "compare.py"
     spec = importlib.util.spec_from_file_location("compare", path)
     assert spec is not None
     assert spec.loader is not None

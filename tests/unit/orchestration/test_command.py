@@ -10,11 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from orchestration.command import CorpusOption, Fault, with_settings
-from shards.errors import Stopped, UsageError, UserError
+from uniavgen.orchestration.command import CorpusOption, Fault, with_settings
+from uniavgen.shards.errors import Stopped, UsageError, UserError
 
 if TYPE_CHECKING:
-    from orchestration.config import Config
+    from uniavgen.orchestration.config import Config
 
 ERRORS: dict[str, Exception] = {
     "user": UserError("no sound", where="a.mp4"),
@@ -70,7 +70,11 @@ def test_a_fault_prints_the_summary_and_exits_with_1(app: typer.Typer) -> None:
         ("usage", 2, "error: no such thing\n"),
         ("stopped", 143, "stopped after step 3\n"),
         ("system", 1, "error: No space left on device (/data/x); check path, rights and space\n"),
-        ("bug", 1, "error: unexpected ZeroDivisionError: division by zero; set UNIAVGEN_TRACE=1 for the trace\n"),
+        (
+            "bug",
+            1,
+            "error: unexpected ZeroDivisionError: division by zero; set UNIAVGEN_TRACE=1 for the trace\n",
+        ),
     ],
 )
 def test_every_error_is_one_line_and_an_exit_code(app: typer.Typer, end: str, code: int, said: str) -> None:

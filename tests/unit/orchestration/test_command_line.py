@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration import cli
-from shards.corpus import Corpus
+from uniavgen.orchestration import cli
+from uniavgen.shards.corpus.tables import Corpus
 
 COMMAND = Path(sys.executable).parent / "uniavgen"
 COMMANDS = (
@@ -104,7 +104,9 @@ def test_every_command_has_help_and_the_common_options(command: str) -> None:
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_a_mistake_is_one_clear_line(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_clear_line(
+    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "video.mp4").write_bytes(b"not opened")
     (tmp_path / "taken").mkdir()

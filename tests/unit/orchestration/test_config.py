@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.config import Config, known_keys, load_config, preset_names
-from shards.errors import UsageError, UserError
-from train.model.config import ModelConfig
-from train.options import PAPER_MIX
-from train.stages import face_for
+from uniavgen.orchestration.config import Config, known_keys, load_config, preset_names
+from uniavgen.shards.errors import UsageError, UserError
+from uniavgen.train.config import face_for
+from uniavgen.train.model.config import ModelConfig
+from uniavgen.train.options import PAPER_MIX
 
 
 def test_the_tiny_preset_is_the_defaults_in_code() -> None:
@@ -32,12 +32,16 @@ def test_the_paper_preset_is_the_published_model_and_table() -> None:
     assert train.stage("audio").emilia.languages == ["en"]
     assert train.stage("multitask").tasks == PAPER_MIX
     # lambda_m falls from 0.1 to 0 over the joint stage and stays there
-    lambdas = [(face_for(train, stage).lambda_start, face_for(train, stage).lambda_end) for stage in train.stages[1:]]
+    lambdas = [
+        (face_for(train, stage).lambda_start, face_for(train, stage).lambda_end) for stage in train.stages[1:]
+    ]
     assert lambdas == [(0.1, 0.0), (0.0, 0.0)]
 
 
 def test_the_audio_shards_of_the_paper_preset_can_be_elsewhere() -> None:
-    there = load_config("paper", assignments=["train.stages.0.emilia.shards=[/data/Emilia/EN, s3://bucket/EN]"])
+    there = load_config(
+        "paper", assignments=["train.stages.0.emilia.shards=[/data/Emilia/EN, s3://bucket/EN]"]
+    )
     emilia = there.train.stage("audio").emilia
     assert (emilia.shards, emilia.languages) == (["/data/Emilia/EN", "s3://bucket/EN"], ["en"])
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestration import console
+from uniavgen.orchestration import console
 
 
 def test_brackets_in_titles_and_cells_are_shown_and_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
@@ -23,12 +23,14 @@ def test_brackets_in_a_progress_label_are_shown(capfd: pytest.CaptureFixture[str
     assert "to s3://bucket/[new]" in capfd.readouterr().err
 
 
-WIDE = "from orchestration.console import table; table('orders', [f'measure {n}' for n in range(9)], [['reproduced'] * 9])"
+WIDE = "from uniavgen.orchestration.console import table; table('orders', [f'measure {n}' for n in range(9)], [['reproduced'] * 9])"
 
 
 def in_a_log(**environment: str) -> list[str]:
     free = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment
-    done = subprocess.run([sys.executable, "-c", WIDE], capture_output=True, text=True, timeout=60, check=True, env=free)
+    done = subprocess.run(
+        [sys.executable, "-c", WIDE], capture_output=True, text=True, timeout=60, check=True, env=free
+    )
     return done.stderr.splitlines()
 
 

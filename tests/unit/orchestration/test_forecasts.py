@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
-from ingest.locations import Entry
-from ingest.progress import IngestSummary
-from orchestration.config import Config
-from orchestration.forecasts import make_forecast, sampled_sources, show_actual, waiting_sources
-from shards.corpus import Corpus
-from shards.errors import UserError
+from uniavgen.ingest.engine.progress import IngestSummary
+from uniavgen.ingest.io.uris import Entry
+from uniavgen.orchestration.config import Config
+from uniavgen.orchestration.planning.ingest_forecast import (
+    make_forecast,
+    sampled_sources,
+    show_actual,
+    waiting_sources,
+)
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
 
 Make = Callable[..., Any]
 MEGABYTE = 10**6
@@ -24,7 +29,12 @@ def add(corpus: Corpus, make_clip: Make, clip_media: dict[str, bytes], source: s
     """A measured source of 20 s: one clip that the default policy keeps and one that it rejects, 2 s each, with media."""
     clips = [make_clip(source, 1.0, "a"), make_clip(source, 5.0, "a", snr_db=-20.0)]
     corpus.upsert("clips", clips)
-    row = {"source_id": source, "uri": f"/v/{source}.mp4", "duration_s": 20.0, "step_seconds": {"faces": 12.0, "cut": 3.0}}
+    row = {
+        "source_id": source,
+        "uri": f"/v/{source}.mp4",
+        "duration_s": 20.0,
+        "step_seconds": {"faces": 12.0, "cut": 3.0},
+    }
     corpus.upsert("sources", [row | {"digest": Config().ingest.digest()}])
     for clip in clips:
         for extension, data in clip_media.items():
@@ -47,7 +57,15 @@ def corpus(tmp_path: Path, make_clip: Make, clip_media: dict[str, bytes]) -> Cor
     for source in ("one", "two"):
         add(made, make_clip, clip_media, source)
     made.upsert(
-        "failures", [{"uri": "/v/bad.mp4", "stage": "probe", "error_type": "no-video", "digest": Config().ingest.digest()}]
+        "failures",
+        [
+            {
+                "uri": "/v/bad.mp4",
+                "stage": "probe",
+                "error_type": "no-video",
+                "digest": Config().ingest.digest(),
+            }
+        ],
     )
     return made
 
@@ -66,7 +84,9 @@ def test_a_forecast_comes_true_when_the_rest_is_alike(
     told = make_forecast(corpus, Config(), entries("one", "two"), entries("three", "four", "five"), HISTORY)
     assert json.loads((corpus.root / "forecast.json").read_text()) == told
     assert (told["sources"], told["sampled"], told["slowest_step"]) == (3, 2, "faces")
-    assert told["figures"]["wall_h"]["mid"] == pytest.approx((10 + 45 / 1.5) / 3600), "three sources of 15 s, 1.5 workers busy"
+    assert told["figures"]["wall_h"]["mid"] == pytest.approx((10 + 45 / 1.5) / 3600), (
+        "three sources of 15 s, 1.5 workers busy"
+    )
     assert show_actual(corpus, IngestSummary()) is None, "nothing came since"
     for source in ("three", "four", "five"):
         add(corpus, make_clip, clip_media, source)
@@ -84,7 +104,9 @@ def test_only_sources_that_were_not_tried_are_foreseen(corpus: Corpus, tmp_path:
     videos.mkdir()
     (videos / "new.mp4").write_bytes(b"0123456789")
     (videos / "done.mp4").write_bytes(b"0")
-    corpus.upsert("sources", [{"source_id": "d", "uri": str(videos / "done.mp4"), "digest": Config().ingest.digest()}])
+    corpus.upsert(
+        "sources", [{"source_id": "d", "uri": str(videos / "done.mp4"), "digest": Config().ingest.digest()}]
+    )
     corpus.upsert("sources", [{"source_id": "n", "uri": str(videos / "new.mp4"), "digest": "other settings"}])
     waiting = waiting_sources([str(videos)], corpus, Config())
     assert {uri: entry.bytes for uri, entry in waiting.items()} == {str(videos / "new.mp4"): 10}

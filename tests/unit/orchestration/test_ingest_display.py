@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from ingest.forecast import pace
-from ingest.progress import IngestSummary, Lost, Progress, StepProgress, StepSummary
-from orchestration import ingest_display
-from orchestration.ingest_display import IngestDisplay, line, lost_rows, next_steps, step_rows, steps_done, time_left_s, view
+from uniavgen.ingest.engine.forecast import pace
+from uniavgen.ingest.engine.progress import IngestSummary, Lost, Progress, StepProgress, StepSummary
+from uniavgen.orchestration import ingest_display
+from uniavgen.orchestration.ingest_display import (
+    IngestDisplay,
+    line,
+    lost_rows,
+    next_steps,
+    step_rows,
+    steps_done,
+    time_left_s,
+    view,
+)
 
 STEPS = (
     StepProgress("probe", done=7, running=0, queued=0, failed=1, seconds=1.0, video_seconds=70.0),
@@ -23,7 +32,13 @@ STEPS = (
 
 
 def progress(**changes: Any) -> Progress:
-    usual: dict[str, Any] = {"done": 4, "total": 8, "clips": 12, "video_seconds": 30.0, "failures": {"not-a-video": 1}}
+    usual: dict[str, Any] = {
+        "done": 4,
+        "total": 8,
+        "clips": 12,
+        "video_seconds": 30.0,
+        "failures": {"not-a-video": 1},
+    }
     usual |= {"elapsed_s": 25.0, "steps": STEPS, "latest": "/v/a.mp4"}
     return Progress(**usual | changes)
 
@@ -42,7 +57,14 @@ def test_the_display_tells_every_step_with_its_counts_and_speed() -> None:
     assert rows["probe"] == ["7", "·", "·", "1", "70.0"]
     assert rows["faces"] == ["4", "1", "2", "·", "2.0"]
     assert rows["cut"] == ["3", "1", "3", "·", "5.0"]
-    for words in ("4 of 8 sources", "about 1:01 left", "12 clips", "1 failed (not-a-video 1)", "1.20 video s/s", "/v/a.mp4"):
+    for words in (
+        "4 of 8 sources",
+        "about 1:01 left",
+        "12 clips",
+        "1 failed (not-a-video 1)",
+        "1.20 video s/s",
+        "/v/a.mp4",
+    ):
         assert words in shown
 
 
@@ -57,7 +79,9 @@ def test_the_pace_of_weeks_is_kept_in_little_room(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ingest_display, "HISTORY", 50)
     display = IngestDisplay(Console(file=io.StringIO()))
     for second in range(5000):
-        display.update(progress(elapsed_s=float(second), steps=(StepProgress("faces", seconds=2.0 * second),)))
+        display.update(
+            progress(elapsed_s=float(second), steps=(StepProgress("faces", seconds=2.0 * second),))
+        )
     assert len(display.history) <= 50
     assert (display.history[0][0], display.history[-1][0]) == (0.0, 4999.0)
     assert pace(display.history) == pytest.approx((0.0, 2.0), abs=1e-6)
@@ -78,7 +102,9 @@ def test_time_left_is_the_waiting_work_over_the_rate(
     rows: list[tuple[int, int, float]], workers: float, start_s: float
 ) -> None:
     """Steps of constant cost, `workers` always busy: what is left takes waiting work / workers."""
-    steps = tuple(StepProgress(str(i), done=d, queued=q, seconds=d * cost) for i, (d, q, cost) in enumerate(rows))
+    steps = tuple(
+        StepProgress(str(i), done=d, queued=q, seconds=d * cost) for i, (d, q, cost) in enumerate(rows)
+    )
     spent = sum(step.seconds for step in steps)
     news = progress(done=1, total=100, steps=steps, elapsed_s=start_s + spent / workers)
     waiting = sum(queued * cost for _, queued, cost in rows)
@@ -110,7 +136,9 @@ def test_failures_are_told_once_each_and_not_without_end() -> None:
     with IngestDisplay(Console(file=written, width=200)) as display:
         for number in range(100):
             for _ in range(2):
-                display.update(progress(latest=f"/v/{number}.mp4", failure=f"no video here (/v/{number}.mp4)"))
+                display.update(
+                    progress(latest=f"/v/{number}.mp4", failure=f"no video here (/v/{number}.mp4)")
+                )
     told = [row for row in written.getvalue().splitlines() if row.startswith("failed: ")]
     assert len(told) == len(set(told)) == ingest_display.FAILURES_TOLD
     assert "failures table" in written.getvalue()
@@ -122,7 +150,10 @@ def test_a_terminal_shows_the_moving_display_and_keeps_one_line_of_it() -> None:
         display.update(progress())
         display.update(progress(done=8, clips=99))
     assert "share of work" in written.getvalue()
-    assert "ingest 8/8 sources, 68% of the steps; 99 clips" in Text.from_ansi(written.getvalue().splitlines()[-1]).plain
+    assert (
+        "ingest 8/8 sources, 68% of the steps; 99 clips"
+        in Text.from_ansi(written.getvalue().splitlines()[-1]).plain
+    )
 
 
 def test_the_cost_table_adds_up_and_the_costliest_failure_comes_first() -> None:

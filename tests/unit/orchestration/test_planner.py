@@ -8,14 +8,21 @@ import pytest
 from made_shards import sample_named, write_tars
 from typer.testing import CliRunner
 
-from orchestration.cli import app
-from orchestration.config import load_config
-from orchestration.planner import data_needs, gpu_named, plan_training
-from shards.buckets import WindowShape
-from shards.errors import UsageError, UserError
-from train.buckets import data_for
-from train.planning import fitting, out_of_memory, sample_flops, smallest_cluster, stage_memory, usable
-from train.stages import TrainConfig
+from uniavgen.orchestration.cli import app
+from uniavgen.orchestration.config import load_config
+from uniavgen.orchestration.planning.training_plan import data_needs, gpu_named, plan_training
+from uniavgen.shards.buckets import WindowShape
+from uniavgen.shards.errors import UsageError, UserError
+from uniavgen.train.config import TrainConfig
+from uniavgen.train.data.window_buckets import data_for
+from uniavgen.train.planning import (
+    fitting,
+    out_of_memory,
+    sample_flops,
+    smallest_cluster,
+    stage_memory,
+    usable,
+)
 
 GIB = 2**30
 
@@ -30,7 +37,9 @@ def test_the_paper_size_on_eight_cards_has_the_published_figures() -> None:
     assert found["parameters"]["total"] == pytest.approx(7.05e9, rel=0.01)
     states = found["memory"]["joint"]["zero-2"]["with_checkpointing"]
     # 2 bytes of weights, and an eighth of 2 + 12 of gradients and optimizer (arXiv 1910.02054)
-    assert states["weights"] + states["gradients"] + states["optimizer"] == pytest.approx(7.055e9 * (2 + 14 / 8), rel=0.01)
+    assert states["weights"] + states["gradients"] + states["optimizer"] == pytest.approx(
+        7.055e9 * (2 + 14 / 8), rel=0.01
+    )
     joint = next(stage for stage in found["stages"] if stage["stage"] == "joint")
     assert joint["step_s"] == pytest.approx(32 / 8 * 0.86, rel=0.05)
     assert joint["days"] == pytest.approx(joint["step_s"] * 30_000 / 86_400)
@@ -60,8 +69,10 @@ def test_the_smallest_cluster_fits_and_half_of_it_does_not() -> None:
 
 def test_out_of_memory_names_settings_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = paper(zero_stage=0)
-    monkeypatch.setattr("train.planning.device_memory", lambda device, workers: 79.6 * GIB)
-    told = out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate"), config, config.stage("joint"), "cuda")
+    monkeypatch.setattr("uniavgen.train.planning.device_memory", lambda device, workers: 79.6 * GIB)
+    told = out_of_memory(
+        RuntimeError("CUDA out of memory. Tried to allocate"), config, config.stage("joint"), "cuda"
+    )
     assert isinstance(told, UserError)
     named = [part for part in told.do.split() if "=" in part]
     advised = load_config("paper", assignments=["train.deepspeed.zero_stage=0", *named]).train
@@ -81,19 +92,25 @@ def test_storage_is_what_the_shards_and_the_latents_of_a_clip_take(tmp_path: Pat
     needs = data_needs(load_config().train, tmp_path, None)
     assert needs["latents_gb"] * 1e9 / 3 == pytest.approx(sum(array.nbytes for array in arrays))
     assert needs["clips"] == 3
-    assert needs["shards_gb"] * 1e9 == pytest.approx(sum(tar.stat().st_size for tar in (tmp_path / "shards").glob("*.tar")))
+    assert needs["shards_gb"] * 1e9 == pytest.approx(
+        sum(tar.stat().st_size for tar in (tmp_path / "shards").glob("*.tar"))
+    )
     with pytest.raises(UserError, match="the corpus has no shards"):
         data_needs(load_config().train, tmp_path / "absent", None)
 
 
 def test_of_several_windows_the_dearest_is_planned() -> None:
-    buckets = [WindowShape(frames=f, height=h, width=w) for f, h, w in ((9, 256, 256), (49, 256, 320), (81, 96, 96))]
+    buckets = [
+        WindowShape(frames=f, height=h, width=w) for f, h, w in ((9, 256, 256), (49, 256, 320), (81, 96, 96))
+    ]
     config = load_config("paper").train
     several = config.model_copy(update={"data": config.data.model_copy(update={"buckets": buckets})})
     alone = config.model_copy(update={"data": data_for(config.data, buckets[1])})
     for name in ("joint", "multitask"):
         stage = config.stage(name)
-        assert stage_memory(several, stage, 8) == stage_memory(alone, stage, 8) != stage_memory(config, stage, 8)
+        assert (
+            stage_memory(several, stage, 8) == stage_memory(alone, stage, 8) != stage_memory(config, stage, 8)
+        )
         assert sample_flops(several, stage) == sample_flops(alone, stage)
 
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from orchestration.cli import app
-from orchestration.config import Config, known_keys, load_config, preset_names
-from orchestration.settings import commented, values
-from shards.errors import UsageError
+from uniavgen.orchestration.cli import app
+from uniavgen.orchestration.commands.settings import commented, values
+from uniavgen.orchestration.config import Config, known_keys, load_config, preset_names
+from uniavgen.shards.errors import UsageError
 
 PAPER = load_config("paper")
 
@@ -45,7 +45,9 @@ def test_every_setting_has_its_meaning_above_it() -> None:
 
 
 def test_a_changed_setting_says_its_default_and_a_choice_what_else_there_is() -> None:
-    assert "(default: fp32)\ndtype: bf16" in commented(load_config("paper"), "train.deepspeed.dtype").replace("    ", "")
+    assert "(default: fp32)\ndtype: bf16" in commented(load_config("paper"), "train.deepspeed.dtype").replace(
+        "    ", ""
+    )
     assert "[transnetv2 | scenedetect]" in commented(Config(), "ingest.shots.detector")
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestration.run_notes import plan_note, stage_note
-from orchestration.stage_record import Record, StageRecord, recorded
-from orchestration.tracking import MOST_TEXT, Run, TrackingConfig
-from shards.errors import Stopped
-from train.checkpoint import RunFolder
-from train.launch import StageResult
-from train.stages import TrainConfig
+from uniavgen.orchestration.tracking.mlflow_runs import MOST_TEXT, Run, TrackingConfig
+from uniavgen.orchestration.tracking.run_notes import plan_note, stage_note
+from uniavgen.orchestration.tracking.stage_record import Record, StageRecord, recorded
+from uniavgen.shards.errors import Stopped
+from uniavgen.train.checkpoint.run_folder import RunFolder
+from uniavgen.train.config import TrainConfig
+from uniavgen.train.launch import StageResult
 
 
 def nowhere() -> str:
@@ -41,7 +41,9 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRecord:
     return StageRecord(config, tmp_path / "joint", "stage joint", about, note, parent)
 
 
-def test_a_tracker_that_is_away_all_the_time_gets_the_stage_from_the_next_command(record: StageRecord) -> None:
+def test_a_tracker_that_is_away_all_the_time_gets_the_stage_from_the_next_command(
+    record: StageRecord,
+) -> None:
     away = replace(record, config=TrackingConfig(uri=nowhere()))
     record.home.mkdir()
     with recorded(away) as running:
@@ -93,11 +95,19 @@ def result_of(record: StageRecord, *, ran: bool) -> StageResult:
     weights = record.home / "model.safetensors"
     weights.write_bytes(b"weights")
     figures: dict[str, Any] = {entry.name: {} for entry in fields(StageResult)}
-    figures |= {"stage": "joint", "ran": ran, "samples_per_s": 1.0, "data_wait_share": 0.0, "weights": weights}
+    figures |= {
+        "stage": "joint",
+        "ran": ran,
+        "samples_per_s": 1.0,
+        "data_wait_share": 0.0,
+        "weights": weights,
+    }
     return StageResult(**figures)
 
 
-def test_weights_that_a_tracker_missed_are_registered_by_the_next_command_and_then_not_again(record: StageRecord) -> None:
+def test_weights_that_a_tracker_missed_are_registered_by_the_next_command_and_then_not_again(
+    record: StageRecord,
+) -> None:
     record.home.mkdir()
     away = replace(record, config=TrackingConfig(uri=nowhere()))
     with recorded(away):
@@ -118,7 +128,9 @@ def test_weights_that_a_tracker_missed_are_registered_by_the_next_command_and_th
         (ValueError("planted"), "FAILED", "so far: planted"),
     ],
 )
-def test_a_run_ends_as_its_stage_did_and_says_why(record: StageRecord, error: BaseException, status: str, said: str) -> None:
+def test_a_run_ends_as_its_stage_did_and_says_why(
+    record: StageRecord, error: BaseException, status: str, said: str
+) -> None:
     with pytest.raises(type(error)), recorded(record):
         raise error
     assert record.run
@@ -157,8 +169,12 @@ def test_descriptions_tell_what_came_of_every_stage(tmp_path: Path) -> None:
     folder.weights.write_bytes(b"weights")
     for text in ["using latents", *(f"step {step} is left out" for step in range(9)), "using latents"]:
         folder.tell("any", text)
-    (row,) = [line for line in plan_note(config, tmp_path, "/corpus").splitlines() if line.startswith("| joint |")]
-    assert row == ("| joint | stage audio | clips | joint | 40 x 4 | 0.001 | done | video 1.500 → 1.250, audio 2.000 → 1.000 |")
+    (row,) = [
+        line for line in plan_note(config, tmp_path, "/corpus").splitlines() if line.startswith("| joint |")
+    ]
+    assert row == (
+        "| joint | stage audio | clips | joint | 40 x 4 | 0.001 | done | video 1.500 → 1.250, audio 2.000 → 1.000 |"
+    )
     note = stage_note(config, "joint", tmp_path, ["s3://bucket/shards"], "cl4-so2")
     for said in (
         "**done**",

@@ -15,8 +15,14 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestration.step_log import Backlog, StepLogger, last_smoothed
-from orchestration.tracking import Run, TrackingConfig, open_run, survivable, system_metrics
+from uniavgen.orchestration.tracking.mlflow_runs import (
+    Run,
+    TrackingConfig,
+    open_run,
+    survivable,
+    system_metrics,
+)
+from uniavgen.orchestration.tracking.step_log import Backlog, StepLogger, last_smoothed
 
 START_S = 300.0
 """A busy machine may take minutes for what is 20 s of work."""
@@ -25,8 +31,24 @@ START_S = 300.0
 @contextmanager
 def server(folder: Path, port: int) -> Iterator[str]:
     """`mlflow server` on loopback over the folder's database and artifact store, once it answers."""
-    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "store")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "store"),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *store], cwd=folder, stdout=log, stderr=log, env=environment)
@@ -62,7 +84,9 @@ def history(client: MlflowClient, run: Run, name: str) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_a_server_that_was_down_gets_every_metric_once_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_was_down_gets_every_metric_once_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     home, port, log = tmp_path / "mlflow", free_port(), tmp_path / "metrics.jsonl"
     begun = open_run(TrackingConfig(folder=str(home)), tmp_path / "home", "begun before the server went down")
@@ -84,10 +108,14 @@ def test_a_server_that_was_down_gets_every_metric_once_it_answers(tmp_path: Path
         # a run that begins on the server has its artifacts in the server's store
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(b"weights")
-        with open_run(TrackingConfig(uri=uri, experiment="served"), tmp_path / "other", "stage joint") as served:
+        with open_run(
+            TrackingConfig(uri=uri, experiment="served"), tmp_path / "other", "stage joint"
+        ) as served:
             assert [served.register("generator", weights, alias) for alias in ("audio", "joint")] == [1, 2]
         assert client.get_model_version_by_alias("generator", "joint").run_id == served.id
-        assert [item.path for item in client.list_artifacts(served.id, "model-joint")] == ["model-joint/model.safetensors"]
+        assert [item.path for item in client.list_artifacts(served.id, "model-joint")] == [
+            "model-joint/model.safetensors"
+        ]
         assert list((home / "store").rglob("model.safetensors"))
         assert client.get_run(served.id).info.status == "FINISHED"
 
@@ -97,7 +125,9 @@ def test_the_backlog_begins_where_it_stopped_and_leaves_half_a_line(tmp_path: Pa
     with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage") as run:
         backlog = Backlog(run, log)
         assert backlog.send() == 0
-        log.write_text(json.dumps({"step": 1, "loss/total": 2.0}) + "\n" + json.dumps({"step": 2, "loss/total": 1.0})[:9])
+        log.write_text(
+            json.dumps({"step": 1, "loss/total": 2.0}) + "\n" + json.dumps({"step": 2, "loss/total": 1.0})[:9]
+        )
         assert backlog.send() == 1
         with log.open("a") as file:
             file.write(json.dumps({"step": 2, "loss/total": 1.0})[9:] + "\n")

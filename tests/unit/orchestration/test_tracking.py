@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestration.tracking import TrackingConfig, code_version, open_run
+from uniavgen.orchestration.tracking.mlflow_runs import TrackingConfig, code_version, open_run
 
 
 def test_a_run_ends_as_its_work_did_and_is_continued(tmp_path: Path) -> None:
@@ -17,7 +17,11 @@ def test_a_run_ends_as_its_work_did_and_is_continued(tmp_path: Path) -> None:
         run.params({"seed": 1})
         run.metrics({"loss": 2.0, "broken": float("nan")}, step=3)
     found = client.get_run(run.id)
-    assert (found.info.status, found.data.params, found.data.metrics) == ("FINISHED", {"seed": "1"}, {"loss": 2.0})
+    assert (found.info.status, found.data.params, found.data.metrics) == (
+        "FINISHED",
+        {"seed": "1"},
+        {"loss": 2.0},
+    )
     with pytest.raises(ValueError, match="planted"), open_run(config, tmp_path / "home", "first") as again:
         raise ValueError("planted")
     assert again.id == run.id

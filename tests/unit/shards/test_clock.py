@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import clock
-from shards.errors import UserError
+from uniavgen.shards import timing
+from uniavgen.shards.errors import UserError
 
 
 def test_eighty_one_frames_are_twenty_one_latents_and_475_mel_frames() -> None:
-    assert clock.latents_for_frames(81) == 21
-    assert clock.mels_for_frames(81) == 475
-    assert float(clock.MELS_PER_FRAME) == pytest.approx(5.859375)
+    assert timing.latents_for_frames(81) == 21
+    assert timing.mels_for_frames(81) == 475
+    assert float(timing.MELS_PER_FRAME) == pytest.approx(5.859375)
 
 
 @given(st.integers(1, 500))
 def test_latents_and_frames_are_inverse(latents: int) -> None:
-    frames = clock.frames_for_latents(latents)
-    assert clock.latents_for_frames(frames) == latents
-    owners = [clock.latent_of_frame(frame) for frame in range(frames)]
+    frames = timing.frames_for_latents(latents)
+    assert timing.latents_for_frames(frames) == latents
+    owners = [timing.latent_of_frame(frame) for frame in range(frames)]
     assert owners.count(0) == 1
     assert all(owners.count(latent) == 4 for latent in range(1, min(latents, 20)))
     assert owners[-1] == latents - 1
@@ -29,18 +29,18 @@ def test_latents_and_frames_are_inverse(latents: int) -> None:
 @pytest.mark.parametrize(("frames", "use"), [(80, 81), (2, 1), (0, 1), (83, 81)])
 def test_a_length_that_is_not_4n_plus_1_names_the_nearest_one(frames: int, use: int) -> None:
     with pytest.raises(UserError, match=f"use frames={use}"):
-        clock.latents_for_frames(frames)
+        timing.latents_for_frames(frames)
 
 
 @given(st.integers(0, 100_000))
 def test_a_mel_frame_starts_within_its_pixel_frame(mel: int) -> None:
-    frame = clock.frame_of_mel(mel)
-    start_s = Fraction(mel * clock.MEL_HOP, clock.SAMPLE_RATE)
-    assert Fraction(frame, clock.VIDEO_FPS) <= start_s < Fraction(frame + 1, clock.VIDEO_FPS)
+    frame = timing.frame_of_mel(mel)
+    start_s = Fraction(mel * timing.MEL_HOP, timing.SAMPLE_RATE)
+    assert Fraction(frame, timing.VIDEO_FPS) <= start_s < Fraction(frame + 1, timing.VIDEO_FPS)
 
 
 @given(st.integers(1, 10_000))
 def test_mel_frames_cover_the_picture_and_no_more(frames: int) -> None:
-    mels = clock.mels_for_frames(frames)
-    samples = clock.samples_for_frames(frames)
-    assert (mels - 1) * clock.MEL_HOP < samples <= mels * clock.MEL_HOP
+    mels = timing.mels_for_frames(frames)
+    samples = timing.samples_for_frames(frames)
+    assert (mels - 1) * timing.MEL_HOP < samples <= mels * timing.MEL_HOP

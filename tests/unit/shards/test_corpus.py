@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.corpus import CORPUS_VERSION, KEYS, SIGNALS, Corpus, clip_id, schema
-from shards.erasure import rewrite
-from shards.errors import UserError
+from uniavgen.shards.corpus.deletion import rewrite
+from uniavgen.shards.corpus.tables import CORPUS_VERSION, KEYS, SIGNALS, Corpus, clip_id, schema
+from uniavgen.shards.errors import UserError
 
 
 def source(name: str, duration_s: float = 1.0) -> dict[str, object]:
@@ -46,10 +46,24 @@ def test_replace_commits_a_whole_table(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     schema = corpus.read("decisions").schema
     for kept in (True, False):
-        row = {"clip_id": "x", "kept": kept, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train"}
+        row = {
+            "clip_id": "x",
+            "kept": kept,
+            "reason": "",
+            "failed_rules": [],
+            "policy_digest": "d",
+            "split": "train",
+        }
         corpus.replace("decisions", pa.Table.from_pylist([row], schema=schema))
     assert corpus.read("decisions").to_pylist() == [
-        {"clip_id": "x", "kept": False, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train"}
+        {
+            "clip_id": "x",
+            "kept": False,
+            "reason": "",
+            "failed_rules": [],
+            "policy_digest": "d",
+            "split": "train",
+        }
     ]
     assert corpus.versions()["decisions"] == 1
 
@@ -86,8 +100,12 @@ def test_a_corpus_of_the_first_version_gains_the_columns_that_came_later(tmp_pat
     root = tmp_path / "old"
     root.mkdir()
     (root / "corpus.json").write_text('{"corpus_version": 1}')
-    older = pa.schema([field for field in schema("clips") if field.name not in ("motion", "face", "video_hash")])
-    write_deltalake(str(root / "clips"), pa.Table.from_pylist([{"clip_id": "a", "source_id": "s"}], schema=older))
+    older = pa.schema(
+        [field for field in schema("clips") if field.name not in ("motion", "face", "video_hash")]
+    )
+    write_deltalake(
+        str(root / "clips"), pa.Table.from_pylist([{"clip_id": "a", "source_id": "s"}], schema=older)
+    )
     corpus = Corpus.open(root)
     corpus.upsert("clips", [{"clip_id": "b", "motion": 1.0, "face": [1.0, 2.0], "video_hash": [3]}])
     rows = corpus.query("SELECT clip_id, motion, face, video_hash FROM clips ORDER BY 1").to_pylist()
@@ -117,7 +135,10 @@ def test_a_table_that_is_written_anew_loses_nothing_that_others_commit_meanwhile
     thread.join()
     assert failed == []
     assert 0 not in seen
-    assert set(corpus.read("failures")["uri"].to_pylist()) == {"first", *(f"other {number}" for number in range(others))}
+    assert set(corpus.read("failures")["uri"].to_pylist()) == {
+        "first",
+        *(f"other {number}" for number in range(others)),
+    }
 
 
 def test_a_reader_waits_for_a_table_that_stands_nowhere_for_an_instant(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from made_emilia import Spoken, members_of, write_emilia, write_spoken
 
-from shards.damage import DamageConfig
-from shards.emilia import EmiliaConfig, Utterance, decode_mp3
-from shards.emilia_index import EmiliaIndex, find_tars, read_index
-from shards.emilia_stream import EmiliaStream
-from shards.errors import UserError
+from uniavgen.shards.emilia.index import EmiliaIndex, find_tars, read_index
+from uniavgen.shards.emilia.sample import EmiliaConfig, Utterance, decode_mp3
+from uniavgen.shards.emilia.stream import EmiliaStream
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.error_budget import DamageConfig
 
 SPOKEN = {
     "EN-B000000": [
@@ -50,7 +50,9 @@ def epoch(stream: EmiliaStream, start: int = 0) -> list[Utterance]:
 def test_an_epoch_holds_every_utterance_that_fits_once_with_its_own_sound_and_json(tars: Path) -> None:
     stream = EmiliaStream(EmiliaConfig(shards=[str(tars)]), window_s=1.0)
     read = epoch(stream)
-    assert sorted(utterance.key for utterance in read) == sorted(key for key, made in BY_KEY.items() if made.seconds <= 1)
+    assert sorted(utterance.key for utterance in read) == sorted(
+        key for key, made in BY_KEY.items() if made.seconds <= 1
+    )
     for utterance in read:
         made = BY_KEY[utterance.key]
         assert (utterance.meta.speaker, utterance.meta.language) == (made.speaker, made.language)
@@ -87,8 +89,12 @@ def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path
     config = EmiliaConfig(shards=[str(tars)])
     stream = EmiliaStream(config, 1.0, seed=3)
     keys = [stream.name_at(position) for position in range(3 * len(stream))]
-    assert keys == [EmiliaStream(config, 1.0, seed=3).name_at(position) for position in range(3 * len(stream))]
-    assert keys != [EmiliaStream(config, 1.0, seed=4).name_at(position) for position in range(3 * len(stream))]
+    assert keys == [
+        EmiliaStream(config, 1.0, seed=3).name_at(position) for position in range(3 * len(stream))
+    ]
+    assert keys != [
+        EmiliaStream(config, 1.0, seed=4).name_at(position) for position in range(3 * len(stream))
+    ]
     for name in SPOKEN:
         shutil.copy(tars / f"{name}.tar", tmp_path)
     write_spoken(tmp_path / "AA-new.tar", [Spoken("AA_B00000_S00000_W000000", "emil", 800, 0.6)])
@@ -102,7 +108,9 @@ def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path
     assert told.value.kind == "shards-changed"
 
 
-def test_copies_of_a_tar_keep_their_places_when_a_run_is_resumed_again_and_again(tars: Path, tmp_path: Path) -> None:
+def test_copies_of_a_tar_keep_their_places_when_a_run_is_resumed_again_and_again(
+    tars: Path, tmp_path: Path
+) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copy(tars / "EN-B000000.tar", tmp_path / folder)
@@ -162,9 +170,13 @@ def spoilt_members(fault: str) -> dict[str, bytes]:
         ("no mp3 at all", "cannot be decoded"),
     ],
 )
-def test_a_damaged_sample_is_named_and_counted_and_costs_only_itself(tmp_path: Path, fault: str, said: str) -> None:
+def test_a_damaged_sample_is_named_and_counted_and_costs_only_itself(
+    tmp_path: Path, fault: str, said: str
+) -> None:
     good = {key: members_of(BY_KEY[key]) for key in SHORT}
-    tar = write_emilia(tmp_path / "EN-B000000.tar", {**good, "EN_B00000_S00000_W000009": spoilt_members(fault)})
+    tar = write_emilia(
+        tmp_path / "EN-B000000.tar", {**good, "EN_B00000_S00000_W000009": spoilt_members(fault)}
+    )
     stream = EmiliaStream(EmiliaConfig(shards=[str(tar)], languages=["en"]), 1.0)
     position = next(at for at in range(3) if stream.name_at(at)[1].endswith("9"))
     assert sorted(stream.sample_at(at).key for at in range(3) if at != position) == SHORT
@@ -173,7 +185,9 @@ def test_a_damaged_sample_is_named_and_counted_and_costs_only_itself(tmp_path: P
     assert refused.value.kind == "damaged-sample"
     assert "EN-B000000.tar" in refused.value.where
     assert list(stream.damage.damaged) == ["EN_B00000_S00000_W000009"]
-    strict = EmiliaStream(EmiliaConfig(shards=[str(tar)]), 1.0, damage=DamageConfig(max_samples=0, max_share=0))
+    strict = EmiliaStream(
+        EmiliaConfig(shards=[str(tar)]), 1.0, damage=DamageConfig(max_samples=0, max_share=0)
+    )
     with pytest.raises(UserError, match=r"1 of \d samples read are damaged") as told:
         epoch(strict)
     assert told.value.kind == "too-many-damaged"
@@ -192,7 +206,9 @@ def test_a_damaged_tar_is_refused_in_one_line(tars: Path, tmp_path: Path, fault:
     }
     path = tmp_path / "EN-B000000.tar"
     path.write_bytes(spoilt[fault])
-    with pytest.raises(UserError, match=r"^the audio shard [^\n]*EN-B000000\.tar[^\n]*fetch it again$") as told:
+    with pytest.raises(
+        UserError, match=r"^the audio shard [^\n]*EN-B000000\.tar[^\n]*fetch it again$"
+    ) as told:
         EmiliaStream(EmiliaConfig(shards=[str(path)]), 1.0)
     assert told.value.kind == "damaged-shard"
 
@@ -213,7 +229,9 @@ def test_the_index_is_made_once_and_anew_where_the_tar_or_the_index_changed(tmp_
     assert len(changed) == 2
 
 
-def test_tars_of_a_store_that_is_not_written_keep_their_index_in_the_runs_folder(tars: Path, tmp_path: Path) -> None:
+def test_tars_of_a_store_that_is_not_written_keep_their_index_in_the_runs_folder(
+    tars: Path, tmp_path: Path
+) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -221,4 +239,6 @@ def test_tars_of_a_store_that_is_not_written_keep_their_index_in_the_runs_folder
     stream = EmiliaStream(EmiliaConfig(shards=["memory://emilia/EN"]), 1.0, cache=tmp_path / "indexes")
     assert sorted(utterance.key for utterance in epoch(stream))[:2] == SHORT
     assert memory.ls("/emilia/EN", detail=False) == ["/emilia/EN/EN-B000000.tar"]
-    assert [path.name.endswith("-EN-B000000.tar.emilia.npz") for path in (tmp_path / "indexes").iterdir()] == [True]
+    assert [
+        path.name.endswith("-EN-B000000.tar.emilia.npz") for path in (tmp_path / "indexes").iterdir()
+    ] == [True]

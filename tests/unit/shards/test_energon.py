@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from shards.corpus import Corpus
-from shards.plan import ShardConfig
-from shards.sample import decode_video, from_members
-from shards.writer import write_shards
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.sample import decode_video, from_members
+from uniavgen.shards.write.plan import ShardConfig
+from uniavgen.shards.write.writer import write_shards
 
 Make = Callable[..., Any]
 
@@ -25,7 +25,10 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d"}
     rows = made.read("clips", ["clip_id", "source_id"]).to_pylist()
     split = {"a": "train", "b": "val"}
-    made.upsert("decisions", [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows])
+    made.upsert(
+        "decisions",
+        [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows],
+    )
     write_shards(made, ShardConfig(max_samples=3), caption=lambda row: ("a caption", "test"))
     return made
 
@@ -83,6 +86,8 @@ def test_it_reads_every_sample_of_a_split(corpus: Corpus, split: str) -> None:
     else:
         dataset = get_val_dataset(path, split_part=split, batch_size=1, **common)
     samples = [from_members(sample) for batch in get_loader(dataset) for sample in batch]
-    kept = corpus.query(f"SELECT clip_id FROM decisions WHERE kept AND split = '{split}'")["clip_id"].to_pylist()
+    kept = corpus.query(f"SELECT clip_id FROM decisions WHERE kept AND split = '{split}'")[
+        "clip_id"
+    ].to_pylist()
     assert sorted(sample.key for sample in samples) == sorted(kept)
     assert decode_video(samples[0].video).shape == (32, 96, 128, 3)

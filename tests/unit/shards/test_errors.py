@@ -2,7 +2,7 @@
 
 import pickle
 
-from shards.errors import Stopped, UserError
+from uniavgen.shards.errors import Stopped, UserError
 
 
 def test_it_says_what_where_and_what_to_do_in_one_line() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.files import replace_file
+from uniavgen.shards.atomic_files import replace_file
 
 
 def test_several_writers_of_one_file_leave_one_whole_content_and_nothing_else(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.json_lines import append_row, read_rows
+from uniavgen.shards.jsonl import append_row, read_rows
 
 
-@given(st.lists(st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), max_size=8), st.integers(1, 3), st.data())
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), max_size=8),
+    st.integers(1, 3),
+    st.data(),
+)
 def test_reading_on_gives_every_row_once(rows: list[dict[str, int]], most: int, data: st.DataObject) -> None:
     from tempfile import TemporaryDirectory
 

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from shards.errors import UserError
-from shards.latents import LatentSample
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.latents.cache import LatentSample
 
 
 def test_pickles_are_not_opened() -> None:

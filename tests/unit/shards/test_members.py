@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from shards.errors import UserError
-from shards.members import read_members
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.tar.members import read_members
 
 
 def tar_of(*members: tarfile.TarInfo) -> bytes:
@@ -24,7 +24,10 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
 
 
 def test_members_come_by_extension() -> None:
-    assert read_members(tar_of(member("ab.mp4"), member("ab.face.npz")), "ab") == {"mp4": b"xxx", "face.npz": b"xxx"}
+    assert read_members(tar_of(member("ab.mp4"), member("ab.face.npz")), "ab") == {
+        "mp4": b"xxx",
+        "face.npz": b"xxx",
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import UserError
-from shards.sample import FaceTrack, Sample, SampleMeta, Word, decode_audio, from_members, rasterise_oval, to_members
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.sample import (
+    FaceTrack,
+    Sample,
+    SampleMeta,
+    Word,
+    decode_audio,
+    from_members,
+    rasterise_oval,
+    to_members,
+)
 
 
 def make_sample(frames: int = 3) -> Sample:
     rng = np.random.default_rng(0)
     face = FaceTrack(
-        rng.random((frames, 36, 2)).astype(np.float32), rng.random((frames, 4)).astype(np.float32), np.ones(frames, np.float32)
+        rng.random((frames, 36, 2)).astype(np.float32),
+        rng.random((frames, 4)).astype(np.float32),
+        np.ones(frames, np.float32),
     )
     meta = SampleMeta(
         clip_id="abc",
@@ -50,7 +61,9 @@ def test_a_sample_without_a_member_is_named(lost: str) -> None:
         from_members(members)
 
 
-@pytest.mark.parametrize(("member", "data"), [("json", b"{"), ("json", b'{"clip_id": 1}'), ("face.npz", b"nothing")])
+@pytest.mark.parametrize(
+    ("member", "data"), [("json", b"{"), ("json", b'{"clip_id": 1}'), ("face.npz", b"nothing")]
+)
 def test_a_damaged_member_is_one_clear_line(member: str, data: bytes) -> None:
     with pytest.raises(UserError, match="abc is damaged") as caught:
         from_members({"__key__": "abc", **to_members(make_sample()), member: data})
@@ -92,9 +105,16 @@ def test_sound_at_another_rate_is_refused() -> None:
 
 
 @given(
-    st.floats(0.2, 0.8), st.floats(0.2, 0.8), st.floats(0.05, 0.2), st.floats(0.05, 0.2), st.integers(2, 12), st.integers(2, 12)
+    st.floats(0.2, 0.8),
+    st.floats(0.2, 0.8),
+    st.floats(0.05, 0.2),
+    st.floats(0.05, 0.2),
+    st.integers(2, 12),
+    st.integers(2, 12),
 )
-def test_a_mask_has_the_area_of_its_oval(x: float, y: float, rx: float, ry: float, height: int, width: int) -> None:
+def test_a_mask_has_the_area_of_its_oval(
+    x: float, y: float, rx: float, ry: float, height: int, width: int
+) -> None:
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     oval = np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=-1)[None]
     mask = rasterise_oval(oval, np.ones(1), height, width)

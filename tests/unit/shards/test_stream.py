@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import sample_named, write_tars
 
-from shards import store as store_module
-from shards.buckets import Buckets
-from shards.damage import DamageConfig
-from shards.errors import UserError
-from shards.index import index_name
-from shards.order import SampleOrder
-from shards.store import Store
-from shards.stream import SampleStream
+from uniavgen.shards import store as store_module
+from uniavgen.shards.buckets import Buckets
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.error_budget import DamageConfig
+from uniavgen.shards.read.sampler import SampleOrder
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.shards.store import Store
+from uniavgen.shards.tar.index import index_name
 
 
 def write_shards(folder: Path, sizes: list[int], split: str = "train") -> list[str]:
@@ -43,7 +43,9 @@ def keys_read(stream: SampleStream, start: int, count: int, world: int = 1) -> l
 
 @settings(deadline=None, max_examples=20)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 2**31))
-def test_every_epoch_holds_every_sample_once(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int) -> None:
+def test_every_epoch_holds_every_sample_once(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int
+) -> None:
     folder = tmp_path_factory.mktemp("shards")
     keys = write_shards(folder, sizes)
     stream = SampleStream(str(folder), "train", seed)
@@ -54,13 +56,20 @@ def test_every_epoch_holds_every_sample_once(tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def three_tars(tmp_path_factory: pytest.TempPathFactory) -> str:
-    tars = [[sample_named(f"t{tar}x{i}", seconds=2.0 + 1.3 * i) for i in range(size)] for tar, size in enumerate((3, 2, 4))]
+    tars = [
+        [sample_named(f"t{tar}x{i}", seconds=2.0 + 1.3 * i) for i in range(size)]
+        for tar, size in enumerate((3, 2, 4))
+    ]
     return str(write_tars(tmp_path_factory.mktemp("three"), tars))
 
 
 @settings(deadline=None, max_examples=25)
 @given(
-    stop=st.integers(0, 40), before=st.integers(1, 4), after=st.integers(1, 5), batch=st.integers(1, 5), bucketed=st.booleans()
+    stop=st.integers(0, 40),
+    before=st.integers(1, 4),
+    after=st.integers(1, 5),
+    batch=st.integers(1, 5),
+    bucketed=st.booleans(),
 )
 def test_a_run_resumed_on_another_world_size_reads_the_same_samples_in_the_same_order(
     three_tars: str, stop: int, before: int, after: int, batch: int, bucketed: bool
@@ -82,7 +91,9 @@ def test_reading_ahead_in_threads_gives_the_same_in_the_same_order(tmp_path: Pat
     assert [(p, s.key) for p, s in islice(stream.read(3, rank=1, world=2, ahead=4), 25)] == plain
 
 
-def test_a_run_keeps_its_order_while_the_corpus_grows_and_says_when_its_shards_are_gone(tmp_path: Path) -> None:
+def test_a_run_keeps_its_order_while_the_corpus_grows_and_says_when_its_shards_are_gone(
+    tmp_path: Path,
+) -> None:
     tars = [[sample_named(f"{tar}{i}") for i in range(4)] for tar in "abc"]
     write_tars(tmp_path, tars[:2])
     began = SampleStream(str(tmp_path), seed=3)
@@ -92,19 +103,26 @@ def test_a_run_keeps_its_order_while_the_corpus_grows_and_says_when_its_shards_a
     grown, position = SampleStream.resume(str(tmp_path), state)
     assert keys_read(grown, position, 30) == rest
     write_tars(tmp_path, [tars[0], tars[2]])
-    with pytest.raises(UserError, match=r"1 of the run's 2 shards are gone or changed, first train-000001.tar") as caught:
+    with pytest.raises(
+        UserError, match=r"1 of the run's 2 shards are gone or changed, first train-000001.tar"
+    ) as caught:
         SampleStream.resume(str(tmp_path), state)
     assert caught.value.kind == "shards-changed"
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), batch=st.integers(1, 6), seed=st.integers(0, 99), data=st.data()
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    batch=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    data=st.data(),
 )
 def test_batches_are_of_one_bucket_and_no_sample_is_lost_or_favoured(
     sizes: list[int], batch: int, seed: int, data: st.DataObject
 ) -> None:
-    bucket = np.array(data.draw(st.permutations([name for name, size in enumerate(sizes) for _ in range(size)])))
+    bucket = np.array(
+        data.draw(st.permutations([name for name, size in enumerate(sizes) for _ in range(size)]))
+    )
     order = SampleOrder(bucket, batch=batch, seed=seed)
     steps = 12 * len(bucket) // batch
     taken = [[order.sample_at(step * batch + lane) for lane in range(batch)] for step in range(steps)]
@@ -115,7 +133,9 @@ def test_batches_are_of_one_bucket_and_no_sample_is_lost_or_favoured(
     for name, row in rows.items():
         size = int((bucket == name).sum())
         for first in range(0, len(row) - size + 1, size):
-            assert sorted(row[first : first + size]) == np.flatnonzero(bucket == name).tolist(), "a round is not a permutation"
+            assert sorted(row[first : first + size]) == np.flatnonzero(bucket == name).tolist(), (
+                "a round is not a permutation"
+            )
         share = len(row) - steps * batch * size / len(bucket)
         assert abs(share) <= (len(sizes) + 1) * batch + size, "a bucket is favoured"
 
@@ -159,7 +179,10 @@ def test_an_object_store_gives_what_the_disk_gives(tmp_path: Path) -> None:
 
 def test_another_seed_gives_another_order(tmp_path: Path) -> None:
     write_shards(tmp_path, [8, 8])
-    orders = {tuple(SampleStream(str(tmp_path), "train", seed).sample_at(i).key for i in range(16)) for seed in range(5)}
+    orders = {
+        tuple(SampleStream(str(tmp_path), "train", seed).sample_at(i).key for i in range(16))
+        for seed in range(5)
+    }
     assert len(orders) == 5
 
 
@@ -208,12 +231,14 @@ def test_damage_costs_only_itself_and_is_counted_named_and_logged(
     keys = write_shards(tmp_path, [4, 4, 4])
     damage(tmp_path, 1, kind)
     stream = SampleStream(str(tmp_path))
-    with caplog.at_level(logging.WARNING, "shards.damage"):
+    with caplog.at_level(logging.WARNING, "uniavgen.shards.read.error_budget"):
         read = [sample.key for _, sample in islice(stream.read(), 3 * (12 - lost))]
     assert set(keys) - set(read) == set(stream.damage.damaged)
     assert len(stream.damage.damaged) == lost
     assert all(name.startswith("train1x") for name in stream.damage.damaged)
-    assert len([record for record in caplog.records if "train-000001.tar" in record.message]) == lost, "each is logged once"
+    assert len([record for record in caplog.records if "train-000001.tar" in record.message]) == lost, (
+        "each is logged once"
+    )
 
 
 def test_too_much_damage_stops_with_a_clear_line(tmp_path: Path) -> None:
@@ -221,14 +246,18 @@ def test_too_much_damage_stops_with_a_clear_line(tmp_path: Path) -> None:
     for number in (0, 1):
         damage(tmp_path, number, "gone")
     stream = SampleStream(str(tmp_path), damage=DamageConfig(max_samples=3))
-    with pytest.raises(UserError, match="4 of .* samples read are damaged, the last: the shard is gone") as caught:
+    with pytest.raises(
+        UserError, match="4 of .* samples read are damaged, the last: the shard is gone"
+    ) as caught:
         list(islice(stream.read(), 100))
     assert caught.value.kind == "too-many-damaged"
     tolerant = SampleStream(str(tmp_path), damage=DamageConfig(max_samples=0, max_share=1.0))
     assert {sample.key[:6] for _, sample in islice(tolerant.read(), 20)} == {"train2"}
 
 
-def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_for_a_while_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_shards(tmp_path, [3])
     monkeypatch.setattr(store_module, "WAITS_S", (0.01, 0.01))
     store = fsspec.filesystem("memory")
@@ -254,7 +283,9 @@ def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path: Path, monkeypat
         store.rm("/flaky", recursive=True)
 
 
-def test_a_store_that_does_not_take_a_file_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_take_a_file_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "WAITS_S", (0.01, 0.01))
     store = fsspec.filesystem("memory")
     real, asked = {name: getattr(type(store), name) for name in ("put_file", "rm_file")}, list[str]()
@@ -270,7 +301,10 @@ def test_a_store_that_does_not_take_a_file_is_asked_again(tmp_path: Path, monkey
 
     (tmp_path / "a.tar").write_bytes(b"tar")
     copy = Store("memory://flaky/copy")
-    for name, act in (("put_file", lambda: copy.put(tmp_path / "a.tar", "a.tar")), ("rm_file", lambda: copy.remove("a.tar"))):
+    for name, act in (
+        ("put_file", lambda: copy.put(tmp_path / "a.tar", "a.tar")),
+        ("rm_file", lambda: copy.remove("a.tar")),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(type(store), name, failing(name))
             act()

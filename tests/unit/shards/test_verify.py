@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.corpus import Corpus
-from shards.errors import UserError
-from shards.index import ShardIndex, index_name
-from shards.latents import (
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.latents.cache import (
     LatentCache,
     LatentEntry,
     LatentReader,
@@ -26,11 +25,12 @@ from shards.latents import (
     write_manifest,
     write_sidecar,
 )
-from shards.plan import ShardConfig, manifest_in_force, shard_keys
-from shards.store import Store
-from shards.tars import put_in_place
-from shards.verify import VerifySummary, verify_shards
-from shards.writer import write_shards
+from uniavgen.shards.store import Store
+from uniavgen.shards.tar.index import ShardIndex, index_name
+from uniavgen.shards.tar.tars import put_in_place
+from uniavgen.shards.write.plan import ShardConfig, manifest_in_force, shard_keys
+from uniavgen.shards.write.verify import VerifySummary, verify_shards
+from uniavgen.shards.write.writer import write_shards
 
 Make = Callable[..., Any]
 CONFIG = ShardConfig(max_samples=3)
@@ -48,7 +48,10 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
     made: Corpus = make_corpus(rows)
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d"}
     split = {"a": "train", "b": "val"}
-    made.upsert("decisions", [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows])
+    made.upsert(
+        "decisions",
+        [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows],
+    )
     write_shards(made, CONFIG, caption=named)
     return made
 
@@ -96,7 +99,9 @@ def harm(corpus: Corpus, kind: str) -> None:
         (shards / ".nv-meta" / "index.sqlite").unlink()
     else:
         rows = corpus.query(f"SELECT * FROM decisions WHERE clip_id = '{first_key(corpus)}'").to_pylist()
-        corpus.upsert("decisions", [{**rows[0], **{"dropped": {"kept": False}, "moved": {"split": "val"}}[kind]}])
+        corpus.upsert(
+            "decisions", [{**rows[0], **{"dropped": {"kept": False}, "moved": {"split": "val"}}[kind]}]
+        )
 
 
 def first_key(corpus: Corpus) -> str:
@@ -119,7 +124,9 @@ def first_key(corpus: Corpus) -> str:
         ("moved", ["the decisions put it into val"]),
     ],
 )
-def test_every_planted_defect_is_named_and_shard_makes_it_good(corpus: Corpus, kind: str, says: list[str]) -> None:
+def test_every_planted_defect_is_named_and_shard_makes_it_good(
+    corpus: Corpus, kind: str, says: list[str]
+) -> None:
     victim = first_key(corpus)
     harm(corpus, kind)
     defects = verify(corpus).defects
@@ -128,7 +135,9 @@ def test_every_planted_defect_is_named_and_shard_makes_it_good(corpus: Corpus, k
     if kind in ("bit", "dropped", "moved"):
         assert any(victim in defect for defect in defects)
     assert not any("\n" in defect for defect in defects)
-    for name in {word.rstrip(";:") for defect in defects if "remove" in defect for word in defect.split()[:1]}:
+    for name in {
+        word.rstrip(";:") for defect in defects if "remove" in defect for word in defect.split()[:1]
+    }:
         (corpus.root / "shards" / name).unlink(missing_ok=True)  # as the lines say
     write_shards(corpus, CONFIG, caption=named)
     assert verify(corpus).defects == ()
@@ -146,13 +155,17 @@ def test_media_that_do_not_fit_each_other_are_found_by_decoding(corpus: Corpus) 
     assert "its sound lasts 1.00 s, its span 2.00 s" in defect
 
 
-def test_kept_clips_that_are_in_no_shard_are_counted(corpus: Corpus, make_corpus: Make, make_clip: Make) -> None:
+def test_kept_clips_that_are_in_no_shard_are_counted(
+    corpus: Corpus, make_corpus: Make, make_clip: Make
+) -> None:
     row = make_clip("new", 0.0, "new")
     corpus.upsert("clips", [row])
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train"}
     corpus.upsert("decisions", [{"clip_id": row["clip_id"], **decided}])
     (defect,) = verify(corpus).defects
-    assert defect == f"decisions: 1 of 8 kept clips are in no shard, first {row['clip_id']}; run uniavgen shard"
+    assert (
+        defect == f"decisions: 1 of 8 kept clips are in no shard, first {row['clip_id']}; run uniavgen shard"
+    )
 
 
 def test_without_shards_and_with_those_of_another_version_it_says_what_to_do(corpus: Corpus) -> None:
@@ -166,7 +179,14 @@ def test_without_shards_and_with_those_of_another_version_it_says_what_to_do(cor
 
 
 def test_the_command_prints_a_line_per_defect_and_exits_with_1(corpus: Corpus) -> None:
-    command = [str(Path(sys.executable).parent / "uniavgen"), "shard", "--verify", "--json", "--corpus", str(corpus.root)]
+    command = [
+        str(Path(sys.executable).parent / "uniavgen"),
+        "shard",
+        "--verify",
+        "--json",
+        "--corpus",
+        str(corpus.root),
+    ]
     harm(corpus, "bit")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=corpus.root.parent)
     assert done.returncode == 1
@@ -180,12 +200,21 @@ def cache_latents(corpus: Corpus) -> Path:
     shards, fields = corpus.root / "shards", {"windows": 1, "dtype": "float16"}
     folder = shards / "latents" / latents_digest(fields)
     folder.mkdir(parents=True)
-    floats = {name: np.ones((1, 2), np.float16) for name in ("video", "reference", "face", "mel", "reference_mel", "caption")}
-    flags = {"start": np.zeros(1, np.int32), "reference_inside": np.ones(1, bool), "caption_mask": np.ones(1, bool)}
+    floats = {
+        name: np.ones((1, 2), np.float16)
+        for name in ("video", "reference", "face", "mel", "reference_mel", "caption")
+    }
+    flags = {
+        "start": np.zeros(1, np.int32),
+        "reference_inside": np.ones(1, bool),
+        "caption_mask": np.ones(1, bool),
+    }
     latents = LatentSample(**floats, **flags, speech=np.array([b"hello"]))
     made = []
     for entry in manifest_in_force(shards).entries:  # type: ignore[union-attr]
-        found = write_sidecar(folder, entry.name, entry.sha256, [(key, latents) for key in shard_keys(shards, entry)])
+        found = write_sidecar(
+            folder, entry.name, entry.sha256, [(key, latents) for key in shard_keys(shards, entry)]
+        )
         put_in_place(folder, found.part, found.entry)
         made.append(found.entry)
     write_manifest(folder, LatentCache(folder.name, fields, {}, tuple(made)))
@@ -205,7 +234,9 @@ def cache_latents(corpus: Corpus) -> Path:
         ("no manifest", ["has no manifest"]),
     ],
 )
-def test_every_planted_defect_of_the_cached_latents_is_named(corpus: Corpus, kind: str, says: list[str]) -> None:
+def test_every_planted_defect_of_the_cached_latents_is_named(
+    corpus: Corpus, kind: str, says: list[str]
+) -> None:
     folder = cache_latents(corpus)
     whole = verify(corpus)
     assert (whole.defects, whole.sidecars) == ((), 3)
@@ -235,7 +266,9 @@ def spoil(corpus: Corpus, folder: Path, kind: str) -> None:
     else:
         index = ShardIndex.from_bytes((folder / index_name(TAR)).read_bytes())
         reader = LatentCache.from_bytes(manifest.read_bytes(), manifest)
-        latents = LatentReader(Store(str(folder.parents[1])), reader, {e.name: e.shard_sha256 for e in reader.entries})
+        latents = LatentReader(
+            Store(str(folder.parents[1])), reader, {e.name: e.shard_sha256 for e in reader.entries}
+        )
         found = [(key, latents.read(TAR, key)) for key in index.sample_keys()]
         spoilt = replace(found[0][1], mel=np.full((1, 2), np.nan, np.float16))
         found = [(found[0][0], spoilt), *found[1:]] if kind == "nan" else found[1:]

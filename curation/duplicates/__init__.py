@@ -1,0 +1,1 @@
+"""Copies of one recording: candidate pairs and groups."""

@@ -1,0 +1,1 @@
+"""Rules over the clips table, the decisions that they give, and what-if questions."""

@@ -1,0 +1,1 @@
+"""Ray workers, the watchdog, the step cache, progress and commits."""

@@ -1,0 +1,185 @@
+"""What the rest of an ingest will give and cost, from a few of its sources measured for real.
+
+Goes in: the sizes of all sources, and what the measured ones gave. Comes out: an `Estimate` with a range for hours, clips,
+storage and time. Every quantity is taken to grow with a source's bytes (a ratio estimator over a sample spread evenly over
+the sizes); the range is the bootstrap's 5 to 95 % over the measured sources, for failures Jeffreys' interval. Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+DRAWS = 2000
+"""Resamples of the bootstrap (our choice: the ends of the range move by about 1 % from seed to seed)."""
+
+RANGE = (5.0, 95.0)
+"""Percentiles of the resamples that the range spans."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One measured source: bytes of the file, what it gave, what it took. A failed one gave nothing but its failure."""
+
+    bytes: int
+    video_s: float = 0.0
+    clips: int = 0
+    clip_s: float = 0.0
+    kept_s: float = 0.0
+    """Seconds of clips that the policy keeps."""
+    media_bytes: int = 0
+    """Cut clips."""
+    stored_bytes: int = 0
+    """Results of the steps, kept for a later run."""
+    failed: bool = False
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its range; all three are equal where the sample says nothing of the spread (one source)."""
+
+    low: float
+    mid: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `sources` further sources will give (`figures`, by name and unit) and which step will take the most work."""
+
+    sources: int
+    sampled: int
+    figures: dict[str, Estimate]
+    slowest_step: str
+    slowest_share: float
+    """Of all working seconds."""
+    work_share: dict[str, float]
+    """Share of the working seconds by step."""
+
+
+def choose(sizes: Mapping[str, int | None], count: int, seed: int) -> list[str]:
+    """`count` names spread evenly over the sizes: sorted by size, cut into `count` equal groups, one drawn of each.
+
+    All names where there are not more than `count`. A source of unknown size stands where the median one does.
+    """
+    typical = _typical(sizes.values())
+    ordered = sorted(sizes, key=lambda name: (typical if sizes[name] is None else sizes[name], name))
+    if count >= len(ordered):
+        return ordered
+    rng = np.random.default_rng(seed)
+    edges = [round(i * len(ordered) / count) for i in range(count + 1)]
+    return [ordered[rng.integers(low, high)] for low, high in pairwise(edges)]
+
+
+def predict(
+    sampled: Sequence[Sampled], rest: Sequence[int | None], start_s: float, workers_busy: float, seed: int = 0
+) -> Forecast:
+    """What the sources of sizes `rest` will give and cost.
+
+    `start_s` is the time until work begins; `workers_busy` how many workers were busy on average from then on. Figures:
+    `video_h`, `wall_h`, `work_h` (all workers' time), `clips`, `clip_h`, `kept_h`, `kept_share` (of clip time), `media_gb`
+    (10^9 bytes), `stored_gb`, `failures`. Raises ValueError without any sampled source.
+    """
+    if not sampled:
+        raise ValueError("nothing was sampled")
+    steps = sorted({name for source in sampled for name in source.step_seconds})
+    table = np.array([_row(source, steps) for source in sampled], float)
+    scale = _rest_bytes(sampled, rest)
+    drawn = np.random.default_rng(seed).integers(0, len(sampled), (DRAWS, len(sampled)))
+    sums = np.stack([table.sum(axis=0), *table[drawn].sum(axis=1)])  # the sample itself, then its resamples
+    found = _figures(_totals(sums, len(sampled), scale, len(rest)), start_s, workers_busy)
+    ends = np.percentile(found[1:], RANGE, axis=0)
+    figures = {
+        name: Estimate(*map(float, row))
+        for name, row in zip(_FIGURES, np.stack([ends[0], found[0], ends[1]]).T, strict=True)
+    }
+    figures["failures"] = _failures(sum(source.failed for source in sampled), len(sampled), len(rest))
+    work = table[:, len(_COLUMNS) :].sum(axis=0)
+    share = (
+        {name: float(seconds / work.sum()) for name, seconds in zip(steps, work, strict=True)}
+        if work.sum()
+        else {}
+    )
+    slowest = max(share, key=lambda name: share[name], default="")
+    return Forecast(len(rest), len(sampled), figures, slowest, share.get(slowest, 0.0), share)
+
+
+def pace(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """When work began, in seconds, and how many workers were busy from then on, on average.
+
+    `history` rises: (seconds since the start, seconds worked by all workers). Both are read between a tenth and nine tenths
+    of the work, where neither the loading of models nor the wait for the last source weighs. (0, 1) where nothing was done.
+    """
+    if not history or history[-1][1] <= 0:
+        return 0.0, 1.0
+    elapsed, worked = np.array([(0.0, 0.0), *history]).T
+    ends = np.array([0.1, 0.9]) * worked[-1]
+    first, last = np.interp(ends, worked, elapsed)
+    busy = float((ends[1] - ends[0]) / max(last - first, 1e-9))
+    return float(max(0.0, first - ends[0] / busy)), busy
+
+
+_COLUMNS = ("bytes", "failed", "video_s", "clips", "clip_s", "kept_s", "media_bytes", "stored_bytes")
+_FIGURES = (
+    "failures",
+    "video_h",
+    "clips",
+    "clip_h",
+    "kept_h",
+    "kept_share",
+    "media_gb",
+    "stored_gb",
+    "work_h",
+    "wall_h",
+)
+
+
+def _row(source: Sampled, steps: Sequence[str]) -> list[float]:
+    return [
+        *(float(getattr(source, name)) for name in _COLUMNS),
+        *(source.step_seconds.get(name, 0.0) for name in steps),
+    ]
+
+
+def _totals(sums: np.ndarray, count: int, rest_bytes: float, rest_count: int) -> np.ndarray:
+    """What the rest will sum up to, [draws, columns - 1], from sums over `count` sources: failures by count, else by bytes."""
+    size = sums[:, :1]
+    found: np.ndarray = sums[:, 1:] * np.where(size > 0, rest_bytes / np.maximum(size, 1), rest_count / count)
+    found[:, 0] = sums[:, 1] * rest_count / count
+    return found
+
+
+def _figures(totals: np.ndarray, start_s: float, workers_busy: float) -> np.ndarray:
+    """The figures in the order of `_FIGURES`, [draws, figures]."""
+    failures, video_s, clips, clip_s, kept_s, media, stored = totals[:, : len(_COLUMNS) - 1].T
+    work_s = totals[:, len(_COLUMNS) - 1 :].sum(axis=1)
+    wall_s = np.where(work_s > 0, start_s + work_s / workers_busy, 0.0)
+    share = np.divide(kept_s, clip_s, out=np.zeros_like(kept_s), where=clip_s > 0)
+    hours = [video_s / 3600, clips, clip_s / 3600, kept_s / 3600]
+    return np.stack(
+        [failures, *hours, share, media / 1e9, stored / 1e9, work_s / 3600, wall_s / 3600], axis=1
+    )
+
+
+def _failures(failed: int, sampled: int, rest: int) -> Estimate:
+    """Failures to come. The range is Jeffreys' (resamples of a sample without failures would promise that none comes)."""
+    from scipy.stats import beta
+
+    ends = beta.ppf(np.array(RANGE) / 100, failed + 0.5, sampled - failed + 0.5)
+    low, high = ends[0] if failed else 0.0, ends[1] if failed < sampled else 1.0
+    return Estimate(float(low * rest), failed / sampled * rest, float(high * rest))
+
+
+def _rest_bytes(sampled: Sequence[Sampled], rest: Sequence[int | None]) -> float:
+    """Bytes of the rest; a source of unknown size counts as the median of the known ones."""
+    typical = _typical([*rest, *(source.bytes for source in sampled)])
+    return float(sum(typical if size is None else size for size in rest))
+
+
+def _typical(sizes: Iterable[int | None]) -> float:
+    known = [size for size in sizes if size is not None]
+    return float(np.median(known)) if known else 0.0

@@ -1,0 +1,1 @@
+"""Bytes in: sources, URIs, the download cache, ffmpeg and probing."""

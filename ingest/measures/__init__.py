@@ -1,0 +1,1 @@
+"""One file per measurement: its step, its signals and its code version."""

@@ -1,0 +1,1 @@
+"""The networks and detectors that the measurements load."""

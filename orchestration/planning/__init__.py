@@ -1,0 +1,1 @@
+"""Forecasts before money is spent: ingest and training."""

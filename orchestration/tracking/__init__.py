@@ -1,0 +1,1 @@
+"""MLflow: runs, stages, metrics and notes."""

@@ -1,0 +1,37 @@
+"""Small files that are either the old ones or the new ones, never half; and a lock on a folder that dies with its holder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from uniavgen.shards.errors import UserError
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file by rename; one that holds this content already is left as it is. Several processes may do so at once."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(path: Path, busy: str, do: str = "wait until it is done") -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when a process dies. Raises UserError saying `busy` where it is held."""
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise UserError(busy, where=path.parent, do=do, kind="busy") from None
+    with lock:
+        yield

@@ -1,0 +1,1 @@
+"""The corpus tables (Delta Lake), the signals that they hold, and deletion of rows."""

@@ -1,0 +1,1 @@
+"""Speech without pictures: Emilia's tars, read as they are."""

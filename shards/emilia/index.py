@@ -1,0 +1,214 @@
+"""The index of a tar in Emilia's form: where every utterance stands and what it is chosen by, made once by a look at the tar.
+
+In: a tar in a store. Out: columns over its samples, kept as `<tar>.emilia.npz` beside a local tar, else in a folder of the run.
+Only headers and jsons are read. So `digest`, which a resumed run holds the tar to, is of them and of the tar's size; the
+sound itself is checked when it is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from uniavgen.shards.atomic_files import replace_file
+from uniavgen.shards.emilia.sample import meta_from
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.store import Store
+from uniavgen.shards.tar.members import member_problem
+
+log = logging.getLogger(__name__)
+
+INDEX_VERSION = 1
+_COLUMNS = {
+    "key": np.bytes_,
+    "offset": np.int64,
+    "length": np.int64,
+    "seconds": np.float64,
+    "dnsmos": np.float64,
+}
+_COLUMNS |= {"speaker": np.bytes_, "language": np.bytes_, "damaged": np.bool_}
+
+
+class Tar(NamedTuple):
+    """A tar in a store."""
+
+    store: Store
+    name: str
+
+    @property
+    def where(self) -> str:
+        return self.store.where(self.name)
+
+
+@dataclass(frozen=True)
+class EmiliaIndex:
+    """Columns [n] over a tar's samples; texts are UTF-8. Bytes [offset, offset + length) are all members of a sample.
+
+    `damaged` marks samples whose json cannot be used: the other columns say nothing then, and reading one names the fault.
+    `source` is what the file system said of the tar (size, time of change, ETag) when it was looked at.
+    """
+
+    key: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    seconds: np.ndarray
+    dnsmos: np.ndarray
+    speaker: np.ndarray
+    language: np.ndarray
+    damaged: np.ndarray
+    digest: str
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def to_bytes(self) -> bytes:
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        out = io.BytesIO()
+        np.savez(
+            out,
+            version=np.int64(INDEX_VERSION),
+            digest=np.array(self.digest),
+            source=np.array(self.source),
+            **columns,
+        )
+        return out.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> EmiliaIndex | None:
+        """The index, None where the bytes are no whole index of this version."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                if int(file["version"]) != INDEX_VERSION:
+                    return None
+                columns = {name: file[name].astype(kind) for name, kind in _COLUMNS.items()}
+                return EmiliaIndex(**columns, digest=str(file["digest"]), source=str(file["source"]))
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile):
+            return None
+
+
+def find_tars(patterns: list[str]) -> list[Tar]:
+    """The tars of paths, folders and globs, each once, by path.
+
+    Raises UserError of kind `no-shards` for one without any, `no-store` or `store-failed` where it cannot be looked up.
+    """
+    found: dict[str, Tar] = {}
+    for pattern in patterns:
+        store = Store(pattern)
+        files, path = store.files, store.root
+        try:
+            # find gives, of a file, the file
+            paths = files.glob(path) if any(sign in path for sign in "*?[") else files.find(path)
+        except Exception as error:  # every kind of store raises its own
+            raise store.failed("", error) from error
+        tars = sorted(name for name in paths if name.endswith(".tar"))
+        if not tars:
+            do = "name .tar files, folders that hold them, or globs in the stage's emilia.shards"
+            raise UserError("no audio shards here", where=pattern, do=do, kind="no-shards")
+        for name in tars:
+            folder, _, file = name.rpartition("/")
+            found.setdefault(name, Tar(Store(files.unstrip_protocol(folder)), file))
+    return [found[name] for name in sorted(found)]
+
+
+def read_index(tar: Tar, cache: Path | None = None) -> EmiliaIndex:
+    """The index that was kept of a tar, or a new one where there is none or the tar has changed since.
+
+    Raises UserError of kind `damaged-shard` where the tar is none, is cut off or holds no sample, `no-shards` where it is gone,
+    `store-failed` where the store does not answer.
+    """
+    files, where = tar.store.files, tar.where
+    try:
+        source = str(files.ukey(where))
+    except FileNotFoundError as error:
+        raise UserError("the audio shard is gone", where=where, kind="no-shards") from error
+    except Exception as error:  # every kind of store raises its own
+        raise tar.store.failed(tar.name, error) from error
+    places = [Path(f"{where}.emilia.npz")] if isinstance(files, LocalFileSystem) else []
+    if cache:
+        places.append(cache / f"{hashlib.sha256(where.encode()).hexdigest()[:12]}-{tar.name}.emilia.npz")
+    for place in places:
+        kept = EmiliaIndex.from_bytes(place.read_bytes()) if place.is_file() else None
+        if kept and kept.source == source:
+            return kept
+    with files.open(where, "rb") as file:
+        index = scan_tar(file, source, where)
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(place, index.to_bytes())
+            break
+        except OSError as error:  # a folder of others, or a full disk
+            log.info("the index of %s is not kept at %s: %s", where, place, error)
+    return index
+
+
+def scan_tar(file: IO[bytes], source: str, where: object = "") -> EmiliaIndex:
+    """The index of an open tar. Raises UserError of kind `damaged-shard`."""
+    rows: list[tuple[Any, ...]] = []
+    digest, end = hashlib.sha256(), 0
+    size = file.seek(0, 2)
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for key, group in groupby(tar, lambda member: member.name.partition(".")[0]):
+                members = list(group)
+                start, end = members[0].offset, _padded_end(members[-1])
+                for member in members:
+                    digest.update(f"{member.name!a} {member.offset_data} {member.size}\n".encode())
+                content = _json_of(tar, members)
+                digest.update(content)
+                rows.append((key.encode("utf-8", "replace"), start, end - start, *_chosen_by(key, content)))
+        if end <= size:
+            file.seek(end)
+            # tarfile takes a spoilt header for the end of the archive
+            end = size + 1 if file.read(512).strip(b"\0") else end
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        raise _damaged(f"cannot be read as a tar: {error}", where) from error
+    if end > size:
+        raise _damaged(f"is damaged or cut off after sample {len(rows)}", where)
+    if not rows:
+        raise _damaged("holds no sample", where)
+    digest.update(str(size).encode())
+    columns = zip(*rows, strict=True)
+    arrays: dict[str, Any] = {
+        name: np.array(column, kind) for (name, kind), column in zip(_COLUMNS.items(), columns, strict=True)
+    }
+    return EmiliaIndex(**arrays, digest=digest.hexdigest(), source=source)
+
+
+def _padded_end(member: tarfile.TarInfo) -> int:
+    blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() else 0
+    return member.offset_data + blocks * tarfile.BLOCKSIZE
+
+
+def _json_of(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> bytes:
+    """The bytes of a sample's json, none where there is none that may be opened."""
+    for member in members:
+        if member.name.partition(".")[2] == "json" and not member_problem(member):
+            opened = tar.extractfile(member)
+            return opened.read() if opened else b""
+    return b""
+
+
+def _chosen_by(key: str, content: bytes) -> tuple[float, float, bytes, bytes, bool]:
+    """(seconds, dnsmos, speaker, language, damaged) of a sample."""
+    try:
+        meta = meta_from(key, content)
+    except UserError:
+        return 0.0, 0.0, b"", b"", True
+    return meta.duration, meta.dnsmos, meta.speaker.encode(), meta.language.encode(), False
+
+
+def _damaged(what: str, where: object) -> UserError:
+    return UserError(f"the audio shard {what}", where=where, do="fetch it again", kind="damaged-shard")

@@ -1,0 +1,1 @@
+"""Cached latents beside the shards."""

@@ -1,0 +1,321 @@
+"""Cached latents beside the shards: what the codecs made of fixed windows of every sample, computed once.
+
+    shards/latents/<digest>/manifest.json                what made them (`fields`), and a `LatentEntry` per sidecar
+    shards/latents/<digest>/train-000000.tar             members <clip_id>.latent.npz, in the order of the shard's samples
+    shards/latents/<digest>/train-000000.tar.index.npz   where each stands (`shards.index`), and the LatentEntry again
+
+Shards are never touched: a sidecar is a tar of its own, named like its shard and bound to that shard's SHA-256. `digest`
+is a hash of `fields`: codecs with their weights, the windows' geometry, the version of the code. Nothing is pickled.
+A sidecar whose shard is gone or changed is removed when shards are written; one that holds a forgotten clip goes at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uniavgen.shards.atomic_files import replace_file
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.store import Store
+from uniavgen.shards.tar.index import ShardIndex, index_name
+from uniavgen.shards.tar.members import read_members
+from uniavgen.shards.tar.tars import TarPart, TarSample, write_tar
+
+FOLDER = "latents"
+"""Below `shards`."""
+LOCK = ".latents.lock"
+"""In the corpus folder: held by who makes latents and by who forgets."""
+MEMBER = "latent.npz"
+LATENTS_VERSION = 1
+"""Of the files' layout; another one is another cache."""
+MAKE = "uniavgen cache-latents"
+_OPEN_THREADS = 16
+
+
+@dataclass(frozen=True)
+class LatentSample:
+    """W windows of one clip, as a `.latent.npz` holds them; floats in float16 or float32 as the cache's `fields` say.
+
+    start int32 [W] first pixel frame of each window; video [W, 48, T, h, w]; reference [W, 48, 1, h, w]; face
+    [W, T, h/2, w/2] in 0..1; mel [W, M, L]; reference_mel [W, M, Lr]; reference_inside bool [W], whether a reference had to
+    come from inside the window; speech bytes [W], the words spoken in the window in UTF-8. Once per clip: caption [n, Dc],
+    features of its n tokens, and caption_mask bool [Lc], where they stand.
+    """
+
+    start: np.ndarray
+    video: np.ndarray
+    reference: np.ndarray
+    face: np.ndarray
+    mel: np.ndarray
+    reference_mel: np.ndarray
+    reference_inside: np.ndarray
+    speech: np.ndarray
+    caption: np.ndarray
+    caption_mask: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """The member's content; the same arrays give the same bytes."""
+        out = io.BytesIO()
+        np.savez(out, **vars(self))
+        return out.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes, key: str, where: object = "") -> LatentSample:
+        """Raises UserError of kind `damaged-sample` naming the clip."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return LatentSample(**{field.name: arrays[field.name] for field in fields(LatentSample)})
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(
+                f"latents of {key} are damaged: {error}", where=where, kind="damaged-sample"
+            ) from error
+
+
+@dataclass(frozen=True)
+class LatentEntry:
+    """A sidecar as manifest and index name it. `passed_over` are clips without latents, and why (`short-clip`, ...)."""
+
+    name: str
+    shard_sha256: str
+    samples: int
+    bytes: int
+    sha256: str
+    passed_over: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """One folder of sidecars: what made them, in numbers (`fields`) and in words (`described`), and those that are whole."""
+
+    digest: str
+    fields: dict[str, Any]
+    described: dict[str, str]
+    entries: tuple[LatentEntry, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps({"latents_version": LATENTS_VERSION, **asdict(self)}, indent=1) + "\n").encode()
+
+    @staticmethod
+    def from_bytes(data: bytes, where: object) -> LatentCache:
+        """Raises UserError of kind `damaged-latents` or `wrong-version`."""
+        do = f"remove the folder and run {MAKE} again"
+        try:
+            content = json.loads(data)
+            if (version := content.pop("latents_version")) != LATENTS_VERSION:
+                text = f"these latents are of version {version}, this program knows {LATENTS_VERSION}"
+                raise UserError(text, where=where, do=do, kind="wrong-version")
+            entries = tuple(LatentEntry(**entry) for entry in content.pop("entries"))
+            return LatentCache(**content, entries=entries)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                "the manifest of the latents is damaged", where=where, do=do, kind="damaged-latents"
+            ) from error
+
+
+def latents_digest(fields: Mapping[str, Any]) -> str:
+    """Names the cache that these fields make."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SidecarPart:
+    """A sidecar that is whole but for its name; `shards.tars.put_in_place` gives it one."""
+
+    part: TarPart
+    entry: LatentEntry
+
+
+def write_sidecar(
+    folder: Path, shard: str, shard_sha256: str, latents: Iterable[tuple[str, LatentSample | str]]
+) -> SidecarPart:
+    """Write the sidecar of one shard, from its clips in order: their latents, or the reason why they have none."""
+    passed_over: dict[str, str] = {}
+
+    def members() -> Iterator[TarSample]:
+        for key, found in latents:
+            if isinstance(found, str):
+                passed_over[key] = found
+            else:
+                yield TarSample(key, {MEMBER: found.to_bytes()})
+
+    part = write_tar(folder / shard, members())
+    return SidecarPart(
+        part, LatentEntry(shard, shard_sha256, len(part.spans), part.bytes, part.sha256, passed_over)
+    )
+
+
+def standing(folder: Path, shards: Mapping[str, str]) -> list[LatentEntry]:
+    """Sidecars in a cache's folder that are whole and of these shards (name to SHA-256), by name."""
+    return [
+        entry
+        for name, digest in sorted(shards.items())
+        if (entry := _entry(folder / name)) and entry.shard_sha256 == digest
+    ]
+
+
+def write_manifest(folder: Path, cache: LatentCache) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "manifest.json", cache.to_bytes())
+
+
+def read_caches(store: Store) -> tuple[list[LatentCache], list[str]]:
+    """The caches beside the shards, and a line for each that cannot be read. Raises UserError where the store fails."""
+    caches, problems = [], []
+    for digest in store.folders(FOLDER):
+        name = f"{FOLDER}/{digest}/manifest.json"
+        try:
+            content = store.fetch(name, missing="a cache of latents has no manifest", do=f"run {MAKE}")
+            caches.append(LatentCache.from_bytes(content, store.where(name)))
+        except UserError as error:
+            if error.kind == "store-failed":
+                raise
+            problems.append(str(error))
+    return caches, problems
+
+
+class LatentReader:
+    """Latents of the samples of some shards (name to SHA-256), by shard and key; threads may share it.
+
+    Raises UserError of kind `no-latents` where the cache does not cover the shards.
+    """
+
+    def __init__(self, store: Store, cache: LatentCache, shards: Mapping[str, str]) -> None:
+        self.store, self.cache = store, cache
+        self._entries = {
+            entry.name: entry for entry in cache.entries if shards.get(entry.name) == entry.shard_sha256
+        }
+        if missing := sorted(shards.keys() - self._entries.keys()):
+            raise UserError(
+                f"latents {cache.digest} cover {len(self._entries)} of {len(shards)} shards, not {missing[0]}",
+                where=store.where(FOLDER),
+                do=f"run {MAKE}",
+                kind="no-latents",
+            )
+        with ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as pool:
+            self._indexes = dict(zip(shards, pool.map(self._index, shards), strict=True))
+
+    def passed_over(self, shard: str, key: str) -> str:
+        """Why a sample has no latents (`short-clip`, `damaged-sample`); empty where it has."""
+        return self._entries[shard].passed_over.get(key, "")
+
+    def read(self, shard: str, key: str) -> LatentSample:
+        """A sample's latents. Raises UserError of kind `damaged-sample`."""
+        name = self._path(shard)
+        index, wanted = self._indexes[shard], key.encode()
+        place = (
+            int(np.searchsorted(index.key, wanted)) if len(index) else 0
+        )  # shards hold their samples in order of keys
+        if place >= len(index) or index.key[place] != wanted:
+            raise UserError(f"no latents of {key}", where=self.store.where(name), kind="damaged-sample")
+        span = self.store.span(name, int(index.offset[place]), int(index.length[place]))
+        where = self.store.where(name)
+        if zlib.crc32(span) != index.crc32[place]:
+            raise UserError(
+                f"the latents of {key} are not those that were written", where=where, kind="damaged-sample"
+            )
+        members = read_members(span, key, where)
+        return LatentSample.from_bytes(members.get(MEMBER, b""), key, where)
+
+    def _path(self, shard: str) -> str:
+        return f"{FOLDER}/{self.cache.digest}/{shard}"
+
+    def _index(self, shard: str) -> ShardIndex:
+        name = index_name(self._path(shard))
+        content = self.store.fetch(name, missing="a sidecar has no index", do=f"run {MAKE}")
+        index = ShardIndex.from_bytes(content, self.store.where(name))
+        if len(index) != self._entries[shard].samples:
+            raise UserError(
+                "the index is not of this sidecar",
+                where=self.store.where(name),
+                do=f"run {MAKE}",
+                kind="damaged-index",
+            )
+        return index
+
+
+def remove_stale_latents(shards_dir: Path, shards: Mapping[str, str]) -> int:
+    """Delete sidecars whose shard is not among these (name to SHA-256), in every cache; returns how many went."""
+    return sum(
+        _remove(folder, [tar.name for tar in _sidecars(folder) if not _is_of(tar, shards.get(tar.name))])
+        for folder in cache_folders(shards_dir)
+    )
+
+
+def forget_latents(shards_dir: Path, clips: Collection[str]) -> int:
+    """Delete every sidecar that names one of the clips, or that cannot tell, and what killed runs left; how many files went.
+
+    The other samples of such a sidecar are made again by the next `cache-latents`, together with their rewritten shard.
+    """
+    gone = 0
+    for folder in cache_folders(shards_dir):
+        gone += clear_halves(folder)
+        gone += _remove(folder, [tar.name for tar in _sidecars(folder) if _holds(tar, clips)])
+    return gone
+
+
+def clear_halves(folder: Path) -> int:
+    """Remove what killed runs left half written in a cache's folder; returns how many files."""
+    halves = list(folder.glob(".*.part"))
+    for path in halves:
+        path.unlink(missing_ok=True)
+    return len(halves)
+
+
+def cache_folders(shards_dir: Path) -> list[Path]:
+    """The folders of all caches beside the shards."""
+    root = shards_dir / FOLDER
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def _sidecars(folder: Path) -> list[Path]:
+    """Sidecars by their tar's path, also those of which only the index is left."""
+    names = {path.name.removesuffix(index_name("")) for path in folder.glob(index_name("*"))}
+    return sorted(folder / name for name in names | {path.name for path in folder.glob("*.tar")})
+
+
+def _is_of(tar: Path, shard_sha256: str | None) -> bool:
+    entry = _entry(tar)
+    return entry is not None and entry.shard_sha256 == shard_sha256
+
+
+def _holds(tar: Path, clips: Collection[str]) -> bool:
+    try:
+        index = ShardIndex.from_bytes(tar.with_name(index_name(tar.name)).read_bytes())
+        return not {*index.sample_keys(), *LatentEntry(**index.shard).passed_over}.isdisjoint(clips)
+    except (OSError, UserError, TypeError):
+        return True  # it cannot tell, so it goes
+
+
+def _entry(tar: Path) -> LatentEntry | None:
+    """What the index says of a sidecar that stands whole, None where there is none."""
+    try:
+        entry = LatentEntry(**ShardIndex.from_bytes(tar.with_name(index_name(tar.name)).read_bytes()).shard)
+        return entry if tar.stat().st_size == entry.bytes else None
+    except (OSError, UserError, TypeError):
+        return None
+
+
+def _remove(folder: Path, names: Collection[str]) -> int:
+    """Delete sidecars: first the manifest lets go of them, then index and tar go."""
+    manifest = folder / "manifest.json"
+    if names and manifest.is_file():
+        try:
+            cache = LatentCache.from_bytes(manifest.read_bytes(), manifest)
+            kept = tuple(entry for entry in cache.entries if entry.name not in names)
+            write_manifest(folder, LatentCache(cache.digest, cache.fields, cache.described, kept))
+        except UserError:
+            manifest.unlink()
+    for name in names:
+        (folder / index_name(name)).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
+    return len(names)

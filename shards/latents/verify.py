@@ -1,0 +1,120 @@
+"""Whether the cached latents beside the shards are what their manifests say: every sidecar opened, hashed and counted.
+
+In: a `shards` folder and its manifest's entries. Out: checks that can run as tasks, and one line per defect.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.latents.cache import (
+    FOLDER,
+    MAKE,
+    MEMBER,
+    LatentCache,
+    LatentEntry,
+    LatentSample,
+    cache_folders,
+    latents_digest,
+)
+from uniavgen.shards.tar.index import ShardIndex, index_name
+from uniavgen.shards.tar.members import read_members
+from uniavgen.shards.tar.tars import read_span, size_and_digest
+from uniavgen.shards.write.plan import ShardEntry, shard_keys
+
+REPAIR = f"remove it and run {MAKE}"
+
+
+@dataclass(frozen=True)
+class SidecarCheck:
+    """One sidecar to open: its cache's folder, what the manifest says of it, and the shard that it belongs to."""
+
+    folder: Path
+    entry: LatentEntry
+    fields: dict[str, Any]
+    shard: ShardEntry
+
+
+def latent_checks(shards_dir: Path, shards: Mapping[str, ShardEntry]) -> tuple[list[SidecarCheck], list[str]]:
+    """The sidecars to open, and what is wrong already with the manifests that name them."""
+    checks, defects = [], list[str]()
+    for folder in cache_folders(shards_dir):
+        home = f"{FOLDER}/{folder.name}"
+        try:
+            cache = LatentCache.from_bytes((folder / "manifest.json").read_bytes(), f"{home}/manifest.json")
+        except OSError:
+            defects.append(f"{home}: has no manifest; run {MAKE}, or remove it")
+            continue
+        except UserError as error:
+            defects.append(f"{home}: {error}")
+            continue
+        if not folder.name == cache.digest == latents_digest(cache.fields):
+            defects.append(f"{home}: its manifest is of another cache; {REPAIR}")
+        for entry in cache.entries:
+            shard = shards.get(entry.name)
+            if shard is None or shard.sha256 != entry.shard_sha256:
+                defects.append(f"{home}/{entry.name}: its shard is gone or was written anew; run {MAKE}")
+            else:
+                checks.append(SidecarCheck(folder, entry, cache.fields, shard))
+        strays = {path.name for path in folder.glob("*.tar")} - {entry.name for entry in cache.entries}
+        defects += [f"{home}/{name}: the manifest does not name it; run {MAKE}" for name in sorted(strays)]
+    return checks, defects
+
+
+def verify_sidecar(check: SidecarCheck) -> tuple[str, ...]:
+    """Open one sidecar; a line per defect. Never raises for what it finds there."""
+    tar = check.folder / check.entry.name
+    name = f"{FOLDER}/{check.folder.name}/{tar.name}"
+    try:
+        return tuple(f"{name}: {problem}; {REPAIR}" for problem in _problems(check, tar))
+    except FileNotFoundError as error:
+        return (f"{name}: {Path(str(error.filename)).name} is missing; run {MAKE}",)
+    except (OSError, UserError, tarfile.TarError) as error:
+        return (f"{name}: {error}",)
+
+
+def _problems(check: SidecarCheck, tar: Path) -> Iterator[str]:
+    entry = check.entry
+    size, digest = size_and_digest(tar)
+    if (size, digest) != (entry.bytes, entry.sha256):
+        yield (
+            f"{size} bytes, the manifest says {entry.bytes}"
+            if size != entry.bytes
+            else "its SHA-256 is not the manifest's"
+        )
+    index = ShardIndex.from_bytes(tar.with_name(index_name(tar.name)).read_bytes(), index_name(tar.name))
+    keys = index.sample_keys()
+    if sorted([*keys, *entry.passed_over]) != sorted(shard_keys(check.folder.parents[1], check.shard)):
+        yield "its clips are not those of its shard"
+    with tar.open("rb") as file:
+        for place, key in enumerate(keys):
+            span = read_span(file, index, place)
+            if zlib.crc32(span) != index.crc32[place]:
+                yield f"clip {key}: its bytes are not those that were written"
+                continue
+            try:
+                latents = LatentSample.from_bytes(read_members(span, key).get(MEMBER, b""), key)
+                yield from (f"clip {key}: {problem}" for problem in _array_problems(latents, check.fields))
+            except UserError as error:
+                yield error.what
+
+
+def _array_problems(latents: LatentSample, fields: Mapping[str, Any]) -> Iterator[str]:
+    """What of a clip's arrays is not as the cache's fields say."""
+    windows = len(latents.start)
+    if not 0 < windows <= fields.get("windows", windows):
+        yield f"{windows} windows, the cache has {fields.get('windows')}"
+    for name in ("video", "reference", "face", "mel", "reference_mel"):
+        array = getattr(latents, name)
+        if len(array) != windows or str(array.dtype) != fields.get("dtype"):
+            yield f"{name} holds {len(array)} windows as {array.dtype}"
+        elif not np.isfinite(array).all():
+            yield f"{name} holds NaN or infinity"

@@ -1,0 +1,1 @@
+"""Shards to samples: the seeded sampler, the stream, the budget for unreadable samples."""

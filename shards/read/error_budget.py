@@ -1,0 +1,66 @@
+"""A ledger of the samples that could not be read: each is counted, named and logged once, and too many end the run."""
+
+from __future__ import annotations
+
+import logging
+from threading import Lock
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from uniavgen.shards.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class DamageConfig(BaseModel):
+    """How much damage is passed over: a run stops with more damaged samples than both bounds allow."""
+
+    model_config = ConfigDict(extra="forbid")
+    max_samples: int = Field(
+        default=10, ge=0, description="damaged samples that are always passed over (our choice)"
+    )
+    max_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="damaged share of the samples read so far that is passed over (our choice)",
+    )
+
+
+class DamageLedger:
+    """Counts damaged samples of a stream of `samples`; threads may share it."""
+
+    def __init__(
+        self,
+        config: DamageConfig,
+        samples: int,
+        where: object,
+        do: str = "check the shards: uniavgen shard --verify",
+    ) -> None:
+        self.config, self.where, self.do = config, where, do
+        self.damaged: dict[str, str] = {}
+        """Damaged samples so far: key to what is wrong."""
+        self.reads = 0
+        self._samples = samples
+        self._lock = Lock()
+
+    def note_read(self) -> None:
+        """A sample was asked for."""
+        with self._lock:
+            self.reads += 1
+
+    def note(self, key: str, error: UserError) -> None:
+        """A sample is damaged. Raises UserError of kind `too-many-damaged` where that is more than the bounds allow."""
+        with self._lock:
+            if key in self.damaged:
+                return
+            self.damaged[key] = str(error)
+            count, read = len(self.damaged), min(self.reads, self._samples)
+        log.warning("damaged sample %s, number %d: %s", key, count, error)
+        if count > max(self.config.max_samples, self.config.max_share * read):
+            raise UserError(
+                f"{count} of {read} samples read are damaged, the last: {error}",
+                where=self.where,
+                do=self.do,
+                kind="too-many-damaged",
+            )

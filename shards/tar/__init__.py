@@ -1,0 +1,1 @@
+"""One tar of samples: written whole, opened with care, indexed."""

@@ -1,0 +1,1 @@
+"""Corpus to shards: plan, writer, verification, copies to an object store."""

@@ -1,0 +1,169 @@
+"""Runs of a very small model over several worker processes, without Ray: many configurations in one start-up."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import socket
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from uniavgen.shards.errors import UserError
+from uniavgen.train.config import CheckpointConfig, DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.data.batches import BatchLoader, Loaded
+from uniavgen.train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
+
+SMALL_MODEL = ModelConfig(
+    video=BranchConfig(
+        dim=32, layers=2, heads=2, ffn_dim=64, in_channels=48, patch=(2, 2), text_dim=384, freq_dim=32
+    ),
+    audio=BranchConfig(
+        dim=32, layers=2, heads=2, ffn_dim=64, in_channels=100, text_dim=16, freq_dim=32, rope_axes="time"
+    ),
+    speech_text=SpeechTextConfig(dim=16, layers=1),
+)
+SMALL_DATA = DataConfig(frames=13, height=64, width=64, reference_frames=5, caption_tokens=12, prefetch=1)
+
+
+def small_plan(
+    stages: Sequence[StageConfig], workers: int = 2, every: int = 100, **deepspeed: Any
+) -> TrainConfig:
+    return TrainConfig(
+        model=SMALL_MODEL,
+        data=SMALL_DATA,
+        stages=list(stages),
+        workers=workers,
+        fixed_steps=2,
+        checkpoint=CheckpointConfig(every=every, keep=5),
+        deepspeed=DeepSpeedConfig(**deepspeed),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stage to train into a folder of its own.
+
+    `from_checkpoints` are put there first, as if the run had been interrupted; a path may be one that an earlier run leaves.
+    In the steps (0-based) of `spoiled`, the last sample of the global batch is NaN, which only the last worker sees. No file
+    of the last worker's may grow over `largest_file` bytes, as on a disk that is full. The last worker reads `shards_of_last`
+    where they are named, as on a node that has a folder of its own there.
+    """
+
+    config: TrainConfig
+    stage: str
+    run_dir: Path
+    from_checkpoints: tuple[Path, ...] = ()
+    spoiled: tuple[int, ...] = ()
+    largest_file: int = resource.RLIM_INFINITY
+    shards_of_last: Path | None = None
+
+
+def write_metrics(path: Path):
+    """A metrics receiver that appends lines of JSON."""
+
+    def receive(step: int, metrics: dict[str, float]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps([step, metrics]) + "\n")
+
+    return receive
+
+
+def read_metrics(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step; the fixed draws' are merged into theirs."""
+    found: dict[int, dict[str, float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        step, metrics = json.loads(line)
+        found.setdefault(step, {}).update(metrics)
+    return found
+
+
+def train_together(runs: Sequence[Run], shards_dir: Path, world: int) -> None:
+    """Train the runs one after another on the same `world` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    # as daemons they end with a test that runs into its time limit
+    workers = [
+        context.Process(target=_work, args=(runs, shards_dir, rank, world, port), daemon=True)
+        for rank in range(world)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    assert codes == [0] * world, codes
+
+
+def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from uniavgen.train.engine.deepspeed_compat import import_lean
+
+    import_lean("cpu")
+    import torch
+
+    from uniavgen.train import trainer
+    from uniavgen.train.engine import ema
+    from uniavgen.train.engine.deepspeed_engine import begin_engine
+
+    ema.PIECE = 100  # so small a model's shards change places in several pieces too
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    for run in runs:
+        for checkpoint in run.from_checkpoints if rank == 0 else ():
+            target = run.run_dir / run.stage / "checkpoints" / checkpoint.name
+            shutil.copytree(checkpoint, target, dirs_exist_ok=True)
+        torch.distributed.barrier()
+        factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
+        trainer.begin_engine = noting_the_living(begin_engine, run.run_dir / f"living-{rank}.txt")
+        trainer.BatchLoader = partial(SpoilingLoader, run.spoiled) if run.spoiled else BatchLoader
+        shards = shards_dir
+        if rank == world - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
+            shards = run.shards_of_last or shards_dir
+        try:
+            trainer.train_stage(
+                trainer.Job(run.config, run.stage, str(shards), str(run.run_dir), "cpu", factory)
+            )
+        except UserError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            (run.run_dir / f"error-{rank}.txt").write_text(f"{error.kind}: {error}")
+    torch.distributed.destroy_process_group()
+
+
+def noting_the_living(begin: Callable[..., Any], path: Path) -> Callable[..., Any]:
+    """`begin_engine`, which first notes in a line how many of the run's earlier models are still in memory."""
+    models: list[weakref.ref[Any]] = []
+
+    def noted(model: Any, *given: Any, **named: Any) -> Any:
+        with path.open("a") as file:
+            file.write(f"{sum(reference() is not None for reference in models)}\n")
+        models.append(weakref.ref(model))
+        return begin(model, *given, **named)
+
+    return noted
+
+
+class SpoilingLoader(BatchLoader):
+    """A loader whose batches hold NaN where the test asks for it, as a broken codec or cache would make them."""
+
+    def __init__(self, spoiled: Sequence[int], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.spoiled = spoiled
+
+    def load(self, step: int, indices: Sequence[int]) -> Loaded:
+        loaded = super().load(step, indices)
+        if step in self.spoiled and self.batch - 1 in indices:
+            loaded.batch.mel[-1, :, 0] = float("nan")
+        return loaded

@@ -1,0 +1,146 @@
+"""The ablation's plan and statistics: rows that differ by what they name, keys, orders of the paper, verdicts by hand."""
+
+import hashlib
+import itertools
+import json
+
+import pytest
+
+from uniavgen.shards.errors import UserError
+from uniavgen.train.ablation.config import AblateConfig, WorldConfig
+from uniavgen.train.ablation.experiment import lr_at, task_of
+from uniavgen.train.ablation.plan import RECIPE, ROLES, TABLES, Experiment, experiment, experiments
+from uniavgen.train.ablation.verdict import compare, confidence_positive, interval
+from uniavgen.train.model.config import InteractionConfig
+from uniavgen.train.options import PAPER_MIX, Task
+
+CONFIG = AblateConfig(tables=tuple(TABLES))
+POSITIONS = [row.name for row in TABLES["positions"].rows]
+AS_BASE = f"ATI / ATI, {InteractionConfig().positions}"
+
+
+def test_equal_experiments_of_different_tables_are_one() -> None:
+    base = [
+        experiment(CONFIG, TABLES[table].rows[at], 0).key
+        for table, at in (
+            ("interaction", 4),
+            ("face", 3),
+            ("layers", 3),
+            ("position", 2),
+            ("strategy", 0),
+            ("guidance", 0),
+            ("positions", POSITIONS.index(AS_BASE)),
+        )
+    ]
+    assert len(set(base)) == 1
+    keys = {each.key for each in experiments(CONFIG).values()}
+    assert len(keys) == 3 * (5 + 3 + 3 + 2 + 2 + 3 + 4)
+    trainings = {each.training.key for each in experiments(CONFIG).values()}
+    assert len(trainings) == 3 * (5 + 3 + 3 + 2 + 2 + 4)
+    assert len({each.training.begins_with.key for each in experiments(CONFIG).values()}) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 3}, {"clips": 9}, {"world": WorldConfig(lead_s=0.2)}, {"lr": 1e-4}]
+)
+def test_a_key_follows_from_everything_that_the_result_depends_on(change: dict) -> None:
+    row = TABLES["interaction"].rows[0]
+    assert experiment(CONFIG, row, 0).key == experiment(AblateConfig(seeds=5), row, 0).key
+    assert experiment(CONFIG, row, 0).key != experiment(AblateConfig(**change), row, 0).key
+    assert experiment(CONFIG, row, 0).key != experiment(CONFIG, row, 1).key
+
+
+def test_a_key_survives_the_way_through_a_file() -> None:
+    entry = experiment(CONFIG, TABLES["strategy"].rows[2], 1)
+    assert Experiment.model_validate_json(entry.model_dump_json()).key == entry.key
+
+
+def test_a_field_that_came_later_leaves_earlier_keys_as_they_were() -> None:
+    before, after = (
+        experiment(CONFIG, TABLES["positions"].rows[POSITIONS.index(f"ATI / ATI, {value}")], 0)
+        for value in ("none", "time")
+    )
+    document = before.model_dump(mode="json")
+    for training in (document["training"], document["training"]["begins_with"]):
+        assert training["model"]["interaction"].pop("positions") == "none"
+    text = json.dumps([RECIPE, "Experiment", document], sort_keys=True)
+    assert before.key == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert before.key != after.key
+    assert before.training.begins_with == after.training.begins_with
+
+
+def test_rows_differ_by_what_their_table_names() -> None:
+    rows = {row.name: experiment(CONFIG, row, 0).training.model for row in TABLES["interaction"].rows}
+    assert {(model.interaction.a2v, model.interaction.v2a) for model in rows.values()} == {
+        ("sgi", "sgi"),
+        ("sti", "sti"),
+        ("sti", "ati"),
+        ("ati", "sti"),
+        ("ati", "ati"),
+    }
+    same = [
+        model.model_copy(update={"interaction": rows["ATI / ATI"].interaction}) for model in rows.values()
+    ]
+    assert all(model == same[0] for model in same)
+    modes = [experiment(CONFIG, row, 0).training.model.face.mode for row in TABLES["face"].rows]
+    assert modes == ["none", "unsupervised", "fixed", "decayed"]
+
+
+def test_strategies_mix_tasks_as_the_paper_names_them() -> None:
+    config = AblateConfig(steps=400)
+    plans = {row.name: experiment(config, row, 0).training for row in TABLES["strategy"].rows}
+    tasks = {name: [task_of(training, step) for step in range(400)] for name, training in plans.items()}
+    assert set(tasks["JGO"]) == {Task.JOINT}
+    assert {task: tasks["MTO"].count(task) for task in Task} == {
+        task: 40 * share for task, share in PAPER_MIX.items()
+    }
+    assert set(tasks["JFML"][:300]) == {Task.JOINT}
+    assert {task: tasks["JFML"][300:].count(task) for task in Task} == {
+        task: 10 * share for task, share in PAPER_MIX.items()
+    }
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+    training = experiment(AblateConfig(steps=100, warmup=10, lr=1.0), TABLES["layers"].rows[0], 0).training
+    rates = [lr_at(training, step) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[20] == rates[60] == 1.0
+    assert rates[99] == pytest.approx(1 / 30)
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+
+
+def test_orders_are_the_papers() -> None:
+    orders = TABLES["interaction"].orders()
+    assert len(orders) == 10 * len(ROLES)
+    assert ("ATI / STI", "STI / ATI", "LS") in orders
+    assert ("STI / ATI", "ATI / STI", "TC") in orders
+    assert ("fixed", "decayed", "LS") in TABLES["face"].orders()
+    assert {pair[0] for pair in TABLES["layers"].orders()} == {"interleaved"}
+    assert TABLES["positions"].orders() == []
+
+
+def test_verdicts_against_hand_made_numbers() -> None:
+    # differences 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt(3), t = 3.4641 at 2 degrees of freedom
+    verdict = compare("a", "b", "LS", [0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
+    assert verdict.difference.mean == pytest.approx(0.2)
+    assert verdict.difference.low == pytest.approx(0.2 - 4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    # Student's distribution at 2 degrees has a closed form: 1/2 + t / (2 sqrt(2 + t^2))
+    t = 0.2 / (0.1 / 3**0.5)
+    assert verdict.confidence == pytest.approx(0.5 + t / (2 * (2 + t * t) ** 0.5))
+    assert verdict.judgement == "reproduced"
+    assert compare("b", "a", "LS", [0.4, 0.5, 0.6], [0.5, 0.7, 0.9]).judgement == "reversed"
+    assert compare("a", "b", "LS", [0.5, 0.4, 0.6], [0.45, 0.5, 0.5]).judgement == "undecided"
+
+
+def test_seeds_are_compared_in_pairs_so_that_a_common_shift_cancels() -> None:
+    verdict = compare("a", "b", "TC", [0.11, 0.51, 0.91], [0.10, 0.50, 0.90])
+    assert verdict.confidence > 0.999
+    with pytest.raises(UserError, match="3 seeds, b 2"):
+        compare("a", "b", "TC", [1, 2, 3], [1, 2])
+
+
+def test_values_that_are_all_alike_decide_themselves() -> None:
+    assert [confidence_positive([x, x]) for x in (-1.0, 0.0, 2.0)] == [0.0, 0.5, 1.0]
+    assert interval([2.0, 2.0]).low == 2.0
+    with pytest.raises(UserError, match="two values"):
+        interval([1.0])

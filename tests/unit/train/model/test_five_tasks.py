@@ -1,0 +1,262 @@
+"""The five tasks: what each is given, what is scored, that nothing leaks, and the exact mix."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import frames_for_latents, mels_for_frames
+from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, BranchInput, DualOutput, LatentBatch
+from uniavgen.train.model.config import FaceConfig, ModelConfig
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.options import PAPER_MIX, ObjectiveConfig, Task, task_named
+from uniavgen.train.tasks import Draw, drop_text, prepare, role_mask, task_at, total_loss, validate_batch
+from uniavgen.train.tasks import given as given_by
+
+MakeBatch = Callable[..., LatentBatch]
+DRAW = Draw(7, 3, (0, 1))
+FACE = FaceConfig()
+
+
+def shape_of(data: BranchInput) -> list[tuple[int, int, int]]:
+    return [tuple(s) for s in data.layout]
+
+
+@pytest.mark.parametrize(
+    ("task", "video", "audio"),
+    [
+        (Task.JOINT, [(REFERENCE, -1, 1), (NOISY, 0, 5)], [(NOISY, 0, 100)]),
+        (Task.REFERENCE, [(REFERENCE, -1, 1), (NOISY, 0, 5)], [(REFERENCE, -9, 9), (NOISY, 0, 100)]),
+        (
+            Task.CONTINUATION,
+            [(REFERENCE, -1, 1), (CONDITION, 0, 2), (NOISY, 2, 3)],
+            [(CONDITION, 0, 30), (NOISY, 30, 70)],
+        ),
+        (Task.DUBBING, [(REFERENCE, -1, 1), (CONDITION, 0, 5)], [(REFERENCE, -9, 9), (NOISY, 0, 100)]),
+        (Task.AUDIO_DRIVEN, [(REFERENCE, -1, 1), (NOISY, 0, 5)], [(CONDITION, 0, 100)]),
+    ],
+)
+def test_each_task_lays_out_reference_condition_and_noisy_parts(
+    task: Task, video: list, audio: list, make_batch: MakeBatch
+) -> None:
+    objective = ObjectiveConfig(continuation_min=0.4, continuation_max=0.4, dubbing_reference=1)
+    inputs = prepare(make_batch(), task, DRAW, objective, FACE)
+    assert shape_of(inputs.video) == video
+    assert shape_of(inputs.audio) == audio
+    assert [name for name in ("video", "audio") if getattr(inputs, f"{name}_scored").any()] == list(
+        task.scored
+    )
+    assert inputs.video.latent.shape[2] == len(inputs.video.role) == len(inputs.video.clock)
+
+
+def test_clean_parts_are_the_data_and_noisy_parts_lie_on_the_straight_path(make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    inputs = prepare(
+        batch, Task.CONTINUATION, DRAW, ObjectiveConfig(continuation_min=0.4, continuation_max=0.4), FACE
+    )
+    latent, t = inputs.video.latent, inputs.video.timestep.view(-1, 1, 1, 1, 1)
+    assert torch.equal(latent[:, :, :1], batch.reference)
+    assert torch.equal(latent[:, :, 1:3], batch.video[:, :, :2])
+    # x_t - t u = x_0 and x_t + (1 - t) u = noise
+    torch.testing.assert_close(
+        latent[:, :, 3:] - t * inputs.video_target[:, :, 3:], batch.video[:, :, 2:], atol=1e-5, rtol=0
+    )
+    assert not inputs.video_target[:, :, :3].any()
+    noise = latent[:, :, 3:] + (1 - t) * inputs.video_target[:, :, 3:]
+    assert noise.mean().abs() < 0.1
+    assert abs(noise.std() - 1) < 0.1
+
+
+def test_a_dubbed_films_reference_image_is_its_own_first_frame(make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    inputs = prepare(batch, Task.DUBBING, DRAW, ObjectiveConfig(), FACE)
+    assert torch.equal(inputs.video.latent, torch.cat([batch.video[:, :, :1], batch.video], dim=2))
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_no_task_leaks_its_target_into_its_condition(task: Task, make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    batch.video.requires_grad_()
+    batch.mel.requires_grad_()
+    inputs = prepare(batch, task, DRAW, ObjectiveConfig(), FACE)
+    for data, clip, reference in (
+        (inputs.video, batch.video, inputs.video.layout[0].length),
+        (inputs.audio, batch.mel, inputs.audio.latent.shape[2] - 100),
+    ):
+        clean = role_mask(data.layout, REFERENCE, CONDITION)
+        target = role_mask(data.layout, NOISY)[reference:]
+        (grad,) = torch.autograd.grad(
+            data.latent[:, :, clean].sum(), clip, allow_unused=True, retain_graph=True
+        )
+        assert grad is None or not grad[:, :, target].any()
+        # and what is noisy never shows a target beyond the (1 - t) of its own place
+        if target.any():
+            (grad,) = torch.autograd.grad(data.latent[:, :, ~clean].sum(), clip, retain_graph=True)
+            share = (1 - data.timestep).view(-1, *[1] * (grad.dim() - 1)).expand_as(grad)
+            torch.testing.assert_close(grad[:, :, target], share[:, :, target])
+
+
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("supervise", ["noisy", "clip"])
+def test_no_clean_token_gets_a_gradient_from_the_loss(
+    task: Task, supervise: str, make_batch: MakeBatch
+) -> None:
+    outputs = []
+
+    def model(video: BranchInput, audio: BranchInput, checkpointing: bool = False) -> DualOutput:
+        masks = torch.rand(3, 2, video.latent.shape[2], 4).requires_grad_()
+        outs = [torch.randn_like(data.latent).requires_grad_() for data in (video, audio)]
+        outputs.append((video, audio, *outs, masks))
+        return DualOutput(*outs, face_masks=masks)
+
+    total_loss(model, make_batch(), task, DRAW, ObjectiveConfig(), FaceConfig(supervise=supervise), 0.1)[
+        "total"
+    ].backward()
+    video, audio, out_v, out_a, masks = outputs[0]
+    for data, out, name in ((video, out_v, "video"), (audio, out_a, "audio")):
+        noisy = role_mask(data.layout, NOISY)
+        assert not out.grad[:, :, ~noisy].any()
+        assert noisy.any() == (name in task.scored)
+        assert out.grad[:, :, noisy].all()
+    roles = (NOISY,) if supervise == "noisy" else (NOISY, CONDITION)
+    scored = role_mask(video.layout, *roles)
+    assert not masks.grad[:, :, ~scored].any()
+    assert masks.grad[:, :, scored].all()
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_every_parameter_gets_a_gradient_in_every_task(
+    task: Task, make_batch: MakeBatch, make_config: Callable[..., ModelConfig]
+) -> None:
+    config = make_config()
+    model = DualBranch(config)
+    total_loss(model, make_batch(), task, DRAW, ObjectiveConfig(), config.face, 0.1)["total"].backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_the_audio_stage_trains_on_sound_alone(
+    make_batch: MakeBatch, make_config: Callable[..., ModelConfig]
+) -> None:
+    config = make_config()
+    model, batch = DualBranch(config), make_batch()
+    batch.video = batch.reference = batch.caption = batch.caption_mask = batch.face = None
+    for task in (Task.JOINT, Task.REFERENCE, Task.CONTINUATION):
+        losses = total_loss(model, batch, task, DRAW, ObjectiveConfig(), config.face, 0.1)
+        assert losses["video"] == losses["mask"] == 0
+        assert losses["audio"] > 0.5
+    losses["total"].backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"audio", "speech_text"}
+    for task in (Task.DUBBING, Task.AUDIO_DRIVEN):
+        with pytest.raises(UserError, match="needs video"):
+            total_loss(model, batch, task, DRAW, ObjectiveConfig(), config.face, 0.1)
+
+
+def test_a_sample_draws_the_same_whoever_sits_beside_it(make_batch: MakeBatch) -> None:
+    batch = make_batch(size=3)
+    whole = prepare(batch, Task.JOINT, Draw(1, 2, (0, 1, 2)), ObjectiveConfig(), FACE)
+    half = make_batch(size=3)
+    for name in (
+        "mel",
+        "reference_mel",
+        "speech_ids",
+        "speech_mask",
+        "video",
+        "reference",
+        "caption",
+        "caption_mask",
+        "face",
+    ):
+        setattr(half, name, getattr(half, name)[2:])
+    alone = prepare(half, Task.JOINT, Draw(1, 2, (2,)), ObjectiveConfig(), FACE)
+    for ours, theirs in ((whole.video, alone.video), (whole.audio, alone.audio)):
+        assert torch.equal(ours.latent[2:], theirs.latent)
+        assert torch.equal(ours.timestep[2:], theirs.timestep)
+        assert torch.equal(ours.text_mask[2:], theirs.text_mask)
+    other = prepare(batch, Task.JOINT, Draw(1, 3, (0, 1, 2)), ObjectiveConfig(), FACE)
+    assert not torch.equal(whole.audio.latent, other.audio.latent)
+
+
+def test_both_branches_share_a_time_unless_told_otherwise(make_batch: MakeBatch) -> None:
+    shared = prepare(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(), FACE)
+    assert torch.equal(shared.video.timestep, shared.audio.timestep)
+    apart = prepare(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(shared_timestep=False), FACE)
+    assert not torch.equal(apart.video.timestep, apart.audio.timestep)
+
+
+def test_text_is_dropped_per_sample_at_the_stated_rate(make_batch: MakeBatch) -> None:
+    batch, objective, dropped = (
+        make_batch(size=4),
+        ObjectiveConfig(caption_dropout=0.25, speech_dropout=0.5),
+        torch.zeros(2),
+    )
+    for step in range(500):
+        out = drop_text(batch, Draw(0, step, (0, 1, 2, 3)), objective)
+        dropped += torch.tensor([(~m.any(dim=1)).sum() for m in (out.caption_mask, out.speech_mask)])
+    assert (dropped / 2000).tolist() == pytest.approx([0.25, 0.5], abs=0.03)
+    assert batch.caption_mask.all()
+
+
+@given(seed=st.integers(0, 10_000), start=st.integers(0, 10_000), length=st.integers(1, 60))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_the_mix_is_exact_over_any_window_of_draws(seed: int, start: int, length: int) -> None:
+    period = Counter(task_at(seed, start + i, PAPER_MIX) for i in range(10))
+    assert period == {
+        Task.JOINT: 4,
+        Task.REFERENCE: 1,
+        Task.CONTINUATION: 1,
+        Task.DUBBING: 2,
+        Task.AUDIO_DRIVEN: 2,
+    }
+    window = Counter(task_at(seed, start + i, PAPER_MIX) for i in range(length))
+    for task, share in PAPER_MIX.items():
+        assert abs(window[task] - length * share / 10) <= 1.2
+
+
+def test_the_schedule_depends_on_the_seed_and_leaves_out_tasks_of_share_zero() -> None:
+    cycles = {tuple(task_at(seed, i, PAPER_MIX) for i in range(10)) for seed in range(20)}
+    assert len(cycles) > 5
+    assert {task_at(0, i, {Task.JOINT: 1, Task.DUBBING: 0}) for i in range(5)} == {Task.JOINT}
+
+
+def test_unknown_tasks_and_batches_that_do_not_fit_are_named(make_batch: MakeBatch) -> None:
+    with pytest.raises(UserError, match="unknown task 'sing'"):
+        task_named("sing")
+    assert task_named("audio-driven") is Task.AUDIO_DRIVEN
+    validate_batch(make_batch())
+    for name, value, said in (
+        ("mel", torch.zeros(2, 100, 99), "batch.mel has 99 frames, 5 video latents last 100"),
+        ("caption", None, "batch.caption is missing"),
+        ("reference_mel", torch.zeros(3, 100, 9), "batch.reference_mel holds 3 samples"),
+        (
+            "video",
+            torch.full((2, 48, 5, 4, 4), torch.nan),
+            r"batch.video holds NaN or infinity \(clip0, clip1\)",
+        ),
+    ):
+        batch = make_batch()
+        setattr(batch, name, value)
+        with pytest.raises(UserError, match=said):
+            validate_batch(batch)
+    with pytest.raises(UserError, match="1 sample indices for a batch of 2"):
+        prepare(make_batch(), Task.JOINT, Draw(0, 0, (0,)), ObjectiveConfig(), FACE)
+    with pytest.raises(UserError, match="reference_mel"):
+        prepare(make_batch(voice=0), Task.REFERENCE, DRAW, ObjectiveConfig(), FACE)
+
+
+@given(latents=st.integers(2, 30), share=st.floats(0.01, 0.99))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_continuation_is_cut_at_one_instant_in_both_modalities(latents: int, share: float) -> None:
+    mels = mels_for_frames(frames_for_latents(latents))
+    parts = given_by(Task.CONTINUATION, latents, mels, share=share)
+    assert 0 < parts.latents < latents
+    assert parts.mels == mels_for_frames(frames_for_latents(parts.latents)) < mels
+
+
+def test_a_single_latent_cannot_be_continued() -> None:
+    with pytest.raises(UserError, match="cannot be continued"):
+        given_by(Task.CONTINUATION, 1, 6, share=0.5)

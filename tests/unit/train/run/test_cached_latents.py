@@ -1,0 +1,448 @@
+"""Cached latents: the batches of the same windows encoded on line, without media; used only where everything agrees."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_samples import make_sample
+from made_shards import write_tars
+from paths import ROOT
+
+from uniavgen.shards import weights
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.latents.cache import FOLDER, cache_folders
+from uniavgen.shards.latents.verify import latent_checks, verify_sidecar
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.shards.write.plan import manifest_in_force
+from uniavgen.train.codec.config import CodecConfig
+from uniavgen.train.codec.registry import Codecs, load_codecs
+from uniavgen.train.config import CacheConfig, DataConfig
+from uniavgen.train.data import batches
+from uniavgen.train.data.cached_latents import CachedWindow, CachedWindows, find_latents
+from uniavgen.train.data.latent_caching import CacheSummary, cache_latents
+
+CONFIG = DataConfig(
+    frames=9,
+    height=64,
+    width=64,
+    reference_frames=5,
+    caption_tokens=12,
+    speech_bytes=16,
+    cached=CacheConfig(windows=3),
+)
+
+
+@pytest.fixture(scope="module")
+def codecs() -> Codecs:
+    if not weights.present("minilm"):
+        pytest.skip("the embedded MiniLM weights are not in the cache")
+    return load_codecs(CONFIG.codecs)
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory, codecs: Codecs) -> tuple[Path, CacheSummary]:
+    """Two train tars and a val tar: six usable clips, one too short for a window, one whose video is damaged."""
+    from dataclasses import replace
+
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    samples = [make_sample(f"clip{i}", 14 + 5 * i, seed=i) for i in range(5)]
+    damaged = replace(make_sample("clip8", 20), video=b"no video")
+    write_tars(folder, [samples[:3], [*samples[3:], damaged, make_sample("clip9", 4)]])
+    write_tars(folder, [[make_sample("valid0", 20, seed=9)]], "val")
+    return folder, cache_latents(folder, CONFIG)
+
+
+def changed(**changes: Any) -> DataConfig:
+    return CONFIG.model_copy(update=changes)
+
+
+def copied(cached: tuple[Path, CacheSummary], folder: Path) -> Path:
+    return Path(shutil.copytree(cached[0], folder / "shards"))
+
+
+def sidecars(shards: Path) -> dict[str, tuple[bytes, int]]:
+    found = [path for folder in cache_folders(shards) for path in sorted(folder.iterdir()) if path.is_file()]
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
+def test_the_summary_counts_what_was_made_and_why_clips_have_none(cached: tuple[Path, CacheSummary]) -> None:
+    folder, summary = cached
+    assert (summary.shards, summary.samples, summary.made, summary.stood, summary.failed) == (3, 6, 3, 0, ())
+    assert summary.passed_over == {"short-clip": 1, "damaged-sample": 1}
+    assert summary.bytes == sum(path.stat().st_size for path in summary.folder.glob("*.tar"))
+    assert summary.folder == folder / FOLDER / summary.digest
+
+
+def test_batches_are_those_of_the_same_windows_encoded_on_line(
+    cached: tuple[Path, CacheSummary], codecs: Codecs
+) -> None:
+    stream = SampleStream(str(cached[0]))
+    windows, line = find_latents(stream, CONFIG, codecs)
+    assert windows is not None
+    assert "no media are decoded" in line
+    items = [
+        windows.take(position, batches.random_for(0, 0, position))
+        for position in range(7)
+        if usable(stream, position)
+    ]
+    assert len(items) == 5
+    same = [crop_of(stream, item) for item in items]
+    expected, found = batches.CropEncoder(CONFIG, codecs).encode(same), windows.batch_of(items)
+    assert found.keys == expected.keys
+    for name in ("speech_ids", "speech_mask", "caption_mask", "face"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    for name in ("video", "reference", "mel", "reference_mel", "caption"):
+        here, there = getattr(found, name), getattr(expected, name)
+        assert here.dtype == torch.float32
+        # float16 keeps 11 bits of every number; under its smallest normal number, 2^-25 is half the step
+        assert bool(((here - there).abs() <= there.abs() * 2**-11 + 2**-25).all()), name
+        assert (here - there).std() < 1e-3 * there.std(), name
+
+
+def usable(stream: SampleStream, position: int) -> bool:
+    return stream.name_at(position)[1] not in ("clip8", "clip9")
+
+
+def crop_of(stream: SampleStream, item: CachedWindow) -> batches.Crop:
+    sample = stream.sample_named(item.key)
+    return batches.cut_windows(sample, [batches.fixed_windows(sample, CONFIG)[item.window]], CONFIG)[0]
+
+
+def test_in_float32_they_are_equal_to_the_last_bit(tmp_path: Path, codecs: Codecs) -> None:
+    config = changed(cached=CacheConfig(windows=2, dtype="float32"))
+    folder = write_tars(tmp_path / "shards", [[make_sample("a", 30, seed=4)]])
+    cache_latents(folder, config)
+    stream = SampleStream(str(folder))
+    windows, _ = find_latents(stream, config, codecs)
+    assert windows is not None
+    item = windows.take(0, batches.random_for(0, 0, 0))
+    sample = stream.sample_named("a")
+    crop = batches.cut_windows(sample, [batches.fixed_windows(sample, config)[item.window]], config)[0]
+    expected, found = batches.CropEncoder(config, codecs).encode([crop]), windows.batch_of([item])
+    for name in ("video", "reference", "mel", "reference_mel", "face", "caption"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_training_loads_with_every_medium_unreadable(
+    cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tars of the shards are gone: only their manifest and indexes, and the latents, are left."""
+    folder = copied(cached, tmp_path)
+    loader = batches.BatchLoader(*loading(folder, codecs))
+    before = [loader.load(step, range(4)) for step in range(4)]
+    for tar in folder.glob("*.tar"):
+        tar.unlink()
+    for name in ("decode_video", "decode_audio"):
+        monkeypatch.delattr(batches, name)
+    loader = batches.BatchLoader(*loading(folder, codecs))
+    for step, loaded in enumerate(before):
+        again = loader.load(step, range(4))
+        assert again.batch.keys == loaded.batch.keys
+        assert torch.equal(again.batch.video, loaded.batch.video)  # type: ignore[arg-type]
+        assert again.counts == loaded.counts
+    assert sum(loaded.counts["short"] + loaded.counts["damaged"] for loaded in before) > 0
+
+
+def test_latents_are_read_from_an_object_store(cached: tuple[Path, CacheSummary], codecs: Codecs) -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.put(str(cached[0]), "/cached/shards", recursive=True)
+    try:
+        there = batches.BatchLoader(*loading("memory://cached/shards", codecs)).load(1, range(4))
+        here = batches.BatchLoader(*loading(cached[0], codecs)).load(1, range(4))
+        assert there.batch.keys == here.batch.keys
+        assert torch.equal(there.batch.mel, here.batch.mel)
+    finally:
+        store.rm("/cached", recursive=True)
+
+
+def loading(
+    folder: Path | str, codecs: Codecs
+) -> tuple[SampleStream, DataConfig, Codecs, int, CachedWindows]:
+    stream = SampleStream(str(folder))
+    windows, line = find_latents(stream, CONFIG, codecs)
+    assert windows is not None, line
+    return stream, CONFIG, codecs, 4, windows
+
+
+def test_a_batch_of_cached_latents_does_not_depend_on_how_it_is_divided(
+    cached: tuple[Path, CacheSummary], codecs: Codecs
+) -> None:
+    whole = batches.BatchLoader(*loading(cached[0], codecs)).load(3, range(4)).batch
+    halves = [
+        batches.BatchLoader(*loading(cached[0], codecs)).load(3, indices).batch
+        for indices in (range(2), range(2, 4))
+    ]
+    assert whole.keys == halves[0].keys + halves[1].keys
+    assert torch.equal(whole.mel, torch.cat([half.mel for half in halves]))
+
+
+def test_work_on_sound_alone_takes_the_sound_of_a_cache_with_pictures(
+    cached: tuple[Path, CacheSummary],
+) -> None:
+    sound = load_codecs(CONFIG.codecs, picture=False)
+    stream = SampleStream(str(cached[0]))
+    windows, _ = find_latents(stream, changed(height=128, width=96), sound)
+    assert windows is not None
+    batch = batches.BatchLoader(stream, CONFIG, sound, 2, windows).load(0, range(2)).batch
+    assert batch.video is None
+    assert batch.mel.shape == (2, 100, CONFIG.mels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"height": 96}, "height (64, here 96)"),
+        ({"frames": 13}, "frames (9, here 13)"),
+        ({"reference_frames": 9}, "reference_frames (5, here 9)"),
+        ({"caption_tokens": 8}, "caption_tokens (12, here 8)"),
+        ({"cached": CacheConfig(windows=4)}, "windows (3, here 4)"),
+        ({"cached": CacheConfig(windows=3, dtype="float32")}, "dtype (float16, here float32)"),
+    ],
+)
+def test_what_does_not_agree_is_named_and_encoded_on_line_or_refused(
+    cached: tuple[Path, CacheSummary], codecs: Codecs, changes: dict[str, Any], says: str
+) -> None:
+    stream = SampleStream(str(cached[0]))
+    windows, line = find_latents(stream, changed(**changes), codecs)
+    assert windows is None
+    assert line.startswith("latents are encoded on line: ")
+    assert says in line
+    assert "\n" not in line
+    with pytest.raises(UserError, match="were made with another") as caught:
+        find_latents(stream, changed(**changes, latents="require"), codecs)
+    assert says in str(caught.value)
+    assert caught.value.kind == "no-latents"
+
+
+def test_other_weights_do_not_agree(cached: tuple[Path, CacheSummary], codecs: Codecs) -> None:
+    other = load_codecs(CONFIG.codecs)
+    assert other.caption is not None
+    with torch.no_grad():
+        next(other.caption.model.parameters())[0, 0] += 1e-3
+    _, line = find_latents(SampleStream(str(cached[0])), CONFIG, other)
+    assert "caption (minilm " in line
+    assert "video" not in line
+
+
+def test_off_none_and_a_damaged_manifest_are_said(
+    cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs
+) -> None:
+    stream = SampleStream(str(cached[0]))
+    assert find_latents(stream, changed(latents="off"), codecs) == (
+        None,
+        "latents are encoded on line: train.data.latents is off",
+    )
+    folder = copied(cached, tmp_path)
+    (manifest,) = folder.glob(f"{FOLDER}/*/manifest.json")
+    manifest.write_text(manifest.read_text()[:100])
+    windows, line = find_latents(SampleStream(str(folder)), CONFIG, codecs)
+    assert windows is None
+    assert "no cached latents; the manifest of the latents is damaged" in line
+    shutil.rmtree(folder / FOLDER)
+    with pytest.raises(UserError, match="there are no cached latents.*make them: uniavgen cache-latents"):
+        find_latents(SampleStream(str(folder)), changed(latents="require"), codecs)
+
+
+def test_an_interrupted_run_goes_on_as_it_began(
+    cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs
+) -> None:
+    folder, summary = cached
+    stream = SampleStream(str(folder))
+    assert find_latents(stream, CONFIG, codecs, "")[0] is None
+    windows, _ = find_latents(stream, CONFIG, codecs, summary.digest)
+    assert windows is not None
+    assert windows.digest == summary.digest
+    with pytest.raises(UserError, match="the latents 0123 that this run began with are gone"):
+        find_latents(stream, CONFIG, codecs, "0123")
+
+
+def test_appended_shards_are_added_and_what_stands_is_not_touched(
+    cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs
+) -> None:
+    folder = copied(cached, tmp_path)
+    before = sidecars(folder)
+    again = cache_latents(folder, CONFIG)
+    assert (again.made, again.stood) == (0, 3)
+    assert sidecars(folder) == before
+    write_tars(
+        folder, [[make_sample(f"more{i}", 20, seed=i)] for i in range(2)], "val"
+    )  # one replaced, one new
+    _, line = find_latents(SampleStream(str(folder), "val"), CONFIG, codecs)
+    assert "cover 0 of 2 shards, not val-000000.tar; run uniavgen cache-latents" in line
+    more = cache_latents(folder, CONFIG)
+    assert (more.made, more.stood, more.removed, more.shards) == (2, 2, 1, 4)
+    assert all(sidecars(folder)[name] == stood for name, stood in before.items() if name.startswith("train"))
+    assert find_latents(SampleStream(str(folder), "val"), CONFIG, codecs)[0] is not None
+
+
+def test_two_runs_give_the_same_bytes(cached: tuple[Path, CacheSummary], tmp_path: Path) -> None:
+    folder = copied(cached, tmp_path)
+    shutil.rmtree(folder / FOLDER)
+    cache_latents(folder, CONFIG)
+    assert {name: content for name, (content, _) in sidecars(folder).items()} == {
+        name: content for name, (content, _) in sidecars(cached[0]).items()
+    }
+
+
+def test_a_shard_that_is_not_what_was_written_costs_only_itself(
+    cached: tuple[Path, CacheSummary], tmp_path: Path
+) -> None:
+    folder = copied(cached, tmp_path)
+    shutil.rmtree(folder / FOLDER)
+    tar = folder / "train-000001.tar"
+    good = tar.read_bytes()
+    tar.write_bytes(good[:700] + b"!" + good[701:])
+    found = cache_latents(folder, CONFIG)
+    assert (found.made, found.shards) == (2, 2)
+    assert found.failed == (
+        "train-000001.tar: its SHA-256 is not the manifest's; remove it and run uniavgen shard",
+    )
+    tar.write_bytes(good)
+    assert cache_latents(folder, CONFIG).made == 1
+
+
+def test_a_disk_that_fills_up_is_one_clear_line_and_what_was_finished_stays(
+    cached: tuple[Path, CacheSummary], tmp_path: Path
+) -> None:
+    """The system refuses files over 100 kB, as a full disk would: the val sidecar is smaller, those of train are not."""
+    folder = copied(cached, tmp_path)
+    (small,) = folder.glob(f"{FOLDER}/*/val-000000.tar")
+    assert small.stat().st_size < 100_000 < (small.parent / "train-000001.tar").stat().st_size
+    for name in ("train-000001.tar", "train-000001.tar.index.npz"):
+        (small.parent / name).unlink()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(
+            UserError, match="latents cannot be written: File too large .*; check rights and space"
+        ):
+            cache_latents(folder, CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(folder.rglob("*.part"))
+    again = cache_latents(folder, CONFIG)
+    assert (again.made, again.stood) == (1, 2)
+
+
+def test_damaged_latents_cost_their_sample_and_are_named(
+    cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(cached, tmp_path)
+    (tar,) = folder.glob(f"{FOLDER}/*/train-000000.tar")
+    content = bytearray(tar.read_bytes())
+    content[5000] ^= 8
+    tar.write_bytes(content)
+    stream, *rest = loading(folder, codecs)
+    loader = batches.BatchLoader(stream, *rest)
+    with caplog.at_level(logging.WARNING):
+        keys = {key for step in range(8) for key in loader.load(step, range(4)).batch.keys}
+    assert set(stream.damage.damaged) == {"clip0"}
+    assert keys == {"clip1", "clip2", "clip3", "clip4"}
+    assert "the latents of clip0 are not those that were written" in caplog.text
+    shards = {entry.name: entry for entry in manifest_in_force(folder).entries}  # type: ignore[union-attr]
+    checks, defects = latent_checks(folder, shards)
+    assert defects == []
+    found = {check.entry.name: verify_sidecar(check) for check in checks}
+    assert [len(lines) for lines in found.values()] == [2, 0, 0]
+    assert "its SHA-256 is not the manifest's" in found["train-000000.tar"][0]
+    assert "clip clip0: its bytes are not those that were written" in found["train-000000.tar"][1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import uniavgen.train.data.latent_caching
+from uniavgen.train.config import CacheConfig, DataConfig
+from uniavgen.train.data.latent_caching import cache_latents
+from uniavgen.train.codec.config import CodecConfig
+from uniavgen.train.codec.registry import load_codecs
+
+seen = 0
+def hook(name, details):
+    global seen
+    if name in ("open", "os.rename", "os.remove") and "/latents" in str(details):
+        seen += 1
+        if seen == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+config = DataConfig.model_validate_json(sys.argv[3])
+load_codecs(config.codecs)  # what takes long, once for all children
+for event in sys.argv[2].split(","):
+    child = os.fork()
+    if not child:
+        sys.argv[2] = event
+        sys.addaudithook(hook)
+        cache_latents(Path(sys.argv[1]) / event / "shards", config)
+        os._exit(0)
+    print(event, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_the_next_run_ends_as_if_it_had_not_been(
+    cached: tuple[Path, CacheSummary], tmp_path: Path
+) -> None:
+    events = (4, 12, 20)
+    for event in events:
+        shutil.copytree(cached[0], tmp_path / str(event) / "shards", ignore=shutil.ignore_patterns(FOLDER))
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(tmp_path),
+        ",".join(map(str, events)),
+        CONFIG.model_dump_json(),
+    ]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # no threads before the fork
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, env=env)
+    codes = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert codes == [-signal.SIGKILL] * len(events), done.stdout + done.stderr
+    whole = {name: content for name, (content, _) in sidecars(cached[0]).items()}
+    for event in events:
+        folder = tmp_path / str(event) / "shards"
+        cache_latents(folder, CONFIG)
+        assert {name: content for name, (content, _) in sidecars(folder).items()} == whole, (
+            f"killed at event {event}"
+        )
+
+
+@pytest.mark.slow
+def test_actors_on_ray_make_the_same_sidecars_and_say_what_they_lack(
+    cached: tuple[Path, CacheSummary], tmp_path: Path
+) -> None:
+    import ray
+
+    folder = copied(cached, tmp_path)
+    shutil.rmtree(folder / FOLDER)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = cache_latents(folder, changed(cached=CacheConfig(windows=3, workers=2)))
+        assert (found.made, found.digest) == (3, cached[1].digest)
+        assert {name: content for name, (content, _) in sidecars(folder).items()} == {
+            name: content for name, (content, _) in sidecars(cached[0]).items()
+        }
+        with pytest.raises(
+            UserError, match="2 actors need 1 GPUs, Ray has 0; lower train.data.cached.workers"
+        ):
+            cache_latents(folder, changed(cached=CacheConfig(windows=3, workers=2, num_gpus=0.5)))
+        unnamed = changed(codecs=CodecConfig(video="wan2.2"), cached=CacheConfig(windows=3, workers=2))
+        with pytest.raises(UserError, match="codec wan2.2 needs weights") as caught:
+            cache_latents(folder, unnamed)
+        assert caught.value.kind == "missing-weights"
+    finally:
+        ray.shutdown()

@@ -1,0 +1,106 @@
+"""What is refused before the first stage of a plan takes its days: data that any stage lacks, or that is of another version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_emilia import Spoken, write_spoken
+from made_runs import small_plan
+from made_samples import make_sample, write_shards
+
+from uniavgen.shards.emilia.sample import EmiliaConfig
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.tar.index import index_name
+from uniavgen.train.checkpoint.run_folder import RunFolder
+from uniavgen.train.config import StageConfig, TrainConfig, ValidationConfig
+from uniavgen.train.data.window_buckets import open_stream
+from uniavgen.train.launch import check_stage, check_stages
+
+NAMES = ("audio", "joint")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "shards", [make_sample("b", 24)], "val")
+    return write_shards(tmp_path / "shards", [make_sample("a", 24)])
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> TrainConfig:
+    """Speech from audio shards first, so that only the second stage needs the corpus."""
+    spoken = [Spoken(f"EN_B00000_S0000{i}_W000000", "anna", 200, 0.5) for i in range(2)]
+    tar = write_spoken(tmp_path / "EN" / "EN-B000000.tar", spoken)
+    audio = StageConfig(name="audio", emilia=EmiliaConfig(shards=[str(tar)]))
+    joint = StageConfig(name="joint", takes_from="audio", starts_fresh=["video", "interactions"])
+    return small_plan([audio, joint]).model_copy(update={"validation": ValidationConfig(every=5)})
+
+
+def set_version(shards: Path) -> None:
+    path = shards / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "manifest_version": 99}))
+
+
+def empty_val(shards: Path) -> None:
+    path = shards / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**content, "shards": [entry for entry in content["shards"] if entry["split"] != "val"]})
+    )
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no shards": (shutil.rmtree, "no shards here .*; write them: uniavgen shard"),
+    "another version": (set_version, "manifest has version 99, this program reads 2"),
+    "index gone": (lambda shards: (shards / index_name("train-000000.tar")).unlink(), "a shard has no index"),
+    "no val": (empty_val, "the val split is empty"),
+}
+
+
+def test_a_plan_whose_data_is_there_may_begin(plan: TrainConfig, shards: Path, tmp_path: Path) -> None:
+    assert not check_stages(plan, NAMES, shards, tmp_path / "run")
+    with pytest.raises(UserError, match="run first: uniavgen train audio"):
+        check_stage(plan, "joint", shards, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_data_that_a_later_stage_lacks_is_told_before_the_first(
+    plan: TrainConfig, shards: Path, tmp_path: Path, name: str
+) -> None:
+    plant, said = FAULTS[name]
+    plant(shards)
+    with pytest.raises(UserError, match=said) as caught:
+        check_stages(plan, NAMES, shards, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert str(shards) in caught.value.where
+
+
+def test_a_later_stage_whose_batch_does_not_split_is_told_before_the_first(
+    plan: TrainConfig, shards: Path, tmp_path: Path
+) -> None:
+    odd = plan.model_copy(update={"stages": [plan.stages[0], plan.stages[1].model_copy(update={"batch": 5})]})
+    with pytest.raises(UserError, match="batch 5 of stage joint does not split into 2 workers"):
+        check_stages(odd, NAMES, shards, tmp_path / "run")
+
+
+def test_a_stage_that_has_begun_keeps_to_its_shards_or_says_which_is_gone(
+    plan: TrainConfig, shards: Path
+) -> None:
+    begun_with = open_stream(plan, plan.stage("joint"), str(shards), "run").shards
+    write_shards(shards, [make_sample("a", 25, seed=1)])
+    with pytest.raises(
+        UserError, match=r"1 of the run's 1 shards are gone or changed, first train-000000.tar"
+    ) as caught:
+        open_stream(plan, plan.stage("joint"), str(shards), "run", begun_with)
+    assert caught.value.kind == "shards-changed"
+
+
+def test_a_plan_that_is_done_needs_no_data(plan: TrainConfig, tmp_path: Path) -> None:
+    for name in NAMES:
+        folder = RunFolder(tmp_path / "run", name)
+        folder.write(done=True, config=plan.model_dump(mode="json"))
+        folder.weights.write_bytes(b"weights")
+    assert check_stages(plan, NAMES, tmp_path / "nothing", tmp_path / "run")

@@ -1,0 +1,128 @@
+"""An export is the run's model in other clothes: it loads back, samples the same bits, and says what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_runs import SMALL_MODEL, small_plan
+from made_samples import make_sample
+from safetensors.torch import load_file
+
+from uniavgen.orchestration.commands.export import export_run
+from uniavgen.shards import weights
+from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.export import load_export
+from uniavgen.train.checkpoint.run_folder import RunFolder, load_trained
+from uniavgen.train.config import tiny_stages
+from uniavgen.train.generation import generate
+from uniavgen.train.model.dit import Branch
+from uniavgen.train.model.dual_branch import DualBranch
+from uniavgen.train.model.pretrained import load_branch
+from uniavgen.train.options import SamplerConfig
+
+OUTCOME = {
+    "steps": 40,
+    "fixed_start": {"audio": 1.5, "video": 2.0},
+    "fixed_end": {"audio": 1.0, "video": 1.5},
+}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose joint stage is done, with weights and another set as their moving average."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "first", "joint")
+    plan = small_plan(tiny_stages()).model_copy(update={"ema": 0.9})
+    folder.write(done=True, config=plan.model_dump(mode="json"), outcome=OUTCOME, corpus_version="abc123")
+    torch.manual_seed(0)
+    tensors = {
+        name: torch.randn_like(tensor) / 8 for name, tensor in DualBranch(SMALL_MODEL).state_dict().items()
+    }
+    folder.write_weights({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, tensors)
+    return folder.path.parent
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "model"
+    export_run(run_dir, out)
+    return out
+
+
+def test_every_weight_comes_back_as_it_was(run_dir: Path, exported: Path) -> None:
+    (known, plan), (found, read) = load_trained(run_dir), load_export(exported)
+    assert read == plan
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in known.state_dict().items())
+    assert known.audio.head.head.weight.any(), "the average is exported, not the weights, which are zero here"
+
+
+def test_the_branches_stand_in_the_layout_of_wan(exported: Path) -> None:
+    video = load_file(exported / "video.safetensors")
+    assert video["patch_embedding.weight"].shape == (32, 48, 1, 2, 2)
+    assert {
+        "blocks.0.modulation",
+        "blocks.0.self_attn.q.weight",
+        "head.modulation",
+        "time_projection.1.weight",
+    } <= video.keys()
+    for name, config in (("video", SMALL_MODEL.video), ("audio", SMALL_MODEL.audio)):
+        report = load_branch(Branch(config), exported / f"{name}.safetensors")
+        assert report.new == report.unused == []
+
+
+def test_no_weight_is_left_out_or_stands_twice(exported: Path) -> None:
+    files = [load_file(path) for path in sorted(exported.glob("*.safetensors"))]
+    counts = json.loads((exported / "config.json").read_text())["parameters"]
+    assert sum(tensor.numel() for tensors in files for tensor in tensors.values()) == counts["total"]
+    assert sum(len(tensors) for tensors in files) == len(DualBranch(SMALL_MODEL).state_dict())
+
+
+def test_an_export_samples_the_same_bits_as_its_run(run_dir: Path, exported: Path) -> None:
+    if not weights.present("minilm"):
+        pytest.skip("the embedded MiniLM weights are not in the cache")
+    one, other = (
+        generate(folder, "joint", make_sample("a", 30), SamplerConfig(steps=2))
+        for folder in (run_dir, exported)
+    )
+    assert np.array_equal(one.frames, other.frames)
+    assert np.array_equal(one.waveform, other.waveform)
+    assert one.waveform.any()
+
+
+def test_the_card_says_what_it_is_and_what_it_learnt_from(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    for said in (
+        "# first",
+        "`joint`",
+        "abc123",
+        "| joint | 40 |",
+        "audio 1.500, video 2.000",
+        "the moving average",
+        "Licence",
+    ):
+        assert said in card
+
+
+def test_a_damaged_export_is_told(exported: Path, tmp_path: Path) -> None:
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = bytearray((tmp_path / "audio.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "audio.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged: audio\.safetensors is not what was written"):
+        load_trained(tmp_path)
+    (tmp_path / "config.json").write_text('{"export_version": 99, "stage": "joint", "config": {}}')
+    with pytest.raises(UserError, match="version 99"):
+        load_trained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        load_trained(tmp_path)
+
+
+def test_a_run_that_is_not_done_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="uniavgen train all"):
+        export_run(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

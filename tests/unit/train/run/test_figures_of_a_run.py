@@ -1,0 +1,86 @@
+"""What a run tells of itself: losses by task, modality and diffusion time, masks, output norms, pace, and validation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from made_runs import Run, read_metrics, small_plan, train_together
+from made_samples import make_sample, write_shards
+
+from uniavgen.shards import weights
+from uniavgen.train.config import StageConfig, ValidationConfig
+from uniavgen.train.diagnostics.metrics import TIME_BUCKETS, summed
+from uniavgen.train.diagnostics.validation import fixed_objective
+from uniavgen.train.options import ObjectiveConfig, Task, TimestepConfig
+from uniavgen.train.tasks import Draw
+
+STAGE = StageConfig(name="multitask", steps=5, batch=2, tasks=dict.fromkeys(Task, 1), lambda_start=0.1)
+
+
+def test_losses_are_told_apart_by_diffusion_time() -> None:
+    figures = {"audio": torch.tensor([1.0, 2.0, 4.0, 8.0]), "audio_time": torch.tensor([0.05, 0.1, 0.5, 1.0])}
+    found = summed(figures)
+    assert found["audio_by_time"] == [3.0, 0.0, 4.0, 0.0, 8.0]
+    assert found["audio_count"] == [2, 0, 1, 0, 1]
+    assert len(found["audio_count"]) == TIME_BUCKETS
+
+
+@pytest.mark.parametrize("time", [0.1, 0.5, 0.97])
+def test_a_fixed_objective_puts_every_sample_at_one_time_and_keeps_all_text(time: float) -> None:
+    from uniavgen.train.flow_matching import timestep_for
+
+    objective = fixed_objective(
+        ObjectiveConfig(timestep=TimestepConfig(distribution="shifted")), STAGE.tasks, time
+    )
+    times = [timestep_for(0, Draw(0, step, (0,)).step, 0, objective.timestep) for step in range(20)]
+    assert times == [pytest.approx(time, abs=1e-9)] * 20
+    assert objective.caption_dropout == objective.speech_dropout == 0
+
+
+@pytest.mark.slow
+def test_a_run_tells_where_it_stands(tmp_path: Path) -> None:
+    if not weights.present("minilm"):
+        pytest.skip("the embedded MiniLM weights are not in the cache")
+    samples = [make_sample(f"clip{number}", 24, seed=number) for number in range(4)]
+    shards = write_shards(tmp_path / "shards", samples[:2])
+    write_shards(shards, samples[2:], "val")
+    home = tmp_path / "run"
+    home.mkdir()
+    plan = small_plan([STAGE], 1, zero_stage=2)
+    plan = plan.model_copy(update={"validation": ValidationConfig(every=2, clips=2, times=[0.2, 0.8])})
+    train_together([Run(plan, "multitask", home)], shards, 1)
+    steps = read_metrics(home)
+    told = {name for metrics in steps.values() for name in metrics}
+    for task in Task:
+        for modality in task.scored:
+            assert any(name.startswith(f"loss_at/{task}/{modality}/t") for name in told), task
+            both = [steps[4][f"validation/{task}/{modality}/t{time}"] for time in ("0.2", "0.8")]
+            assert steps[4][f"validation/{task}/{modality}"] == pytest.approx(sum(both) / 2)
+        assert not any(
+            name.startswith(f"validation/{task}/") and name.split("/")[2] not in task.scored for name in told
+        )
+    assert "validation/joint/video" not in steps[3]
+    assert steps[2]["validation/joint/video"] != steps[4]["validation/joint/video"]
+    last = steps[5]
+    assert 0 <= last["mask_iou/interaction-00"] <= 1
+    assert last["output_norm/1.a2v"] > 0
+    assert last["output_norm/1.v2a"] > 0
+    assert last["time/tokens_per_s"] > last["time/samples_per_s"]
+    assert last["compute/tflops_per_s"] > 0
+    assert last["memory/host_peak_gib"] > 0.1
+    # a step's loss is the mean over the times that its samples had
+    alone = 0
+    for metrics in steps.values():
+        parts = {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith("loss_at/") and "/audio/" in name
+        }
+        if len(parts) == 1 and "loss/audio" in metrics:
+            assert next(iter(parts.values())) == pytest.approx(metrics["loss/audio"])
+            alone += 1
+    assert alone
+    assert all(math.isfinite(value) for metrics in steps.values() for value in metrics.values())

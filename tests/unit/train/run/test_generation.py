@@ -1,0 +1,123 @@
+"""From a finished run to picture and sound, for every task (the model's weights are random: only the road is tested)."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_runs import SMALL_DATA, SMALL_MODEL, small_plan
+from made_samples import make_sample
+
+from uniavgen.shards import weights
+from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.run_folder import RunFolder
+from uniavgen.train.config import tiny_stages
+from uniavgen.train.generation import (
+    ClipGenerator,
+    Conditions,
+    conditions_from,
+    device_here,
+    fit_conditions,
+    generate,
+)
+from uniavgen.train.options import SamplerConfig, Task
+
+TWO_STEPS = SamplerConfig(steps=2)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not weights.present("minilm"):
+        pytest.skip("the embedded MiniLM weights are not in the cache")
+    from uniavgen.train.model.dual_branch import DualBranch
+
+    folder = RunFolder(tmp_path_factory.mktemp("run"), "joint")
+    torch.manual_seed(0)
+    folder.write(done=True, config=small_plan(tiny_stages()).model_dump(mode="json"))
+    folder.write_weights(DualBranch(SMALL_MODEL).state_dict())
+    return folder.path.parent
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_every_task_gives_picture_and_sound_of_the_same_length(run_dir: Path, task: Task) -> None:
+    sample = make_sample("a", 30, height=96, width=64)
+    made = generate(run_dir, task, sample, TWO_STEPS, seed=1)
+    assert made.frames.shape == (SMALL_DATA.frames, 64, 64, 3)
+    assert made.frames.dtype == np.uint8
+    assert made.waveform.shape == (SMALL_DATA.frames * 1500,)
+    assert made.waveform.dtype == np.float32
+    given = fit_conditions(conditions_from(sample, SMALL_DATA, 1), task, SMALL_DATA)
+    assert np.array_equal(made.frames, given.frames) == (task is Task.DUBBING)
+    assert np.array_equal(made.waveform, given.waveform) == (task is Task.AUDIO_DRIVEN)
+
+
+def test_the_same_seed_gives_the_same_clip(run_dir: Path) -> None:
+    given = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
+    one, two, other = (generate(run_dir, "joint", given, TWO_STEPS, seed=seed) for seed in (3, 3, 4))
+    assert np.array_equal(one.frames, two.frames)
+    assert np.array_equal(one.waveform, two.waveform)
+    assert not np.array_equal(one.waveform, other.waveform)
+
+
+def test_a_model_that_was_loaded_once_gives_what_it_gives_when_loaded_anew(run_dir: Path) -> None:
+    given = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
+    maker = ClipGenerator(run_dir)
+    for seed in (3, 4):
+        kept, anew = (
+            maker.generate(Task.JOINT, given, TWO_STEPS, seed),
+            generate(run_dir, "joint", given, TWO_STEPS, seed),
+        )
+        assert np.array_equal(kept.frames, anew.frames)
+        assert np.array_equal(kept.waveform, anew.waveform)
+    model = weakref.ref(maker.model)
+    maker.close()
+    gc.collect()
+    assert model() is None
+
+
+def test_sampling_uses_the_card_that_is_there() -> None:
+    there = torch.cuda.is_available()
+    assert device_here("cpu") == "cpu"
+    assert device_here("auto") == ("cuda" if there else "cpu")
+    if there:
+        assert device_here("cuda") == "cuda"
+    else:
+        with pytest.raises(UserError, match=r"no GPU \(train.device\); set train.device=cpu"):
+            device_here("cuda")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "said"),
+    [
+        ("joint", Conditions(speech="Hello"), "needs reference"),
+        ("joint", Conditions(reference=np.zeros((64, 64, 3), np.uint8), speech=" "), "needs speech"),
+        ("dubbing", Conditions(speech="Hello"), "needs frames"),
+        (
+            "dubbing",
+            Conditions(speech="Hello", frames=np.zeros((4, 64, 64, 3), np.uint8)),
+            "shorter than the run's",
+        ),
+        ("sing", Conditions(), "unknown task"),
+    ],
+)
+def test_missing_conditions_are_told(run_dir: Path, task: str, given: Conditions, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        generate(run_dir, task, given, TWO_STEPS)
+
+
+def test_a_run_that_was_not_trained_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="uniavgen train"):
+        generate(tmp_path, "joint", Conditions())
+
+
+def test_a_continuation_needs_no_reference_image() -> None:
+    sample = conditions_from(make_sample("a", 30), SMALL_DATA)
+    fitted = fit_conditions(replace(sample, reference=None), Task.CONTINUATION, SMALL_DATA)
+    assert fitted.reference is not None
+    assert fitted.frames is not None
+    assert np.array_equal(fitted.reference, fitted.frames[0])

@@ -1,0 +1,76 @@
+"""Files hashed on the way: what stands on the disk is what was written, and the digest is its own."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uniavgen.train.checkpoint import hashed_files
+from uniavgen.train.checkpoint.hashed_files import HashedFile, write_hashed
+from uniavgen.train.checkpoint.run_folder import digest
+
+
+@given(pieces=st.lists(st.binary(max_size=300)), small=st.integers(0, 50), piece=st.integers(1, 100))
+def test_whatever_is_written_in_whatever_pieces_stands_there_under_its_digest(
+    pieces: list[bytes], small: int, piece: int
+) -> None:
+    """Sizes at which bytes are handed to the other thread, or split, make no difference."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(hashed_files, "SMALL", small)
+        patch.setattr(hashed_files, "PIECE", piece)
+        path = Path(folder) / "file"
+        told = write_hashed(path, lambda file: [file.write(part) for part in pieces])
+        assert path.read_bytes() == b"".join(pieces)
+        assert told == hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+def test_the_caller_may_use_its_memory_again_at_once(tmp_path: Path) -> None:
+    def write(file: HashedFile) -> None:
+        buffer = bytearray(2**20)
+        for number in range(8):
+            buffer[:] = bytes([number]) * len(buffer)
+            assert file.write(buffer) == len(buffer)
+
+    told = write_hashed(tmp_path / "file", write)
+    assert (tmp_path / "file").read_bytes() == b"".join(bytes([number]) * 2**20 for number in range(8))
+    assert told == digest(tmp_path / "file")
+
+
+def test_tensors_saved_through_it_load_back(tmp_path: Path) -> None:
+    state = {
+        "whole": torch.randn(300_000),
+        "part": torch.randn(10, 10)[:, 3],
+        "name": "stage",
+        "none": torch.zeros(0),
+    }
+    told = write_hashed(tmp_path / "state.pt", partial(torch.save, state))
+    assert told == digest(tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt")
+    assert loaded["name"] == "stage"
+    assert all(torch.equal(loaded[name], state[name]) for name in ("whole", "part", "none"))
+
+
+@pytest.mark.parametrize("room", [0, 100_000, 1_000_000])
+def test_a_disk_that_fills_up_is_told_by_the_system(tmp_path: Path, room: int) -> None:
+    """The system refuses files over `room` bytes, as a full disk would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(OSError, match="too large") as caught:
+            write_hashed(tmp_path / "state.pt", partial(torch.save, {"whole": torch.randn(300_000)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.strerror
+
+
+def test_an_error_of_the_writer_is_its_own(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError, match="local object|pickle"):
+        write_hashed(tmp_path / "state.pt", partial(torch.save, {"function": lambda: None}))

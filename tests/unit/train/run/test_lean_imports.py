@@ -1,0 +1,28 @@
+"""A training worker's imports: what it does without, what it still has, and that nobody else is the poorer for it."""
+
+import json
+import subprocess
+import sys
+
+CHECK = """
+import json, sys
+from uniavgen.train.engine.deepspeed_compat import UNUSED, import_lean
+import torch
+compile_ = torch.compile
+import_lean("cpu")
+found = {"loaded": sorted(name for name in (*UNUSED, "torch._inductor.compile_fx") if name in sys.modules)}
+found["compile"] = torch.compile is compile_
+import sklearn, torchvision
+from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
+from uniavgen.train.codec.text import load_minilm
+found["doubled"] = torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(1)).item()
+found["features"] = list(load_minilm().encode(["one person speaks"], 12)[0].shape)
+print(json.dumps(found))
+"""
+
+
+def test_what_training_does_not_use_is_not_loaded_and_can_be_loaded_later() -> None:
+    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"loaded": [], "compile": True, "doubled": 2.0, "features": [1, 12, 384]}

@@ -1,0 +1,112 @@
+"""The plan of a run: its defaults, the paper's table, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from uniavgen.shards.errors import UserError
+from uniavgen.train.config import (
+    DataConfig,
+    DeepSpeedConfig,
+    StageConfig,
+    TrainConfig,
+    face_for,
+    lr_at,
+    tiny_stages,
+)
+from uniavgen.train.data.window_buckets import split_batch
+from uniavgen.train.engine.deepspeed_engine import deepspeed_file
+from uniavgen.train.options import PAPER_MIX
+
+
+def test_the_defaults_are_three_stages_that_hand_on() -> None:
+    stages = TrainConfig().stages
+    assert [(s.name, s.takes_from) for s in stages] == [
+        ("audio", None),
+        ("joint", "audio"),
+        ("multitask", "joint"),
+    ]
+    assert stages[2].tasks == PAPER_MIX
+
+
+def test_the_optimizer_is_the_papers() -> None:
+    file = deepspeed_file(TrainConfig(), StageConfig(name="joint", batch=32, lr=5e-6), 8)
+    assert file["optimizer"]["type"] == "AdamW"
+    assert (
+        file["optimizer"]["params"] | {"betas": [0.9, 0.999], "eps": 1e-8, "lr": 5e-6}
+        == file["optimizer"]["params"]
+    )
+
+
+def test_the_plan_imports_nothing_heavy() -> None:
+    code = "import sys, uniavgen.train.config, uniavgen.train.codec.config; print([m for m in ('torch', 'ray', 'deepspeed') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"frames": 16}}, r"4n \+ 1"),
+        ({"data": {"height": 100}}, "multiple of 32"),
+        ({"data": {"hight": 128}}, "hight"),
+        ({"stages": [{"name": "joint", "takes_from": "audio"}]}, "does not come before"),
+        ({"stages": [{"name": "audio"}, {"name": "audio"}]}, "stands twice"),
+        ({"stages": [{"name": "audio", "tasks": {"joint": 0}}]}, "positive weight"),
+        ({"stages": [{"name": "audio", "tasks": {"sing": 1}}]}, "sing|joint"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(changes: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainConfig.model_validate(changes)
+
+
+def test_an_unknown_stage_is_told_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="audio, joint, multitask"):
+        TrainConfig().stage("dance")
+
+
+@pytest.mark.parametrize(
+    ("world", "micro", "accumulated"), [(1, 0, 1), (2, 0, 1), (4, 0, 1), (1, 2, 4), (2, 2, 2), (2, 1, 4)]
+)
+def test_the_global_batch_is_what_is_configured_whatever_the_world_size(
+    world: int, micro: int, accumulated: int
+) -> None:
+    config = TrainConfig(deepspeed=DeepSpeedConfig(micro_batch=micro))
+    stage = StageConfig(name="joint", batch=8)
+    file = deepspeed_file(config, stage, world)
+    assert file["train_batch_size"] == 8
+    assert file["gradient_accumulation_steps"] == accumulated
+    places = [split_batch(8, world, rank, config.micro_batch(stage, world)) for rank in range(world)]
+    assert sorted(place for worker in places for part in worker for place in part) == list(range(8))
+    assert {len(worker) for worker in places} == {accumulated}
+
+
+@pytest.mark.parametrize(("world", "micro"), [(3, 0), (2, 3), (16, 0)])
+def test_a_batch_that_does_not_divide_is_refused(world: int, micro: int) -> None:
+    with pytest.raises(UserError, match="does not split"):
+        TrainConfig(deepspeed=DeepSpeedConfig(micro_batch=micro)).micro_batch(
+            StageConfig(name="joint", batch=8), world
+        )
+
+
+def test_the_learning_rate_warms_up_and_stays() -> None:
+    stage = StageConfig(name="audio", lr=1.0, warmup=3)
+    assert [lr_at(stage, step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_a_stage_may_name_its_own_lambda_schedule() -> None:
+    config = TrainConfig()
+    joint, multitask = tiny_stages()[1:]
+    assert (face_for(config, joint).lambda_start, face_for(config, joint).lambda_end) == (0.1, 0.0)
+    assert (face_for(config, multitask).lambda_start, face_for(config, multitask).lambda_end) == (0.0, 0.0)
+
+
+def test_the_window_is_told_in_latents_and_mels() -> None:
+    data = DataConfig(frames=81, height=480, width=832)
+    assert data.latent_shape == (21, 30, 52)
+    assert data.mels == 475

@@ -1,0 +1,241 @@
+"""Buckets in training: each clip in the window that fits it, each step of one window, batches that cost alike."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_runs import SMALL_MODEL, Run, read_metrics, small_plan, train_together
+from made_samples import make_sample
+from made_shards import write_tars
+from pydantic import ValidationError
+
+from uniavgen.shards import weights
+from uniavgen.shards.buckets import WindowBuckets, WindowShape
+from uniavgen.shards.read.sampler import SampleOrder
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.train.codec.registry import load_codecs
+from uniavgen.train.config import DataConfig, StageConfig, TrainConfig
+from uniavgen.train.data.batches import BatchLoader
+from uniavgen.train.data.window_buckets import data_for, make_feed, places_at, stage_buckets, window_flops
+from uniavgen.train.model.config import InteractionConfig
+
+SHORT, LONG, WIDE = (
+    WindowShape(frames=f, height=h, width=w) for f, h, w in ((5, 32, 32), (13, 64, 64), (13, 32, 64))
+)
+SHAPES = (SHORT, LONG, WIDE)
+DATA = DataConfig(
+    frames=13,
+    height=64,
+    width=64,
+    reference_frames=5,
+    caption_tokens=12,
+    buckets=list(SHAPES),
+    balance="flops",
+)
+STAGE = StageConfig(name="joint", steps=6, batch=2)
+NARROW = SMALL_MODEL.model_copy(update={"interaction": InteractionConfig(window=4)})
+"""The model with an interaction that fits the shortest window."""
+CONFIG = TrainConfig(model=NARROW, data=DATA, stages=[STAGE], workers=2)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips for each window by length and shape of picture, and one that is too short for any."""
+    samples = [make_sample(f"short{i}", 7 + i, seed=i) for i in range(3)]
+    samples += [make_sample(f"long{i}", 16 + i, seed=i) for i in range(3)]
+    samples += [make_sample(f"wide{i}", 16 + i, width=128, seed=i) for i in range(3)]
+    samples += [make_sample("tiny0", 3)]
+    sizes = {f"wide{i}": (128, 64) for i in range(3)}
+    return write_tars(tmp_path_factory.mktemp("buckets") / "shards", [samples], sizes_px=sizes)
+
+
+def opened(shards: Path, config: TrainConfig = CONFIG) -> SampleStream:
+    return SampleStream(str(shards), buckets=stage_buckets(config, STAGE))
+
+
+def test_each_clip_gets_the_window_that_fits_it() -> None:
+    buckets = WindowBuckets(shapes=SHAPES)
+    clips = {
+        (0.5, 64, 64): 0,
+        (0.8125, 64, 64): 1,
+        (9.0, 60, 64): 1,
+        (9.0, 128, 64): 2,
+        (0.5, 128, 64): 0,
+        (0.1, 64, 64): 0,
+    }
+    columns = np.array(list(clips)).T
+    assert buckets.of(columns[0], columns[1].astype(int), columns[2].astype(int)).tolist() == list(
+        clips.values()
+    )
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    many=st.lists(st.integers(1, 4), min_size=4, max_size=4),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_with_batches_of_any_sizes_no_sample_is_lost_or_favoured(
+    sizes: list[int], many: list[int], batch: int, seed: int
+) -> None:
+    bucket = np.repeat(np.arange(len(sizes)), sizes)
+    own = [batch * times for times in many]
+    order = SampleOrder(bucket, sizes=own, seed=seed)
+    rows: dict[int, list[int]] = {name: [] for name in range(len(sizes))}
+    for step in range(40):
+        name, first = order.bucket_at(step * order.batch), step * order.batch
+        assert order.size_at(first) == own[name]
+        taken = [order.sample_at(first + lane) for lane in range(own[name])]
+        assert {bucket[sample] for sample in taken} == {name}
+        rows[name] += taken
+        if own[name] < order.batch:
+            with pytest.raises(IndexError):
+                order.sample_at(first + own[name])
+        other = order.other_position(first, 2)
+        assert order.bucket_at(other) == name
+        assert other > first
+    for name, row in rows.items():
+        count = sizes[name]
+        for start in range(0, len(row) - count + 1, count):
+            assert sorted(row[start : start + count]) == np.flatnonzero(bucket == name).tolist()
+
+
+def test_cheap_windows_take_whole_multiples_of_the_batch_up_to_the_cost_of_the_dearest() -> None:
+    buckets = stage_buckets(CONFIG, STAGE)
+    assert buckets is not None
+    costs = np.array([window_flops(CONFIG, STAGE, shape) for shape in SHAPES])
+    steps = costs * buckets.batches
+    assert (np.array(buckets.batches) % STAGE.batch == 0).all()
+    assert steps.max() == costs.max() * STAGE.batch
+    assert (steps > steps.max() / 2).all()
+    assert buckets.batches[0] > buckets.batches[1] == STAGE.batch
+    even = CONFIG.model_copy(update={"data": DATA.model_copy(update={"balance": "samples"})})
+    assert stage_buckets(even, STAGE) == WindowBuckets(shapes=SHAPES, batches=(2, 2, 2))
+    assert stage_buckets(CONFIG.model_copy(update={"data": DataConfig()}), STAGE) is None
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_workers_share_every_batch_and_have_as_many_micro_steps_at_each(shards: Path, world: int) -> None:
+    stream = opened(shards)
+    for step in range(12):
+        own = [places_at(step, stream, STAGE, world, rank, 1) for rank in range(world)]
+        assert {len(micros) for micros in own} == {STAGE.batch // world}
+        assert sorted(place for micros in own for places in micros for place in places) == list(
+            range(stream.order.size_at(step * stream.order.batch))
+        )
+        assert len({len(places) for micros in own for places in micros}) == 1
+
+
+def test_a_batch_is_of_the_shape_of_its_step_however_it_is_divided(shards: Path) -> None:
+    codecs = load_codecs(DATA.codecs, picture=False)
+    stream = opened(shards)
+    feed = make_feed(stream, DATA, STAGE, codecs)
+    assert (feed.latents, feed.line) == ("", "latents are encoded on line: 3 windows, caches hold one")
+    loader = BatchLoader(stream, DATA, codecs, feed.batch, feed.windows, feed.other)
+    lengths, passed_over = Counter[int](), 0
+    for step in range(12):
+        bucket = stream.order.bucket_at(step * loader.batch)
+        size = stream.order.size_at(step * loader.batch)
+        loaded = loader.load(step, range(size))
+        halves = [
+            key
+            for part in (range(size // 2), range(size // 2, size))
+            for key in loader.load(step, part).batch.keys
+        ]
+        assert halves == loaded.batch.keys
+        assert {key.rstrip("0123456789") for key in loaded.batch.keys} == {("short", "long", "wide")[bucket]}
+        assert loaded.batch.mel.shape == (size, 100, data_for(DATA, SHAPES[bucket]).mels)
+        lengths[bucket] += 1
+        passed_over += loaded.counts["short"]
+    assert set(lengths) == {0, 1, 2}
+    assert passed_over > 0, "the clip too short for any window"
+
+
+def test_a_stream_of_windows_is_resumed_from_its_state(shards: Path) -> None:
+    stream = opened(shards)
+    resumed, position = SampleStream.resume(
+        str(shards), json.loads(json.dumps(stream.state(5 * stream.order.batch)))
+    )
+    assert (resumed.buckets, resumed.order.batch, position) == (
+        stream.buckets,
+        stream.order.batch,
+        5 * stream.order.batch,
+    )
+    for at in range(position, position + 60):
+        if at % stream.order.batch < stream.order.size_at(at):
+            assert resumed.name_at(at) == stream.name_at(at)
+    read = [sample.key for _, sample in zip(range(9), (s for _, s in resumed.read(position)), strict=False)]
+    whole = (
+        at for at in range(position, position + 60) if at % stream.order.batch < stream.order.size_at(at)
+    )
+    assert read == [stream.name_at(at)[1] for at, _ in zip(whole, range(9), strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"buckets": [{"frames": 8, "height": 64, "width": 64}]}, "4n"),
+        ({"buckets": [{"frames": 9, "height": 64, "width": 50}]}, "multiple of 32"),
+        ({"buckets": [SHORT, SHORT]}, "stands twice"),
+        ({"buckets": [SHORT], "latents": "require"}, "cached for one window only"),
+    ],
+)
+def test_windows_that_cannot_be_are_named(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DataConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("window", "fits"), [(4, True), (5, False), (12, False)])
+def test_the_shortest_window_must_be_longer_than_the_interactions(window: int, fits: bool) -> None:
+    model = SMALL_MODEL.model_copy(update={"interaction": InteractionConfig(window=window)})
+    plan = {"model": model, "data": DATA, "stages": [STAGE]}
+    if fits:
+        assert TrainConfig(**plan).data == DATA
+    else:
+        with pytest.raises(
+            ValidationError, match=rf"window is {window} frames, data\.buckets\.0\.frames make only 5"
+        ):
+            TrainConfig(**plan)
+
+
+@pytest.mark.slow
+def test_two_workers_train_on_the_batches_that_one_would_see(shards: Path, tmp_path: Path) -> None:
+    if not weights.present("minilm"):
+        pytest.skip("the embedded MiniLM weights are not in the cache")
+    square, wide = WindowShape(frames=13, height=192, width=192), WindowShape(frames=13, height=32, width=64)
+    data = DATA.model_copy(
+        update={"buckets": [square, wide], "seed": 3}
+    )  # the wide one comes up within four steps
+    stage = STAGE.model_copy(update={"steps": 4})
+    plan = small_plan([stage], 2, zero_stage=1).model_copy(
+        update={"data": data, "trace": True, "fixed_steps": 0}
+    )
+    buckets = WindowBuckets(shapes=(square, wide), batches=(2, 4))
+    assert stage_buckets(plan, stage) == buckets
+    train_together([Run(plan, "joint", tmp_path)], shards, 2)
+    assert sorted(step for step in read_metrics(tmp_path) if step) == [1, 2, 3, 4]
+
+    stream = SampleStream(str(shards), seed=data.seed, buckets=buckets)
+    feed = make_feed(stream, data, stage, load_codecs(data.codecs, picture=False))
+    loader = BatchLoader(
+        stream, data, load_codecs(data.codecs, picture=False), feed.batch, feed.windows, feed.other
+    )
+    seen: dict[int, dict[str, str]] = {}
+    for rank in range(2):
+        for line in (tmp_path / "joint" / f"trace-{rank}.jsonl").read_text().splitlines():
+            told = json.loads(line)
+            seen.setdefault(told["step"], {}).update(told["keys"])
+    batches = [
+        loader.load(step, range(stream.order.size_at(step * feed.batch))).batch.keys for step in range(4)
+    ]
+    assert [
+        [seen[step][str(place)] for place in range(len(batch))] for step, batch in enumerate(batches)
+    ] == batches
+    assert {len(batch) for batch in batches} == {2, 4}

@@ -1,0 +1,180 @@
+"""A checkpoint for another number of workers, ZeRO stage or dtype: through DeepSpeed's universal form and back.
+
+In: DeepSpeed's state of every worker, as `train.engine.save_state` leaves it. Out: a folder with one file per weight and
+moment (`zero/<name>/{fp32,exp_avg,exp_avg_sq,step}.pt`), which an engine of any layout loads. DeepSpeed's own tool makes the
+folder from ZeRO 1-3 and bf16, but what it leaves beside the tensors is read by the same family only (ZeRO 1-2, or 3), and
+it knows nothing of plain fp32 training without ZeRO: both gaps are closed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uniavgen.shards.errors import UserError
+from uniavgen.train.config import TrainConfig
+from uniavgen.train.engine.deepspeed_engine import STATE_TAG, is_plain
+
+log = logging.getLogger(__name__)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE_NAMES = ("fp32", *MOMENTS)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run's state is spread."""
+
+    workers: int
+    zero_stage: int
+    dtype: str
+
+    @staticmethod
+    def of(config: TrainConfig, world: int) -> Layout:
+        return Layout(world, config.deepspeed.zero_stage, config.deepspeed.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.workers} worker{'s' * (self.workers != 1)}, ZeRO {self.zero_stage}, {self.dtype}"
+
+    @property
+    def plain(self) -> bool:
+        """See `train.engine.is_plain`: DeepSpeed saves PyTorch's own optimizer."""
+        return is_plain(self.zero_stage, self.dtype)
+
+    def reads(self, saved: Layout) -> bool:
+        """Whether DeepSpeed loads a checkpoint of another layout as it is."""
+        return saved == self or (saved.plain and self.plain)
+
+
+def convert(checkpoint: Path, out: Path, saved: Layout, now: Layout, trained: Sequence[str]) -> None:
+    """Write the universal form of a checkpoint for the layout `now`. One process calls this.
+
+    `trained`: names of the parameters in training, in the model's order. Raises UserError where DeepSpeed cannot do it.
+    """
+    if now.zero_stage == 0 and not now.plain:
+        raise UserError(
+            f"a checkpoint of {saved} cannot go on with ZeRO 0 in {now.dtype}",
+            where=checkpoint,
+            do="set train.deepspeed.zero_stage to 1, 2 or 3",
+            kind="no-conversion",
+        )
+    source, target = checkpoint / STATE_TAG, out / STATE_TAG
+    target.mkdir(parents=True)
+    if saved.plain:
+        step = _from_plain(source, target, trained)
+    else:
+        _from_sharded(source, target)
+        step = _complete(target, trained)
+    _describe(source, target, step, same_dtype=saved.dtype == now.dtype)
+
+
+def load_plain(engine: Any, out: Path) -> None:
+    """Load a universal form into an engine that trains fp32 without ZeRO, which DeepSpeed itself does not."""
+    folder = out / STATE_TAG
+    state: dict[torch.nn.Parameter, dict[str, Any]] = {}
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        found = {
+            key: _read(folder / "zero" / name / f"{key}.pt")["param"].reshape(parameter.shape)
+            for key in STATE_NAMES
+        }
+        parameter.data.copy_(found["fp32"])
+        moments = {key: found[key].to(parameter.device) for key in MOMENTS}
+        state[parameter] = {"step": _read(folder / "zero" / name / "step.pt"), **moments}
+    engine.optimizer.state.update(state)
+    common = _read(next(folder.glob("mp_rank_*_model_states.pt")))
+    for counter in ("global_steps", "global_samples", "skipped_steps"):
+        setattr(engine, counter, common[counter])
+
+
+def _from_sharded(source: Path, target: Path) -> None:
+    """DeepSpeed's tool, in this process and one file after another; it talks to standard output."""
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    said = io.StringIO()
+    options = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        main(options)
+    log.debug("%s", said.getvalue())
+
+
+def _from_plain(source: Path, target: Path, trained: Sequence[str]) -> torch.Tensor:
+    """Weights and moments out of PyTorch's own state; the step that they are at."""
+    common = _read(next(source.glob("mp_rank_*_model_states.pt")))
+    step = torch.tensor(0.0)
+    for index, name in enumerate(trained):
+        found = common["optimizer"]["state"][index]
+        step = found["step"]
+        _write(target / "zero" / name / "step.pt", step)
+        for key in STATE_NAMES:
+            value = common["module"][name] if key == "fp32" else found[key]
+            _write(target / "zero" / name / f"{key}.pt", {"param": value.float(), "cat_dim": 0})
+    return step
+
+
+def _complete(target: Path, trained: Sequence[str]) -> torch.Tensor:
+    """Give the tensors of ZeRO-3 the form that ZeRO 1-2 reads, which ZeRO-3 reads too; the step that they are at."""
+    known = _read(target / "zero" / "optimizer_state.pt").get("optimizer_state_dict")
+    step = known["state"][0]["step"] if known else _read(target / "zero" / trained[0] / "step.pt")
+    for name in trained:
+        for key in STATE_NAMES:
+            path = target / "zero" / name / f"{key}.pt"
+            value = _read(path)
+            if isinstance(value, torch.Tensor):
+                _write(path, {"param": value, "cat_dim": 0})
+        _write(target / "zero" / name / "step.pt", step)
+    return step
+
+
+def _describe(source: Path, target: Path, step: torch.Tensor, *, same_dtype: bool) -> None:
+    """What either family reads beside the tensors: the counters under both names, the optimizer's settings in both forms."""
+    from deepspeed import __version__
+
+    files = sorted(source.glob("*_model_states.pt"))
+    common = {**_read(files[0]), "module": {}, "optimizer": None}
+    for old in target.glob("*_model_states.pt"):
+        old.unlink()
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+        _write(target / name, common)
+    path = target / "zero" / "optimizer_state.pt"
+    known = _read(path) if path.is_file() else {"param_groups": _read(files[0])["optimizer"]["param_groups"]}
+    groups = known["param_groups"]
+    if not same_dtype:  # each dtype has a loss scale of its own
+        known = {
+            key: value for key, value in known.items() if key not in ("loss_scaler", "dynamic_loss_scale")
+        }
+    _write(
+        path,
+        known
+        | {
+            "ds_version": __version__,
+            "optimizer_state_dict": {"state": {0: {"step": step}}, "param_groups": groups},
+        },
+    )
+
+
+def _read(path: Path) -> Any:
+    """One of DeepSpeed's own files, of a checkpoint whose digests were checked."""
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(value, path)

@@ -1,0 +1,117 @@
+"""A trained model as plain files that other programs read, and back.
+
+    OUT/video.safetensors          the video branch under the original Wan names and shapes
+    OUT/audio.safetensors          the audio branch, likewise
+    OUT/interaction.safetensors    what UniAVGen adds: the interaction layers and the speech text encoder, as named here
+    OUT/config.json                the configuration it was trained with, the stage, and a digest of each file
+
+In: a run folder with a finished two-branch stage. The weights are the stage's moving average where it kept one, in fp32.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.run_folder import (
+    differing,
+    digest,
+    load_trained,
+    trained_config,
+    write_tensors,
+    write_text,
+)
+from uniavgen.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from uniavgen.train.model.dual_branch import DualBranch
+
+EXPORT_VERSION = 1
+DESCRIPTION, VIDEO, AUDIO, INTERACTION = (
+    "config.json",
+    "video.safetensors",
+    "audio.safetensors",
+    "interaction.safetensors",
+)
+OWN_PARTS = ("interactions.", "speech_text.")
+
+
+def export_weights(run_dir: str | Path, out: Path, stage: str | None = None) -> dict[str, Any]:
+    """Write the files; returns what config.json says. Raises UserError where no two-branch stage is finished."""
+    from uniavgen.train.model.pretrained import wan_state_dict
+
+    model, config = load_trained(run_dir, stage)
+    stage = trained_config(run_dir, stage)[0]
+    out.mkdir(parents=True, exist_ok=True)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(OWN_PARTS)}
+    parts = {VIDEO: wan_state_dict(model.video), AUDIO: wan_state_dict(model.audio), INTERACTION: own}
+    for name, tensors in parts.items():
+        write_tensors(out / name, tensors, {"format": "pt"})
+    described = {
+        "export_version": EXPORT_VERSION,
+        "stage": stage,
+        "parameters": model.parameter_counts(),
+        "sha256": {name: digest(out / name) for name in parts},
+        "config": config.model_dump(mode="json"),
+    }
+    # written last: a folder without it is no export
+    write_text(out / DESCRIPTION, json.dumps(described, indent=1) + "\n")
+    return described
+
+
+def is_export(folder: str | Path) -> bool:
+    """Whether a folder is an export and no run."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
+def exported_config(folder: str | Path) -> tuple[str, TrainConfig]:
+    """The stage and the configuration of an export. Raises UserError where it is damaged or foreign."""
+    path = Path(folder) / DESCRIPTION
+    try:
+        described = json.loads(path.read_text())
+        version, stage, config = (described[name] for name in ("export_version", "stage", "config"))
+        if version == EXPORT_VERSION and described["sha256"]:
+            return stage, TrainConfig.model_validate(config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "config.json of the export is damaged", where=path, do="export the run again"
+        ) from error
+    raise UserError(
+        f"the export has version {version}, this program reads {EXPORT_VERSION}",
+        where=path,
+        do="use the matching release of uniavgen",
+        kind="wrong-version",
+    )
+
+
+def load_export(folder: str | Path) -> tuple[DualBranch, TrainConfig]:
+    """The exported model on the CPU in eval mode, and its configuration.
+
+    Raises UserError where a file is not what was exported.
+    """
+    from safetensors.torch import load_file
+
+    from uniavgen.train.model.pretrained import build_model
+
+    config = exported_config(folder)[1]
+    place = Path(folder)
+    wrong = differing(place, json.loads((place / DESCRIPTION).read_text())["sha256"])
+    if wrong:
+        raise UserError(
+            f"the export is damaged: {wrong[0]}",
+            where=place,
+            do="export the run again",
+            kind="damaged-export",
+        )
+    model, reports = build_model(config.model, video=place / VIDEO, audio=place / AUDIO)
+    own = load_file(place / INTERACTION)
+    missing = [name for report in reports.values() for name in report.new]
+    missing += [name for name in model.state_dict() if name.startswith(OWN_PARTS) and name not in own]
+    if missing:
+        raise UserError(
+            f"the export lacks {missing[0]}", where=place, do="export the run again", kind="damaged-export"
+        )
+    model.load_state_dict(own, strict=False)
+    return model.eval(), config

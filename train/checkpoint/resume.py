@@ -1,0 +1,231 @@
+"""Where a stage goes on from: the newest whole checkpoint, made to fit the workers that are there now.
+
+In: the stage's folder, the configuration, torch.distributed. Out: a Resumption, the same on all workers; and on the way one
+line in events.jsonl for whatever is not the plain case: damage passed over, settings that changed, another layout.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.checkpoint_conversion import Layout, convert, load_plain
+from uniavgen.train.checkpoint.run_folder import ABSENT, MANIFEST, STATE, RunFolder, changed_fields, differing
+from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.engine.deepspeed_engine import from_all, load_state
+
+log = logging.getLogger(__name__)
+
+AVERAGE_FILE = "ema.safetensors"
+TASK_MIXES = ("stage.tasks.", "objective.mix.")
+"""Settings whose keys are a choice: a task that is new there is a change."""
+NO_MATTER = ("data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weights")
+"""Settings that no loss depends on, though they stand among those that losses do."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A checkpoint to go on from. `path` is its folder, or the converted one, which is removed once it is loaded."""
+
+    step: int
+    path: Path
+    state: dict[str, Any]
+    checkpoint: Path
+    converted: bool = False
+
+    @property
+    def universal(self) -> bool:
+        """Whether the engine must be begun for DeepSpeed's universal form."""
+        return self.converted and not self.state["now"].plain
+
+    def load(self, engine: Any) -> None:
+        """Restore the engine. All workers call this. Raises UserError where the state cannot be read."""
+        if self.converted and self.state["now"].plain:
+            load_plain(engine, self.path)
+        else:
+            load_state(engine, self.path)
+        restore_random(self.checkpoint)
+        dist.barrier()
+        if self.converted and dist.get_rank() == 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def find(
+    folder: RunFolder,
+    config: TrainConfig,
+    stage: StageConfig,
+    trained: Sequence[str],
+    *,
+    accept_changes: bool = False,
+) -> Resumption | None:
+    """The checkpoint to go on from; None where the stage begins. All workers call this.
+
+    `trained`: names of the parameters in training. Raises UserError where none of the checkpoints is whole, and where the
+    configuration changed and `accept_changes` does not allow it.
+    """
+    steps, damaged = from_all(folder.steps())[0], {}
+    while steps:
+        damage = damage_of(folder, steps[-1])
+        if not damage:
+            break
+        damaged[steps.pop()] = damage
+    if damaged and not steps:
+        step, damage = next(iter(damaged.items()))
+        raise UserError(
+            f"no checkpoint is whole; the newest, {step}: {damage[0]}",
+            where=folder.checkpoints,
+            do=f"delete {folder.checkpoints} to train the stage from its start",
+            kind="damaged-checkpoint",
+        )
+    if not steps:
+        return None
+    step = steps[-1]
+    state = folder.state(step)
+    settings = settings_that_matter(config, stage)
+    defaults = settings_that_matter(TrainConfig(), StageConfig(name=stage.name))
+    changed = refuse_changes(
+        state["settings"], settings, defaults, folder.checkpoint(step), accept=accept_changes
+    )
+    if dist.get_rank() == 0:
+        for other, damage in damaged.items():
+            folder.tell(
+                "damaged", f"checkpoint {other} is damaged ({damage[0]}); going on from {step}", files=damage
+            )
+            folder.set_aside(other)
+        if changed:
+            folder.tell(
+                "changed", f"going on from step {step} with another {', '.join(changed)}", fields=changed
+            )
+    return fitted(folder, step, state, Layout.of(config, dist.get_world_size()), trained)
+
+
+def damage_of(folder: RunFolder, step: int) -> list[str]:
+    """What is wrong with a checkpoint; each worker reads a share of the files. All workers call this."""
+    # as the first worker sees it: where a shared folder lags, all must go the same way
+    digests = from_all(folder.manifest(step))[0]
+    if not digests:
+        return [f"{MANIFEST} is missing or damaged"]
+    if STATE not in digests:
+        return [f"{MANIFEST} does not know {STATE}"]
+    mine = dict(sorted(digests.items())[dist.get_rank() :: dist.get_world_size()])
+    return sorted(wrong for found in from_all(differing(folder.checkpoint(step), mine)) for wrong in found)
+
+
+def refuse_changes(
+    saved: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    where: Path,
+    *,
+    accept: bool,
+) -> list[str]:
+    """Names of the settings that are not those of the checkpoint. Raises UserError with them unless `accept`.
+
+    A setting that the checkpoint does not know is none of them while it stands at its default: a newer release has it.
+    """
+    new = [
+        name
+        for name in changed_fields(saved, settings)
+        if _at(saved, name) is ABSENT
+        and _at(settings, name) == _at(defaults, name)
+        and not name.startswith(TASK_MIXES)
+    ]
+    changed = changed_fields(saved, settings, ignore=[*new, *NO_MATTER])
+    if changed and not accept:
+        more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+        raise UserError(
+            f"the checkpoint was made with another {', '.join(changed[:8])}{more}",
+            where=where,
+            do="resume with the configuration it began with, allow the change with --accept-changes, or use another "
+            "--run folder",
+            kind="changed-configuration",
+        )
+    return changed
+
+
+def _at(settings: Mapping[str, Any], name: str) -> Any:
+    """The value under a dotted name; ABSENT where there is none."""
+    value: Any = settings
+    for part in name.split("."):
+        value = value.get(part, ABSENT) if isinstance(value, Mapping) else ABSENT
+    return value
+
+
+def fitted(
+    folder: RunFolder, step: int, state: dict[str, Any], now: Layout, trained: Sequence[str]
+) -> Resumption:
+    """The checkpoint itself, or where it was made by another layout its universal form. All workers call this."""
+    saved, path = Layout(**state["layout"]), folder.checkpoint(step)
+    state = state | {"now": now}
+    if now.reads(saved):
+        return Resumption(step, path, state, path)
+    converted = folder.checkpoints / f".step-{step}.universal"
+    error: UserError | None = None
+    if dist.get_rank() == 0:
+        folder.tell("converted", f"checkpoint {step} was made by {saved}; it is converted for {now}")
+        shutil.rmtree(converted, ignore_errors=True)
+        try:
+            convert(path, converted, saved, now, trained)
+        except UserError as caught:
+            error = caught
+        except Exception as caught:  # the others wait to hear of it, whatever it is
+            what = (
+                f"the checkpoint cannot be converted from {saved} to {now}: {type(caught).__name__}: {caught}"
+            )
+            error = UserError(what, where=path, do=f"go on with {saved}", kind="no-conversion")
+    error = from_all(error)[0]
+    if error is not None:
+        raise error
+    return Resumption(step, converted, state, path, converted=True)
+
+
+def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, Any]:
+    """What must not change between the start of a stage and its resumption: all that its losses depend on.
+
+    How the model is spread over workers is not among it: a checkpoint of another layout is converted.
+    """
+    free = {"stages", "checkpoint", "health", "validation", "trace", "workers", "device", "cpus_per_worker"}
+    free |= {"max_restarts", "room_wait_s"}
+    exclude: Any = {
+        **dict.fromkeys(free, True),
+        "data": {"damage": True, "shards": True, "cached": {"workers", "num_cpus", "num_gpus"}},
+        "deepspeed": {"zero_stage", "offload", "micro_batch", "activation_checkpointing"},
+    }
+    staged = stage.model_dump(mode="json")
+    # which audio shards they are is known by their digests, wherever they stand
+    staged["emilia"]["shards"] = bool(stage.emilia.shards)
+    return {**config.model_dump(mode="json", exclude=exclude), "stage": staged}
+
+
+def random_state() -> dict[str, Tensor]:
+    """This worker's own random generators. Training draws from none of them, so this is for what a user adds."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def random_file(rank: int) -> str:
+    return f"random-{rank}.safetensors"
+
+
+def restore_random(checkpoint: Path) -> None:
+    """Set this worker's random generators as the worker of the same rank had them, if there was one."""
+    from safetensors.torch import load_file
+
+    path = checkpoint / random_file(dist.get_rank())
+    if not path.is_file():
+        return
+    state = load_file(path)
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,1 @@
+"""Metrics, validation losses and warnings of a training run."""

@@ -1,0 +1,96 @@
+"""Losses on fixed clips of val at fixed diffusion times, for every task of a stage: comparable over a whole run.
+
+In: the shards, codecs and a model. Out: figures by task, modality and time. Clips, windows and noise never change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.stream import SampleStream
+from uniavgen.train.codec.registry import Codecs
+from uniavgen.train.config import StageConfig, TrainConfig, face_for
+from uniavgen.train.data.batches import BatchLoader
+from uniavgen.train.diagnostics.metrics import over_workers
+from uniavgen.train.options import ObjectiveConfig, Task, TimestepConfig
+from uniavgen.train.tasks import Draw, total_loss
+
+STEP = 2**40
+"""The step that the noise is drawn for: no training step reaches it."""
+
+
+class Validation:
+    """One worker's part of the clips. All workers make one and call `losses` together."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: StageConfig,
+        shards_dir: str,
+        codecs: Codecs,
+        begun_with: Mapping[str, str] | None = None,
+    ) -> None:
+        """Encode the clips once, of the shards that the stage began with (None: of all there are).
+
+        Raises UserError where they do not split among the workers, or there is no val.
+        """
+        rank, world = dist.get_rank(), dist.get_world_size()
+        share, rest = divmod(config.validation.clips, world)
+        if rest:
+            raise UserError(
+                f"{config.validation.clips} validation clips do not split among {world} workers",
+                where="train.validation.clips",
+                do=f"use {world * max(1, share)}",
+                kind="bad-batch",
+            )
+        self.config, self.stage = config, stage
+        self.places = tuple(range(rank * share, (rank + 1) * share))
+        stream = SampleStream(
+            shards_dir, "val", config.data.seed, shards=begun_with, damage=config.data.damage
+        )
+        self.shards = stream.shards
+        self.batch = (
+            BatchLoader(stream, config.data, codecs, config.validation.clips).load(0, self.places).batch
+        )
+
+    def losses(self, engine: Any) -> dict[str, float]:
+        """`validation/<task>/<modality>` (mean over the times) and `.../t<time>`, over all workers' clips."""
+        tasks = [task for task in Task if self.stage.tasks.get(task)]
+        found: dict[str, float] = {}
+        for task in tasks:
+            scored = [name for name in task.scored if self.stage.picture or name == "audio"]
+            sums = [self._at(engine, task, time, scored) for time in self.config.validation.times]
+            means = over_workers([value for row in sums for value in row])
+            table = torch.tensor(means).view(len(sums), len(scored)) / dist.get_world_size()
+            for column, name in enumerate(scored):
+                found[f"validation/{task}/{name}"] = float(table[:, column].mean())
+                for row, time in enumerate(self.config.validation.times):
+                    found[f"validation/{task}/{name}/t{time:g}"] = float(table[row, column])
+        return found
+
+    @torch.no_grad()
+    def _at(self, engine: Any, task: Task, time: float, scored: list[str]) -> list[float]:
+        losses = total_loss(
+            engine,
+            replace(self.batch).to(engine.device),
+            task,
+            Draw(self.config.seed, STEP, self.places),
+            fixed_objective(self.config.objective, self.stage.tasks, time),
+            face_for(self.config, self.stage),
+            0.0,
+        )
+        return [float(losses[name]) for name in scored]
+
+
+def fixed_objective(objective: ObjectiveConfig, mix: dict[Task, int], time: float) -> ObjectiveConfig:
+    """The stage's objective with every sample at one diffusion time, and no text left out."""
+    exact = TimestepConfig(distribution="logit-normal", mean=math.log(time / (1 - time)), std=1e-12)
+    update = {"timestep": exact, "mix": mix, "caption_dropout": 0.0, "speech_dropout": 0.0}
+    return objective.model_copy(update=update)

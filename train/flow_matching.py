@@ -1,0 +1,74 @@
+"""Flow matching: the straight path between data and noise, the time it is sampled at, and the masked velocity loss.
+
+t = 0 is data and t = 1 is noise, as in Wan. All randomness is a pure function of (seed, step, sample index) and made on
+the CPU, so that a run sees the same draws on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from uniavgen.train.options import TimestepConfig
+
+
+def generator_for(*names: object) -> torch.Generator:
+    """A CPU generator that depends on nothing but `names` (seed, step, sample index, what it is for)."""
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def noise_for(
+    seed: int, step: int, sample_index: int, shape: Sequence[int], purpose: str = "noise"
+) -> Tensor:
+    """Standard normal noise of one sample: fp32 `shape`, on the CPU."""
+    return torch.randn(tuple(shape), generator=generator_for(seed, step, sample_index, purpose))
+
+
+def uniform_for(seed: int, step: int, sample_index: int, purpose: str) -> float:
+    """One number in [0, 1) for one sample's decision `purpose`."""
+    return float(
+        torch.rand((), generator=generator_for(seed, step, sample_index, purpose), dtype=torch.float64)
+    )
+
+
+def timestep_for(
+    seed: int, step: int, sample_index: int, config: TimestepConfig, purpose: str = "timestep"
+) -> float:
+    """Diffusion time in 0..1 (1 is noise) of one sample, drawn as `config` says."""
+    generator = generator_for(seed, step, sample_index, purpose)
+    if config.distribution == "logit-normal":
+        normal = torch.randn((), generator=generator, dtype=torch.float64)
+        return float(torch.sigmoid(config.mean + config.std * normal))
+    u = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return shift_time(u, config.shift) if config.distribution == "shifted" else u
+
+
+def shift_time(t: float, shift: float) -> float:
+    """Time moved towards noise: s t / (1 + (s - 1) t) (Wan, Stable Diffusion 3); shift 1 changes nothing."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def mix(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x_0 + t noise; t [B], the others [B, ...]."""
+    t = t.view(-1, *[1] * (data.dim() - 1)).to(data.dtype)
+    return (1 - t) * data + t * noise
+
+
+def velocity(data: Tensor, noise: Tensor) -> Tensor:
+    """The target dx/dt = noise - x_0."""
+    return noise - data
+
+
+def velocity_loss(predicted: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Mean squared error of every sample over its scored frames: [B], 0 where none is scored.
+
+    predicted, target [B, c, N, ...]; scored bool [N]. Frames that are not scored get no gradient, whatever they hold.
+    """
+    keep = scored.view(1, 1, -1, *[1] * (target.dim() - 3))
+    error = torch.where(keep, predicted.float() - target.float(), 0.0).square()
+    per_frame = target[0].numel() // target.shape[2]
+    return error.flatten(1).sum(1) / (scored.sum() * per_frame).clamp(min=1)
