@@ -69,7 +69,7 @@ def find_source(corpus: Corpus, name: str) -> Target:
     found = exact or loose
     if len(found) != 1:
         what = f"{len(found)} sources are meant by this name" if found else "no such source in this corpus"
-        raise UserError(what, where=name, do="give its source_id or its whole path", kind="no-such-source")
+        raise UserError(what, where=name, hint="give its source_id or its whole path", kind="no-such-source")
     clips = corpus.query("SELECT clip_id, source_id FROM clips").to_pylist()
     return Target(
         frozenset(found),
@@ -86,7 +86,7 @@ def find_speaker(corpus: Corpus, speaker: str, split: SplitConfig) -> Target:
         raise UserError(
             "no such speaker",
             where=speaker,
-            do="take it from the report or clips.speaker",
+            hint="take it from the report or clips.speaker",
             kind="no-such-speaker",
         )
     labels = components(len(alike.speakers), [alike.same])
@@ -137,7 +137,7 @@ def _from_journal(path: Path) -> Target:
         return Target(**{name: frozenset(value) for name, value in json.loads(path.read_text()).items()})
     except (ValueError, TypeError) as error:
         raise UserError(
-            "the journal of an unfinished forget is damaged", where=path, do="remove it and forget again"
+            "the journal of an unfinished forget is damaged", where=path, hint="remove it and forget again"
         ) from error
 
 

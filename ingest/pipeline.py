@@ -52,7 +52,7 @@ def ingest(
     config = config or IngestConfig()
     if stage and stage not in STEP_NAMES:
         raise UserError(
-            f"there is no step {stage!r}", do=f"name one of: {', '.join(STEP_NAMES)}", kind="no-step"
+            f"there is no step {stage!r}", hint=f"name one of: {', '.join(STEP_NAMES)}", kind="no-step"
         )
     found = find_sources(sources, config.sources)
     corpus = Corpus.create(corpus_root)
@@ -184,5 +184,5 @@ def _check_space(corpus: Corpus) -> None:
     free = shutil.disk_usage(corpus.root).free
     if free < NEEDED_SPACE:
         raise UserError(
-            f"only {free // 2**20} MiB are free", where=corpus.root, do="free some space", kind="no-space"
+            f"only {free // 2**20} MiB are free", where=corpus.root, hint="free some space", kind="no-space"
         )

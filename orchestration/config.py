@@ -55,14 +55,14 @@ def load_config(preset: str = "tiny", file: Path | None = None, assignments: Seq
         Config.model_validate(OmegaConf.to_container(composed, resolve=True))
     except ValidationError as error:
         raise UserError(
-            _first_problem(error), where=file or preset_file(preset), do="correct the file"
+            _first_problem(error), where=file or preset_file(preset), hint="correct the file"
         ) from error
     try:
         for assignment in assignments:
             key, equals, value = assignment.partition("=")
             if not equals:
                 raise UsageError(
-                    f"--set takes KEY=VALUE, got {assignment!r}", do="for example --set train.seed=1"
+                    f"--set takes KEY=VALUE, got {assignment!r}", hint="for example --set train.seed=1"
                 )
             OmegaConf.update(composed, key, yaml.safe_load(value), force_add=True)
         return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
@@ -81,7 +81,7 @@ def preset_file(name: str) -> Path:
     """The file of a preset. Raises UsageError naming the known ones."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        raise UsageError(f"unknown preset {name!r}", do=f"known: {', '.join(preset_names())}")
+        raise UsageError(f"unknown preset {name!r}", hint=f"known: {', '.join(preset_names())}")
     return path
 
 
@@ -93,11 +93,11 @@ def _layer(path: Path) -> Any:
         return OmegaConf.create(yaml.safe_load(path.read_text()) or {})
     except OSError as error:
         raise UserError(
-            f"the configuration cannot be read: {error.strerror}", where=path, do="check the path"
+            f"the configuration cannot be read: {error.strerror}", where=path, hint="check the path"
         ) from error
     except yaml.YAMLError as error:
         raise UserError(
-            f"the configuration is no YAML: {' '.join(str(error).split())}", where=path, do="correct it"
+            f"the configuration is no YAML: {' '.join(str(error).split())}", where=path, hint="correct it"
         ) from error
 
 

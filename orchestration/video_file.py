@@ -60,7 +60,7 @@ def write_movie(
             message = process.stderr.read().decode(errors="replace").strip().splitlines()
             if process.wait():
                 last = message[-1] if message else "no message"
-                raise UserError(f"ffmpeg could not write: {last}", where=path, do="check space and rights")
+                raise UserError(f"ffmpeg could not write: {last}", where=path, hint="check space and rights")
         finally:
             process.kill()
             process.wait()

@@ -25,13 +25,13 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path, busy: str, do: str = "wait until it is done") -> Iterator[None]:
+def locked(path: Path, busy: str, hint: str = "wait until it is done") -> Iterator[None]:
     """Hold a lock file; the system lets go of it when a process dies. Raises UserError saying `busy` where it is held."""
     from filelock import FileLock, Timeout
 
     try:
         lock = FileLock(path).acquire(timeout=0)
     except Timeout:
-        raise UserError(busy, where=path.parent, do=do, kind="busy") from None
+        raise UserError(busy, where=path.parent, hint=hint, kind="busy") from None
     with lock:
         yield

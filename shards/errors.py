@@ -12,24 +12,24 @@ class UserError(Exception):
     `kind` is a short stable slug (`no-audio`, `decode-failed`) for tables and tests.
     """
 
-    def __init__(self, what: str, *, where: object = "", do: str = "", kind: str = "") -> None:
+    def __init__(self, what: str, *, where: object = "", hint: str = "", kind: str = "") -> None:
         self.what = what
         self.where = str(where)
-        self.do = do
+        self.hint = hint
         self.kind = kind
-        super().__init__(what, self.where, do, kind)
+        super().__init__(what, self.where, hint, kind)
 
     def __str__(self) -> str:
         text = self.what
         if self.where:
             text += f" ({self.where})"
-        if self.do:
-            text += f"; {self.do}"
+        if self.hint:
+            text += f"; {self.hint}"
         return " ".join(text.split())
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keyword-only arguments do not survive the default pickling between Ray processes."""
-        return _rebuild, (type(self), self.what, {"where": self.where, "do": self.do, "kind": self.kind})
+        return _rebuild, (type(self), self.what, {"where": self.where, "hint": self.hint, "kind": self.kind})
 
 
 class UsageError(UserError):
@@ -40,16 +40,16 @@ class Stopped(UserError):
     """The command was asked to stop and did, with everything saved. `code`: the exit code, 128 and the signal's number."""
 
     def __init__(
-        self, what: str, *, where: object = "", do: str = "", kind: str = "stopped", code: int = 130
+        self, what: str, *, where: object = "", hint: str = "", kind: str = "stopped", code: int = 130
     ) -> None:
-        super().__init__(what, where=where, do=do, kind=kind)
+        super().__init__(what, where=where, hint=hint, kind=kind)
         self.code = code
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (
             type(self),
             self.what,
-            {"where": self.where, "do": self.do, "kind": self.kind, "code": self.code},
+            {"where": self.where, "hint": self.hint, "kind": self.kind, "code": self.code},
         )
 
 

@@ -131,7 +131,7 @@ def from_members(members: dict[str, Any]) -> Sample:
     if meta.schema_version != SCHEMA_VERSION:
         raise UserError(
             f"sample {key} has schema version {meta.schema_version}, this program reads {SCHEMA_VERSION}",
-            do="write the shards again with `uniavgen shard`",
+            hint="write the shards again with `uniavgen shard`",
             kind="wrong-version",
         )
     return Sample(meta, members["mp4"], members["flac"], face)

@@ -35,20 +35,22 @@ class Store:
         try:
             self.files, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
-            do = "name a folder or a URL as s3://bucket/path"
-            raise UserError(f"no such kind of store: {error}", where=url, do=do, kind="no-store") from error
+            hint = "name a folder or a URL as s3://bucket/path"
+            raise UserError(
+                f"no such kind of store: {error}", where=url, hint=hint, kind="no-store"
+            ) from error
 
     def where(self, name: str) -> str:
         """A file's path, for messages."""
         return f"{self.root}/{name}"
 
-    def fetch(self, name: str, *, missing: str, do: str) -> bytes:
+    def fetch(self, name: str, *, missing: str, hint: str) -> bytes:
         """A small file whole. Raises UserError of kind `no-shards` where it is missing (`missing` and `do` say so), of kind
         `store-failed` where the store goes on failing."""
         try:
             return self._ask(name)
         except FileNotFoundError as error:
-            raise UserError(missing, where=self.where(name), do=do, kind="no-shards") from error
+            raise UserError(missing, where=self.where(name), hint=hint, kind="no-shards") from error
         except Exception as error:  # every kind of store raises its own
             raise self.failed(name, error) from error
 
@@ -141,8 +143,8 @@ class Store:
     def failed(self, name: str, error: Exception, what: str = "read") -> UserError:
         """The line for a store that goes on failing to be read (or written)."""
         text = f"the store cannot be {what}: {_one_line(error)}"
-        do = "check address, rights and network, then run it again"
-        return UserError(text, where=self.where(name).rstrip("/"), do=do, kind="store-failed")
+        hint = "check address, rights and network, then run it again"
+        return UserError(text, where=self.where(name).rstrip("/"), hint=hint, kind="store-failed")
 
 
 def _one_line(error: Exception) -> str:

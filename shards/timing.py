@@ -24,7 +24,7 @@ def latents_for_frames(frames: int) -> int:
     """Video latents T = 1 + (F - 1) / 4 that F pixel frames make (paper, section 3.1). F must be 4n + 1."""
     if frames < 1 or (frames - 1) % LATENT_STRIDE:
         near = max(1, 1 + LATENT_STRIDE * round((frames - 1) / LATENT_STRIDE))
-        raise UserError(f"frames must be 4n + 1, got {frames}", do=f"use frames={near}", kind="bad-length")
+        raise UserError(f"frames must be 4n + 1, got {frames}", hint=f"use frames={near}", kind="bad-length")
     return 1 + (frames - 1) // LATENT_STRIDE
 
 

@@ -277,7 +277,7 @@ def resolve(name: str, folder: str | Path | None = None) -> Path:
             raise UserError(
                 f"weights {name} lack {', '.join(missing)}",
                 where=folder,
-                do="copy the file there or unset the folder",
+                hint="copy the file there or unset the folder",
             )
         return Path(folder)
     target = cache_folder() / name
@@ -295,7 +295,7 @@ def present(name: str) -> bool:
 
 def _named(name: str) -> Weights:
     if name not in REGISTRY:
-        raise UserError(f"unknown weights {name!r}", do=f"known: {', '.join(sorted(REGISTRY))}")
+        raise UserError(f"unknown weights {name!r}", hint=f"known: {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
 
 
@@ -318,7 +318,7 @@ def _fetch(name: str, weights: Weights, file: WeightFile, path: Path) -> None:
     raise UserError(
         f"weights {name}/{file.name} cannot be fetched: {'; '.join(problems)}",
         where=path.parent,
-        do=f"put the file there by hand (SHA-256 {file.sha256})",
+        hint=f"put the file there by hand (SHA-256 {file.sha256})",
         kind="missing-weights",
     )
 

@@ -439,7 +439,7 @@ class TrainConfig(_Config):
                 return stage
         raise UserError(
             f"no stage {name!r} in this plan",
-            do=f"stages: {', '.join(s.name for s in self.stages)}",
+            hint=f"stages: {', '.join(s.name for s in self.stages)}",
             kind="unknown-stage",
         )
 
@@ -451,7 +451,7 @@ class TrainConfig(_Config):
             raise UserError(
                 f"batch {stage.batch} of stage {stage.name} does not split into {world_size} workers x {micro or 1} samples",
                 where=f"train.stages.{stage.name}.batch",
-                do="make the batch a multiple of train.workers x train.deepspeed.micro_batch",
+                hint="make the batch a multiple of train.workers x train.deepspeed.micro_batch",
                 kind="bad-batch",
             )
         return micro

@@ -160,7 +160,7 @@ def device_here(wanted: str) -> str:
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise UserError(
-            "this machine has no GPU", where="train.device", do="set train.device=cpu", kind="no-gpu"
+            "this machine has no GPU", where="train.device", hint="set train.device=cpu", kind="no-gpu"
         )
     return "cuda" if there and wanted != "cpu" else "cpu"
 
@@ -172,7 +172,7 @@ def fit_conditions(given: Conditions, task: Task, config: DataConfig) -> Conditi
         if value is None or (isinstance(value, str) and not value.strip()):
             raise UserError(
                 f"task {task} needs {name.replace('_', ' ')}",
-                do="give it, or choose another task",
+                hint="give it, or choose another task",
                 kind="missing-condition",
             )
     samples = samples_for_frames(config.frames)
@@ -184,7 +184,7 @@ def fit_conditions(given: Conditions, task: Task, config: DataConfig) -> Conditi
             seconds = config.frames / VIDEO_FPS
             raise UserError(
                 f"the given {name} are shorter than the run's {seconds:.2f} s",
-                do="give longer media",
+                hint="give longer media",
                 kind="short-clip",
             )
     reference = given.reference

@@ -85,7 +85,7 @@ def run_stage(
         raise Stopped(
             f"stopped after step {folder.steps()[-1]} of stage {stage}, which is saved",
             where=folder.path,
-            do="run the same command again to go on",
+            hint="run the same command again to go on",
             code=128 + (signals[0] if signals else signal.SIGINT),
         )
     return _result(folder, ran=True, began=began)
@@ -132,7 +132,7 @@ def check_stage(
         raise UserError(
             f"stage {stage} starts from stage {plan.takes_from}, which is not done",
             where=Path(run_dir).absolute() / plan.takes_from,
-            do=f"run first: uniavgen train {plan.takes_from}",
+            hint=f"run first: uniavgen train {plan.takes_from}",
             kind="missing-stage",
         )
     config.micro_batch(plan, config.workers)
@@ -148,7 +148,7 @@ def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConf
         before = TrainConfig.model_validate(known["config"])
     except (KeyError, ValidationError) as error:
         raise UserError(
-            "stage.json holds no readable plan", where=folder.path, do="use another --run folder"
+            "stage.json holds no readable plan", where=folder.path, hint="use another --run folder"
         ) from error
     then, now = (
         settings_that_matter(before, before.stage(stage)),
@@ -159,7 +159,7 @@ def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConf
         raise UserError(
             f"stage {stage} is done, with another {', '.join(changed[:4])}",
             where=folder.path,
-            do="use another --run folder for the new plan, or delete the stage's folder to train it again",
+            hint="use another --run folder for the new plan, or delete the stage's folder to train it again",
             kind="changed-configuration",
         )
 
@@ -199,13 +199,13 @@ def _device(config: TrainConfig) -> str:
     if device == "cuda" and gpus < config.workers:
         raise UserError(
             f"{config.workers} workers need {config.workers} GPUs, Ray has {gpus:g}",
-            do="lower train.workers",
+            hint="lower train.workers",
             kind="too-small",
         )
     if cpus < wanted:
         raise UserError(
             f"{config.workers} workers need {wanted} CPUs, Ray has {cpus:g}",
-            do="lower train.workers or train.cpus_per_worker",
+            hint="lower train.workers or train.cpus_per_worker",
             kind="too-small",
         )
     return device

@@ -35,7 +35,7 @@ def task_named(name: str) -> Task:
         return Task(name)
     except ValueError:
         raise UserError(
-            f"unknown task {name!r}", do=f"tasks: {', '.join(Task)}", kind="unknown-task"
+            f"unknown task {name!r}", hint=f"tasks: {', '.join(Task)}", kind="unknown-task"
         ) from None
 
 

@@ -277,7 +277,7 @@ def out_of_memory(
     return UserError(
         f"stage {stage.name} ran out of memory on a {device} worker",
         where=f"train.stages.{stage.name}",
-        do=what_would_fit(config, stage, config.workers, capacity),
+        hint=what_would_fit(config, stage, config.workers, capacity),
         kind="out-of-memory",
     )
 

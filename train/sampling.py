@@ -46,7 +46,7 @@ def sample(
     if "audio" in task.scored and not bool(batch.speech_mask.any(dim=1).all()):
         raise UserError(
             "the text to be spoken is empty",
-            do="give the words, or drive the video by sound",
+            hint="give the words, or drive the video by sound",
             kind="empty-text",
         )
     latents = None if batch.video is None else batch.video.shape[2]

@@ -51,7 +51,7 @@ class Describer(Protocol):
 def make_describer(config: CaptionConfig) -> Describer:
     """The backend that the configuration names. Raises UserError where it cannot be made."""
     if not config.model:
-        raise UserError("no captioning model is named", do="--set caption.model=NAME", kind="no-model")
+        raise UserError("no captioning model is named", hint="--set caption.model=NAME", kind="no-model")
     return Endpoint(config) if config.backend == "openai" else LocalModel(config)
 
 
@@ -103,7 +103,7 @@ class Endpoint:
             raise UserError(
                 f"the endpoint refuses: {_told(error)}",
                 where=self.config.base_url,
-                do=f"check caption.model, caption.base_url and ${self.config.api_key_variable}",
+                hint=f"check caption.model, caption.base_url and ${self.config.api_key_variable}",
                 kind="endpoint-refuses",
             ) from error
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
@@ -136,7 +136,7 @@ class LocalModel:
             raise UserError(
                 f"the captioning model cannot be loaded: {_told(error)}",
                 where=config.model,
-                do="name a folder with a transformers image-text-to-text model",
+                hint="name a folder with a transformers image-text-to-text model",
                 kind="missing-weights",
             ) from error
 

@@ -65,7 +65,7 @@ def load_prompt(config: CaptionConfig) -> tuple[str, str]:
         text = path.read_text(errors="replace")
     else:
         raise UserError(
-            "no such prompt", where=config.prompt, do="name a text file, or talking_head", kind="no-prompt"
+            "no such prompt", where=config.prompt, hint="name a text file, or talking_head", kind="no-prompt"
         )
     shown = f"{text}\0{config.pictures}\0{config.side}"
     return text, hashlib.sha256(shown.encode()).hexdigest()[:16]
@@ -89,7 +89,7 @@ def caption_clips(
     ).to_pylist()
     if not kept:
         raise UserError(
-            "no clip is kept", where=corpus.root, do="decide first: uniavgen curate", kind="no-decisions"
+            "no clip is kept", where=corpus.root, hint="decide first: uniavgen curate", kind="no-decisions"
         )
     summary = CaptionSummary(
         config.model if config.backend != "measurements" else MODEL, digest, kept=len(kept)
@@ -132,7 +132,7 @@ def captions_of(corpus: Corpus, config: CaptionConfig) -> Callable[[Mapping[str,
     if len(wanted) > 1:
         named = ", ".join(f"{model} ({digest})" for model, digest in sorted(wanted))
         raise UserError(
-            f"captions of several models or prompts: {named}", do="name one: --set caption.model=NAME"
+            f"captions of several models or prompts: {named}", hint="name one: --set caption.model=NAME"
         )
     if not wanted:
         return caption

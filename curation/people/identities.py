@@ -236,7 +236,7 @@ def unit_vectors(of: Sequence[int], vectors: Sequence[np.ndarray | None], what: 
     if len({len(vector) for _, vector in usable}) > 1:
         raise UserError(
             f"{what} vectors in this corpus come from two models",
-            do="ingest its sources again with one of them",
+            hint="ingest its sources again with one of them",
         )
     if not usable:
         return Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
@@ -265,7 +265,7 @@ def _require_one_face_model(corpus: Corpus) -> None:
         raise UserError(
             f"face vectors in this corpus come from two models: {', '.join(models)}",
             where=corpus.root,
-            do="ingest its sources again with one ingest.faces.vectors",
+            hint="ingest its sources again with one ingest.faces.vectors",
             kind="two-models",
         )
 
@@ -293,7 +293,7 @@ def _merged(known: Vectors, moved: np.ndarray, fresh: Vectors) -> Vectors:
     parts = [(places, matrix) for places, matrix in parts if len(places)]
     if len({matrix.shape[1] for _, matrix in parts}) > 1:
         raise UserError(
-            "vectors in this corpus come from two models", do="ingest its sources again with one of them"
+            "vectors in this corpus come from two models", hint="ingest its sources again with one of them"
         )
     if not parts:
         return Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))

@@ -68,11 +68,11 @@ def decide(
         _keep_policy(corpus, policy)
         with corpus.writing():
             if tombstones(corpus.root).erasures != erasures:
-                do = "decide again: uniavgen curate"
+                hint = "decide again: uniavgen curate"
                 raise UserError(
                     "something was forgotten meanwhile; nothing is decided",
                     where=corpus.root,
-                    do=do,
+                    hint=hint,
                     kind="busy",
                 )
             corpus.replace("decisions", data)
@@ -86,13 +86,13 @@ def decided_policy(corpus: Corpus) -> Policy:
         raise UserError(
             "nothing was decided yet",
             where=corpus.root,
-            do="decide first: uniavgen curate",
+            hint="decide first: uniavgen curate",
             kind="no-decisions",
         )
     path = corpus.root / "policies" / f"{sorted(digests)[0]}.json"
     if not path.is_file():
         raise UserError(
-            "the policy of the decisions is missing", where=path, do="decide again: uniavgen curate"
+            "the policy of the decisions is missing", where=path, hint="decide again: uniavgen curate"
         )
     return policy_from(json.loads(path.read_text()), where=str(path))
 

@@ -121,7 +121,7 @@ def load_policy(name_or_path: str) -> Policy:
         raise UserError(
             "no such policy",
             where=name_or_path,
-            do=f"name a YAML file or one of: {', '.join(policy_names())}",
+            hint=f"name a YAML file or one of: {', '.join(policy_names())}",
             kind="bad-policy",
         )
     return parse_policy(path.read_text(errors="replace"), where=str(path))
@@ -299,7 +299,7 @@ def _run(sql: str, clips: pa.Table) -> pa.Table:
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"the policy cannot be evaluated: {reason}", do="check its sql and when", kind="bad-policy"
+            f"the policy cannot be evaluated: {reason}", hint="check its sql and when", kind="bad-policy"
         ) from error
 
 
@@ -356,14 +356,14 @@ def _shipped() -> Traversable:
 
 def _bad(what: str, where: str, name: str = "", known: Sequence[str] = ()) -> UserError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    do = (
+    hint = (
         f"did you mean {near[0]!r}?"
         if near
         else f"known: {', '.join(known)}"
         if known
         else "correct the policy"
     )
-    return UserError(what, where=where, do=do, kind="bad-policy")
+    return UserError(what, where=where, hint=hint, kind="bad-policy")
 
 
 def _rule(entry: Any, place: int, where: str) -> Rule:

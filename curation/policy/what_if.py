@@ -68,7 +68,7 @@ def clips_for(corpus: Corpus, policy: Policy) -> pa.Table:
         raise UserError(
             "the corpus has no clips",
             where=corpus.root,
-            do="ingest videos first: uniavgen ingest",
+            hint="ingest videos first: uniavgen ingest",
             kind="no-clips",
         )
     return clips
@@ -111,7 +111,7 @@ def explain(corpus: Corpus, policy: Policy, clip_id: str) -> list[dict[str, Any]
     if len(clips) != 1:
         what = f"{len(clips)} clips begin with this id" if len(clips) else "no such clip"
         raise UserError(
-            what, where=clip_id, do="take a clip_id from the report or the clips table", kind="no-such-clip"
+            what, where=clip_id, hint="take a clip_id from the report or the clips table", kind="no-such-clip"
         )
     values = clips.to_pylist()[0]
     told = []
@@ -251,5 +251,5 @@ def _yield(clips: pa.Table, rows: list[FunnelRow]) -> Yield:
     return Yield(last.clips_in - last.failed_first, last.hours_in - last.hours_failed_first)
 
 
-def _bad(what: str, do: str) -> UserError:
-    return UserError(what, where="--what-if", do=do, kind="bad-policy")
+def _bad(what: str, hint: str) -> UserError:
+    return UserError(what, where="--what-if", hint=hint, kind="bad-policy")

@@ -106,9 +106,9 @@ def write_report(
         part.write_text(page, encoding="utf-8")
         os.replace(part, folder / "index.html")
     except OSError as error:
-        do = "check rights and space, then run it again"
+        hint = "check rights and space, then run it again"
         raise UserError(
-            f"the report cannot be written: {error.strerror or error}", where=folder, do=do
+            f"the report cannot be written: {error.strerror or error}", where=folder, hint=hint
         ) from error
     size, seconds = len(page.encode()), time.monotonic() - started
     return ReportSummary(folder / "index.html", size, len(chosen), len(facts["reasons"]), seconds)

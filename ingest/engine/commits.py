@@ -303,5 +303,5 @@ def failure_row(record: SourceRecord, digest: str, attempts: int) -> dict[str, A
 
 def disk_full(corpus: Corpus) -> UserError:
     return UserError(
-        "the disk is full", where=corpus.root, do="free some space and run again", kind="no-space"
+        "the disk is full", where=corpus.root, hint="free some space and run again", kind="no-space"
     )

@@ -48,7 +48,7 @@ def work_folder(root: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
-                "the disk is full", where=root, do="free some space and run again", kind="no-space"
+                "the disk is full", where=root, hint="free some space and run again", kind="no-space"
             ) from error
         raise
     try:

@@ -82,7 +82,7 @@ class Watchdog:
             marker.unlink(missing_ok=True)
             kind = before.verdict or "worker-died"
             what = before.message or f"the worker died {deaths} times in this step"
-            raise UserError(what, where=uri, do=ADVICE.get(kind, ""), kind=kind)
+            raise UserError(what, where=uri, hint=ADVICE.get(kind, ""), kind=kind)
         return Attempt(step, uri, os.getpid(), deaths)
 
     def _watch(

@@ -111,8 +111,10 @@ class Stage:
                     return file
                 _remove_unused(part)  # of a fetch that died; one that lives keeps its lock
             time.sleep(WAIT_SECONDS)
-        do = "raise sources.cache_gb or sources.fetch_seconds, or use fewer workers"
-        raise UserError("no room in the cache of fetched sources", where=source.uri, do=do, kind="no-room")
+        hint = "raise sources.cache_gb or sources.fetch_seconds, or use fewer workers"
+        raise UserError(
+            "no room in the cache of fetched sources", where=source.uri, hint=hint, kind="no-room"
+        )
 
     def _size(self, source: Entry) -> int:
         """Bytes to reserve: the source's, or the most it may have where its store does not tell."""
@@ -122,7 +124,7 @@ class Stage:
             name = "source_gb" if self.config.source_gb <= self.config.cache_gb else "cache_gb"
             what = f"{size / GIB:.3g} GiB large, the limit of a remote source is {limit / GIB:.3g} GiB"
             raise UserError(
-                what, where=source.uri, do=f"fetch it first or raise sources.{name}", kind="too-large"
+                what, where=source.uri, hint=f"fetch it first or raise sources.{name}", kind="too-large"
             )
         return int(size)
 
@@ -149,14 +151,14 @@ class Stage:
         def take(size: int) -> None:
             if size > most:
                 raise UserError(
-                    f"it sends more than {most} bytes", where=source.uri, do="run again", kind="incomplete"
+                    f"it sends more than {most} bytes", where=source.uri, hint="run again", kind="incomplete"
                 )
             if time.monotonic() > deadline:
-                do = "raise sources.fetch_seconds"
+                hint = "raise sources.fetch_seconds"
                 raise UserError(
                     f"not there after {self.config.fetch_seconds:.0f} s",
                     where=source.uri,
-                    do=do,
+                    hint=hint,
                     kind="timeout",
                 )
 
@@ -166,10 +168,10 @@ class Stage:
             size = web_fetch(source.uri, part, seconds, take) if web else _store_fetch(source.uri, part, take)
             if source.bytes is not None and size != source.bytes:
                 what = f"{size} of {source.bytes} bytes came"
-                raise UserError(what, where=source.uri, do="run again", kind="incomplete")
+                raise UserError(what, where=source.uri, hint="run again", kind="incomplete")
             if not size:
                 raise UserError(
-                    "the file is empty (zero bytes)", where=source.uri, do="fetch it again", kind="empty"
+                    "the file is empty (zero bytes)", where=source.uri, hint="fetch it again", kind="empty"
                 )
             part.truncate(size)
             part.flush()
@@ -204,10 +206,10 @@ def _store_blocks(uri: str) -> Iterator[bytes]:
             while block := source.read(BLOCK):
                 yield block
     except FileNotFoundError as error:
-        raise UserError("no such file", where=uri, do="check the address", kind="unreadable") from error
+        raise UserError("no such file", where=uri, hint="check the address", kind="unreadable") from error
     except Exception as error:  # every store has its own errors
         raise UserError(
-            f"fetching failed: {error}"[:300], where=uri, do="run again", kind="unreachable"
+            f"fetching failed: {error}"[:300], where=uri, hint="run again", kind="unreachable"
         ) from error
 
 

@@ -38,7 +38,7 @@ def ffmpeg_path() -> str:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
         raise UserError(
-            "ffmpeg is missing", do="install ffmpeg, or pip install imageio-ffmpeg", kind="no-ffmpeg"
+            "ffmpeg is missing", hint="install ffmpeg, or pip install imageio-ffmpeg", kind="no-ffmpeg"
         ) from error
 
 
@@ -127,9 +127,9 @@ class Child:
         if self.code and "No space left" in self.complaint:
             raise UserError("the disk is full", where=printable(path), kind="no-space")
         if self.starved:  # it may go on without the pictures that found no room, and call that a success
-            do = "raise limits.memory_gb"
+            hint = "raise limits.memory_gb"
             raise UserError(
-                "decoding needs more memory than its limit", where=printable(path), do=do, kind="memory"
+                "decoding needs more memory than its limit", where=printable(path), hint=hint, kind="memory"
             )
         if self.code:
             raise UserError(f"{what}: {self.complaint}", where=printable(path), kind=kind)
@@ -160,5 +160,5 @@ def bounded_child(command: list[str], seconds: float, limits: LimitConfig) -> It
             child.finish()
     if expired.is_set():
         raise UserError(
-            f"decoding took longer than {seconds:.0f} s", do="raise limits.decode_seconds", kind="timeout"
+            f"decoding took longer than {seconds:.0f} s", hint="raise limits.decode_seconds", kind="timeout"
         )

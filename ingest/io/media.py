@@ -40,7 +40,7 @@ def probe(path: str, limits: LimitConfig) -> Probe:
         raise UserError(
             f"{found.duration_s:.0f} s long, the limit is {limits.max_duration_s:.0f} s",
             where=printable(path),
-            do="split it or raise limits.max_duration_s",
+            hint="split it or raise limits.max_duration_s",
             kind="too-long",
         )
     return found

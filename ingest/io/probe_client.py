@@ -47,7 +47,7 @@ def ask(path: str, limits: LimitConfig) -> dict[str, Any]:
             timer.cancel()
         if not answer:
             child.kill()
-            raise UserError("the process that opens files has ended", do="run again", kind="prober-died")
+            raise UserError("the process that opens files has ended", hint="run again", kind="prober-died")
     facts: dict[str, Any] = json.loads(answer)
     return facts
 

@@ -56,7 +56,9 @@ def find_sources(arguments: list[str], config: SourceConfig | None = None) -> Fo
     """
     config = config or SourceConfig()
     if not arguments:
-        raise UserError("no source named", do="give videos, folders, globs or a list file", kind="no-sources")
+        raise UserError(
+            "no source named", hint="give videos, folders, globs or a list file", kind="no-sources"
+        )
     found = Found()
     for argument in arguments:
         if protocol_of(argument) and not os.path.lexists(argument):
@@ -80,7 +82,7 @@ def content_id(path: str) -> str:
     except OSError as error:
         where = printable(path)
         raise UserError(
-            f"cannot be read: {error.strerror}", where=where, do="check the file", kind="unreadable"
+            f"cannot be read: {error.strerror}", where=where, hint="check the file", kind="unreadable"
         ) from error
 
 
@@ -89,8 +91,8 @@ def check_allowed(uri: str, config: SourceConfig) -> None:
     if protocol_of(uri) not in WEB:
         filesystem(uri)
     elif not config.allow_http:
-        do = "fetch it first, or add --set ingest.sources.allow_http=true"
-        raise UserError("web addresses are not read unless allowed", where=uri, do=do, kind="http-off")
+        hint = "fetch it first, or add --set ingest.sources.allow_http=true"
+        raise UserError("web addresses are not read unless allowed", where=uri, hint=hint, kind="http-off")
 
 
 def _take_path(argument: str, found: Found, config: SourceConfig) -> None:
@@ -99,7 +101,7 @@ def _take_path(argument: str, found: Found, config: SourceConfig) -> None:
         _take_glob(path, found, config)
     elif not os.path.exists(path):
         raise UserError(
-            "no such file or folder", where=printable(argument), do="check the path", kind="no-sources"
+            "no such file or folder", where=printable(argument), hint="check the path", kind="no-sources"
         )
     elif os.path.isdir(path):
         _take_folder(path, found)
@@ -113,7 +115,7 @@ def _take_glob(pattern: str, found: Found, config: SourceConfig) -> None:
     hits = sorted(glob.glob(pattern, recursive=True))
     if not hits:
         raise UserError(
-            "no file matches", where=printable(pattern), do="check the pattern", kind="no-sources"
+            "no file matches", where=printable(pattern), hint="check the pattern", kind="no-sources"
         )
     root = pattern[: min(pattern.find(mark) for mark in "*?[" if mark in pattern)].rpartition("/")[0]
     for hit in hits:
@@ -135,7 +137,7 @@ def _take_folder(folder: str, found: Found) -> None:
             raise UserError(
                 f"the folder cannot be listed: {error.strerror}",
                 where=where,
-                do="check its rights",
+                hint="check its rights",
                 kind="no-sources",
             )
         found.passed_over[uri_of(error.filename)] = f"a folder that cannot be listed: {error.strerror}"
@@ -205,7 +207,7 @@ def _remote_matches(uri: str) -> list[Entry]:
         files = []
     files = files or remote_files(uri, "glob" if glob.has_magic(uri) else "find")
     if not files:
-        raise UserError("no such file or folder", where=uri, do="check the address", kind="no-sources")
+        raise UserError("no such file or folder", where=uri, hint="check the address", kind="no-sources")
     return files
 
 
@@ -214,7 +216,7 @@ def _take_list(lines: list[str], name: str, found: Found, config: SourceConfig) 
     named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not named:
         raise UserError(
-            "the list names no video", where=printable(name), do="write one path a line", kind="no-sources"
+            "the list names no video", where=printable(name), hint="write one path a line", kind="no-sources"
         )
     remote = protocol_of(name) not in ("", "file")
     base = local_path(name) or name
@@ -227,7 +229,7 @@ def _take_list(lines: list[str], name: str, found: Found, config: SourceConfig) 
             raise UserError(
                 f"a remote list must not name {line}",
                 where=name,
-                do="name files of its store",
+                hint="name files of its store",
                 kind="bad-url",
             )
         if protocol and protocol != "file":
@@ -266,7 +268,7 @@ def _read_list(path: str) -> list[str]:
     except OSError as error:
         where = printable(path)
         raise UserError(
-            f"the list cannot be read: {error.strerror}", where=where, do="check it", kind="no-sources"
+            f"the list cannot be read: {error.strerror}", where=where, hint="check it", kind="no-sources"
         ) from error
 
 
@@ -286,5 +288,5 @@ def _is_video(name: str) -> bool:
 def _no_videos(files: int, where: str) -> UserError:
     what = f"none of the {files} files in the folder is a video" if files else "the folder is empty"
     return UserError(
-        what, where=where, do=f"known endings: {' '.join(sorted(MEDIA_EXTENSIONS))}", kind="no-sources"
+        what, where=where, hint=f"known endings: {' '.join(sorted(MEDIA_EXTENSIONS))}", kind="no-sources"
     )

@@ -73,7 +73,7 @@ def check_regular(path: str) -> os.stat_result:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"cannot be read: {why}", where=printable(path), do="check the file", kind="unreadable"
+            f"cannot be read: {why}", where=printable(path), hint="check the file", kind="unreadable"
         ) from error
     if not stat.S_ISREG(facts.st_mode):
         raise UserError(
@@ -81,7 +81,7 @@ def check_regular(path: str) -> os.stat_result:
         )
     if not facts.st_size:
         raise UserError(
-            "the file is empty (zero bytes)", where=printable(path), do="fetch it again", kind="empty"
+            "the file is empty (zero bytes)", where=printable(path), hint="fetch it again", kind="empty"
         )
     return facts
 
@@ -107,7 +107,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     import fsspec
 
     if "::" in uri:
-        raise UserError("a chain of URLs is not read", where=uri, do="name the file itself", kind="bad-url")
+        raise UserError("a chain of URLs is not read", where=uri, hint="name the file itself", kind="bad-url")
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
@@ -136,6 +136,6 @@ def remote_files(uri: str, listing: str) -> list[Entry]:
             found = getattr(store, listing)(path, detail=True).values()
         return [remote_entry(store, facts) for facts in found if facts.get("type") != "directory"]
     except FileNotFoundError as error:
-        raise UserError("no such file", where=uri, do="check the address", kind="unreadable") from error
+        raise UserError("no such file", where=uri, hint="check the address", kind="unreadable") from error
     except Exception as error:  # every store has its own errors
         raise UserError(f"the store says: {error}"[:300], where=uri, kind="unreachable") from error

@@ -85,7 +85,7 @@ def _run(work: Any, url: str) -> Any:
         return asyncio.run(work)
     except TimeoutError as error:
         raise UserError(
-            "fetching took too long", where=url, do="raise sources.fetch_seconds", kind="timeout"
+            "fetching took too long", where=url, hint="raise sources.fetch_seconds", kind="timeout"
         ) from error
     except (aiohttp.ClientError, ValueError) as error:
         raise UserError(

@@ -74,7 +74,7 @@ class Fetching(Step):
         path = self._stage.fetch(_entry(record))
         record.source_id = record.source_id or content_id(path)
         if tombstones(self.corpus_root).cover(record.source_id):
-            raise UserError(FORGOTTEN_SAYS, where=record.uri, do="leave it out", kind=FORGOTTEN)
+            raise UserError(FORGOTTEN_SAYS, where=record.uri, hint="leave it out", kind=FORGOTTEN)
         return {"fetch": LocalCopy(path)}
 
     def release(self, record: SourceRecord) -> None:
@@ -215,7 +215,7 @@ class Syncing(Step):
         for path in (config.sync.syncnet_weights, config.sync.light_asd_weights):
             if path and not Path(path).is_file():
                 raise UserError(
-                    "no weights here", where=path, do="check ingest.sync.*_weights", kind="missing-weights"
+                    "no weights here", where=path, hint="check ingest.sync.*_weights", kind="missing-weights"
                 )
 
     def load(self, wanted: tuple[str, ...]) -> None:
@@ -328,7 +328,7 @@ def check_complete(record: SourceRecord, seen_s: float, heard_s: float) -> None:
         raise UserError(
             f"the file declares {declared:.1f} s and holds {max(seen_s, heard_s):.1f} s",
             where=record.uri,
-            do="fetch it again",
+            hint="fetch it again",
             kind="truncated",
         )
 

@@ -20,7 +20,7 @@ def load_published(network: nn.Module, path: str, setting: str) -> None:
         raise UserError(
             "the named weights are not there",
             where=path or "no path",
-            do=f"set {setting} to the file",
+            hint=f"set {setting} to the file",
             kind="missing-weights",
         )
     try:
@@ -37,6 +37,6 @@ def load_published(network: nn.Module, path: str, setting: str) -> None:
         raise UserError(
             "the file does not hold this network's weights",
             where=path,
-            do=f"name the published file in {setting}",
+            hint=f"name the published file in {setting}",
             kind="wrong-weights",
         ) from error

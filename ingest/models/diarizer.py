@@ -193,7 +193,7 @@ class NamedRoad:
             raise UserError(
                 f"the diarization pipeline cannot be loaded: {problem}",
                 where=config.model,
-                do=f"name a folder with config.yaml, set HF_TOKEN, or diarization.model={EMBEDDED}",
+                hint=f"name a folder with config.yaml, set HF_TOKEN, or diarization.model={EMBEDDED}",
                 kind="missing-weights",
             )
         self._pipeline.to(torch.device(device))

@@ -176,7 +176,7 @@ class Wav2Vec2Aligner:
                 raise UserError(
                     f"the alignment model for {language} cannot be loaded",
                     where=self._name,
-                    do=f"name a folder with a wav2vec2 CTC model and its processor, or align_model={POCKETSPHINX}",
+                    hint=f"name a folder with a wav2vec2 CTC model and its processor, or align_model={POCKETSPHINX}",
                     kind="missing-weights",
                 ) from error
         model, metadata = self._loaded[key]

@@ -47,7 +47,7 @@ def whisper_source(config: TranscriptionConfig) -> str:
         raise UserError(
             "no CTranslate2 Whisper model here",
             where=config.model,
-            do="name a folder with model.bin",
+            hint="name a folder with model.bin",
             kind="missing-weights",
         )
     return config.model

@@ -27,8 +27,8 @@ def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
         what = (
             f"training takes {len(data.buckets)} windows and encodes them on line; latents are cached for one"
         )
-        do = "leave cache-latents out, or train on one window: train.data.buckets=[]"
-        raise UserError(what, where="train.data.buckets", do=do, kind="several-windows")
+        hint = "leave cache-latents out, or train on one window: train.data.buckets=[]"
+        raise UserError(what, where="train.data.buckets", hint=hint, kind="several-windows")
     with console.progress("latents, by shard") as bar:
         summary = cache_latents(
             corpus.root / "shards",

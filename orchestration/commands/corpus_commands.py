@@ -38,10 +38,10 @@ def ingest(
     from uniavgen.shards.errors import UsageError
 
     if stage and not retry:
-        raise UsageError("--stage says which failures to retry", where="--stage", do="give --retry too")
+        raise UsageError("--stage says which failures to retry", where="--stage", hint="give --retry too")
     if forecast is not None and retry:
         raise UsageError(
-            "a forecast is for what was not tried yet", where="--forecast", do="leave out --retry"
+            "a forecast is for what was not tried yet", where="--forecast", hint="leave out --retry"
         )
     if forecast is None:
         summary = ingest_corpus(sources, corpus, settings, retry=retry, stage=stage)
@@ -120,7 +120,7 @@ def shard(
 
     if to and verify:
         raise UsageError(
-            "--verify changes nothing, --to copies", where="--to, --verify", do="give one of them"
+            "--verify changes nothing, --to copies", where="--to, --verify", hint="give one of them"
         )
     if to:
         return publish_corpus_shards(corpus, settings, to)

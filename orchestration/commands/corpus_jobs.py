@@ -71,8 +71,8 @@ def forecast_corpus(sources: list[str], root: Path, settings: Config, count: int
     corpus = Corpus.create(root)
     waiting = waiting_sources(sources, corpus, settings)
     if not waiting:
-        do = "name further sources; a forecast is for what was not measured yet"
-        raise UserError("every source named has been tried already", where=root, do=do)
+        hint = "name further sources; a forecast is for what was not measured yet"
+        raise UserError("every source named has been tried already", where=root, hint=hint)
     chosen = choose({uri: entry.bytes for uri, entry in waiting.items()}, count, seed=FORECAST_SEED)
     summary, history = measure_sources(chosen, root, settings)
     show_summary(summary, sources, str(root))

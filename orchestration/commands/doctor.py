@@ -41,7 +41,7 @@ class Finding:
     name: str
     ok: bool
     found: str
-    do: str = ""
+    hint: str = ""
     needed: bool = True
 
 
@@ -49,7 +49,7 @@ def examine(settings: Config) -> dict[str, Any]:
     """Look at everything, print it, and return it as a summary; `missing` lists what the machine must still get."""
     findings = [*_machine(), *_programs(), *_packages(), *_weights(settings)]
     rows = [
-        (f.topic, f.name, "ok" if f.ok else "MISSING" if f.needed else "later", f.found, f.do)
+        (f.topic, f.name, "ok" if f.ok else "MISSING" if f.needed else "later", f.found, f.hint)
         for f in findings
     ]
     console.table("this machine", ("topic", "name", "state", "found", "what to do"), rows)

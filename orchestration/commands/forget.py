@@ -31,7 +31,7 @@ def forget_from_corpus(
     from uniavgen.shards.write.writer import LOCK
 
     if (source is None) == (speaker is None):
-        raise UsageError("name either a source or a speaker", where="forget", do="SOURCE, or --speaker ID")
+        raise UsageError("name either a source or a speaker", where="forget", hint="SOURCE, or --speaker ID")
     corpus = Corpus.open(root)
     split = settings.curate.split
     target = find_source(corpus, source) if source is not None else find_speaker(corpus, speaker or "", split)
@@ -95,7 +95,7 @@ def _rewritten(corpus: Corpus, settings: Config) -> list[tuple[str, Any]]:
     except UserError as error:
         what = f"it is forgotten everywhere but in the shards, which cannot be written: {error.what}"
         raise UserError(
-            what, where=error.where, do=f"{error.do}; then run uniavgen shard", kind="still-in-shards"
+            what, where=error.where, hint=f"{error.hint}; then run uniavgen shard", kind="still-in-shards"
         ) from error
     return [("shards rewritten", written.written), ("shards untouched", written.reused)]
 

@@ -26,7 +26,8 @@ def commented(config: Config, part: str = "") -> str:
     if part and part not in known:
         near = difflib.get_close_matches(part, known, n=1, cutoff=0.4)
         raise UsageError(
-            f"unknown setting {part}", do=f"did you mean {near[0]}?" if near else "ask without a name for all"
+            f"unknown setting {part}",
+            hint=f"did you mean {near[0]}?" if near else "ask without a name for all",
         )
     return "\n".join(_section(config, part, "")) + "\n"
 

@@ -37,7 +37,7 @@ def submit(
     if command[0] not in known:
         near = difflib.get_close_matches(command[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}"
-        raise UsageError(f"unknown command {command[0]!r}", where="submit", do=hint)
+        raise UsageError(f"unknown command {command[0]!r}", where="submit", hint=hint)
     client = _client(address)
     carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
     try:
@@ -45,14 +45,14 @@ def submit(
             entrypoint=shlex.join(["uniavgen", *command]), runtime_env={"env_vars": carried}
         )
     except RuntimeError as error:  # Ray's answer to a job that it does not take
-        reason, do = (
+        reason, hint = (
             " ".join(str(error).split())[:200],
             "a cluster that just started takes jobs a moment later: try again",
         )
         raise UserError(
             f"the cluster does not take the job: {reason}",
             where=client.get_address(),
-            do=do,
+            hint=hint,
             kind="no-cluster",
         ) from error
     console.console.print(
@@ -75,8 +75,10 @@ def _client(address: str) -> JobSubmissionClient:
             or "http://127.0.0.1:8265"
         )
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        do = "start one (ray start --head) and name its dashboard: --address http://HEAD:8265"
-        raise UserError(f"no cluster takes jobs: {reason}", where=named, do=do, kind="no-cluster") from error
+        hint = "start one (ray start --head) and name its dashboard: --address http://HEAD:8265"
+        raise UserError(
+            f"no cluster takes jobs: {reason}", where=named, hint=hint, kind="no-cluster"
+        ) from error
 
 
 def _followed(client: JobSubmissionClient, job: str) -> str:

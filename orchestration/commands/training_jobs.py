@@ -55,7 +55,7 @@ def train_stages(
 
     plan = [entry.name for entry in settings.train.stages]
     if stage != "all" and stage not in plan:
-        raise UsageError(f"unknown stage {stage!r}", do=f"one of: {', '.join(plan)}, all")
+        raise UsageError(f"unknown stage {stage!r}", hint=f"one of: {', '.join(plan)}, all")
     names = plan if stage == "all" else [stage]
     # utterances come with their own shards: a corpus of no clip will do, to name the run's data by
     only_utterances = all(settings.train.stage(name).emilia.shards for name in names)
@@ -114,7 +114,7 @@ def sample_movie(
 
     tasks = [entry.value for entry in Task]
     if task not in tasks:
-        raise UsageError(f"unknown task {task!r}", do=f"one of: {', '.join(tasks)}")
+        raise UsageError(f"unknown task {task!r}", hint=f"one of: {', '.join(tasks)}")
     data = trained_config(run_dir)[1].data
     source = _sample(Corpus.open(root), clip)
     given = conditions_from(source, data, seed)
@@ -163,7 +163,7 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError("the picture cannot be read", where=path, do="give a PNG or JPEG file") from error
+        raise UserError("the picture cannot be read", where=path, hint="give a PNG or JPEG file") from error
 
 
 def _sample(corpus: Corpus, clip: str | None) -> Sample:

@@ -18,7 +18,7 @@ def serve(tracking: TrackingConfig, port: int) -> dict[str, Any]:
     uri = tracking.resolved_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(
-            "no runs are recorded here", where=uri, do="run `uniavgen demo` first, or name --folder"
+            "no runs are recorded here", where=uri, hint="run `uniavgen demo` first, or name --folder"
         )
     with socket.socket() as probe:
         # a listener that just ended leaves connections in TIME_WAIT, which do not hold the port
@@ -27,7 +27,7 @@ def serve(tracking: TrackingConfig, port: int) -> dict[str, Any]:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise UserError(
-                f"port {port} is taken", where="127.0.0.1", do="choose another: --port N"
+                f"port {port} is taken", where="127.0.0.1", hint="choose another: --port N"
             ) from error
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment_id(tracking)}/runs"
     console.console.print(f"MLflow: open [bold]{page}[/] (Ctrl-C ends it); the runs are in {uri}")
@@ -48,5 +48,5 @@ def serve(tracking: TrackingConfig, port: int) -> dict[str, Any]:
     except KeyboardInterrupt:
         code = 0
     if code not in (0, -2, 130):
-        raise UserError(f"the MLflow server ended with {code}", where=uri, do="read its messages above")
+        raise UserError(f"the MLflow server ended with {code}", where=uri, hint="read its messages above")
     return {"uri": uri, "port": port}

@@ -169,7 +169,7 @@ def _trial(home: Path, root: Path, run_dir: Path, stage: str) -> Iterator[subpro
     if process.returncode > 0:
         last = (said.read_text(errors="replace").strip().splitlines() or ["no word"])[-1]
         raise UserError(
-            f"a trial failed: {last}", where=said, do="make this command work first", kind="trial-failed"
+            f"a trial failed: {last}", where=said, hint="make this command work first", kind="trial-failed"
         )
 
 
@@ -190,9 +190,9 @@ def _train_until(home: Path, root: Path, run_dir: Path, stage: str, step: int) -
         while process.poll() is None and step not in folder.steps():
             time.sleep(0.02)
     if process.returncode == 0:
-        do = "raise --steps, so that there is time between the checkpoint and the end"
+        hint = "raise --steps, so that there is time between the checkpoint and the end"
         raise UserError(
-            "the training ended before it could be killed", where=run_dir, do=do, kind="trial-failed"
+            "the training ended before it could be killed", where=run_dir, hint=hint, kind="trial-failed"
         )
 
 

@@ -76,7 +76,7 @@ def build_demo(
         raise UserError(
             f"the demo corpus cannot be written: {error.strerror or error}",
             where=target,
-            do="check rights and space",
+            hint="check rights and space",
         ) from error
     return truth
 

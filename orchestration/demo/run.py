@@ -39,7 +39,7 @@ def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
         raise UserError(
             f"{free:.1f} GiB free, the demo needs {DISK_NEEDED_GB}",
             where=folder,
-            do="free space or name --folder",
+            hint="free space or name --folder",
         )
     settings = settings.model_copy(deep=True)
     settings.curate.split.people_by = ["voice"]  # one portrait plays every part

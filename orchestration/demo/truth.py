@@ -97,7 +97,7 @@ class DemoTruth:
             return DemoTruth(data["digest"], tuple(source_from_json(s) for s in data["sources"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                "no readable truth about a demo corpus", where=path, do="build the demo corpus again"
+                "no readable truth about a demo corpus", where=path, hint="build the demo corpus again"
             ) from error
 
 

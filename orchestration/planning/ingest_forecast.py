@@ -157,7 +157,7 @@ def make_forecast(
         raise UserError(
             "none of the sources tried could be measured",
             where=corpus.root,
-            do="see the failures; then try more",
+            hint="see the failures; then try more",
         )
     start_s, workers_busy = pace(history)
     forecast = predict(sampled, [entry.bytes for entry in rest], start_s, workers_busy)

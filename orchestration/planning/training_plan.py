@@ -85,7 +85,9 @@ def plan_training(
     workers = config.workers if gpus is None else gpus
     mfu = STATED_MFU if mfu is None else mfu
     if not 0 < mfu <= 1:
-        raise UsageError(f"MFU is a share of the peak, got {mfu}", where="--mfu", do="for example --mfu 0.4")
+        raise UsageError(
+            f"MFU is a share of the peak, got {mfu}", where="--mfu", hint="for example --mfu 0.4"
+        )
     data = data_needs(config, corpus, clips)
     memory = {stage.name: memory_table(config, stage, workers) for stage in config.stages}
     costs = [stage_cost(config, stage, workers, card, mfu, data["bytes_per_clip"]) for stage in config.stages]
@@ -121,7 +123,7 @@ def gpu_named(text: str) -> Gpu:
         raise UsageError(
             f"unknown GPU {text!r}",
             where="--gpu",
-            do=f"one of: {known}; or memory GiB, dense bf16 TFLOP/s, GB/s: 24,165,1008",
+            hint=f"one of: {known}; or memory GiB, dense bf16 TFLOP/s, GB/s: 24,165,1008",
         ) from None
     if min(memory_gib, tflops, bandwidth) <= 0:
         raise UsageError(f"a GPU's figures must be above 0, got {text!r}", where="--gpu")
@@ -332,6 +334,6 @@ def _shard_sizes(root: Path) -> tuple[int, float]:
     clips = sum(entry.samples for entry in manifest.entries) if manifest else 0
     if not manifest or not clips:
         raise UserError(
-            "the corpus has no shards", where=root / "shards", do="run: uniavgen shard", kind="no-shards"
+            "the corpus has no shards", where=root / "shards", hint="run: uniavgen shard", kind="no-shards"
         )
     return clips, sum(entry.bytes for entry in manifest.entries) / clips

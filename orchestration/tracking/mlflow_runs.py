@@ -263,7 +263,7 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"the MLflow store does not answer: {reason}", where=uri, do="start it or set tracking.uri"
+            f"the MLflow store does not answer: {reason}", where=uri, hint="start it or set tracking.uri"
         ) from error
     home.mkdir(parents=True, exist_ok=True)
     part = note.with_suffix(".part")

@@ -48,7 +48,7 @@ def tombstones(root: Path) -> Tombstones:
         return Tombstones(int(found["erasures"]), frozenset(str(name) for name in found["names"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            "the list of what was forgotten is damaged", where=path, do="restore it from a backup"
+            "the list of what was forgotten is damaged", where=path, hint="restore it from a backup"
         ) from error
 
 

@@ -249,17 +249,17 @@ class Corpus:
         if marker.exists():
             return Corpus.open(path)
         if path.exists() and not path.is_dir():
-            raise UserError("the corpus path is a file", where=path, do="name a folder")
+            raise UserError("the corpus path is a file", where=path, hint="name a folder")
         if path.is_dir() and any(other.name != MARKER_PART for other in path.iterdir()):
             raise UserError(
-                "the folder is not empty and is no corpus", where=path, do="name a new or empty folder"
+                "the folder is not empty and is no corpus", where=path, hint="name a new or empty folder"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write_marker(path)
         except OSError as error:
             raise UserError(
-                f"the corpus cannot be written: {error.strerror}", where=path, do="check rights and space"
+                f"the corpus cannot be written: {error.strerror}", where=path, hint="check rights and space"
             ) from error
         return Corpus(path)
 
@@ -270,12 +270,14 @@ class Corpus:
         marker = path / "corpus.json"
         if not marker.is_file():
             raise UserError(
-                "no corpus here", where=path, do=f"make one: uniavgen ingest VIDEOS --corpus {root}"
+                "no corpus here", where=path, hint=f"make one: uniavgen ingest VIDEOS --corpus {root}"
             )
         try:
             version = json.loads(marker.read_text())["corpus_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError("corpus.json is damaged", where=marker, do="restore it or ingest anew") from error
+            raise UserError(
+                "corpus.json is damaged", where=marker, hint="restore it or ingest anew"
+            ) from error
         corpus = Corpus(path)
         corpus._settle()
         if version == 1:
@@ -284,8 +286,8 @@ class Corpus:
                 _write_marker(path)
         elif version != CORPUS_VERSION:
             what = f"the corpus has version {version}, this program reads {CORPUS_VERSION}"
-            do = "use the matching release of uniavgen, or ingest into a new folder"
-            raise UserError(what, where=path, do=do, kind="wrong-version")
+            hint = "use the matching release of uniavgen, or ingest into a new folder"
+            raise UserError(what, where=path, hint=hint, kind="wrong-version")
         return corpus
 
     def upsert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -417,8 +419,8 @@ def _opened(path: str, files: bool = True) -> DeltaTable:
         return DeltaTable(path, without_files=not files)
     except DeltaError as error:
         what = f"the table cannot be opened, it may be damaged or of a newer version: {error}"
-        do = "use the matching release of uniavgen, or restore it"
-        raise UserError(what, where=path, do=do, kind="unreadable-table") from error
+        hint = "use the matching release of uniavgen, or restore it"
+        raise UserError(what, where=path, hint=hint, kind="unreadable-table") from error
 
 
 def _write_marker(root: Path) -> None:

@@ -113,8 +113,8 @@ def find_tars(patterns: list[str]) -> list[Tar]:
             raise store.failed("", error) from error
         tars = sorted(name for name in paths if name.endswith(".tar"))
         if not tars:
-            do = "name .tar files, folders that hold them, or globs in the stage's emilia.shards"
-            raise UserError("no audio shards here", where=pattern, do=do, kind="no-shards")
+            hint = "name .tar files, folders that hold them, or globs in the stage's emilia.shards"
+            raise UserError("no audio shards here", where=pattern, hint=hint, kind="no-shards")
         for name in tars:
             folder, _, file = name.rpartition("/")
             found.setdefault(name, Tar(Store(files.unstrip_protocol(folder)), file))
@@ -211,4 +211,4 @@ def _chosen_by(key: str, content: bytes) -> tuple[float, float, bytes, bytes, bo
 
 
 def _damaged(what: str, where: object) -> UserError:
-    return UserError(f"the audio shard {what}", where=where, do="fetch it again", kind="damaged-shard")
+    return UserError(f"the audio shard {what}", where=where, hint="fetch it again", kind="damaged-shard")

@@ -58,7 +58,7 @@ class EmiliaStream:
             if gone:
                 raise UserError(
                     f"{len(gone)} of the run's {len(shards)} audio shards are gone or changed, first {gone[0]}",
-                    do="bring them back, or begin the stage anew on the shards there are",
+                    hint="bring them back, or begin the stage anew on the shards there are",
                     kind="shards-changed",
                 )
             opened = [at_place.get(named) or by_digest[named[1]] for named in shards.items()]
@@ -75,13 +75,13 @@ class EmiliaStream:
             raise UserError(
                 f"none of {len(self._tar)} utterances passes (left out: {told}); the window lasts {window_s:.2f} s",
                 where=", ".join(config.shards),
-                do="raise train.data.frames, set longer: crop, or loosen the stage's emilia filters",
+                hint="raise train.data.frames, set longer: crop, or loosen the stage's emilia filters",
                 kind="no-shards",
             )
         self._voices(column["speaker"], passes["wanted"] & ~column["damaged"])
         self.order = SampleOrder(np.zeros(len(self._rows), np.int64), seed=seed)
-        do = "look at the tars named, or raise train.data.damage"
-        self.damage = DamageLedger(damage or DamageConfig(), len(self), ", ".join(config.shards), do)
+        hint = "look at the tars named, or raise train.data.damage"
+        self.damage = DamageLedger(damage or DamageConfig(), len(self), ", ".join(config.shards), hint)
 
     def __len__(self) -> int:
         """Utterances in one epoch."""

@@ -108,17 +108,17 @@ class LatentCache:
     @staticmethod
     def from_bytes(data: bytes, where: object) -> LatentCache:
         """Raises UserError of kind `damaged-latents` or `wrong-version`."""
-        do = f"remove the folder and run {MAKE} again"
+        hint = f"remove the folder and run {MAKE} again"
         try:
             content = json.loads(data)
             if (version := content.pop("latents_version")) != LATENTS_VERSION:
                 text = f"these latents are of version {version}, this program knows {LATENTS_VERSION}"
-                raise UserError(text, where=where, do=do, kind="wrong-version")
+                raise UserError(text, where=where, hint=hint, kind="wrong-version")
             entries = tuple(LatentEntry(**entry) for entry in content.pop("entries"))
             return LatentCache(**content, entries=entries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                "the manifest of the latents is damaged", where=where, do=do, kind="damaged-latents"
+                "the manifest of the latents is damaged", where=where, hint=hint, kind="damaged-latents"
             ) from error
 
 
@@ -174,7 +174,7 @@ def read_caches(store: Store) -> tuple[list[LatentCache], list[str]]:
     for digest in store.folders(FOLDER):
         name = f"{FOLDER}/{digest}/manifest.json"
         try:
-            content = store.fetch(name, missing="a cache of latents has no manifest", do=f"run {MAKE}")
+            content = store.fetch(name, missing="a cache of latents has no manifest", hint=f"run {MAKE}")
             caches.append(LatentCache.from_bytes(content, store.where(name)))
         except UserError as error:
             if error.kind == "store-failed":
@@ -198,7 +198,7 @@ class LatentReader:
             raise UserError(
                 f"latents {cache.digest} cover {len(self._entries)} of {len(shards)} shards, not {missing[0]}",
                 where=store.where(FOLDER),
-                do=f"run {MAKE}",
+                hint=f"run {MAKE}",
                 kind="no-latents",
             )
         with ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as pool:
@@ -231,13 +231,13 @@ class LatentReader:
 
     def _index(self, shard: str) -> ShardIndex:
         name = index_name(self._path(shard))
-        content = self.store.fetch(name, missing="a sidecar has no index", do=f"run {MAKE}")
+        content = self.store.fetch(name, missing="a sidecar has no index", hint=f"run {MAKE}")
         index = ShardIndex.from_bytes(content, self.store.where(name))
         if len(index) != self._entries[shard].samples:
             raise UserError(
                 "the index is not of this sidecar",
                 where=self.store.where(name),
-                do=f"run {MAKE}",
+                hint=f"run {MAKE}",
                 kind="damaged-index",
             )
         return index

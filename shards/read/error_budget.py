@@ -35,9 +35,9 @@ class DamageLedger:
         config: DamageConfig,
         samples: int,
         where: object,
-        do: str = "check the shards: uniavgen shard --verify",
+        hint: str = "check the shards: uniavgen shard --verify",
     ) -> None:
-        self.config, self.where, self.do = config, where, do
+        self.config, self.where, self.hint = config, where, hint
         self.damaged: dict[str, str] = {}
         """Damaged samples so far: key to what is wrong."""
         self.reads = 0
@@ -61,6 +61,6 @@ class DamageLedger:
             raise UserError(
                 f"{count} of {read} samples read are damaged, the last: {error}",
                 where=self.where,
-                do=self.do,
+                hint=self.hint,
                 kind="too-many-damaged",
             )

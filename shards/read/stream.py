@@ -64,7 +64,7 @@ class SampleStream:
             raise UserError(
                 f"the {split} split is empty",
                 where=root,
-                do="loosen the policy or add videos, then shard again",
+                hint="loosen the policy or add videos, then shard again",
             )
         self.shards: dict[str, str] = {entry["name"]: entry["sha256"] for entry in entries}
         with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
@@ -140,7 +140,7 @@ class SampleStream:
             raise UserError(
                 f"no sample {key} in split {self.split}",
                 where=self.store.root,
-                do=f"the first one is {first}",
+                hint=f"the first one is {first}",
             )
         return self._read(int(found[0]))
 
@@ -153,7 +153,7 @@ class SampleStream:
         threads. A damaged sample costs its position only; too many raise, as `sample_at` does.
         """
         if not 0 <= rank < world:
-            raise UserError(f"reader {rank} of {world} cannot be", do="readers count from 0")
+            raise UserError(f"reader {rank} of {world} cannot be", hint="readers count from 0")
         positions = range(start + rank, 2**62, world)
         if not ahead:
             yield from ((position, sample) for position in positions if (sample := self._or_none(position)))
@@ -205,7 +205,7 @@ class SampleStream:
     def _entries(self) -> list[dict[str, Any]]:
         """The manifest's entries of this split."""
         content = self.store.fetch(
-            "manifest.json", missing="no shards here", do="write them: uniavgen shard --corpus DIR"
+            "manifest.json", missing="no shards here", hint="write them: uniavgen shard --corpus DIR"
         )
         try:
             manifest = json.loads(content)
@@ -217,18 +217,21 @@ class SampleStream:
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                "the manifest is damaged", where=self.store.root, do="run uniavgen shard again"
+                "the manifest is damaged", where=self.store.root, hint="run uniavgen shard again"
             ) from error
         if version != MANIFEST_VERSION:
             text = f"the shards' manifest has version {version}, this program reads {MANIFEST_VERSION}"
             raise UserError(
-                text, where=self.store.root, do="write the shards again: uniavgen shard", kind="wrong-version"
+                text,
+                where=self.store.root,
+                hint="write the shards again: uniavgen shard",
+                kind="wrong-version",
             )
         return found
 
     def _index(self, shard: str) -> ShardIndex:
         name = index_name(shard)
-        content = self.store.fetch(name, missing="a shard has no index", do="run uniavgen shard again")
+        content = self.store.fetch(name, missing="a shard has no index", hint="run uniavgen shard again")
         return ShardIndex.from_bytes(content, self.store.where(name))
 
     def _the_same(self, entries: list[dict[str, Any]], shards: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -241,7 +244,7 @@ class SampleStream:
             raise UserError(
                 f"{len(changed)} of the run's {len(shards)} shards are gone or changed, first {changed[0]}",
                 where=self.store.root,
-                do="bring them back, or begin the order anew on the shards there are",
+                hint="bring them back, or begin the order anew on the shards there are",
                 kind="shards-changed",
             )
         return [now[name] for name in shards]

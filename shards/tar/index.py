@@ -105,16 +105,16 @@ class ShardIndex:
                 if version != INDEX_VERSION:
                     text = f"the shard's index has version {version}, this program reads {INDEX_VERSION}"
                     raise UserError(
-                        text, where=where, do="write the shards again: uniavgen shard", kind="wrong-version"
+                        text, where=where, hint="write the shards again: uniavgen shard", kind="wrong-version"
                     )
                 columns = {name: file[name].astype(kind) for name, kind in _COLUMNS.items()}
                 members, shard = tuple(file["members"].tolist()), json.loads(str(file["shard"]))
                 keys, sizes = file["key"].astype(np.bytes_), file["sizes"].astype(np.int64)
                 found = ShardIndex(key=keys, sizes=sizes, members=members, shard=shard, **columns)
         except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            do = "remove it and run uniavgen shard again"
+            hint = "remove it and run uniavgen shard again"
             raise UserError(
-                "the shard's index is damaged", where=where, do=do, kind="damaged-index"
+                "the shard's index is damaged", where=where, hint=hint, kind="damaged-index"
             ) from error
         if {len(found.sizes), *(len(getattr(found, name)) for name in _COLUMNS)} != {len(found)}:
             raise UserError(

@@ -153,7 +153,7 @@ def require_decisions(corpus: Corpus) -> None:
         raise UserError(
             "nothing was decided yet",
             where=corpus.root,
-            do="decide first: uniavgen curate",
+            hint="decide first: uniavgen curate",
             kind="no-decisions",
         )
 
@@ -170,7 +170,7 @@ def kept_clips(corpus: Corpus) -> pa.Table:
         raise UserError(
             "the policy keeps no clip",
             where=corpus.root,
-            do="see the report, loosen the policy",
+            hint="see the report, loosen the policy",
             kind="nothing-kept",
         )
     return clips
@@ -226,7 +226,7 @@ def _samples(
         raise UserError(
             f"media of {len(missing)} kept clips are missing, first {missing[0]}",
             where=corpus.root / "media",
-            do="make them again: uniavgen ingest SOURCES --retry",
+            hint="make them again: uniavgen ingest SOURCES --retry",
             kind="missing-media",
         )
 
@@ -303,7 +303,7 @@ def manifest_in_force(folder: Path) -> Manifest | None:
         raise UserError(
             f"these shards are of version {versions[0]}.{versions[1]}, this program knows {MANIFEST_VERSION}.{SCHEMA_VERSION}",
             where=folder,
-            do="use the matching release of uniavgen, or move them away",
+            hint="use the matching release of uniavgen, or move them away",
             kind="wrong-version",
         )
     return manifest

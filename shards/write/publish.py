@@ -50,7 +50,7 @@ def publish_shards(
     """
     started = time.monotonic()
     if not manifest_in_force(shards):
-        raise UserError("no shards here", where=shards, do="write them: uniavgen shard", kind="no-shards")
+        raise UserError("no shards here", where=shards, hint="write them: uniavgen shard", kind="no-shards")
     store = Store(url)
     writing = locked(shards.parent / SHARDS_LOCK, "another run writes shards here, copies them or forgets")
     try:
@@ -72,7 +72,7 @@ def published(corpus: Path) -> list[str]:
         return []
     except (ValueError, TypeError) as error:
         raise UserError(
-            "the list of copies is damaged", where=corpus / PUBLISHED, do="restore or remove it"
+            "the list of copies is damaged", where=corpus / PUBLISHED, hint="restore or remove it"
         ) from error
 
 
@@ -90,7 +90,7 @@ def _publish(
     missing = [name for name in (*small, *tars, *map(index_name, tars)) if not (shards / name).is_file()]
     if missing:
         text = f"{len(missing)} files of these shards are missing, first {missing[0]}"
-        raise UserError(text, where=shards, do="run uniavgen shard", kind="damaged-shards")
+        raise UserError(text, where=shards, hint="run uniavgen shard", kind="damaged-shards")
     sent = size = 0
     for number, tar in enumerate(tars, start=1):
         if not _stands(shards, tar, store):

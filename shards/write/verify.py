@@ -75,10 +75,13 @@ def verify_shards(
     folder = corpus.root / "shards"
     manifest = manifest_in_force(folder)
     if not manifest:
-        raise UserError("no shards here", where=folder, do="write them: uniavgen shard", kind="no-shards")
+        raise UserError("no shards here", where=folder, hint="write them: uniavgen shard", kind="no-shards")
     if not manifest.current:
         raise UserError(
-            "the shards are of an older version", where=folder, do="run uniavgen shard", kind="wrong-version"
+            "the shards are of an older version",
+            where=folder,
+            hint="run uniavgen shard",
+            kind="wrong-version",
         )
     entries = manifest.entries
     checks = list(_checks(folder, entries, config.verify_decodes))

@@ -125,9 +125,9 @@ def write_shards(
             removed = _remove_stale(folder, entries)
             remove_stale_latents(folder, {entry.name: entry.sha256 for entry in entries})
     except OSError as error:
-        do = "check rights and space, then run it again"
+        hint = "check rights and space, then run it again"
         raise UserError(
-            f"shards cannot be written: {error.strerror or error}", where=folder, do=do
+            f"shards cannot be written: {error.strerror or error}", where=folder, hint=hint
         ) from error
     totals = manifest["splits"]
     return ShardSummary(
@@ -158,7 +158,7 @@ def _check_space(folder: Path, planned: Planned) -> None:
     if needed > free:
         text = f"the new shards take {needed / 1e6:.1f} MB, only {free / 1e6:.1f} MB are free"
         raise UserError(
-            text, where=folder, do="make room; old shards go after the new ones stand", kind="no-space"
+            text, where=folder, hint="make room; old shards go after the new ones stand", kind="no-space"
         )
 
 
@@ -202,7 +202,7 @@ def _damaged(corpus: Path, clip: str, error: Exception) -> UserError:
     return UserError(
         f"media of clip {clip} are damaged: {error}",
         where=where,
-        do="remove them and run uniavgen ingest SOURCES --retry",
+        hint="remove them and run uniavgen ingest SOURCES --retry",
     )
 
 

@@ -18,7 +18,19 @@ FLOORS = {
     "train": {"shards"},
     "orchestration": {"shards", "ingest", "curation", "train"},
 }
-HEAVY = {"torch", "ray", "pyannote", "mediapipe", "deepspeed", "whisperx", "mlflow", "cv2", "av", "duckdb", "deltalake"}
+HEAVY = {
+    "torch",
+    "ray",
+    "pyannote",
+    "mediapipe",
+    "deepspeed",
+    "whisperx",
+    "mlflow",
+    "cv2",
+    "av",
+    "duckdb",
+    "deltalake",
+}
 MODULES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 MAX_MODULES_PER_FOLDER = 20
 MAX_INGEST_LEVELS = 6
@@ -139,5 +151,7 @@ def test_every_package_is_listed_for_installation() -> None:
 
 def test_the_command_line_imports_nothing_heavy() -> None:
     program = "import sys, uniavgen.orchestration.cli; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert {name.split(".")[0] for name in done.stdout.split()} & HEAVY == set()

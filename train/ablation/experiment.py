@@ -159,7 +159,7 @@ def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
             if curve[-1]["total"] != curve[-1]["total"]:
                 raise UserError(
                     f"the loss left the numbers before step {step + 1}",
-                    do="lower ablate.lr",
+                    hint="lower ablate.lr",
                     kind="loss-not-finite",
                 )
     return curve

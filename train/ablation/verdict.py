@@ -54,7 +54,7 @@ def interval(values: Sequence[float]) -> Interval:
 
     if len(values) < 2:
         raise UserError(
-            f"an interval needs two values, got {len(values)}", do="use more seeds", kind="too-few-seeds"
+            f"an interval needs two values, got {len(values)}", hint="use more seeds", kind="too-few-seeds"
         )
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return Interval(mean(values), mean(values) - half, mean(values) + half)

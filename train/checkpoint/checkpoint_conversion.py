@@ -63,7 +63,7 @@ def convert(checkpoint: Path, out: Path, saved: Layout, now: Layout, trained: Se
         raise UserError(
             f"a checkpoint of {saved} cannot go on with ZeRO 0 in {now.dtype}",
             where=checkpoint,
-            do="set train.deepspeed.zero_stage to 1, 2 or 3",
+            hint="set train.deepspeed.zero_stage to 1, 2 or 3",
             kind="no-conversion",
         )
     source, target = checkpoint / STATE_TAG, out / STATE_TAG

@@ -76,12 +76,12 @@ def exported_config(folder: str | Path) -> tuple[str, TrainConfig]:
             return stage, TrainConfig.model_validate(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            "config.json of the export is damaged", where=path, do="export the run again"
+            "config.json of the export is damaged", where=path, hint="export the run again"
         ) from error
     raise UserError(
         f"the export has version {version}, this program reads {EXPORT_VERSION}",
         where=path,
-        do="use the matching release of uniavgen",
+        hint="use the matching release of uniavgen",
         kind="wrong-version",
     )
 
@@ -102,7 +102,7 @@ def load_export(folder: str | Path) -> tuple[DualBranch, TrainConfig]:
         raise UserError(
             f"the export is damaged: {wrong[0]}",
             where=place,
-            do="export the run again",
+            hint="export the run again",
             kind="damaged-export",
         )
     model, reports = build_model(config.model, video=place / VIDEO, audio=place / AUDIO)
@@ -111,7 +111,7 @@ def load_export(folder: str | Path) -> tuple[DualBranch, TrainConfig]:
     missing += [name for name in model.state_dict() if name.startswith(OWN_PARTS) and name not in own]
     if missing:
         raise UserError(
-            f"the export lacks {missing[0]}", where=place, do="export the run again", kind="damaged-export"
+            f"the export lacks {missing[0]}", where=place, hint="export the run again", kind="damaged-export"
         )
     model.load_state_dict(own, strict=False)
     return model.eval(), config

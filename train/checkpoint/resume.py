@@ -83,7 +83,7 @@ def find(
         raise UserError(
             f"no checkpoint is whole; the newest, {step}: {damage[0]}",
             where=folder.checkpoints,
-            do=f"delete {folder.checkpoints} to train the stage from its start",
+            hint=f"delete {folder.checkpoints} to train the stage from its start",
             kind="damaged-checkpoint",
         )
     if not steps:
@@ -145,7 +145,7 @@ def refuse_changes(
         raise UserError(
             f"the checkpoint was made with another {', '.join(changed[:8])}{more}",
             where=where,
-            do="resume with the configuration it began with, allow the change with --accept-changes, or use another "
+            hint="resume with the configuration it began with, allow the change with --accept-changes, or use another "
             "--run folder",
             kind="changed-configuration",
         )
@@ -181,7 +181,7 @@ def fitted(
             what = (
                 f"the checkpoint cannot be converted from {saved} to {now}: {type(caught).__name__}: {caught}"
             )
-            error = UserError(what, where=path, do=f"go on with {saved}", kind="no-conversion")
+            error = UserError(what, where=path, hint=f"go on with {saved}", kind="no-conversion")
     error = from_all(error)[0]
     if error is not None:
         raise error

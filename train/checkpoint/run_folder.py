@@ -99,13 +99,13 @@ class RunFolder:
             content: dict[str, Any] = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise UserError(
-                "stage.json is damaged", where=path, do=f"delete {self.path} and train the stage again"
+                "stage.json is damaged", where=path, hint=f"delete {self.path} and train the stage again"
             ) from error
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"the run has format {content.get('format_version')}, this program reads {FORMAT_VERSION}",
                 where=path,
-                do="use the matching release of uniavgen, or another --run folder",
+                hint="use the matching release of uniavgen, or another --run folder",
                 kind="wrong-version",
             )
         return content
@@ -120,7 +120,7 @@ class RunFolder:
             raise UserError(
                 f"the run folder cannot be written: {error.strerror}",
                 where=self.path,
-                do="check rights and space",
+                hint="check rights and space",
             ) from error
 
     @property
@@ -166,7 +166,7 @@ class RunFolder:
             raise UserError(
                 f"{unseen[0]}, which another worker wrote, is not to be seen from the first one",
                 where=part,
-                do="put the run folder where all nodes see it",
+                hint="put the run folder where all nodes see it",
                 kind="not-shared",
             )
         others = {name: digest(path) for name, path in found.items() if path.is_file() and name not in files}
@@ -294,7 +294,7 @@ def hand_over(
             raise UserError(
                 f"{len(found)} weights of stage {source} {problem}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}",
                 where=RunFolder(run_dir, source).weights,
-                do="train with the same model configuration, or name the new parts in starts_fresh",
+                hint="train with the same model configuration, or name the new parts in starts_fresh",
                 kind="weights-mismatch",
             )
     model.load_state_dict(tensors, strict=False)
@@ -309,7 +309,7 @@ def finished(run_dir: str | Path, stage: str) -> RunFolder:
         raise UserError(
             f"stage {stage} {began}",
             where=folder.path,
-            do=f"run first: uniavgen train {stage}",
+            hint=f"run first: uniavgen train {stage}",
             kind="missing-stage",
         )
     return folder
@@ -329,7 +329,7 @@ def load_weights(run_dir: str | Path, stage: str, *, average: bool = False) -> d
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"the weights are damaged: {error}", where=path, do=f"train stage {stage} again"
+            f"the weights are damaged: {error}", where=path, hint=f"train stage {stage} again"
         ) from error
 
 
@@ -387,7 +387,7 @@ def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, 
             raise UserError(
                 "no finished joint or multitask stage in this run",
                 where=run_dir,
-                do="run: uniavgen train all",
+                hint="run: uniavgen train all",
                 kind="missing-stage",
             )
         stage = done[0]

@@ -129,19 +129,19 @@ class Vocos:
     @staticmethod
     def load(source: str, codec: MelCodec, device: str = "cpu") -> Vocos:
         """Load from a folder with `config.yaml` and `pytorch_model.bin`, or from a hub id. Raises UserError where it cannot."""
-        do = "name train.data.codecs.vocoder_weights (charactr/vocos-mel-24khz), or use train.data.codecs.vocoder=griffin-lim"
+        hint = "name train.data.codecs.vocoder_weights (charactr/vocos-mel-24khz), or use train.data.codecs.vocoder=griffin-lim"
         try:
             from vocos import Vocos as Model
         except ImportError as error:
             raise UserError(
                 "the vocos package is not installed",
-                do="pip install vocos, or use train.data.codecs.vocoder=griffin-lim",
+                hint="pip install vocos, or use train.data.codecs.vocoder=griffin-lim",
             ) from error
         if not source:
             raise UserError(
                 "vocoder vocos needs weights",
                 where="train.data.codecs.vocoder_weights",
-                do=do,
+                hint=hint,
                 kind="missing-weights",
             )
         try:
@@ -156,7 +156,7 @@ class Vocos:
             raise UserError(
                 f"Vocos cannot be loaded: {str(error).splitlines()[0]}",
                 where=source,
-                do=do,
+                hint=hint,
                 kind="missing-weights",
             ) from error
         return Vocos(model.eval().to(device), codec)

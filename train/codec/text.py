@@ -66,12 +66,12 @@ def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
     """umT5-XXL encoder from a folder or hub id (Wan's diffusers repositories hold it as `text_encoder` and `tokenizer`)."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    do = "name train.data.codecs.caption_weights (umt5-xxl or a Wan2.2 folder), or use train.data.codecs.caption=minilm"
+    hint = "name train.data.codecs.caption_weights (umt5-xxl or a Wan2.2 folder), or use train.data.codecs.caption=minilm"
     if not source:
         raise UserError(
             "caption encoder umt5 needs weights",
             where="train.data.codecs.caption_weights",
-            do=do,
+            hint=hint,
             kind="missing-weights",
         )
     split = (Path(source) / "text_encoder").is_dir()
@@ -81,7 +81,7 @@ def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"umT5 cannot be loaded: {reason}", where=source, do=do, kind="missing-weights"
+            f"umT5 cannot be loaded: {reason}", where=source, hint=hint, kind="missing-weights"
         ) from error
     return CaptionEncoder("umt5", "umT5 token features, as in the paper", tokenizer, model.to(device))
 

@@ -62,7 +62,7 @@ def check_frames(frames: Tensor) -> None:
         if length % VIDEO_STRIDE or not length:
             raise UserError(
                 f"{side} is {length} px, codecs take multiples of {VIDEO_STRIDE}",
-                do=f"change train.data.{side}",
+                hint=f"change train.data.{side}",
                 kind="bad-size",
             )
 
@@ -174,7 +174,7 @@ class WanCodec:
         if strides != (VIDEO_CHANNELS, LATENT_STRIDE, VIDEO_STRIDE):
             raise UserError(
                 f"the VAE has z and strides {strides}",
-                do="name the Wan2.2 VAE (48, 4, 16), not the Wan2.1 one",
+                hint="name the Wan2.2 VAE (48, 4, 16), not the Wan2.1 one",
                 kind="wrong-weights",
             )
         self.vae = vae.eval().requires_grad_(False)
@@ -196,7 +196,7 @@ class WanCodec:
             raise UserError(
                 "no Wan2.2 VAE here" if folder else "codec wan2.2 needs weights",
                 where=folder or "train.data.codecs.video_weights",
-                do="download Wan-AI/Wan2.2-TI2V-5B-Diffusers (folder vae) and name it, or use train.data.codecs.video=dct",
+                hint="download Wan-AI/Wan2.2-TI2V-5B-Diffusers (folder vae) and name it, or use train.data.codecs.video=dct",
                 kind="missing-weights",
             )
         vae = AutoencoderKLWan.from_pretrained(path, torch_dtype=torch.float32).to(device)

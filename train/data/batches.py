@@ -373,7 +373,7 @@ class BatchLoader:
                 )
         raise UserError(
             f"{TRIES} samples in a row cannot be used; the last: {reasons[-1]}",
-            do="lower train.data.frames to what the clips hold, or check the shards",
+            hint="lower train.data.frames to what the clips hold, or check the shards",
             kind="no-usable-sample",
         )
 

@@ -172,7 +172,7 @@ def find_latents(
     except UserError as error:
         if error.kind != "no-latents" or config.latents == "require" or begun_with:
             raise
-        return None, f"latents are encoded on line: {error.what}; {error.do}"
+        return None, f"latents are encoded on line: {error.what}; {error.hint}"
     text = (
         f"cached latents {cache.digest} agree: {config.cached.windows} windows a clip, no media are decoded"
     )
@@ -190,7 +190,9 @@ def _agreeing(stream: SampleStream, config: DataConfig, codecs: Codecs, digest: 
             if digest
             else "there are no cached latents"
         )
-        raise UserError("; ".join([what, *problems]), where=where, do=f"make them: {MAKE}", kind="no-latents")
+        raise UserError(
+            "; ".join([what, *problems]), where=where, hint=f"make them: {MAKE}", kind="no-latents"
+        )
     wanted = cache_fields(config, codecs)
     differing = {cache.digest: differences(cache.fields, wanted) for cache in found}
     # of several that agree (made with other pictures, where only the sound is wanted), the first covers as much as any
@@ -199,7 +201,7 @@ def _agreeing(stream: SampleStream, config: DataConfig, codecs: Codecs, digest: 
         raise UserError(
             f"cached latents {nearest.digest} were made with another {', '.join(differing[nearest.digest])}",
             where=where,
-            do=f"make them for this configuration: {MAKE}",
+            hint=f"make them for this configuration: {MAKE}",
             kind="no-latents",
         )
     return nearest

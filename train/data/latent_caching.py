@@ -124,9 +124,9 @@ class ShardEncoder:
             with tar.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"it cannot be read: {error.strerror}", do="run uniavgen shard") from error
+            raise UserError(f"it cannot be read: {error.strerror}", hint="run uniavgen shard") from error
         if digest != shard.sha256:
-            raise UserError("its SHA-256 is not the manifest's", do="remove it and run uniavgen shard")
+            raise UserError("its SHA-256 is not the manifest's", hint="remove it and run uniavgen shard")
 
     def _latents(self, stream: SampleStream) -> Iterator[tuple[str, LatentSample | str]]:
         def cut(place: int) -> list[Crop] | UserError:
@@ -171,7 +171,7 @@ class EncodersOnRay:
             if there.get(what, 0) < each * cached.workers:
                 raise UserError(
                     f"{cached.workers} actors need {each * cached.workers:g} {what}s, Ray has {there.get(what, 0):g}",
-                    do="lower train.data.cached.workers",
+                    hint="lower train.data.cached.workers",
                     kind="too-small",
                 )
         device = "cuda" if cached.num_gpus else "cpu"
@@ -209,7 +209,7 @@ def _told() -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
             f"an actor that makes latents was lost: {(lines or ['it ended without a word'])[-1][:200]}",
-            do="run the same command again: finished shards stay",
+            hint="run the same command again: finished shards stay",
             kind="worker-lost",
         ) from error
 
@@ -247,7 +247,7 @@ def cache_latents(
         raise UserError(
             "no shards of this version here",
             where=shards_dir,
-            do="write them: uniavgen shard",
+            hint="write them: uniavgen shard",
             kind="no-shards",
         )
     try:
@@ -258,7 +258,7 @@ def cache_latents(
     except OSError as error:
         text = f"latents cannot be written: {error.strerror or error}"
         raise UserError(
-            text, where=shards_dir / FOLDER, do="check rights and space, then run it again"
+            text, where=shards_dir / FOLDER, hint="check rights and space, then run it again"
         ) from error
 
 

@@ -89,7 +89,7 @@ class Rewinds:
         raise UserError(
             f"training diverged: {len(bad)} bad steps in a row up to step {bad[-1] + 1}, {again}; the last: {fault}",
             where=where,
-            do="look at the samples named there, lower the learning rate, or start from an earlier checkpoint",
+            hint="look at the samples named there, lower the learning rate, or start from an earlier checkpoint",
             kind="diverged",
         )
 

@@ -47,7 +47,7 @@ class Validation:
             raise UserError(
                 f"{config.validation.clips} validation clips do not split among {world} workers",
                 where="train.validation.clips",
-                do=f"use {world * max(1, share)}",
+                hint=f"use {world * max(1, share)}",
                 kind="bad-batch",
             )
         self.config, self.stage = config, stage

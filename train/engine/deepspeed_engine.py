@@ -41,7 +41,10 @@ def deepspeed_file(config: TrainConfig, stage: StageConfig, world_size: int) -> 
     given = config.deepspeed
     if given.dtype == "fp16" and not given.zero_stage:
         raise UserError(
-            "fp16 needs ZeRO", where="train.deepspeed", do="set train.deepspeed.zero_stage=1", kind="bad-zero"
+            "fp16 needs ZeRO",
+            where="train.deepspeed",
+            hint="set train.deepspeed.zero_stage=1",
+            kind="bad-zero",
         )
     micro = config.micro_batch(stage, world_size)
     zero: dict[str, Any] = {"stage": given.zero_stage}
@@ -88,7 +91,7 @@ def begin_engine(
         raise UserError(
             "this processor does not compute in fp16",
             where="train.deepspeed.dtype",
-            do="use bf16 or fp32",
+            hint="use bf16 or fp32",
             kind="no-fp16",
         )
     # its shared-memory transport is compiled on first use, and a build that was killed blocks the next one; gloo will do
@@ -261,7 +264,7 @@ def together(action: Callable[[], Any], folder: RunFolder, step: int) -> list[An
         failed = UserError(
             f"checkpoint {step} cannot be written: {getattr(error, 'strerror', None) or error}",
             where=folder.checkpoints,
-            do="free space and run the same command again: it goes on from the checkpoint before",
+            hint="free space and run the same command again: it goes on from the checkpoint before",
             kind="save-failed",
         )
     told = from_all((given, failed))
@@ -288,7 +291,7 @@ def agree_on(what: str, own: Any) -> None:
     if others:
         raise UserError(
             f"worker {others[0]} sees other {what} than worker 0",
-            do="put them where all nodes see the same",
+            hint="put them where all nodes see the same",
             kind="not-shared",
         )
 
@@ -305,7 +308,7 @@ def load_state(engine: Any, path: Path) -> None:
         raise UserError(
             f"the checkpoint cannot be read: {reason}",
             where=path,
-            do=f"delete {path} to go on from the one before",
+            hint=f"delete {path} to go on from the one before",
         )
 
 

@@ -48,13 +48,13 @@ def leave_word(folder: RunFolder, error: Exception) -> None:
     if lost_a_peer or failure_path(folder).exists():
         return
     if isinstance(error, UserError):
-        word = {"what": error.what, "where": error.where, "do": error.do, "kind": error.kind}
+        word = {"what": error.what, "where": error.where, "hint": error.hint, "kind": error.kind}
     else:
         line = (str(error).strip().splitlines() or [""])[0]
         word = {
             "what": f"a training worker failed: {type(error).__name__}: {line}",
             "where": "",
-            "do": "",
+            "hint": "",
             "kind": CRASHED,
         }
     own = failure_path(folder).with_name(f".failure-{uuid4().hex}.part")
@@ -74,7 +74,9 @@ def heard(folder: RunFolder, raised: Mapping[int, Exception] | None = None) -> U
     path = failure_path(folder)
     if path.is_file():
         word = json.loads(path.read_text())
-        return UserError(word["what"], where=word["where"] or folder.path, do=word["do"], kind=word["kind"])
+        return UserError(
+            word["what"], where=word["where"] or folder.path, hint=word["hint"], kind=word["kind"]
+        )
     return next((error for _, error in sorted((raised or {}).items()) if isinstance(error, UserError)), None)
 
 
@@ -94,7 +96,7 @@ def lost(folder: RunFolder, report: str) -> UserError:
     return UserError(
         f"a training worker was lost: {died[:200]}",
         where=folder.path,
-        do="run the same command again: it goes on from the last checkpoint",
+        hint="run the same command again: it goes on from the last checkpoint",
         kind="worker-lost",
     )
 
@@ -108,7 +110,7 @@ def told(folder: RunFolder, error: Exception, config: TrainConfig) -> UserError:
         return UserError(
             f"the cluster had no room for {config.workers} workers within {config.room_wait_s} s",
             where=folder.path,
-            do="bring nodes back or end other work, and run the same command again; or go on with fewer train.workers",
+            hint="bring nodes back or end other work, and run the same command again; or go on with fewer train.workers",
             kind="too-small",
         )
     return lost(folder, str(error))

@@ -142,7 +142,7 @@ def audio_windows(config: InteractionConfig, video: Layout, audio: Layout) -> Au
         if not rows[-1]:
             raise UserError(
                 f"no audio within the window of video latent {latent}",
-                do="make both branches cover the same time",
+                hint="make both branches cover the same time",
             )
     return AudioWindows(queries, keys, *_table(rows))
 
@@ -163,7 +163,7 @@ def latent_pairs(config: InteractionConfig, video: Layout, audio: Layout) -> Lat
     seen = {}
     for latent in groups:
         if latent not in at:
-            raise UserError(f"no video at latent {latent}", do="make both branches cover the same time")
+            raise UserError(f"no video at latent {latent}", hint="make both branches cover the same time")
         seen[latent] = [(own - keys[0], after - keys[0])[:pair] for own, after in _partners(at, latent)]
     width, slots = max(map(len, groups.values())), max(map(len, seen.values()))
     ask: list[int] = []
@@ -303,6 +303,6 @@ def _check_window(config: InteractionConfig, video: Layout, reach: int) -> None:
     if reach >= span:
         raise UserError(
             f"interaction.window is {reach} {config.window_unit}s, the clip has only {span}",
-            do=f"use a window of at most {span - 1} or longer clips",
+            hint=f"use a window of at most {span - 1} or longer clips",
             kind="window-too-large",
         )

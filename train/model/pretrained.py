@@ -104,7 +104,7 @@ def load_branch(
             raise UserError(
                 f"{key} has shape {list(tensor.shape)}, the model's is {list(shapes[name])}",
                 where=path,
-                do="choose the configuration that the checkpoint was made with",
+                hint="choose the configuration that the checkpoint was made with",
                 kind="wrong-shape",
             )
         branch.load_state_dict(
@@ -142,7 +142,7 @@ def take_pretrained(
             raise UserError(
                 f"{len(missing)} weights of the {name} branch are not in the checkpoint: {', '.join(missing[:3])}",
                 where=path,
-                do="name another checkpoint, or the parts that start at random in pretrained.skip",
+                hint="name another checkpoint, or the parts that start at random in pretrained.skip",
                 kind="weights-mismatch",
             )
         reports[name] = report
@@ -198,7 +198,7 @@ def _files(path: Path) -> list[Path]:
         raise UserError(
             f"no {', '.join(lost)}",
             where=path,
-            do="name a file or folder of safetensors",
+            hint="name a file or folder of safetensors",
             kind="missing-weights",
         )
     return files

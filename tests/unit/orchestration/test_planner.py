@@ -74,7 +74,7 @@ def test_out_of_memory_names_settings_that_fit(monkeypatch: pytest.MonkeyPatch) 
         RuntimeError("CUDA out of memory. Tried to allocate"), config, config.stage("joint"), "cuda"
     )
     assert isinstance(told, UserError)
-    named = [part for part in told.do.split() if "=" in part]
+    named = [part for part in told.hint.split() if "=" in part]
     advised = load_config("paper", assignments=["train.deepspeed.zero_stage=0", *named]).train
     workers = advised.workers
     assert stage_memory(advised, advised.stage("joint"), workers).peak <= usable(79.6 * GIB)

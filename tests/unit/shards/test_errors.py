@@ -6,12 +6,12 @@ from uniavgen.shards.errors import Stopped, UserError
 
 
 def test_it_says_what_where_and_what_to_do_in_one_line() -> None:
-    error = UserError("no sound\ntrack", where="a.mp4", do="choose another file")
+    error = UserError("no sound\ntrack", where="a.mp4", hint="choose another file")
     assert str(error) == "no sound track (a.mp4); choose another file"
 
 
 def test_it_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(UserError("what", where="here", do="that", kind="slug")))
+    error = pickle.loads(pickle.dumps(UserError("what", where="here", hint="that", kind="slug")))
     assert (str(error), error.kind) == ("what (here); that", "slug")
 
 

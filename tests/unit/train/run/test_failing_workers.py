@@ -45,7 +45,7 @@ def test_the_first_worker_to_fail_is_heard_and_those_that_lost_it_are_not(folder
 
     leave_word(folder, RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
     assert heard(folder) is None
-    leave_word(folder, UserError("the disk is full", where="/run", do="free space", kind="save-failed"))
+    leave_word(folder, UserError("the disk is full", where="/run", hint="free space", kind="save-failed"))
     leave_word(folder, ValueError("a later one"))
     assert str(told(folder, RuntimeError(NODE_DIED), TrainConfig())) == "the disk is full (/run); free space"
 
@@ -70,7 +70,7 @@ def test_a_disk_that_takes_no_word_hides_no_failure(folder: RunFolder) -> None:
 
     from uniavgen.train.engine.failures import Restarts, heard, leave_word, told
 
-    full = UserError("checkpoint 4 cannot be written", where="/run", do="free space", kind="save-failed")
+    full = UserError("checkpoint 4 cannot be written", where="/run", hint="free space", kind="save-failed")
     shutil.rmtree(folder.path)
     leave_word(folder, full)
     assert heard(folder) is None
@@ -124,7 +124,7 @@ def test_what_a_person_must_put_right_is_not_tried_again(folder: RunFolder) -> N
         UserError, match=r"stage joint ran out of memory on a cpu worker \(train.stages.joint\); "
     ) as refused:
         Restarts(str(folder.path.parent), "joint", 5).after_exception(None, {1: caught.value})
-    assert refused.value.do
+    assert refused.value.hint
     assert restarts_told(folder) == []
 
 
