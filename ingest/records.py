@@ -199,7 +199,7 @@ class Proposals:
 
 @dataclass
 class ClipSound:
-    """Signals of one clip's sound, by their names in `shards.corpus.SIGNALS`."""
+    """Signals of one clip's sound, by their names in `shards.corpus.signals`."""
 
     signals: dict[str, float | None]
 

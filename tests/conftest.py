@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from uniavgen.shards.corpus.tables import SIGNALS, Corpus, clip_id
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.sample import FaceTrack
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 

@@ -19,7 +19,8 @@ from uniavgen.curation.report.previews import preview, words_of
 from uniavgen.curation.report.source_pages import by_turns
 from uniavgen.curation.report.templating import number
 from uniavgen.curation.report.totals import rows
-from uniavgen.shards.corpus.tables import SIGNALS, Corpus
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus
 
 if TYPE_CHECKING:
     import duckdb

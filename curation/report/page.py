@@ -46,7 +46,8 @@ from uniavgen.curation.report.totals import (
     strata,
     totals,
 )
-from uniavgen.shards.corpus.tables import KEYS, SIGNALS, Corpus, schema
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import KEYS, Corpus, schema
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 
@@ -195,7 +196,7 @@ def _histograms(
         bounds = [(rule.min, rule.max, rule.equals) for rule in policy.rules if rule.column == name]
         lines = [float(value) for bound in bounds for value in bound if isinstance(value, int | float)]
         scales[name], counts = histogram(values, table["passes"].to_numpy(zero_copy_only=False), lines, bins)
-        found[name] = counts | {"unit": signal.unit, "text": signal.text, "lines": lines}
+        found[name] = counts | {"unit": signal.unit, "text": signal.meaning, "lines": lines}
     return scales, found
 
 

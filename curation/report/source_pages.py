@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.policy.rules import Policy
 from uniavgen.curation.report.templating import render
-from uniavgen.shards.corpus.tables import SIGNALS, SYNC_CURVE_STEP_MS, Corpus
+from uniavgen.shards.corpus.signals import SIGNALS, SYNC_CURVE_STEP_MS
+from uniavgen.shards.corpus.tables import Corpus
 
 if TYPE_CHECKING:
     import duckdb
@@ -86,7 +87,7 @@ def source_page(
         clip_seconds=sum(clip["seconds"] for clip in clips),
         kept=len(kept),
         signals=[
-            {"name": name, "unit": signal.unit, "text": signal.text} for name, signal in SIGNALS.items()
+            {"name": name, "unit": signal.unit, "text": signal.meaning} for name, signal in SIGNALS.items()
         ],
         timeline=timeline(source, clips, playable),
         rules={rule.name: {"column": rule.column, "says": rule.says} for rule in policy.rules},

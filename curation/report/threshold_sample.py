@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.policy.rules import MISSING, NOT_APPLIED, Policy, Rule, outcomes
-from uniavgen.shards.corpus.tables import SIGNALS
+from uniavgen.shards.corpus.signals import SIGNALS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -37,7 +37,8 @@ from uniavgen.ingest.records import (
     TextSeen,
     Transcript,
 )
-from uniavgen.shards.corpus.tables import SIGNALS, clip_id
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import clip_id
 from uniavgen.shards.sample import FaceTrack
 from uniavgen.shards.timing import VIDEO_FPS
 

@@ -1,7 +1,7 @@
 """What a clip's faces say: how much, how large, turned how far, how steady, how surely.
 
 Goes in: the clip's part of `FacesSeen` and the rows of its main face. Comes out: signals under their names in
-`shards.corpus.SIGNALS`; None where there is nothing to measure.
+`shards.corpus.signals`; None where there is nothing to measure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How good the picture is: brightness, motion, black and frozen frames, bits per pixel.
 
 Goes in: pictures uint8 [H, W, 3] RGB of the 16 fps grid, one after another. Comes out: a `FrameTable`, and from it the
-signals of a clip under their names in `shards.corpus.SIGNALS`.
+signals of a clip under their names in `shards.corpus.signals`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How good the sound is: level, noise, silence, clipping, bandwidth, and DNSMOS's guess of what listeners would say.
 
 Goes in: int16 [n] at 16 kHz (bandwidth: samples at the source's own rate). Comes out: numbers in the units that
-`shards.corpus.SIGNALS` names; None where there is nothing to measure.
+`shards.corpus.signals` names; None where there is nothing to measure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is said in a clip, in numbers: how much speech, whose, how surely heard, and whether the recogniser made it up.
 
 Goes in: the clip's words, the passage that Whisper heard them in, the source's turns. Comes out: the signals of
-`SPEECH_SIGNALS`, as `shards.corpus.SIGNALS` describes them; None where there is nothing to measure. Pure functions.
+`SPEECH_SIGNALS`, as `shards.corpus.signals` describes them; None where there is nothing to measure. Pure functions.
 """
 
 from __future__ import annotations

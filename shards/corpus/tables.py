@@ -17,11 +17,11 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,91 +32,6 @@ if TYPE_CHECKING:
 MARKER_PART = ".corpus.json.part"
 CORPUS_VERSION = 2
 """1: until 0.1; 2 adds columns only, and a corpus of version 1 gains them, empty, when it is opened."""
-
-
-@dataclass(frozen=True)
-class Signal:
-    """One measurement of a clip: its unit and the sentence that explains it to people."""
-
-    unit: str
-    text: str
-
-
-SIGNALS: dict[str, Signal] = {
-    "has_audio": Signal("0 or 1", "whether the source has a sound track"),
-    "duration_s": Signal("s", "length of the clip"),
-    "width_px": Signal("px", "width of the source picture"),
-    "height_px": Signal("px", "height of the source picture"),
-    "fps": Signal("frames/s", "frame rate of the source"),
-    "speech_ratio": Signal("0..1", "share of the clip in which its speaker speaks"),
-    "overlap_ratio": Signal("0..1", "share of the clip in which another speaker speaks too"),
-    "speaker_count": Signal("speakers", "speakers heard within the clip"),
-    "word_count": Signal("words", "whole words said in the clip"),
-    "words_per_s": Signal("words/s", "speaking rate"),
-    "word_score": Signal("0..1", "mean confidence of the words"),
-    "language_probability": Signal("0..1", "confidence that the language is the one named"),
-    "asr_log_probability": Signal("nats", "mean log-probability of the transcript's tokens"),
-    "no_speech_probability": Signal("0..1", "Whisper's probability that nothing is said"),
-    "asr_compression_ratio": Signal("ratio", "text size over its compressed size; a high one betrays a loop"),
-    "repeated_ratio": Signal(
-        "0..1", "share of the words that stand in a phrase said again at once; a loop of the recogniser"
-    ),
-    "stock_phrase": Signal(
-        "0 or 1", "whether the transcript is a sentence that recognisers invent in silence"
-    ),
-    "unvoiced_word_ratio": Signal("0..1", "share of the words' time in which nobody's voice is heard"),
-    "face_coverage": Signal("0..1", "share of analysed frames with at least one face"),
-    "face_count": Signal("faces", "largest number of faces seen together in a fifth of the frames or more"),
-    "face_height_px": Signal("px", "median height of the main face in the source picture"),
-    "face_yaw_deg": Signal("deg", "median absolute yaw of the main face"),
-    "face_pitch_deg": Signal("deg", "median absolute pitch of the main face"),
-    "face_roll_deg": Signal("deg", "median absolute roll of the main face"),
-    "face_lock_ratio": Signal(
-        "0..1", "share of the frames with landmarks in which the detector agrees that they lie on a face"
-    ),
-    "face_steadiness": Signal("0..1", "1 minus the face's movement between frames over its own size"),
-    "face_score": Signal("0..1", "median confidence of the face detector in the main face"),
-    "mouth_motion": Signal("1/s", "mean absolute change of the mouth opening over the face height"),
-    "active_face_confidence": Signal(
-        "0..1",
-        "from 0.5 the main face is the speaker: its mouth fits the sound better than 95 % of mouths not speaking it",
-    ),
-    "active_face_margin": Signal(
-        "-1..1", "lead of the main face's fit to the sound over the best other face's"
-    ),
-    "sync_offset_ms": Signal("ms", "how late the sound is against the lips; positive: sound late"),
-    "sync_confidence": Signal(
-        "0..1",
-        "0.5: the lips fit the sound better than 98 % of unrelated sounds; below, the offset is unknown",
-    ),
-    "syncnet_confidence": Signal("score", "SyncNet's own confidence (LSE-C), only where SyncNet is named"),
-    "syncnet_distance": Signal(
-        "score", "SyncNet's own distance (LSE-D, lower is better), only where SyncNet is named"
-    ),
-    "snr_db": Signal("dB", "speech level over background level"),
-    "dnsmos_overall": Signal("1..5", "DNSMOS P.835: quality of the sound as listeners would rate it"),
-    "dnsmos_signal": Signal("1..5", "DNSMOS P.835: quality of the speech in it"),
-    "dnsmos_background": Signal("1..5", "DNSMOS P.835: unobtrusiveness of its background; 5 is none"),
-    "silence_ratio": Signal(
-        "0..1", "share of the clip in which the sound is 40 dB or more below its loudest second"
-    ),
-    "bandwidth_hz": Signal("Hz", "frequency up to which the source's sound holds energy"),
-    "loudness_db": Signal("dBFS", "RMS level of the sound"),
-    "clipping_ratio": Signal("0..1", "share of audio samples at full scale"),
-    "pitch_hz": Signal("Hz", "median fundamental frequency of the voice"),
-    "luma": Signal("0..255", "mean brightness"),
-    "sharpness": Signal("variance", "variance of the Laplacian of the main face, scaled to 128 px of height"),
-    "motion": Signal("0..255", "mean absolute change from frame to frame"),
-    "bits_per_pixel": Signal("bit", "the source's video bitrate over its pixels per second"),
-    "text_ratio": Signal("0..1", "share of the picture under burned-in text"),
-    "interlaced_ratio": Signal("0..1", "share of the source's frames that show comb teeth of two fields"),
-    "black_ratio": Signal("0..1", "share of frames that are nearly black"),
-    "frozen_ratio": Signal("0..1", "share of frames equal to the one before"),
-}
-"""Every signal column of the clips table; ingest fills them, policies judge them, the report shows them."""
-
-SYNC_CURVE_STEP_MS = 10
-"""Distance of the values in `clips.sync_curve`, the fit of lips to sound at every shift; the middle one is 0 ms."""
 
 
 def _schemas() -> dict[str, pa.Schema]:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from uniavgen.shards.buckets import Buckets
-from uniavgen.shards.corpus.tables import SIGNALS, Corpus
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import SCHEMA_VERSION, SampleMeta
 from uniavgen.shards.tar.index import MANIFEST_VERSION, ShardIndex, index_name

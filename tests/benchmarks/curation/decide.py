@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from uniavgen.shards.corpus.tables import SIGNALS, Corpus, schema
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus, schema
 
 CHUNK = 100_000
 QUESTIONS = ("voices", "decide", "again", "what_if", "sensitivity")

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from uniavgen.shards.corpus.tables import SIGNALS, Corpus, clip_id
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import FaceTrack, Sample, decode_audio, decode_video, from_members
 from uniavgen.shards.tar.index import ShardIndex, index_name

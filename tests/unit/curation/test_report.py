@@ -21,7 +21,8 @@ from uniavgen.curation.report.examples import bound_text
 from uniavgen.curation.report.page import ReportSummary, judged_corpus, write_report
 from uniavgen.curation.report.previews import oval_data, preview, wave_bars
 from uniavgen.curation.report.totals import LARGEST, copies, lengths, shares, splits, strata
-from uniavgen.shards.corpus.tables import SIGNALS, Corpus
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import FaceTrack, decode_video
 

@@ -19,7 +19,8 @@ from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import load_policy
 from uniavgen.curation.report.page import write_report
 from uniavgen.curation.report.source_pages import by_turns
-from uniavgen.shards.corpus.tables import SIGNALS, SYNC_CURVE_STEP_MS, Corpus
+from uniavgen.shards.corpus.signals import SIGNALS, SYNC_CURVE_STEP_MS
+from uniavgen.shards.corpus.tables import Corpus
 
 Make = Callable[..., Any]
 

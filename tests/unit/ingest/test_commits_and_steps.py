@@ -19,7 +19,8 @@ from uniavgen.ingest.measures.steps import check_complete
 from uniavgen.ingest.pipeline import ingest
 from uniavgen.ingest.records import Failure, LocalCopy, Measured, Probe, Proposals, SourceRecord, SpokenWord
 from uniavgen.shards.corpus.deletion import bury
-from uniavgen.shards.corpus.tables import SIGNALS, Corpus, clip_id
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.errors import UserError
 
 PROBE = Probe(10.0, 64, 48, 25.0, "h264", "aac", True)

@@ -13,7 +13,7 @@ from uniavgen.ingest.measures.face_signals import (
     steadiness,
 )
 from uniavgen.ingest.records import FacesSeen, FaceTable, Probe
-from uniavgen.shards.corpus.tables import SIGNALS
+from uniavgen.shards.corpus.signals import SIGNALS
 
 PROBE = Probe(10.0, 1280, 720, 25.0, "h264", "aac", True)
 

@@ -20,7 +20,7 @@ from uniavgen.ingest.measures.sound_quality import (
     snr_db,
 )
 from uniavgen.ingest.records import AUDIO_RATE
-from uniavgen.shards.corpus.tables import SIGNALS
+from uniavgen.shards.corpus.signals import SIGNALS
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from uniavgen.ingest.measures.speech_signals import (
     unvoiced_ratio,
 )
 from uniavgen.ingest.records import Passage, Span, SpokenWord
-from uniavgen.shards.corpus.tables import SIGNALS
+from uniavgen.shards.corpus.signals import SIGNALS
 
 TEXT = "it was the best of times it was the worst of times it was the age of wisdom"
 SENTENCE = TEXT.split()

@@ -23,7 +23,7 @@ from uniavgen.ingest.models.shot_detector import ShotDetector
 from uniavgen.ingest.models.text_detector import TextReader
 from uniavgen.ingest.models.transcriber import Transcriber
 from uniavgen.ingest.records import FacesSeen, Measured, SourceRecord, SyncMeasures
-from uniavgen.shards.corpus.tables import SIGNALS
+from uniavgen.shards.corpus.signals import SIGNALS
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uniavgen.shards.corpus.deletion import rewrite
-from uniavgen.shards.corpus.tables import CORPUS_VERSION, KEYS, SIGNALS, Corpus, clip_id, schema
+from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import CORPUS_VERSION, KEYS, Corpus, clip_id, schema
 from uniavgen.shards.errors import UserError
 
 
