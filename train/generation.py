@@ -19,7 +19,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import Sample
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, samples_for_frames
 from uniavgen.train.batch import LatentBatch
-from uniavgen.train.checkpoint.run_folder import load_trained
+from uniavgen.train.checkpoint.trained_model import load_trained
 from uniavgen.train.codec.audio import Vocoder
 from uniavgen.train.codec.registry import Codecs, load_codecs, load_vocoder
 from uniavgen.train.codec.text import encode_speech

@@ -50,7 +50,7 @@ whoever can be recognised, and mark what it makes as made.
 
 def export_run(run_dir: Path, out: Path) -> dict[str, Any]:
     """Write the weights and the card of a run's last finished two-branch stage. Raises UserError where there is none."""
-    from uniavgen.train.checkpoint.export import export_weights
+    from uniavgen.train.checkpoint.trained_model import export_weights
 
     described = export_weights(run_dir, out)
     (out / "README.md").write_text(card(run_dir, described))

@@ -108,7 +108,7 @@ def sample_movie(
 ) -> dict[str, Any]:
     """`uniavgen sample`: generate a movie for a task and attach it to the run."""
     from uniavgen.shards.corpus.tables import Corpus
-    from uniavgen.train.checkpoint.run_folder import trained_config
+    from uniavgen.train.checkpoint.trained_model import trained_config
     from uniavgen.train.generation import conditions_from, device_here, generate
     from uniavgen.train.options import Task
 

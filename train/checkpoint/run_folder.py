@@ -24,12 +24,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.jsonl import append_row
-from uniavgen.train.config import CheckpointConfig, TrainConfig
+from uniavgen.train.config import CheckpointConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from uniavgen.train.model.dual_branch import DualBranch
 
 FORMAT_VERSION = 1
 ABSENT = object()
@@ -370,42 +368,3 @@ def _by_part(names: Sequence[str]) -> list[tuple[str, int]]:
         part = name.split(".", 1)[0]
         counts[part] = counts.get(part, 0) + 1
     return sorted(counts.items())
-
-
-def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, TrainConfig]:
-    """A finished stage and the configuration it was trained with, without its weights; `run_dir` may be an export.
-
-    `stage` None takes the last finished stage that has both branches. Raises UserError where there is none.
-    """
-    from uniavgen.train.checkpoint.export import exported_config, is_export
-
-    if is_export(run_dir):
-        return exported_config(run_dir)
-    if stage is None:
-        done = [name for name in ("multitask", "joint") if RunFolder(run_dir, name).done]
-        if not done:
-            raise UserError(
-                "no finished joint or multitask stage in this run",
-                where=run_dir,
-                hint="run: uniavgen train all",
-                kind="missing-stage",
-            )
-        stage = done[0]
-    return stage, TrainConfig.model_validate(finished(run_dir, stage).read()["config"])
-
-
-def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
-    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config` does.
-
-    Its weights are the moving average of those that were trained, where the stage kept one. `run_dir` may be an export.
-    """
-    from uniavgen.train.checkpoint.export import is_export, load_export
-    from uniavgen.train.model.dual_branch import DualBranch
-
-    if is_export(run_dir):
-        return load_export(run_dir)
-    stage, config = trained_config(run_dir, stage)
-    tensors = load_weights(run_dir, stage, average=True)
-    model = DualBranch(config.model)
-    model.load_state_dict(tensors)
-    return model.eval(), config

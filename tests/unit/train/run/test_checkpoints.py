@@ -18,11 +18,11 @@ from uniavgen.train.checkpoint.run_folder import (
     differing,
     digest,
     hand_over,
-    load_trained,
     load_weights,
     under,
     write_tensors,
 )
+from uniavgen.train.checkpoint.trained_model import load_trained
 from uniavgen.train.codec.config import CodecConfig
 from uniavgen.train.config import CheckpointConfig, TrainConfig
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from uniavgen.orchestration.commands.export import export_run
 from uniavgen.shards import weights
 from uniavgen.shards.errors import UserError
-from uniavgen.train.checkpoint.export import load_export
-from uniavgen.train.checkpoint.run_folder import RunFolder, load_trained
+from uniavgen.train.checkpoint.run_folder import RunFolder
+from uniavgen.train.checkpoint.trained_model import load_export, load_trained
 from uniavgen.train.config import tiny_stages
 from uniavgen.train.generation import generate
 from uniavgen.train.model.dit import Branch

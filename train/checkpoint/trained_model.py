@@ -1,11 +1,11 @@
-"""A trained model as plain files that other programs read, and back.
+"""Open the trained model of a run folder or of an export, and write exports: plain files that other programs read.
 
     OUT/video.safetensors          the video branch under the original Wan names and shapes
     OUT/audio.safetensors          the audio branch, likewise
     OUT/interaction.safetensors    what UniAVGen adds: the interaction layers and the speech text encoder, as named here
     OUT/config.json                the configuration it was trained with, the stage, and a digest of each file
 
-In: a run folder with a finished two-branch stage. The weights are the stage's moving average where it kept one, in fp32.
+The weights are the moving average of the stage where it kept one, in fp32.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from uniavgen.shards.errors import UserError
 from uniavgen.train.checkpoint.run_folder import (
+    RunFolder,
     differing,
     digest,
-    load_trained,
-    trained_config,
+    finished,
+    load_weights,
     write_tensors,
     write_text,
 )
@@ -36,6 +37,42 @@ DESCRIPTION, VIDEO, AUDIO, INTERACTION = (
     "interaction.safetensors",
 )
 OWN_PARTS = ("interactions.", "speech_text.")
+
+
+def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, TrainConfig]:
+    """A finished stage and the configuration it was trained with; weights are not read. `run_dir` may be an export.
+
+    `stage` None takes the last finished stage that has both branches. Raises UserError where there is none.
+    """
+    if is_export(run_dir):
+        return exported_config(run_dir)
+    if stage is None:
+        done = [name for name in ("multitask", "joint") if RunFolder(run_dir, name).done]
+        if not done:
+            raise UserError(
+                "no finished joint or multitask stage in this run",
+                where=run_dir,
+                hint="run: uniavgen train all",
+                kind="missing-stage",
+            )
+        stage = done[0]
+    return stage, TrainConfig.model_validate(finished(run_dir, stage).read()["config"])
+
+
+def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
+    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config` does.
+
+    The weights are their moving average where the stage kept one. `run_dir` may be an export.
+    """
+    from uniavgen.train.model.dual_branch import DualBranch
+
+    if is_export(run_dir):
+        return load_export(run_dir)
+    stage, config = trained_config(run_dir, stage)
+    tensors = load_weights(run_dir, stage, average=True)
+    model = DualBranch(config.model)
+    model.load_state_dict(tensors)
+    return model.eval(), config
 
 
 def export_weights(run_dir: str | Path, out: Path, stage: str | None = None) -> dict[str, Any]:
