@@ -39,7 +39,9 @@ the steps keep noise of measurement from deciding, and a kept clip gives way to 
 _CODE_VERSION = "1"
 
 
-def without_duplicates(corpus: Corpus, verdicts: pa.Table, config: DuplicateConfig) -> pa.Table:
+def without_duplicates(
+    corpus: Corpus, verdicts: pa.Table, config: DuplicateConfig, *, cache: bool = True
+) -> pa.Table:
     """Verdicts (`curation.policy.judge`) in which clips that have a better copy among those that pass are rejected."""
     if not config.enabled:
         return verdicts
@@ -49,11 +51,13 @@ def without_duplicates(corpus: Corpus, verdicts: pa.Table, config: DuplicateConf
         CASE WHEN d.clip_id IS NULL THEN failed_rules ELSE ['{DUPLICATE}'] END AS failed_rules
         FROM verdicts v LEFT JOIN (SELECT clip_id FROM copies WHERE clip_id <> kept_clip) d USING (clip_id)""",
         verdicts=verdicts,
-        copies=duplicates(corpus, verdicts, config),
+        copies=duplicates(corpus, verdicts, config, cache=cache),
     )
 
 
-def duplicates(corpus: Corpus, verdicts: pa.Table, config: DuplicateConfig) -> pa.Table:
+def duplicates(
+    corpus: Corpus, verdicts: pa.Table, config: DuplicateConfig, *, cache: bool = True
+) -> pa.Table:
     """Every clip that passes and has a copy that passes: `clip_id`, `kept_clip` (the best copy: the group's name), `kind`
     (`kept`, `copy`, `overlap`, `same-sound`, `same-picture`), `picture` and `sound` (share of differing bits against a copy of
     the group, null where they do not agree), `shared_s`, `mirrored`, `speed` (how much faster the faster one runs).
@@ -71,12 +75,13 @@ def duplicates(corpus: Corpus, verdicts: pa.Table, config: DuplicateConfig) -> p
         verdicts=verdicts.select(["clip_id", "kept"]),
         earlier=corpus.read("decisions", columns=["clip_id", "kept"]),
     )
-    names, pairs = corpus_pairs(corpus, config)
+    names, pairs = corpus_pairs(corpus, config, cache=cache)
     return _groups(clips, names, pairs, config)
 
 
-def corpus_pairs(corpus: Corpus, config: DuplicateConfig) -> tuple[np.ndarray, Pairs]:
-    """Clip ids, sorted, and all pairs among them that agree (`curation.similar`); from `duplicates/` where nothing changed."""
+def corpus_pairs(corpus: Corpus, config: DuplicateConfig, *, cache: bool = True) -> tuple[np.ndarray, Pairs]:
+    """Clip ids, sorted, and all pairs among them that agree (`curation.similar`); from `duplicates/` where nothing changed.
+    With `cache` they are stored there."""
     import numpy as np
 
     version = corpus.versions()["clips"]
@@ -88,6 +93,8 @@ def corpus_pairs(corpus: Corpus, config: DuplicateConfig) -> tuple[np.ndarray, P
             if str(known["key"]) == key:
                 return known["names"], Pairs(**{name: known[name] for name in Pairs.__dataclass_fields__})
     names, pairs = _found(corpus, config)
+    if not cache:
+        return names, pairs
     store.parent.mkdir(exist_ok=True)
     part = store.with_name(".pairs.npz")
     with part.open("wb") as out:

@@ -60,9 +60,9 @@ class Likeness:
     cut: dict[str, float]
 
 
-def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
-    """Compare all speakers of the corpus, those already compared with one another excepted. Keeps what it found in
-    `identities/` of the corpus. Raises UserError where vectors come from two models."""
+def likeness(corpus: Corpus, config: SplitConfig, *, cache: bool = True) -> Likeness:
+    """Compare all speakers of the corpus, those already compared with one another excepted. With `cache` it stores the
+    pairs in `identities/` of the corpus. Raises UserError where vectors come from two models."""
     import numpy as np
 
     speakers = _speakers(corpus)
@@ -100,7 +100,8 @@ def likeness(corpus: Corpus, config: SplitConfig) -> Likeness:
     result = _Known(
         {n: speakers[n] for n in order}, voices, faces, _unique(found_same), Near.joined(found_near)
     )
-    _save(store, key, result)
+    if cache:
+        _save(store, key, result)
     return _told(result)
 
 

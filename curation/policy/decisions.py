@@ -57,14 +57,9 @@ def decide(
 
     Raises UserError where the corpus has no clips or the policy cannot be evaluated; nothing is written then.
     """
-    started = time.monotonic()
     erasures = tombstones(corpus.root).erasures
-    clips = clips_for(corpus, policy)
-    verdicts = without_duplicates(corpus, judge(clips, policy), copies or DuplicateConfig())
-    alike = likeness(corpus, split or SplitConfig())
-    data = _with_splits(corpus, verdicts, policy, split or SplitConfig(), alike)
-    written = not _same(corpus.read("decisions"), data)
-    if written:
+    data, summary = decisions_by(corpus, policy, split, copies)
+    if summary.written:
         _keep_policy(corpus, policy)
         with corpus.writing():
             if tombstones(corpus.root).erasures != erasures:
@@ -76,7 +71,30 @@ def decide(
                     kind="busy",
                 )
             corpus.replace("decisions", data)
-    return replace(_summary(clips, data, policy, written, time.monotonic() - started), near_cut=alike.cut)
+    return summary
+
+
+def decisions_by(
+    corpus: Corpus,
+    policy: Policy,
+    split: SplitConfig | None = None,
+    copies: DuplicateConfig | None = None,
+    *,
+    cache: bool = True,
+) -> tuple[pa.Table, CurationSummary]:
+    """The decisions table that `decide` would commit, and its summary; `written` says whether they differ from today's.
+
+    With `cache` the pairs of similar speakers and clips that were compared are stored in the corpus for the next call;
+    without it nothing at all is written. Raises UserError as `decide` does.
+    """
+    started = time.monotonic()
+    clips = clips_for(corpus, policy)
+    verdicts = without_duplicates(corpus, judge(clips, policy), copies or DuplicateConfig(), cache=cache)
+    alike = likeness(corpus, split or SplitConfig(), cache=cache)
+    data = _with_splits(corpus, verdicts, policy, split or SplitConfig(), alike)
+    changed = not _same(corpus.read("decisions"), data)
+    summary = _summary(clips, data, policy, changed, time.monotonic() - started)
+    return data, replace(summary, near_cut=alike.cut)
 
 
 def decided_policy(corpus: Corpus) -> Policy:
