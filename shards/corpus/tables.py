@@ -25,6 +25,7 @@ from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.errors import UserError
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
     from deltalake import DeltaTable
     from filelock import BaseFileLock
@@ -279,27 +280,28 @@ class Corpus:
         found = pa.table(QueryBuilder().register("here", _opened(path)).execute(sql).read_all())
         return found.cast(pa.schema([schema.field(name) for name in found.column_names]))
 
-    def query(self, sql: str, **tables: pa.Table) -> pa.Table:
-        """Run SQL over the corpus tables (`sources`, `clips`, `failures`, `decisions`) and any Arrow `tables` given."""
+    def connect(self, tables: Iterable[str] = KEYS) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection in memory with a view of each table under its name. The caller closes it."""
         import duckdb
 
-        with duckdb.connect() as connection:
-            for name in KEYS:
-                if name not in tables and name in sql:
-                    self._offer(connection, name)
+        connection = duckdb.connect()
+        for name in tables:
+            self._offer(connection, name)
+        return connection
+
+    def query(self, sql: str, **tables: pa.Table) -> pa.Table:
+        """Run SQL over the corpus tables (`sources`, `clips`, `failures`, `decisions`) and any Arrow `tables` given."""
+        named = [name for name in KEYS if name not in tables and name in sql]
+        with self.connect(named) as connection:
             for name, table in tables.items():
                 connection.register(name, table)
             return connection.sql(sql).to_arrow_table()
 
     def batches(self, sql: str, rows: int = 50_000) -> Iterator[pa.Table]:
         """What `query` gives, in pieces of some `rows`: for tables that need not fit into memory."""
-        import duckdb
         import pyarrow as pa
 
-        with duckdb.connect() as connection:
-            for name in KEYS:
-                if name in sql:
-                    self._offer(connection, name)
+        with self.connect([name for name in KEYS if name in sql]) as connection:
             for batch in connection.sql(sql).to_arrow_reader(rows):
                 yield pa.Table.from_batches([batch])
 
