@@ -40,24 +40,24 @@ def ingest(
     config: IngestConfig | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     retry: bool = False,
-    stage: str = "",
+    step: str = "",
 ) -> IngestSummary:
     """Measure every video named by `sources` into the corpus; what is committed already is not touched.
 
-    A source that failed before under the same settings is tried again with `retry` only; with `stage` (a step's name), only
-    if it failed there. Raises UserError for sources that cannot be found, a corpus that cannot be written, missing weights
+    A source that failed before under the same settings is tried again with `retry` only; with `step`, only if it failed
+    in that step. Raises UserError for sources that cannot be found, a corpus that cannot be written, missing weights
     or ffmpeg, and a full disk; a bad video raises nothing and becomes a failure row.
     """
     began = time.perf_counter()
     config = config or IngestConfig()
-    if stage and stage not in STEP_NAMES:
+    if step and step not in STEP_NAMES:
         raise UserError(
-            f"there is no step {stage!r}", hint=f"name one of: {', '.join(STEP_NAMES)}", kind="no-step"
+            f"there is no step {step!r}", hint=f"name one of: {', '.join(STEP_NAMES)}", kind="no-step"
         )
     found = find_sources(sources, config.sources)
     corpus = Corpus.create(corpus_root)
     ledger = Ledger(corpus, config.digest())
-    work = ledger.work(found.entries, retry or bool(stage), stage)
+    work = ledger.work(found.entries, retry or bool(step), step)
     summary = IngestSummary(passed_over=found.passed_over, skipped_done=work.done, skipped_failed=work.failed)
     contents = ledger.contents
     summary.duplicates = {uri: contents[source_id] for uri, source_id in work.copies.items()}

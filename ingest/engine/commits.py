@@ -70,14 +70,14 @@ class Ledger:
         """source_id -> URI of every source in the corpus."""
         return dict(self._uris)
 
-    def work(self, entries: list[Entry], retry: bool, stage: str = "") -> Work:
+    def work(self, entries: list[Entry], retry: bool, step: str = "") -> Work:
         """What is to be done for `entries`: nothing is read but their names and stamps.
 
-        Failures are left alone unless `retry`; with `stage`, unless they failed in that step. With `retry` alone, sources whose
+        Failures are left alone unless `retry`; with `step`, unless they failed in that step. With `retry` alone, sources whose
         clips have lost files are done again too.
         """
         work = Work([], 0, 0, {})
-        robbed = self._without_media() if retry and not stage else set()
+        robbed = self._without_media() if retry and not step else set()
         for entry in entries:
             failure = self._failures.get(entry.uri)
             rows = [*self._sources.get(entry.uri, []), *([failure] if failure else [])]
@@ -96,7 +96,7 @@ class Ledger:
                 failure
                 and failure["digest"] == self.digest
                 and failure["stamp"] == entry.stamp
-                and not (failure["error_type"] == DUPLICATE or (retry and stage in ("", failure["stage"])))
+                and not (failure["error_type"] == DUPLICATE or (retry and step in ("", failure["stage"])))
             ):
                 work.failed += 1
             else:

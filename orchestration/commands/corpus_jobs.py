@@ -89,7 +89,7 @@ def measure_sources(
     from uniavgen.ingest.pipeline import ingest
 
     with IngestDisplay() as display:
-        summary = ingest(sources, root, settings.ingest, on_progress=display.update, retry=retry, stage=stage)
+        summary = ingest(sources, root, settings.ingest, on_progress=display.update, retry=retry, step=stage)
     return summary, display.history
 
 

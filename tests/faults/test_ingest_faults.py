@@ -223,7 +223,7 @@ def test_workers_killed_in_every_stage_and_a_source_that_goes_away_cost_nothing_
     sources, clips, failures = contents(corpus)
     assert ("spoken3.mp4", "vanished") in failures
     shutil.copy2(videos / gone.name, gone)
-    again = run_ingest([str(copies)], root, retry=True, stage=corpus_stage(corpus, gone))
+    again = run_ingest([str(copies)], root, retry=True, step=corpus_stage(corpus, gone))
     assert (again.sources, again.steps["diarize"].done, again.steps["diarize"].reused) == (1, 0, 1)
     same_but_for_the_copy(corpus, undisturbed[0])
     assert len(contents(corpus)[0]) == len(sources) + 1

@@ -63,9 +63,9 @@ def counts(corpus: Corpus) -> tuple[int, int, int]:
 
 
 def work(
-    corpus: Corpus, uri: str, stamp: str, digest: str = "d1", retry: bool = False, stage: str = ""
+    corpus: Corpus, uri: str, stamp: str, digest: str = "d1", retry: bool = False, step: str = ""
 ) -> Work:
-    return Ledger(corpus, digest).work([Entry(uri, stamp, 100)], retry, stage)
+    return Ledger(corpus, digest).work([Entry(uri, stamp, 100)], retry, step)
 
 
 def media_of(corpus: Corpus, row: dict) -> Path:
@@ -220,8 +220,8 @@ def test_failures_wait_for_retry_and_for_their_own_step(tmp_path: Path) -> None:
     uri = "/videos/a.mp4"
     assert work(corpus, uri, "1").failed == 1
     assert len(work(corpus, uri, "1", retry=True).todo) == 1
-    assert len(work(corpus, uri, "1", retry=True, stage="diarize").todo) == 1
-    assert work(corpus, uri, "1", retry=True, stage="cut").failed == 1
+    assert len(work(corpus, uri, "1", retry=True, step="diarize").todo) == 1
+    assert work(corpus, uri, "1", retry=True, step="cut").failed == 1
     assert len(work(corpus, uri, "1", "d2").todo) == 1, "other settings are another try"
 
 
@@ -372,4 +372,4 @@ def test_the_digest_names_what_is_measured_and_not_how_fast() -> None:
 
 def test_a_step_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no step 'dairize'"):
-        ingest(["x"], tmp_path / "corpus", retry=True, stage="dairize")
+        ingest(["x"], tmp_path / "corpus", retry=True, step="dairize")
