@@ -156,4 +156,5 @@ def main() -> None:
     """Entry point of the `uniavgen` command."""
     # Ray and DeepSpeed start helpers (ninja, workers) from this environment's bin
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no child takes code from the current folder
     app()

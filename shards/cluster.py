@@ -1,55 +1,84 @@
-"""Ray, as every floor starts it: one place that says which cluster is used and what its workers find in their environment."""
+"""Start Ray or join it: one place that chooses the cluster and the environment of its workers."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYANNOTE_METRICS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONSAFEPATH": "1",
+}
+"""Variables of every Ray worker, beside PATH. PYTHONSAFEPATH keeps the current folder out of `sys.path`."""
+
+CURRENT_FOLDER = "UNIAVGEN_CURRENT_FOLDER"
+"""Variable that tells the workers of a local Ray in which folder the command was started."""
+
 
 @contextmanager
 def ray_running() -> Iterator[None]:
-    """A Ray to run on: the one that runs in this process, the cluster that RAY_ADDRESS names, else a new local one.
+    """Provide Ray: the one of this process, else the cluster that RAY_ADDRESS names, else a new local one.
 
-    A local one is always new, since the remains of a killed run must not be joined; what is started here is stopped at the
-    end.
+    A local one is always new, because what a killed run left behind must not be joined. What is started
+    here is stopped at the end.
     """
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # it prints its own worries to the console otherwise
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's own warnings go to the console
     import ray
 
     if ray.is_initialized():
         yield
         return
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYANNOTE_METRICS_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PATH": os.environ.get("PATH", ""),
-    }
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": environment},
-    }
+    environment = {**WORKER_ENVIRONMENT, "PATH": os.environ.get("PATH", "")}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
+        options["runtime_env"] = {"env_vars": environment}
     else:
-        # two at least: the shares of ingest's stages, and the two training workers of the defaults, add up to that
-        ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **options)
-    _keep_off_stdout()
+        # at least 2 CPUs: what ingest's pools and the two training workers of the defaults reserve together
+        options |= {"address": "local", "num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
+        options["runtime_env"] = {
+            "env_vars": environment | {CURRENT_FOLDER: os.getcwd()},
+            "worker_process_setup_hook": "uniavgen.shards.cluster.enter_current_folder",
+        }
+    with _empty_folder() as start_folder:
+        # Ray puts the folder in which the driver calls init first on its workers' sys.path
+        # (`py_driver_sys_path` in ray/_private/worker.py): a user's own train.py would be imported there
+        with contextlib.chdir(start_folder):
+            ray.init(**options)
+        _keep_off_stdout()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def enter_current_folder() -> None:
+    """Go to the driver's folder in each new worker of a local Ray, so that relative paths keep their meaning."""
+    with contextlib.suppress(OSError, KeyError):
+        os.chdir(os.environ[CURRENT_FOLDER])
+
+
+@contextmanager
+def _empty_folder() -> Iterator[str]:
+    """A new empty folder, and PYTHONSAFEPATH for the Python processes that Ray starts."""
+    folder = tempfile.mkdtemp(prefix="uniavgen-ray-")
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
-        yield
+        yield folder
     finally:
-        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep_off_stdout() -> None:
-    """Ray prints that a worker died to standard output, where a command's --json answer goes; its log files have it too."""
+    """Send Ray's report of a dead worker to its log: standard output is for a command's --json answer."""
     import ray._private.worker as driver
 
     driver.print_to_stdstream = lambda data, ignore_prefix: logging.getLogger("ray").debug(
