@@ -23,7 +23,7 @@ from uniavgen.ingest.engine.run_dir import is_running, show_life, work_folder
 from uniavgen.ingest.engine.step_cache import Results
 from uniavgen.ingest.engine.step_graph import STEP_NAMES
 from uniavgen.ingest.io.sources import find_sources
-from uniavgen.ingest.records import Measured, Probe, Proposals, SourceRecord
+from uniavgen.ingest.records import MeasuredRows, Probe, Proposals, SourceRecord
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -129,7 +129,7 @@ class _Committer:
                 if record.failure is not None and record.failure.error_type == "no-space":
                     self._commit()
                     raise disk_full(self.corpus)
-                record.fetch = self._stored
+                record.load_result = self._stored
                 self._waiting.append(record)
             self.live.tick()
             show_life(self._scratch)
@@ -158,10 +158,10 @@ class _Committer:
 
     def _count(self, record: SourceRecord) -> None:
         summary = self.summary
-        probe = record.of(Probe) if record.source_id else None
+        probe = record.result(Probe) if record.source_id else None
         length = probe.duration_s if probe else 0.0
         if record.failure is None:
-            rows = record.of(Measured).clips
+            rows = record.result(MeasuredRows).clips
             summary.sources += 1
             summary.clips += len(rows)
             summary.video_seconds += length
@@ -171,7 +171,7 @@ class _Committer:
         if kind == DUPLICATE:
             summary.duplicates[record.uri] = record.failure.message.removeprefix("same content as ")
             return
-        proposals = record.of(Proposals) if record.source_id else None
+        proposals = record.result(Proposals) if record.source_id else None
         lost = summary.lost.setdefault(kind, Lost())
         lost.sources += 1
         lost.clips += len(proposals.clips) if proposals else 0

@@ -1,7 +1,8 @@
-"""What steps find out, a dataclass each, and the `SourceRecord` of one video that gives them to the steps after.
+"""Results of the ingest steps, one dataclass each, and the `SourceRecord` that carries them.
 
-Times are seconds on the source's own clock, where 0 is the start of the container (a stream that starts late has
-silence or its first frame before it). Frames are counted on the 16 fps grid: frame i stands at i / 16 s.
+Times are seconds from the start of the container; a stream that starts late is padded with silence or with
+its first frame. Frames are counted on the 16 fps grid: frame i is shown at i / 16 s. The step cache stores
+these dataclasses as JSON and arrays, so their field names are part of the corpus format.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ import numpy as np
 from pydantic import ConfigDict
 
 ARRAYS = ConfigDict(arbitrary_types_allowed=True)
-"""Of a dataclass with arrays: pydantic, which rebuilds stored results, takes them as they are."""
+"""Lets pydantic, which rebuilds stored results, accept dataclasses with arrays."""
 
 AUDIO_RATE = 16_000
-"""Rate at which speech is analysed (Whisper's, pyannote's and ECAPA's own)."""
+"""Sample rate of speech analysis in Hz; Whisper, pyannote and ECAPA use it."""
+
+DUPLICATE = "duplicate"
+"""Failure kind of a source whose content another source has."""
+
+DELETED = "forgotten"
+"""Failure kind of a source that `uniavgen forget` removed; it must not be measured again."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A labelled stretch of time: a shot, or a speaker's turn."""
+    """A labelled interval: a shot, or a speaker's turn."""
 
     start_s: float
     end_s: float
@@ -32,7 +39,7 @@ class Span:
 
 @dataclass(frozen=True)
 class SpokenWord:
-    """A word with its times, its probability by Whisper, and its speaker ("" where no turn covers it)."""
+    """A word with its times, its probability, and its speaker ("" where no speaker turn covers it)."""
 
     text: str
     start_s: float
@@ -43,7 +50,7 @@ class SpokenWord:
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch that Whisper heard at once, and what it thought of it."""
+    """An interval that Whisper transcribed in one pass, with Whisper's confidence values."""
 
     start_s: float
     end_s: float
@@ -57,7 +64,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file says of itself, with rotation and pixel shape already applied to width and height."""
+    """Container facts of a file. Rotation and pixel aspect ratio are applied to width and height."""
 
     duration_s: float
     width: int
@@ -67,30 +74,31 @@ class Probe:
     audio_codec: str
     has_audio: bool
     bit_rate: float = 0.0
-    """Of the picture, in bits per second; 0 where it cannot be told."""
+    """Bits per second of the video stream; 0 if unknown."""
     interlaced_ratio: float = 0.0
-    """Share of the looked-at frames in which two fields of different times show."""
+    """Share of the examined frames that show two fields of different times."""
     top_field_first: bool = True
-    """Which field of an interlaced frame is the earlier one."""
+    """Whether the top field of an interlaced frame is the earlier one."""
     bytes: int | None = None
-    """Size of the file."""
+    """File size in bytes."""
 
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """Where the source can be read on this machine."""
+    """Path of the source on this machine."""
 
     path: str
 
 
 @dataclass
 class FaceTable:
-    """Faces of the analysed frames, a row each: N rows, ordered by frame.
+    """Faces of the analysed frames, one row each: N rows, ordered by frame.
 
-    `frame` int32 [N], `track` int32 [N], `box` float32 [N, 4] (x0, y0, x1, y1) and `oval` float32 [N, 36, 2] in fractions
-    of the picture, `score` float32 [N] by the detector, `lip_gap` float32 [N] over the face height; `yaw`, `pitch` and
-    `roll` float32 [N] in degrees (positive: towards the picture's right, up, and the head leaning to the picture's left),
-    `sharpness` float32 [N] (variance of the Laplacian of the face on the analysis picture).
+    `frame` int32 [N], `track` int32 [N], `box` float32 [N, 4] (x0, y0, x1, y1) and `oval` float32 [N, 36, 2]
+    in fractions of the frame, `score` float32 [N] of the detector, `lip_gap` float32 [N] relative to the face
+    height; `yaw`, `pitch` and `roll` float32 [N] in degrees (positive: towards the right of the frame, up,
+    and the head tilted to the left of the frame), `sharpness` float32 [N] (variance of the Laplacian of the
+    face in the analysis frame).
     """
 
     frame: np.ndarray
@@ -106,13 +114,14 @@ class FaceTable:
     __pydantic_config__ = ARRAYS
 
     def rows(self, mask: np.ndarray) -> FaceTable:
-        """The rows that a boolean mask [N] keeps."""
+        """The rows where the boolean mask [N] is true."""
         return FaceTable(**{name: value[mask] for name, value in vars(self).items()})
 
 
 @dataclass
 class FaceVectors:
-    """Who the faces are, n rows: `frame` int32 [n], `box` float32 [n, 4] as in `FaceTable`, `vector` float32 [n, d]."""
+    """Face embeddings, n rows: `frame` int32 [n], `box` float32 [n, 4] as in `FaceTable`,
+    `vector` float32 [n, d]."""
 
     frame: np.ndarray
     box: np.ndarray
@@ -124,8 +133,9 @@ class FaceVectors:
 class FacesSeen:
     """Faces on the 16 fps grid, F frames from the start of the source.
 
-    `looked` bool [F] (whether faces were searched), `face_count` int16 [F] (faces seen, also small ones; -1 where not counted),
-    `denied` int16 [F] (places with landmarks of which the detector says that they are no face; no row of `faces`).
+    `looked` bool [F] (whether faces were searched), `face_count` int16 [F] (faces seen, small ones included;
+    -1 if not counted), `denied` int16 [F] (landmark sets that the face detector does not confirm; they have
+    no row in `faces`).
     """
 
     looked: np.ndarray
@@ -133,13 +143,13 @@ class FacesSeen:
     denied: np.ndarray
     faces: FaceTable
     vectors: FaceVectors | None = None
-    """Of some of the faces, where a model was named."""
+    """Embeddings of some of the faces; None without an embedding model."""
     __pydantic_config__ = ARRAYS
 
 
 @dataclass
 class FrameTable:
-    """The picture's own measurements on the 16 fps grid, F frames from the start of the source.
+    """Brightness and change on the 16 fps grid, F frames from the start of the source.
 
     `luma` float32 [F] (0..255), `change` float32 [F] (mean absolute difference to the frame before, 0..255).
     """
@@ -151,7 +161,7 @@ class FrameTable:
 
 @dataclass
 class TextSeen:
-    """Burned-in text on the 16 fps grid: `ratio` float32 [F], share of the picture under it; NaN where not looked at."""
+    """Burned-in text on the 16 fps grid: `ratio` float32 [F], share of the frame; NaN if not examined."""
 
     ratio: np.ndarray
     __pydantic_config__ = ARRAYS
@@ -159,7 +169,7 @@ class TextSeen:
 
 @dataclass
 class Diarization:
-    """Who speaks when; `voices` holds the mean voice embedding (192) of each speaker label."""
+    """Speaker turns; `voices` maps each speaker label to its mean speaker embedding (192 values)."""
 
     turns: list[Span] = field(default_factory=list)
     voices: dict[str, list[float]] = field(default_factory=dict)
@@ -167,7 +177,7 @@ class Diarization:
 
 @dataclass
 class Transcript:
-    """What is said; a word carries the label of its speaker."""
+    """Transcribed words, each with the label of its speaker."""
 
     passages: list[Passage] = field(default_factory=list)
     words: list[SpokenWord] = field(default_factory=list)
@@ -175,14 +185,14 @@ class Transcript:
 
 @dataclass
 class Shots:
-    """Shots in order, which cover the source."""
+    """Shots in order of time; together they cover the source."""
 
     spans: list[Span]
 
 
 @dataclass
 class Proposal:
-    """A span that shall become a clip; "" and no words where it is made without speech."""
+    """An interval that becomes a clip; without usable speech it has no speaker ("") and no words."""
 
     start_s: float
     end_s: float
@@ -192,28 +202,28 @@ class Proposal:
 
 @dataclass
 class Proposals:
-    """The spans of one source that become clips, in order of time."""
+    """Clip proposals of one source, in order of time."""
 
     clips: list[Proposal]
 
 
 @dataclass
-class ClipSound:
-    """Signals of one clip's sound, by their names in `shards.corpus.signals`."""
+class ClipAudio:
+    """Audio signals of one clip by name; empty without an audio track."""
 
     signals: dict[str, float | None]
 
 
 @dataclass
-class SoundMeasures:
+class AudioMeasures:
     """One entry per proposal."""
 
-    clips: list[ClipSound]
+    clips: list[ClipAudio]
 
 
 @dataclass
 class ClipSync:
-    """Lips against sound in one clip: the track of its main face (None: no face), the signals, the correlation curve."""
+    """Lip sync of one clip: track of its main face (None: no face), signals, correlation curve."""
 
     track: int | None
     signals: dict[str, float | None]
@@ -229,15 +239,15 @@ class SyncMeasures:
 
 @dataclass
 class VideoHashes:
-    """Hashes of a source's pictures, int64 [n], four a second (`fingerprints.VideoHasher`)."""
+    """Video hashes of a source, int64 [n], four per second (`measures.hash.VideoHasher`)."""
 
     values: np.ndarray
     __pydantic_config__ = ARRAYS
 
 
 @dataclass
-class ClipPrints:
-    """By which copies of a clip are known again: `ingest.fingerprints`."""
+class ClipFingerprints:
+    """Fingerprints by which duplicates of a clip are found (`measures.fingerprint`)."""
 
     video_hash: list[int] | None
     sound_hash: list[int] | None
@@ -249,25 +259,25 @@ class ClipPrints:
 class Fingerprints:
     """One entry per proposal."""
 
-    clips: list[ClipPrints]
+    clips: list[ClipFingerprints]
 
 
 @dataclass
-class Measured:
-    """Rows of the clips table, in the order of the proposals, and the columns of the sources table that come from steps."""
+class MeasuredRows:
+    """Rows of the clips table, one per proposal, and the measured columns of the sources table."""
 
     clips: list[dict[str, Any]]
     source: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class MediaInPlace:
-    """The clips' files stand at their place."""
+class CutMedia:
+    """Marker result: the clips' media files are in the corpus."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a source ended: the step, a stable slug, a sentence."""
+    """Why a source failed: `stage` names the step, `error_type` is a stable slug, `message` a sentence."""
 
     stage: str
     error_type: str
@@ -279,37 +289,37 @@ Result = TypeVar("Result")
 
 @dataclass
 class SourceRecord:
-    """One video on its way through ingest: who it is, what became of it, and the steps' results, fetched when asked for."""
+    """One video on its way through ingest: identity, failure, and step results loaded on demand."""
 
     uri: str
     source_id: str = ""
     stamp: str = ""
-    """Size and time, or the server's tag: while it stays, the source is not read again."""
+    """Size and modification time, or the server's entity tag. An unchanged source is not read again."""
     bytes: int | None = None
     failure: Failure | None = None
     step_seconds: dict[str, float] = field(default_factory=dict)
     results: dict[type, Any] = field(default_factory=dict, repr=False)
     """By the class of the result."""
-    fetch: Callable[[SourceRecord, type], Any] | None = field(default=None, repr=False)
-    """Asked for a result that is not here; gives it, or raises."""
+    load_result: Callable[[SourceRecord, type], Any] | None = field(default=None, repr=False)
+    """Called for a result that is not in `results`; returns it or raises."""
 
-    def of(self, kind: type[Result]) -> Result:
-        """The result of the step that gives a `kind`. Raises KeyError where that step has not run."""
+    def result(self, kind: type[Result]) -> Result:
+        """The step result of class `kind`. Raises KeyError if its step has not run."""
         if kind not in self.results:
-            if self.fetch is None:
+            if self.load_result is None:
                 raise KeyError(kind.__name__)
-            self.results[kind] = self.fetch(self, kind)
-        found: Result = self.results[kind]
-        return found
+            self.results[kind] = self.load_result(self, kind)
+        loaded: Result = self.results[kind]
+        return loaded
 
-    def pack(self) -> str:
-        """As JSON, without results: what travels between the stages is small whatever the source's length."""
+    def to_json(self) -> str:
+        """The record without results: what is sent between workers is small whatever the source's length."""
         failure = asdict(self.failure) if self.failure else None
         facts = {name: getattr(self, name) for name in ("uri", "source_id", "stamp", "bytes", "step_seconds")}
         return json.dumps({**facts, "failure": failure})
 
     @staticmethod
-    def unpack(text: str) -> SourceRecord:
+    def from_json(text: str) -> SourceRecord:
         facts = json.loads(text)
         failure = facts.pop("failure")
         return SourceRecord(**facts, failure=Failure(**failure) if failure else None)

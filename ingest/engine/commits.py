@@ -14,7 +14,7 @@ from typing import Any
 from uniavgen.ingest.engine.clip_files import ClipMedia
 from uniavgen.ingest.engine.step_cache import Results
 from uniavgen.ingest.io.uris import Entry
-from uniavgen.ingest.records import Failure, Measured, SourceRecord
+from uniavgen.ingest.records import Failure, MeasuredRows, SourceRecord
 from uniavgen.shards.corpus.deletion import tombstones
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -183,7 +183,7 @@ class Ledger:
             )
 
     def _commit_good(self, good: list[SourceRecord]) -> None:
-        clips = {record.source_id: record.of(Measured).clips for record in good}
+        clips = {record.source_id: record.result(MeasuredRows).clips for record in good}
         old = self._clips_of(list(clips))
         new = {row["clip_id"] for rows in clips.values() for row in rows}
         self._put(
@@ -270,7 +270,7 @@ def _says_nothing(record: SourceRecord) -> bool:
 
 
 def _is_lost(record: SourceRecord) -> bool:
-    found: Measured | None = record.of(Measured)
+    found: MeasuredRows | None = record.result(MeasuredRows)
     return found is None
 
 
@@ -281,7 +281,7 @@ def source_row(record: SourceRecord, digest: str) -> dict[str, Any]:
         "uri": record.uri,
         "stamp": record.stamp,
         "bytes": record.bytes,
-        **record.of(Measured).source,
+        **record.result(MeasuredRows).source,
         "error": "",
         "step_seconds": list(record.step_seconds.items()),
         "digest": digest,

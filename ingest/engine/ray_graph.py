@@ -112,11 +112,11 @@ class StageWorker:
         self._runner.warm(warm)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        record = SourceRecord.unpack(row["source"])
+        record = SourceRecord.from_json(row["source"])
         if self._first and record.failure is None:
             self._runner.identify(record)
         self._runner.run(record)
-        return {"source": record.pack()}
+        return {"source": record.to_json()}
 
 
 def finished_sources(
@@ -130,7 +130,7 @@ def finished_sources(
             for first in range(0, len(todo), WAVE):
                 wave = _graph(todo[first : first + WAVE], corpus_root, scratch, config, board)
                 for row in wave.iter_rows():
-                    ended.put(SourceRecord.unpack(row["source"]))
+                    ended.put(SourceRecord.from_json(row["source"]))
             ended.put(None)
         except BaseException as error:
             ended.put(error)
@@ -156,7 +156,7 @@ def _graph(
 
     _set_up(ray.data.DataContext.get_current())
     cpus = float(ray.cluster_resources().get("CPU", 1))
-    rows = [{"source": record.pack()} for record in todo]
+    rows = [{"source": record.to_json()} for record in todo]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     missing = _missing_steps(todo[0], corpus_root, config)
     arguments: dict[str, Any] = {

@@ -110,7 +110,7 @@ class Runner:
 
     def run(self, record: SourceRecord) -> SourceRecord:
         """Take one source through the steps; it comes back without its results, which are stored."""
-        record.fetch = self._stored
+        record.load_result = self._stored
         reused: list[str] = []
         for step in self.steps:
             if record.failure is None and step.name not in ON_DEMAND:
@@ -119,7 +119,7 @@ class Runner:
             self.board.reused(reused)
         for step in self._on_demand.values():
             step.release(record)
-        record.results, record.fetch = {}, None
+        record.results, record.load_result = {}, None
         return record
 
     def identify(self, record: SourceRecord) -> SourceRecord:

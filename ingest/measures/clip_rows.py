@@ -30,7 +30,7 @@ from uniavgen.ingest.records import (
     Proposal,
     Proposals,
     Shots,
-    SoundMeasures,
+    AudioMeasures,
     SourceRecord,
     Span,
     SyncMeasures,
@@ -53,22 +53,22 @@ their speakers would be one; in 12 with a chance of 2 in 100,000."""
 
 def clip_row(record: SourceRecord, index: int, config: IngestConfig) -> dict[str, Any]:
     """The row of the clips table for the proposal `index`, every signal of `SIGNALS` filled or None."""
-    proposal = record.of(Proposals).clips[index]
-    sync = record.of(SyncMeasures).clips[index]
+    proposal = record.result(Proposals).clips[index]
+    sync = record.result(SyncMeasures).clips[index]
     start, end = proposal.start_s, proposal.end_s
-    seen, probe = record.of(FacesSeen), record.of(Probe)
+    seen, probe = record.result(FacesSeen), record.result(Probe)
     first, last = clip_frames(proposal)
-    passage = passage_of(record.of(Transcript).passages, start, end)
+    passage = passage_of(record.result(Transcript).passages, start, end)
     signals: dict[str, float | None] = {
         **_source_signals(probe, start, end),
         **_speech_signals(record, proposal, passage),
-        **record.of(SoundMeasures).clips[index].signals,
+        **record.result(AudioMeasures).clips[index].signals,
         **face_signals(
             seen, main_face(faces_within(seen.faces, first, last), sync.track), first, last, probe
         ),
         **sync.signals,
-        **picture_signals(record.of(FrameTable), first, last, probe),
-        "text_ratio": text_ratio(record.of(TextSeen), first, last),
+        **picture_signals(record.result(FrameTable), first, last, probe),
+        "text_ratio": text_ratio(record.result(TextSeen), first, last),
     }
     return {
         "clip_id": clip_id(record.source_id, start, end),
@@ -78,7 +78,7 @@ def clip_row(record: SourceRecord, index: int, config: IngestConfig) -> dict[str
         "speaker": f"{record.source_id[:SOURCE_DIGITS]}-S{proposal.speaker.rpartition('_')[2]}"
         if proposal.speaker
         else "",
-        "voice": record.of(Diarization).voices.get(proposal.speaker),
+        "voice": record.result(Diarization).voices.get(proposal.speaker),
         "transcript": " ".join(word.text for word in proposal.words),
         "words": [
             {
@@ -93,20 +93,20 @@ def clip_row(record: SourceRecord, index: int, config: IngestConfig) -> dict[str
         "language": passage.language if passage else "",
         "versions": versions(config),
         "sync_curve": sync.curve,
-        **vars(record.of(Fingerprints).clips[index]),
+        **vars(record.result(Fingerprints).clips[index]),
         **{name: signals.get(name) for name in SIGNALS},
     }
 
 
 def source_columns(record: SourceRecord) -> dict[str, Any]:
     """Columns of the source's own row: what the probe says, turns, shots, words, face tracks."""
-    probe = vars(record.of(Probe))
+    probe = vars(record.result(Probe))
     return {
         **{name: value for name, value in probe.items() if name in SOURCE_FACTS},
-        "turns": [_span_row(turn) for turn in record.of(Diarization).turns],
-        "shots": [_span_row(shot) for shot in record.of(Shots).spans],
-        "words": [vars(word) for word in record.of(Transcript).words],
-        "tracks": track_rows(record.of(FacesSeen).faces, record.of(Probe).height),
+        "turns": [_span_row(turn) for turn in record.result(Diarization).turns],
+        "shots": [_span_row(shot) for shot in record.result(Shots).spans],
+        "words": [vars(word) for word in record.result(Transcript).words],
+        "tracks": track_rows(record.result(FacesSeen).faces, record.result(Probe).height),
     }
 
 
@@ -130,7 +130,7 @@ def track_rows(faces: FaceTable, height: int) -> list[dict[str, Any]]:
 
 def face_track(record: SourceRecord, index: int, framing: Framing) -> FaceTrack:
     """The main face in each frame of a clip, in fractions of the picture that `framing` cuts out; zero where it is not seen."""
-    clip = record.of(Proposals).clips[index]
+    clip = record.result(Proposals).clips[index]
     first, last = clip_frames(clip)
     oval = np.zeros((last - first, len(OVAL), 2), np.float32)
     box = np.zeros((last - first, 4), np.float32)
@@ -143,8 +143,8 @@ def face_track(record: SourceRecord, index: int, framing: Framing) -> FaceTrack:
 
 def clip_face(record: SourceRecord, index: int) -> FaceTable:
     """Rows of a clip's main face: the one that speaks where that is known, else the largest."""
-    within = faces_within(record.of(FacesSeen).faces, *clip_frames(record.of(Proposals).clips[index]))
-    return main_face(within, record.of(SyncMeasures).clips[index].track)
+    within = faces_within(record.result(FacesSeen).faces, *clip_frames(record.result(Proposals).clips[index]))
+    return main_face(within, record.result(SyncMeasures).clips[index].track)
 
 
 def main_face(faces: FaceTable, track: int | None = None) -> FaceTable:
@@ -206,10 +206,10 @@ def _source_signals(probe: Probe, start: float, end: float) -> dict[str, float |
 
 
 def _speech_signals(record: SourceRecord, clip: Proposal, passage: Passage | None) -> dict[str, float | None]:
-    if not record.of(Probe).has_audio:
+    if not record.result(Probe).has_audio:
         return {}
     return speech_signals(
-        clip.words, passage, record.of(Diarization).turns, clip.speaker, clip.start_s, clip.end_s
+        clip.words, passage, record.result(Diarization).turns, clip.speaker, clip.start_s, clip.end_s
     )
 
 

@@ -82,7 +82,7 @@ class Watching(Step):
         try:
             found = self._look(record, wanted, tiny)
             if tiny is not None:
-                frames = found["picture"] if "picture" in wanted else record.of(FrameTable)
+                frames = found["picture"] if "picture" in wanted else record.result(FrameTable)
                 with self._timed("shots"):
                     found["shots"] = Shots(
                         self._shots.shots(mapped_pictures(tiny), len(frames.luma) / VIDEO_FPS)
@@ -94,14 +94,14 @@ class Watching(Step):
         return found
 
     def _look(self, record: SourceRecord, wanted: tuple[str, ...], tiny: Path | None) -> dict[str, Any]:
-        path, probe, config = record.of(LocalCopy).path, record.of(Probe), self.config
+        path, probe, config = record.result(LocalCopy).path, record.result(Probe), self.config
         if wanted == ("shots",) and tiny is not None:
             media.decode_tiny(path, probe, config.shots.fps, tiny, config.limits)
             return {}
         eyes: list[tuple[str, FaceMeter | PictureMeter | TextMeter | HashEye]] = []
         if "faces" in wanted or "text" in wanted:
             looked = frames_of_interest(
-                record.of(Transcript).words, config.clips.unspoken_s, config.clips.pad_s
+                record.result(Transcript).words, config.clips.unspoken_s, config.clips.pad_s
             )
             if "faces" in wanted:
                 eyes.append(("faces", FaceMeter(self._reader, config.faces, looked, self._encoder)))

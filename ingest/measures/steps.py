@@ -34,19 +34,19 @@ from uniavgen.ingest.models.face_embedding import clip_vector
 from uniavgen.ingest.models.lip_reader import LipReader
 from uniavgen.ingest.models.transcriber import Transcriber, whisper_source
 from uniavgen.ingest.records import (
-    ClipPrints,
-    ClipSound,
+    ClipFingerprints,
+    ClipAudio,
     Diarization,
     FacesSeen,
     Fingerprints,
     FrameTable,
     LocalCopy,
-    Measured,
-    MediaInPlace,
+    MeasuredRows,
+    CutMedia,
     Probe,
     Proposals,
     Shots,
-    SoundMeasures,
+    AudioMeasures,
     SourceRecord,
     SyncMeasures,
     Transcript,
@@ -91,7 +91,7 @@ class Probing(Step):
     gives: ClassVar[dict[str, type]] = {"probe": Probe}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        return {"probe": media.probe(record.of(LocalCopy).path, self.config.limits)}
+        return {"probe": media.probe(record.result(LocalCopy).path, self.config.limits)}
 
 
 class Hearing(Step):
@@ -100,14 +100,16 @@ class Hearing(Step):
     gives: ClassVar[dict[str, type]] = {"sound": Sound}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        probe = record.of(Probe)
+        probe = record.result(Probe)
         if not probe.has_audio:
             return {"sound": Sound("", 0)}
         path = self.scratch / f"{record.source_id}.s16"
         if path.is_file():
             return {"sound": Sound(str(path), path.stat().st_size // 2)}
         return {
-            "sound": media.decode_sound(record.of(LocalCopy).path, probe.duration_s, path, self.config.limits)
+            "sound": media.decode_sound(
+                record.result(LocalCopy).path, probe.duration_s, path, self.config.limits
+            )
         }
 
     def release(self, record: SourceRecord) -> None:
@@ -138,7 +140,7 @@ class Diarizing(Step):
         self._diarizer = self._diarizer or Diarizer(self.config.diarization, self.config.device)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        return {"diarize": Diarization(*self._diarizer.diarize(record.of(Sound)))}
+        return {"diarize": Diarization(*self._diarizer.diarize(record.result(Sound)))}
 
 
 class Transcribing(Step):
@@ -159,7 +161,7 @@ class Transcribing(Step):
             )
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        sound, turns = record.of(Sound), record.of(Diarization).turns
+        sound, turns = record.result(Sound), record.result(Diarization).turns
         return {"transcribe": Transcript(*self._transcriber.transcribe(sound, turns))}
 
 
@@ -169,16 +171,16 @@ class Proposing(Step):
     gives: ClassVar[dict[str, type]] = {"propose": Proposals}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        end_s = len(record.of(FrameTable).luma) / VIDEO_FPS
-        check_complete(record, end_s, record.of(Sound).duration_s)
-        words, shots = record.of(Transcript).words, record.of(Shots).spans
+        end_s = len(record.result(FrameTable).luma) / VIDEO_FPS
+        check_complete(record, end_s, record.result(Sound).duration_s)
+        words, shots = record.result(Transcript).words, record.result(Shots).spans
         return {"propose": Proposals(propose_clips(words, shots, end_s, self.config.clips))}
 
 
 class Listening(Step):
     """How good the sound of each clip is. The bandwidth is the source's own, from a read at a rate that shows it."""
 
-    gives: ClassVar[dict[str, type]] = {"listen": SoundMeasures}
+    gives: ClassVar[dict[str, type]] = {"listen": AudioMeasures}
     _meter: Any = None
 
     @classmethod
@@ -191,17 +193,17 @@ class Listening(Step):
         self._meter = self._meter or SoundMeter(self.config.sound_quality)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        sound, clips = record.of(Sound), record.of(Proposals).clips
+        sound, clips = record.result(Sound), record.result(Proposals).clips
         if not sound.samples:
-            return {"listen": SoundMeasures([ClipSound({}) for _ in clips])}
+            return {"listen": AudioMeasures([ClipAudio({}) for _ in clips])}
         seconds = min(self.config.sound_quality.bandwidth_seconds, sound.duration_s)
-        whole = media.decode_span(record.of(LocalCopy).path, 0.0, seconds, FULL_RATE, self.config.limits)
+        whole = media.decode_span(record.result(LocalCopy).path, 0.0, seconds, FULL_RATE, self.config.limits)
         bandwidth = {"bandwidth_hz": bandwidth_hz(whole, FULL_RATE)}
         found = []
         for clip in clips:
             pcm = sound.span(clip.start_s, clip.end_s)
-            found.append(ClipSound(self._meter.signals(pcm) | bandwidth | {"pitch_hz": pitch_hz(pcm)}))
-        return {"listen": SoundMeasures(found)}
+            found.append(ClipAudio(self._meter.signals(pcm) | bandwidth | {"pitch_hz": pitch_hz(pcm)}))
+        return {"listen": AudioMeasures(found)}
 
 
 class Syncing(Step):
@@ -231,15 +233,15 @@ class Fingerprinting(Step):
     gives: ClassVar[dict[str, type]] = {"fingerprint": Fingerprints}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        hashes, sound = record.of(VideoHashes).values, record.of(Sound)
+        hashes, sound = record.result(VideoHashes).values, record.result(Sound)
         clips = [
-            ClipPrints(
+            ClipFingerprints(
                 video_hash(hashes, clip.start_s, clip.end_s),
                 sound_hash(sound.span(*sound_span(clip.start_s, clip.end_s))),
                 text_hash(" ".join(word.text for word in clip.words)),
-                clip_vector(record.of(FacesSeen).vectors, clip_face(record, index)),
+                clip_vector(record.result(FacesSeen).vectors, clip_face(record, index)),
             )
-            for index, clip in enumerate(record.of(Proposals).clips)
+            for index, clip in enumerate(record.result(Proposals).clips)
         ]
         return {"fingerprint": Fingerprints(clips)}
 
@@ -247,38 +249,38 @@ class Fingerprinting(Step):
 class Measuring(Step):
     """The rows of the clips table, and what the source's own row takes from the steps."""
 
-    gives: ClassVar[dict[str, type]] = {"measure": Measured}
+    gives: ClassVar[dict[str, type]] = {"measure": MeasuredRows}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        rows = [clip_row(record, index, self.config) for index in range(len(record.of(Proposals).clips))]
-        return {"measure": Measured(rows, source_columns(record))}
+        rows = [clip_row(record, index, self.config) for index in range(len(record.result(Proposals).clips))]
+        return {"measure": MeasuredRows(rows, source_columns(record))}
 
 
 class Cutting(Step):
     """The clips' media files, at their place in the corpus. What was cut alike before is left as it stands."""
 
-    gives: ClassVar[dict[str, type]] = {"cut": MediaInPlace}
+    gives: ClassVar[dict[str, type]] = {"cut": CutMedia}
 
     def load(self, wanted: tuple[str, ...]) -> None:
         self._media = ClipMedia(self.corpus_root, owner=self.scratch.name)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        rows = record.of(Measured).clips
+        rows = record.result(MeasuredRows).clips
         framings = [self._framing(record, index) for index in range(len(rows))]
         recipes = {
             row["clip_id"]: self._recipe(row, chosen) for row, chosen in zip(rows, framings, strict=True)
         }
-        files = ("mp4", "flac") if record.of(Probe).has_audio else ("mp4",)
+        files = ("mp4", "flac") if record.result(Probe).has_audio else ("mp4",)
         todo = self._media.begin(record.source_id, recipes, files)
         for index, (row, chosen) in enumerate(zip(rows, framings, strict=True)):
             if row["clip_id"] in todo:
                 self._cut(record, row, chosen)
                 self._media.done(record.source_id, row["clip_id"])
             self._media.write(row["clip_id"], "face.npz", face_track(record, index, chosen).to_bytes())
-        return {"cut": MediaInPlace()}
+        return {"cut": CutMedia()}
 
     def _framing(self, record: SourceRecord, index: int) -> Framing:
-        probe = record.of(Probe)
+        probe = record.result(Probe)
         return framing(probe.width, probe.height, clip_face(record, index).box, self.config.cut)
 
     def _recipe(self, row: dict[str, Any], framing: Framing) -> list[Any]:
@@ -295,8 +297,8 @@ class Cutting(Step):
         frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
         target = self._media.path(row["clip_id"], "mp4"), self._media.path(row["clip_id"], "flac")
         cut_clip(
-            record.of(LocalCopy).path,
-            record.of(Probe),
+            record.result(LocalCopy).path,
+            record.result(Probe),
             row["start_s"],
             frames,
             framing,
@@ -323,7 +325,7 @@ STEP_OF: dict[type, str] = {
 
 def check_complete(record: SourceRecord, seen_s: float, heard_s: float) -> None:
     """Raise UserError (truncated) where much less could be decoded than the file declares."""
-    declared = record.of(Probe).duration_s
+    declared = record.result(Probe).duration_s
     if max(seen_s, heard_s) < declared - max(1.0, 0.05 * declared):
         raise UserError(
             f"the file declares {declared:.1f} s and holds {max(seen_s, heard_s):.1f} s",

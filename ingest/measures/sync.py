@@ -33,12 +33,12 @@ from uniavgen.shards.timing import VIDEO_FPS
 
 def clip_syncs(record: SourceRecord, reader: LipReader, config: IngestConfig) -> SyncMeasures:
     """One entry per clip; without sound nothing is known. Clips of one voice help each other."""
-    faces, sound, clips = record.of(FacesSeen).faces, record.of(Sound), record.of(Proposals).clips
+    faces, sound, clips = record.result(FacesSeen).faces, record.result(Sound), record.result(Proposals).clips
     if not sound.samples:
         return SyncMeasures([ClipSync(None, {}) for _ in clips])
 
     def pictures(index: int) -> ClipPictures:
-        return clip_pictures(record.of(LocalCopy).path, record.of(Probe), faces, clips[index], config)
+        return clip_pictures(record.result(LocalCopy).path, record.result(Probe), faces, clips[index], config)
 
     found = []
     for each in reader.read(ClipsOfSource(faces, sound, clips, config.sync.max_shift_ms / 1000), pictures):

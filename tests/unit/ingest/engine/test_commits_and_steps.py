@@ -17,7 +17,15 @@ from uniavgen.ingest.io.uris import Entry
 from uniavgen.ingest.measures.decode_pass import frames_of_interest
 from uniavgen.ingest.measures.steps import check_complete
 from uniavgen.ingest.pipeline import ingest
-from uniavgen.ingest.records import Failure, LocalCopy, Measured, Probe, Proposals, SourceRecord, SpokenWord
+from uniavgen.ingest.records import (
+    Failure,
+    LocalCopy,
+    MeasuredRows,
+    Probe,
+    Proposals,
+    SourceRecord,
+    SpokenWord,
+)
 from uniavgen.shards.corpus.deletion import bury
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus, clip_id
@@ -49,7 +57,7 @@ def record(
     ]
     source = {"duration_s": 10.0, "width": 64, "shots": [{"label": "", "start_s": 0.0, "end_s": 10.0}]}
     made = SourceRecord(uri or f"/videos/{name}.mp4", name, stamp, 100, failure, {"cut": 1.5})
-    made.results = {Probe: PROBE, Measured: Measured(rows, source), Proposals: Proposals([])}
+    made.results = {Probe: PROBE, MeasuredRows: MeasuredRows(rows, source), Proposals: Proposals([])}
     return made
 
 
@@ -93,7 +101,7 @@ def test_committing_twice_is_committing_once(tmp_path: Path) -> None:
 
 def test_clips_committed_before_a_crash_are_not_committed_again_after_it(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
-    corpus.upsert("clips", record("a").results[Measured].clips)  # and the driver is killed: no source row
+    corpus.upsert("clips", record("a").results[MeasuredRows].clips)  # and the driver is killed: no source row
     commit(corpus, [record("a")], "d1")
     assert counts(corpus) == (1, 2, 0)
 
@@ -101,7 +109,7 @@ def test_clips_committed_before_a_crash_are_not_committed_again_after_it(tmp_pat
 def test_clips_of_an_earlier_measurement_go_with_their_media(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     commit(corpus, [record("a", clips=3)], "d1")
-    stays, goes = (media_of(corpus, row) for row in record("a", clips=3).results[Measured].clips[1:])
+    stays, goes = (media_of(corpus, row) for row in record("a", clips=3).results[MeasuredRows].clips[1:])
     commit(corpus, [record("a", clips=2)], "d2")
     assert len(corpus.read("clips")) == 2
     assert stays.exists()
@@ -159,7 +167,7 @@ def test_two_runs_at_once_commit_a_source_once(tmp_path: Path) -> None:
 def test_what_is_forgotten_while_it_is_measured_does_not_come_back(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     ledger, a = Ledger(corpus, "d1"), record("a")
-    rows = a.results[Measured].clips
+    rows = a.results[MeasuredRows].clips
     ledger.media.begin("a", {row["clip_id"]: 1 for row in rows})
     paths = [media_of(corpus, row) for row in rows]
     Results(corpus.root).save("a", "probe", "k", PROBE)
@@ -174,7 +182,7 @@ def test_what_is_forgotten_while_it_is_measured_does_not_come_back(tmp_path: Pat
 def test_a_source_whose_results_are_gone_fails_alone(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     gone = record("a")
-    gone.results = {Measured: None, Probe: PROBE}
+    gone.results = {MeasuredRows: None, Probe: PROBE}
     commit(corpus, [gone, record("b")], "d1")
     assert counts(corpus) == (1, 2, 1)
     assert corpus.read("failures")["error_type"].to_pylist() == ["lost"]
@@ -229,18 +237,18 @@ def test_a_source_whose_clips_lost_files_is_done_again_when_asked(tmp_path: Path
     corpus = Corpus.create(tmp_path / "c")
     commit(corpus, [record("a"), record("b")], "d1")
     for name in "ab":
-        for row in record(name).results[Measured].clips:
+        for row in record(name).results[MeasuredRows].clips:
             for extension in EXTENSIONS:
                 media_of(corpus, row).with_name(f"{row['clip_id']}.{extension}").write_bytes(b"media")
     entries = [Entry(f"/videos/{name}.mp4", "1", 100) for name in "ab"]
     assert Ledger(corpus, "d1").work(entries, True).done == 2
-    lost = corpus.media_path(record("b").results[Measured].clips[1]["clip_id"], "flac")
+    lost = corpus.media_path(record("b").results[MeasuredRows].clips[1]["clip_id"], "flac")
     lost.unlink()
     found = Ledger(corpus, "d1").work(entries, True)
     assert ([each.source_id for each in found.todo], found.done) == (["b"], 1)
     assert Ledger(corpus, "d1").work(entries, False).done == 2
     media = ClipMedia(corpus.root, "run")
-    recipes = {row["clip_id"]: 1 for row in record("b").results[Measured].clips}
+    recipes = {row["clip_id"]: 1 for row in record("b").results[MeasuredRows].clips}
     media.begin("b", recipes)
     for clip in recipes:
         media.done("b", clip)
@@ -253,7 +261,7 @@ def test_media_that_a_dead_run_left_goes_unless_its_clips_are_committed(tmp_path
     ledger.commit([record("a")])
     paths = {}
     for name in ("a", "b"):
-        rows = record(name).results[Measured].clips
+        rows = record(name).results[MeasuredRows].clips
         ledger.media.begin(name, {row["clip_id"]: 1 for row in rows})
         paths[name] = [media_of(corpus, row) for row in rows]
     Ledger(corpus, "d1").sweep(lambda owner: False)
@@ -283,7 +291,7 @@ def test_a_thousand_commits_leave_few_files(tmp_path: Path, monkeypatch: pytest.
 
 
 class Raising(Step):
-    gives: ClassVar[dict[str, type]] = {"measure": Measured}
+    gives: ClassVar[dict[str, type]] = {"measure": MeasuredRows}
     error: Exception
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
@@ -326,7 +334,7 @@ def test_an_error_on_a_file_that_went_away_says_so(tmp_path: Path) -> None:
 
 def test_a_record_travels_without_its_results() -> None:
     sent = record("a", failure=LOST)
-    got = SourceRecord.unpack(sent.pack())
+    got = SourceRecord.from_json(sent.to_json())
     assert (got.uri, got.source_id, got.stamp, got.bytes, got.failure, got.step_seconds) == (
         sent.uri,
         sent.source_id,
@@ -337,7 +345,7 @@ def test_a_record_travels_without_its_results() -> None:
     )
     assert not got.results
     with pytest.raises(KeyError):
-        got.of(LocalCopy)
+        got.result(LocalCopy)
 
 
 def test_a_file_that_holds_much_less_than_it_declares_is_truncated() -> None:

@@ -18,7 +18,7 @@ from uniavgen.ingest.records import (
     Diarization,
     FacesSeen,
     FaceTable,
-    Measured,
+    MeasuredRows,
     Proposal,
     Proposals,
     Span,
@@ -69,7 +69,7 @@ def test_whatever_is_stored_comes_back_equal(
         ),
         (
             "measure",
-            Measured([{"clip_id": "x", "text_hash": -(2**63), "words": [{"text": "a"}]}], {"shots": []}),
+            MeasuredRows([{"clip_id": "x", "text_hash": -(2**63), "words": [{"text": "a"}]}], {"shots": []}),
         ),
     ):
         results.save(SOURCE, step, "k", result)

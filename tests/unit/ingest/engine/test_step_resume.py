@@ -22,7 +22,7 @@ from uniavgen.ingest.models.face_reader import FaceReader
 from uniavgen.ingest.models.shot_detector import ShotDetector
 from uniavgen.ingest.models.text_detector import TextReader
 from uniavgen.ingest.models.transcriber import Transcriber
-from uniavgen.ingest.records import FacesSeen, Measured, SourceRecord, SyncMeasures
+from uniavgen.ingest.records import FacesSeen, MeasuredRows, SourceRecord, SyncMeasures
 from uniavgen.shards.corpus.signals import SIGNALS
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def measure(film: Path, place: tuple[Path, Path], **changes: Any) -> tuple[Sourc
         runner = make_runner((stage,), config, *place, board)
         if stage == STAGES[0]:
             runner.identify(record)
-        runner.run(SourceRecord.unpack(record.pack()) if record.failure is None else record)
+        runner.run(SourceRecord.from_json(record.to_json()) if record.failure is None else record)
     assert record.failure is None
     return record, board, config
 
@@ -93,7 +93,7 @@ def test_only_what_is_missing_is_measured(film: Path, place: tuple[Path, Path], 
     kept = [name for name in STEP_NAMES if SPECS[name].kept]
     assert {name: board.totals()[name].done for name in kept} == dict.fromkeys(kept, 1)
     assert set(calls) == {name for _, name in MODELS}
-    rows = stored(first, place, config, "measure", Measured).clips
+    rows = stored(first, place, config, "measure", MeasuredRows).clips
     assert rows
     assert set(SIGNALS) <= set(rows[0])
     assert rows[0]["face_coverage"] == 1.0
@@ -112,7 +112,9 @@ def test_only_what_is_missing_is_measured(film: Path, place: tuple[Path, Path], 
     assert {name for name in kept if board.totals()[name].done} == {"sync", "fingerprint", "measure"}
     after = stored(first, place, changed, "sync", SyncMeasures)
     assert len(after.clips) == len(before.clips)
-    assert stored(first, place, changed, "measure", Measured).clips[0]["sync_curve"] == after.clips[0].curve
+    assert (
+        stored(first, place, changed, "measure", MeasuredRows).clips[0]["sync_curve"] == after.clips[0].curve
+    )
     assert {path: path.stat().st_mtime_ns for path in cut} == cut
 
     # another cut: clips are cut, nothing is measured

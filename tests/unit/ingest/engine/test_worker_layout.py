@@ -61,7 +61,7 @@ def test_every_source_is_in_one_graph_and_no_graph_is_larger_than_a_wave(
             waves.append([record.uri for record in todo])
 
         def iter_rows(self) -> Iterator[dict[str, str]]:
-            return ({"source": record.pack()} for record in self.todo)
+            return ({"source": record.to_json()} for record in self.todo)
 
     monkeypatch.setattr("uniavgen.ingest.engine.ray_graph.WAVE", 4)
     monkeypatch.setattr("uniavgen.ingest.engine.ray_graph._graph", Graph)
