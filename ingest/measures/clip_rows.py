@@ -20,6 +20,7 @@ from uniavgen.ingest.models.diarizer import EMBEDDED
 from uniavgen.ingest.models.face_reader import OVAL
 from uniavgen.ingest.models.text_detector import text_ratio
 from uniavgen.ingest.records import (
+    AudioMeasures,
     Diarization,
     FacesSeen,
     FaceTable,
@@ -30,7 +31,6 @@ from uniavgen.ingest.records import (
     Proposal,
     Proposals,
     Shots,
-    AudioMeasures,
     SourceRecord,
     Span,
     SyncMeasures,

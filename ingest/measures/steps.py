@@ -34,19 +34,19 @@ from uniavgen.ingest.models.face_embedding import clip_vector
 from uniavgen.ingest.models.lip_reader import LipReader
 from uniavgen.ingest.models.transcriber import Transcriber, whisper_source
 from uniavgen.ingest.records import (
-    ClipFingerprints,
+    AudioMeasures,
     ClipAudio,
+    ClipFingerprints,
+    CutMedia,
     Diarization,
     FacesSeen,
     Fingerprints,
     FrameTable,
     LocalCopy,
     MeasuredRows,
-    CutMedia,
     Probe,
     Proposals,
     Shots,
-    AudioMeasures,
     SourceRecord,
     SyncMeasures,
     Transcript,
