@@ -31,7 +31,7 @@ WAIT_SECONDS = 0.2
 GIB = 2**30
 
 
-class Stage:
+class DownloadCache:
     """The cache in the folder `scratch`, as one process sees it."""
 
     def __init__(self, config: SourceConfig, scratch: str | Path) -> None:

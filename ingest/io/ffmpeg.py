@@ -42,7 +42,7 @@ def ffmpeg_path() -> str:
         ) from error
 
 
-def opened(path: str, limits: LimitConfig, **options: Any) -> Any:
+def open_input(path: str, limits: LimitConfig, **options: Any) -> Any:
     """A file as the input of a graph of ffmpeg-python: nothing but this file, no container that names others."""
     import ffmpeg
 
@@ -56,13 +56,13 @@ def opened(path: str, limits: LimitConfig, **options: Any) -> Any:
     )
 
 
-def opened_at(path: str, start_s: float, limits: LimitConfig) -> tuple[Any, float]:
+def open_input_at(path: str, start_s: float, limits: LimitConfig) -> tuple[Any, float]:
     """The input from shortly before `start_s`, and what its clock shows at `start_s`."""
     if start_s <= SEEK_MARGIN_S:
-        return opened(path, limits), start_s  # not even a seek to 0: in an FLV it lands seconds later
+        return open_input(path, limits), start_s  # not even a seek to 0: in an FLV it lands seconds later
     # the clock is kept: a container may count time in whole frames, and a clock set anew at the seek would be rounded to them
     kept = {"copyts": None, "start_at_zero": None}
-    return opened(path, limits, ss=f"{start_s - SEEK_MARGIN_S:.6f}", **kept), start_s
+    return open_input(path, limits, ss=f"{start_s - SEEK_MARGIN_S:.6f}", **kept), start_s
 
 
 def run_graph(graph: Any, path: str, duration_s: float, limits: LimitConfig, what: str, kind: str) -> bytes:

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from uniavgen.ingest.config import LimitConfig
-from uniavgen.ingest.io.audio_file import Sound
-from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, graph_child, opened, opened_at, run_graph
+from uniavgen.ingest.io.audio import AudioFile
+from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, graph_child, open_input, open_input_at, run_graph
 from uniavgen.ingest.io.probe_client import ask
 from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.records import AUDIO_RATE, Probe
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 
-TINY = (48, 27)
+SHOT_FRAME_SIZE = (48, 27)
 """Width and height of the shot detector's pictures (TransNetV2's own)."""
 
 INTERLACED = 0.5
@@ -46,7 +46,7 @@ def probe(path: str, limits: LimitConfig) -> Probe:
     return found
 
 
-def decode_sound(path: str, duration_s: float, target: Path, limits: LimitConfig) -> Sound:
+def decode_audio(path: str, duration_s: float, target: Path, limits: LimitConfig) -> AudioFile:
     """The whole sound track as a raw file at `target` (see `Sound`), late starts padded, mixed down to mono.
 
     `duration_s` only sets the time limit; the sound ends at `limits.max_duration_s` at the latest. Never held in memory.
@@ -55,7 +55,7 @@ def decode_sound(path: str, duration_s: float, target: Path, limits: LimitConfig
 
     part = target.with_name(target.name + ".part")
     raw = {"format": "s16le", "ac": 1, "ar": AUDIO_RATE, "t": limits.max_duration_s}
-    graph = ffmpeg.output(sound_of(opened(path, limits)), f"file:{part}", **raw)
+    graph = ffmpeg.output(whole_audio(open_input(path, limits)), f"file:{part}", **raw)
     try:
         run_graph(graph, path, duration_s, limits, "the sound cannot be decoded", "decode-failed")
         samples = part.stat().st_size // 2
@@ -64,16 +64,18 @@ def decode_sound(path: str, duration_s: float, target: Path, limits: LimitConfig
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
-    return Sound(str(target), samples)
+    return AudioFile(str(target), samples)
 
 
-def decode_span(path: str, start_s: float, seconds: float, rate: int, limits: LimitConfig) -> np.ndarray:
+def decode_audio_span(
+    path: str, start_s: float, seconds: float, rate: int, limits: LimitConfig
+) -> np.ndarray:
     """The sound from `start_s`: int16 [round(seconds * rate)], mono at `rate` Hz, silence where there is none."""
     import ffmpeg
 
-    source, clock_s = opened_at(path, start_s, limits)
+    source, clock_s = open_input_at(path, start_s, limits)
     samples = round(seconds * rate)
-    heard = span_of_sound(source, clock_s, rate, samples)
+    heard = exact_audio(source, clock_s, rate, samples)
     graph = ffmpeg.output(heard, "pipe:", format="s16le", ac=1, ar=rate)
     data = run_graph(
         graph, path, seconds + SEEK_MARGIN_S, limits, "the sound cannot be decoded", "decode-failed"
@@ -93,7 +95,7 @@ def decode_frames(
     import ffmpeg
 
     width, height = fitted_size(probe.width, probe.height, side)
-    picture = picture_of(opened(path, limits), probe)
+    picture = shown_video(open_input(path, limits), probe)
     taken = picture.filter_multi_output("split") if tiny is not None else [picture]
     grid = taken[0].filter("fps", fps=VIDEO_FPS, start_time=0).filter("scale", width, height, flags="area")
     raw = {"format": "rawvideo", "pix_fmt": "rgb24", "t": limits.max_duration_s}
@@ -110,14 +112,14 @@ def decode_frames(
         raise UserError("the picture track holds no picture", where=printable(path), kind="decode-failed")
 
 
-def decode_tiny(path: str, probe: Probe, shot_fps: int, tiny: Path, limits: LimitConfig) -> None:
+def decode_shot_frames(path: str, probe: Probe, shot_fps: int, tiny: Path, limits: LimitConfig) -> None:
     """The shot detector's stream alone, as `decode_frames` writes it."""
     raw = {"format": "rawvideo", "pix_fmt": "rgb24", "t": limits.max_duration_s}
-    graph = _tiny_output(picture_of(opened(path, limits), probe), shot_fps, tiny, raw)
+    graph = _tiny_output(shown_video(open_input(path, limits), probe), shot_fps, tiny, raw)
     run_graph(graph, path, probe.duration_s, limits, "the picture cannot be decoded", "decode-failed")
 
 
-def decode_clip_pictures(
+def decode_clip_frames(
     path: str, probe: Probe, start_s: float, seconds: float, fps: int, side: int, limits: LimitConfig
 ) -> np.ndarray:
     """Pictures of a stretch at a constant rate: uint8 [round(seconds * fps), H, W, 3] RGB, longest side `side`.
@@ -127,9 +129,9 @@ def decode_clip_pictures(
     import ffmpeg
 
     width, height = fitted_size(probe.width, probe.height, side)
-    source, clock_s = opened_at(path, start_s, limits)
+    source, clock_s = open_input_at(path, start_s, limits)
     count = round(seconds * fps)
-    picture = span_of_picture(picture_of(source, probe), clock_s, fps).filter(
+    picture = constant_rate_video(shown_video(source, probe), clock_s, fps).filter(
         "scale", width, height, flags="area"
     )
     graph = ffmpeg.output(picture, "pipe:", format="rawvideo", pix_fmt="rgb24", vframes=count)
@@ -143,19 +145,19 @@ def decode_clip_pictures(
     return np.stack(pictures + pictures[-1:] * (count - len(pictures)))
 
 
-def picture_of(source: Any, probe: Probe) -> Any:
+def shown_video(source: Any, probe: Probe) -> Any:
     """The input's pictures as they are shown, fields of different times taken apart (bwdif, one frame a pair)."""
     if probe.interlaced_ratio < INTERLACED:
         return source.video
     return source.video.filter("bwdif", mode="send_frame", parity="tff" if probe.top_field_first else "bff")
 
 
-def sound_of(source: Any) -> Any:
+def whole_audio(source: Any) -> Any:
     """The input's sound from the container's time 0, gaps filled with silence."""
     return source.audio.filter("aresample", **{"async": 1, "first_pts": 0})
 
 
-def span_of_picture(picture: Any, clock_s: float, fps: int) -> Any:
+def constant_rate_video(picture: Any, clock_s: float, fps: int) -> Any:
     """Pictures at a constant rate from `clock_s` on the clock of an input, and one more after the last."""
     # a container may count time in whole frames, in which the move would be rounded
     moved = (
@@ -166,7 +168,7 @@ def span_of_picture(picture: Any, clock_s: float, fps: int) -> Any:
     return moved.filter("tpad", stop=1, stop_mode="clone")
 
 
-def span_of_sound(source: Any, clock_s: float, rate: int, samples: int) -> Any:
+def exact_audio(source: Any, clock_s: float, rate: int, samples: int) -> Any:
     """Exactly `samples` at `rate` from `clock_s` on the clock of an input, silence where there is no sound."""
     heard = source.audio.filter("aresample", rate).filter("atrim", start=f"{clock_s:.6f}")
     heard = heard.filter("asetpts", f"PTS-{clock_s:.6f}/TB")
@@ -184,7 +186,7 @@ def fitted_size(width: int, height: int, longest: int) -> tuple[int, int]:
 def _tiny_output(picture: Any, shot_fps: int, tiny: Path, raw: dict[str, Any]) -> Any:
     import ffmpeg
 
-    small = picture.filter("fps", fps=shot_fps, start_time=0).filter("scale", *TINY, flags="area")
+    small = picture.filter("fps", fps=shot_fps, start_time=0).filter("scale", *SHOT_FRAME_SIZE, flags="area")
     return ffmpeg.output(small, f"file:{tiny}", **raw)
 
 

@@ -34,7 +34,7 @@ LISTERS = 16
 
 
 @dataclass
-class Found:
+class SourceList:
     """The videos, in order of their uri and each once; `passed_over` are other files, with the reason."""
 
     entries: list[Entry] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Found:
         return [entry.uri for entry in self.entries]
 
 
-def find_sources(arguments: list[str], config: SourceConfig | None = None) -> Found:
+def find_sources(arguments: list[str], config: SourceConfig | None = None) -> SourceList:
     """Expand files, folders (recursive), globs, `.txt` list files (a path or URL a line, relative to the list; # comments)
     and URLs of all of these. A `file://` URI is a percent-encoded path, as tables write names that are no UTF-8.
 
@@ -59,7 +59,7 @@ def find_sources(arguments: list[str], config: SourceConfig | None = None) -> Fo
         raise UserError(
             "no source named", hint="give videos, folders, globs or a list file", kind="no-sources"
         )
-    found = Found()
+    found = SourceList()
     for argument in arguments:
         if protocol_of(argument) and not os.path.lexists(argument):
             _take_url(argument, found, config)
@@ -95,7 +95,7 @@ def check_allowed(uri: str, config: SourceConfig) -> None:
         raise UserError("web addresses are not read unless allowed", where=uri, hint=hint, kind="http-off")
 
 
-def _take_path(argument: str, found: Found, config: SourceConfig) -> None:
+def _take_path(argument: str, found: SourceList, config: SourceConfig) -> None:
     path = local_path(argument) or argument
     if not os.path.lexists(path) and glob.has_magic(path):
         _take_glob(path, found, config)
@@ -111,7 +111,7 @@ def _take_path(argument: str, found: Found, config: SourceConfig) -> None:
         found.entries.append(local_entry(path))
 
 
-def _take_glob(pattern: str, found: Found, config: SourceConfig) -> None:
+def _take_glob(pattern: str, found: SourceList, config: SourceConfig) -> None:
     hits = sorted(glob.glob(pattern, recursive=True))
     if not hits:
         raise UserError(
@@ -128,7 +128,7 @@ def _take_glob(pattern: str, found: Found, config: SourceConfig) -> None:
             _take_file(hit, root or ("/" if pattern.startswith("/") else "."), found)
 
 
-def _take_folder(folder: str, found: Found) -> None:
+def _take_folder(folder: str, found: SourceList) -> None:
     before, files = len(found.entries), 0
 
     def unread(error: OSError) -> None:
@@ -150,7 +150,7 @@ def _take_folder(folder: str, found: Found) -> None:
         raise _no_videos(files, printable(folder))
 
 
-def _take_file(path: str, root: str, found: Found, any_name: bool = True) -> None:
+def _take_file(path: str, root: str, found: SourceList, any_name: bool = True) -> None:
     """Take one file that was found under `root`, or say why not."""
     is_video = any_name or os.path.splitext(path)[1].lower() in MEDIA_EXTENSIONS
     target = os.path.realpath(path)
@@ -173,7 +173,7 @@ def _take_file(path: str, root: str, found: Found, any_name: bool = True) -> Non
         found.entries.append(local_entry(path))
 
 
-def _take_url(uri: str, found: Found, config: SourceConfig) -> None:
+def _take_url(uri: str, found: SourceList, config: SourceConfig) -> None:
     if protocol_of(uri) == "file":
         return _take_path(uri, found, config)
     check_allowed(uri, config)
@@ -211,7 +211,7 @@ def _remote_matches(uri: str) -> list[Entry]:
     return files
 
 
-def _take_list(lines: list[str], name: str, found: Found, config: SourceConfig) -> None:
+def _take_list(lines: list[str], name: str, found: SourceList, config: SourceConfig) -> None:
     """Take what a list file names. A remote list may only name files of its own store."""
     named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not named:

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from uniavgen.ingest.config import CutConfig, LimitConfig
-from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, opened_at, run_graph
-from uniavgen.ingest.io.media import picture_of, span_of_picture, span_of_sound
+from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, open_input_at, run_graph
+from uniavgen.ingest.io.media import constant_rate_video, exact_audio, shown_video
 from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.measures.framing import Framing
 from uniavgen.ingest.records import Probe
@@ -38,9 +38,9 @@ def cut_clip(
     """
     import ffmpeg
 
-    source, clock_s = opened_at(path, start_s, limits)
+    source, clock_s = open_input_at(path, start_s, limits)
     mp4, flac = (work / final.name for final in target)
-    picture = span_of_picture(picture_of(source, probe), clock_s, VIDEO_FPS)
+    picture = constant_rate_video(shown_video(source, probe), clock_s, VIDEO_FPS)
     if (framing.crop_width, framing.crop_height) != (framing.source_width, framing.source_height):
         across, down = 1 / framing.source_width, 1 / framing.source_height
         # in shares of the picture: the decoded one has fewer pixels than the shown one where pixels are not square
@@ -59,7 +59,7 @@ def cut_clip(
         picture, f"file:{mp4}", vframes=frames, threads=limits.decoder_threads, map_metadata=-1, **encoding
     )
     if probe.has_audio:
-        heard = span_of_sound(source, clock_s, SAMPLE_RATE, samples_for_frames(frames))
+        heard = exact_audio(source, clock_s, SAMPLE_RATE, samples_for_frames(frames))
         lossless = {"acodec": "flac", "sample_fmt": "s16", "ac": 1, "ar": SAMPLE_RATE}
         graph = ffmpeg.merge_outputs(graph, ffmpeg.output(heard, f"file:{flac}", map_metadata=-1, **lossless))
     parts = (mp4, flac) if probe.has_audio else (mp4,)

@@ -20,8 +20,8 @@ from uniavgen.ingest.io import media
 from uniavgen.ingest.measures.fingerprints import VideoHasher
 from uniavgen.ingest.measures.picture_quality import PictureMeter
 from uniavgen.ingest.models.face_embedding import face_encoder, require_encoder
-from uniavgen.ingest.models.face_reader import FaceMeter, FaceReader
-from uniavgen.ingest.models.text_detector import TextMeter, TextReader
+from uniavgen.ingest.models.face_reader import FaceCollector, FaceReader
+from uniavgen.ingest.models.text_detector import TextCollector, TextReader
 from uniavgen.ingest.records import (
     FacesSeen,
     FrameTable,
@@ -37,7 +37,7 @@ from uniavgen.ingest.records import (
 from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.shards.weights import resolve
 
-TINY_BYTES = media.TINY[0] * media.TINY[1] * 3
+TINY_BYTES = media.SHOT_FRAME_SIZE[0] * media.SHOT_FRAME_SIZE[1] * 3
 """One picture of the shot detector's stream."""
 
 
@@ -96,17 +96,17 @@ class Watching(Step):
     def _look(self, record: SourceRecord, wanted: tuple[str, ...], tiny: Path | None) -> dict[str, Any]:
         path, probe, config = record.result(LocalCopy).path, record.result(Probe), self.config
         if wanted == ("shots",) and tiny is not None:
-            media.decode_tiny(path, probe, config.shots.fps, tiny, config.limits)
+            media.decode_shot_frames(path, probe, config.shots.fps, tiny, config.limits)
             return {}
-        eyes: list[tuple[str, FaceMeter | PictureMeter | TextMeter | HashEye]] = []
+        eyes: list[tuple[str, FaceCollector | PictureMeter | TextCollector | HashEye]] = []
         if "faces" in wanted or "text" in wanted:
             looked = frames_of_interest(
                 record.result(Transcript).words, config.clips.unspoken_s, config.clips.pad_s
             )
             if "faces" in wanted:
-                eyes.append(("faces", FaceMeter(self._reader, config.faces, looked, self._encoder)))
+                eyes.append(("faces", FaceCollector(self._reader, config.faces, looked, self._encoder)))
             if "text" in wanted:
-                eyes.append(("text", TextMeter(self._text, config.text, looked)))
+                eyes.append(("text", TextCollector(self._text, config.text, looked)))
         if "picture" in wanted:
             eyes.append(("picture", PictureMeter()))
         if "hash" in wanted:
@@ -117,8 +117,8 @@ class Watching(Step):
         for frame, picture in enumerate(pictures):
             for name, eye in eyes:
                 with self._timed(name):
-                    eye.look(frame, picture)
-        return {name: eye.found() for name, eye in eyes}
+                    eye.add_frame(frame, picture)
+        return {name: eye.result() for name, eye in eyes}
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -133,10 +133,10 @@ class HashEye:
     def __init__(self) -> None:
         self._hasher = VideoHasher()
 
-    def look(self, frame: int, picture: np.ndarray) -> None:
+    def add_frame(self, frame: int, picture: np.ndarray) -> None:
         self._hasher.add(picture)
 
-    def found(self) -> VideoHashes:
+    def result(self) -> VideoHashes:
         return VideoHashes(self._hasher.hashes())
 
 
@@ -152,7 +152,7 @@ class PicturesOnDisk(np.memmap):
 def mapped_pictures(tiny: Path) -> np.ndarray:
     """The stream in the file `tiny`: uint8 [N, 27, 48, 3]."""
     count = tiny.stat().st_size // TINY_BYTES
-    shape = (count, media.TINY[1], media.TINY[0], 3)
+    shape = (count, media.SHOT_FRAME_SIZE[1], media.SHOT_FRAME_SIZE[0], 3)
     return PicturesOnDisk(tiny, np.uint8, "r", shape=shape) if count else np.zeros(shape, np.uint8)
 
 

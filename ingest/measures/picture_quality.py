@@ -30,7 +30,7 @@ class PictureMeter:
         self._change: list[float] = []
         self._before: np.ndarray | None = None
 
-    def look(self, frame: int, picture: np.ndarray) -> None:
+    def add_frame(self, frame: int, picture: np.ndarray) -> None:
         small = thumbnail(picture)
         self._luma.append(float(small.mean()))
         self._change.append(
@@ -38,7 +38,7 @@ class PictureMeter:
         )
         self._before = small
 
-    def found(self) -> FrameTable:
+    def result(self) -> FrameTable:
         return FrameTable(np.array(self._luma, np.float32), np.array(self._change, np.float32))
 
 

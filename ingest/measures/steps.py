@@ -16,8 +16,8 @@ from uniavgen.ingest.engine.commits import FORGOTTEN, FORGOTTEN_SAYS
 from uniavgen.ingest.engine.step import Step
 from uniavgen.ingest.engine.step_graph import SPECS
 from uniavgen.ingest.io import media
-from uniavgen.ingest.io.audio_file import Sound
-from uniavgen.ingest.io.download_cache import Stage, files_in
+from uniavgen.ingest.io.audio import AudioFile
+from uniavgen.ingest.io.download_cache import DownloadCache, files_in
 from uniavgen.ingest.io.sources import content_id
 from uniavgen.ingest.io.uris import Entry
 from uniavgen.ingest.measures.clip_rows import clip_face, clip_row, face_track, source_columns
@@ -30,9 +30,9 @@ from uniavgen.ingest.measures.proposals import propose_clips
 from uniavgen.ingest.measures.sound_quality import bandwidth_hz
 from uniavgen.ingest.measures.sync import clip_syncs
 from uniavgen.ingest.models.diarizer import EMBEDDED, Diarizer
-from uniavgen.ingest.models.face_embedding import clip_vector
-from uniavgen.ingest.models.lip_reader import LipReader
-from uniavgen.ingest.models.transcriber import Transcriber, whisper_source
+from uniavgen.ingest.models.face_embedding import clip_face_embedding
+from uniavgen.ingest.models.sync_models import SyncModels
+from uniavgen.ingest.models.transcriber import Transcriber, whisper_model_path
 from uniavgen.ingest.records import (
     AudioMeasures,
     ClipAudio,
@@ -68,7 +68,7 @@ class Fetching(Step):
 
     def __init__(self, config: IngestConfig, scratch: Path, corpus_root: Path) -> None:
         super().__init__(config, scratch, corpus_root)
-        self._stage = Stage(config.sources, scratch)
+        self._stage = DownloadCache(config.sources, scratch)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
         path = self._stage.fetch(_entry(record))
@@ -97,17 +97,17 @@ class Probing(Step):
 class Hearing(Step):
     """The sound track at 16 kHz as a file in the scratch folder; no samples where there is none."""
 
-    gives: ClassVar[dict[str, type]] = {"sound": Sound}
+    gives: ClassVar[dict[str, type]] = {"sound": AudioFile}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
         probe = record.result(Probe)
         if not probe.has_audio:
-            return {"sound": Sound("", 0)}
+            return {"sound": AudioFile("", 0)}
         path = self.scratch / f"{record.source_id}.s16"
         if path.is_file():
-            return {"sound": Sound(str(path), path.stat().st_size // 2)}
+            return {"sound": AudioFile(str(path), path.stat().st_size // 2)}
         return {
-            "sound": media.decode_sound(
+            "sound": media.decode_audio(
                 record.result(LocalCopy).path, probe.duration_s, path, self.config.limits
             )
         }
@@ -140,7 +140,7 @@ class Diarizing(Step):
         self._diarizer = self._diarizer or Diarizer(self.config.diarization, self.config.device)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        return {"diarize": Diarization(*self._diarizer.diarize(record.result(Sound)))}
+        return {"diarize": Diarization(*self._diarizer.diarize(record.result(AudioFile)))}
 
 
 class Transcribing(Step):
@@ -152,7 +152,7 @@ class Transcribing(Step):
 
     @classmethod
     def check(cls, config: IngestConfig) -> None:
-        whisper_source(config.transcription)
+        whisper_model_path(config.transcription)
 
     def load(self, wanted: tuple[str, ...]) -> None:
         if self._transcriber is None:
@@ -161,7 +161,7 @@ class Transcribing(Step):
             )
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        sound, turns = record.result(Sound), record.result(Diarization).turns
+        sound, turns = record.result(AudioFile), record.result(Diarization).turns
         return {"transcribe": Transcript(*self._transcriber.transcribe(sound, turns))}
 
 
@@ -172,7 +172,7 @@ class Proposing(Step):
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
         end_s = len(record.result(FrameTable).luma) / VIDEO_FPS
-        check_complete(record, end_s, record.result(Sound).duration_s)
+        check_complete(record, end_s, record.result(AudioFile).duration_s)
         words, shots = record.result(Transcript).words, record.result(Shots).spans
         return {"propose": Proposals(propose_clips(words, shots, end_s, self.config.clips))}
 
@@ -193,11 +193,13 @@ class Listening(Step):
         self._meter = self._meter or SoundMeter(self.config.sound_quality)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        sound, clips = record.result(Sound), record.result(Proposals).clips
+        sound, clips = record.result(AudioFile), record.result(Proposals).clips
         if not sound.samples:
             return {"listen": AudioMeasures([ClipAudio({}) for _ in clips])}
         seconds = min(self.config.sound_quality.bandwidth_seconds, sound.duration_s)
-        whole = media.decode_span(record.result(LocalCopy).path, 0.0, seconds, FULL_RATE, self.config.limits)
+        whole = media.decode_audio_span(
+            record.result(LocalCopy).path, 0.0, seconds, FULL_RATE, self.config.limits
+        )
         bandwidth = {"bandwidth_hz": bandwidth_hz(whole, FULL_RATE)}
         found = []
         for clip in clips:
@@ -221,7 +223,7 @@ class Syncing(Step):
                 )
 
     def load(self, wanted: tuple[str, ...]) -> None:
-        self._reader = self._reader or LipReader(self.config.sync, self.config.device)
+        self._reader = self._reader or SyncModels(self.config.sync, self.config.device)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
         return {"sync": clip_syncs(record, self._reader, self.config)}
@@ -233,13 +235,13 @@ class Fingerprinting(Step):
     gives: ClassVar[dict[str, type]] = {"fingerprint": Fingerprints}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        hashes, sound = record.result(VideoHashes).values, record.result(Sound)
+        hashes, sound = record.result(VideoHashes).values, record.result(AudioFile)
         clips = [
             ClipFingerprints(
                 video_hash(hashes, clip.start_s, clip.end_s),
                 sound_hash(sound.span(*sound_span(clip.start_s, clip.end_s))),
                 text_hash(" ".join(word.text for word in clip.words)),
-                clip_vector(record.result(FacesSeen).vectors, clip_face(record, index)),
+                clip_face_embedding(record.result(FacesSeen).vectors, clip_face(record, index)),
             )
             for index, clip in enumerate(record.result(Proposals).clips)
         ]

@@ -12,11 +12,11 @@ import numpy as np
 
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.ingest.io import media
-from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.measures.clip_rows import clip_frames, faces_within, main_face
 from uniavgen.ingest.models.active_speaker import ClipFaces
-from uniavgen.ingest.models.lip_inputs import PICTURE_FPS, boxes_at
-from uniavgen.ingest.models.lip_reader import ClipPictures, LipReader
+from uniavgen.ingest.models.published_networks import NETWORK_FPS, interpolate_boxes
+from uniavgen.ingest.models.sync_models import ClipFrames, SyncModels
 from uniavgen.ingest.records import (
     ClipSync,
     FacesSeen,
@@ -31,13 +31,17 @@ from uniavgen.ingest.records import (
 from uniavgen.shards.timing import VIDEO_FPS
 
 
-def clip_syncs(record: SourceRecord, reader: LipReader, config: IngestConfig) -> SyncMeasures:
+def clip_syncs(record: SourceRecord, reader: SyncModels, config: IngestConfig) -> SyncMeasures:
     """One entry per clip; without sound nothing is known. Clips of one voice help each other."""
-    faces, sound, clips = record.result(FacesSeen).faces, record.result(Sound), record.result(Proposals).clips
+    faces, sound, clips = (
+        record.result(FacesSeen).faces,
+        record.result(AudioFile),
+        record.result(Proposals).clips,
+    )
     if not sound.samples:
         return SyncMeasures([ClipSync(None, {}) for _ in clips])
 
-    def pictures(index: int) -> ClipPictures:
+    def pictures(index: int) -> ClipFrames:
         return clip_pictures(record.result(LocalCopy).path, record.result(Probe), faces, clips[index], config)
 
     found = []
@@ -56,26 +60,25 @@ def clip_syncs(record: SourceRecord, reader: LipReader, config: IngestConfig) ->
 
 def clip_pictures(
     path: str, probe: Probe, faces: FaceTable, clip: Proposal, config: IngestConfig
-) -> ClipPictures:
+) -> ClipFrames:
     """A clip's pictures as the named networks take them, and where each face is in them."""
     seconds = clip.end_s - clip.start_s
     side = config.faces.analysis_side
-    pictures = media.decode_clip_pictures(
-        path, probe, clip.start_s, seconds, PICTURE_FPS, side, config.limits
-    )
+    pictures = media.decode_clip_frames(path, probe, clip.start_s, seconds, NETWORK_FPS, side, config.limits)
     first, last = clip_frames(clip)
     within = faces_within(faces, first, last)
     tracks = {int(track): within.rows(within.track == track) for track in np.unique(within.track)}
-    times = clip.start_s + np.arange(len(pictures)) / PICTURE_FPS
-    return ClipPictures(
-        pictures, {track: boxes_at(own.frame, own.box, VIDEO_FPS, times) for track, own in tracks.items()}
+    times = clip.start_s + np.arange(len(pictures)) / NETWORK_FPS
+    return ClipFrames(
+        pictures,
+        {track: interpolate_boxes(own.frame, own.box, VIDEO_FPS, times) for track, own in tracks.items()},
     )
 
 
 class ClipsOfSource(Sequence[ClipFaces]):
     """Every clip's faces and sound, read when asked for: those of many hours are never in memory together."""
 
-    def __init__(self, faces: FaceTable, sound: Sound, clips: list[Proposal], margin_s: float) -> None:
+    def __init__(self, faces: FaceTable, sound: AudioFile, clips: list[Proposal], margin_s: float) -> None:
         self._faces, self._sound, self._clips, self._margin_s = faces, sound, clips, margin_s
 
     def __len__(self) -> int:

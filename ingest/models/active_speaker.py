@@ -23,10 +23,10 @@ from uniavgen.ingest.models.lip_sync import (
     KNOWN,
     LipSync,
     correlation_curve,
-    expectations,
+    expected_offsets,
     lip_change,
     sound_change,
-    sync_together,
+    sync_clips,
 )
 from uniavgen.shards.timing import VIDEO_FPS
 
@@ -87,7 +87,7 @@ class SpeakingFace:
     sync: LipSync
 
 
-def active_face(
+def find_active_face(
     gaps: Mapping[int, np.ndarray],
     pcm: np.ndarray,
     config: SyncConfig,
@@ -95,10 +95,10 @@ def active_face(
     largest: int | None = None,
 ) -> ActiveFace:
     """Which of the faces speaks in one clip; arguments as in `ClipFaces`, `expected_ms` the offset of the source if known."""
-    return choose(face_fits(face_curves(gaps, pcm, config), expected_ms), largest)
+    return choose_face(score_faces(correlate_faces(gaps, pcm, config), expected_ms), largest)
 
 
-def speaking_faces(clips: Iterable[ClipFaces], config: SyncConfig) -> list[SpeakingFace]:
+def find_speaking_faces(clips: Iterable[ClipFaces], config: SyncConfig) -> list[SpeakingFace]:
     """For every clip of one source: who speaks, then the sync of that face, clips of one voice helping each other.
 
     The offset that the other clips of a voice agree on is where each clip's speaker is looked for: in a source whose sound
@@ -110,25 +110,28 @@ def speaking_faces(clips: Iterable[ClipFaces], config: SyncConfig) -> list[Speak
     for index, clip in enumerate(
         clips
     ):  # each clip is looked at once: a lazy sequence need not keep its sound
-        curves.append(face_curves(clip.gaps, clip.pcm, config))
+        curves.append(correlate_faces(clip.gaps, clip.pcm, config))
         largest.append(clip.largest)
         by_voice[clip.speaker].append(index)
     found: list[SpeakingFace] = [SpeakingFace(ActiveFace(), LipSync())] * len(curves)
     for own in by_voice.values():
         guesses = [
-            main_curve(curves[index], choose(face_fits(curves[index], 0.0), largest[index])) for index in own
+            main_curve(curves[index], choose_face(score_faces(curves[index], 0.0), largest[index]))
+            for index in own
         ]
         final = []
-        for index, others in zip(own, expectations(guesses), strict=True):
+        for index, others in zip(own, expected_offsets(guesses), strict=True):
             expected_ms = others.offset_ms if others.known and others.offset_ms is not None else 0.0
-            final.append(choose(face_fits(curves[index], expected_ms), largest[index]))
+            final.append(choose_face(score_faces(curves[index], expected_ms), largest[index]))
         mains = [main_curve(curves[index], active) for index, active in zip(own, final, strict=True)]
-        for index, active, sync in zip(own, final, sync_together(mains), strict=True):
+        for index, active, sync in zip(own, final, sync_clips(mains), strict=True):
             found[index] = SpeakingFace(active, sync)
     return found
 
 
-def face_curves(gaps: Mapping[int, np.ndarray], pcm: np.ndarray, config: SyncConfig) -> dict[int, FaceCurve]:
+def correlate_faces(
+    gaps: Mapping[int, np.ndarray], pcm: np.ndarray, config: SyncConfig
+) -> dict[int, FaceCurve]:
     """Every face against the sound, over the stretch in which it is seen; faces seen for under 1 s, or in under three
     quarters of their stretch, are left out, and all are where the sound does not change."""
     reach = config.max_shift_ms * GRID_HZ // 1000
@@ -152,12 +155,12 @@ def face_curves(gaps: Mapping[int, np.ndarray], pcm: np.ndarray, config: SyncCon
     return found
 
 
-def face_fits(curves: Mapping[int, FaceCurve], expected_ms: float) -> dict[int, float]:
+def score_faces(curves: Mapping[int, FaceCurve], expected_ms: float) -> dict[int, float]:
     """How well each face fits the sound: 0.5 as for `ActiveFace`, above 1 too; `expected_ms` is the likeliest shift."""
     return {track: _fit(face, expected_ms) for track, face in curves.items()}
 
 
-def choose(fits: Mapping[int, float], largest: int | None = None) -> ActiveFace:
+def choose_face(fits: Mapping[int, float], largest: int | None = None) -> ActiveFace:
     """The face that fits best, if it fits well enough to be known; else the numbers of the largest (or best) face."""
     if not fits:
         return ActiveFace(main=largest)

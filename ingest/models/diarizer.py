@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 
 from uniavgen.ingest.config import DiarizationConfig
-from uniavgen.ingest.io.audio_chunks import split_pieces
-from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.io.audio import AudioFile, split_at_pauses
 from uniavgen.ingest.models.speaker_embedding import (
     SHORTEST_VOICE_S,
     VoiceEncoder,
-    absorb_small,
-    forget_lazy_modules,
-    group_voices,
-    join_groups,
-    unit,
+    absorb_small_clusters,
+    cluster_voices,
+    merge_clusters,
+    remove_lazy_modules,
+    unit_length,
 )
 from uniavgen.ingest.records import AUDIO_RATE, Span
 from uniavgen.shards.errors import UserError
@@ -47,7 +46,7 @@ NOBODY = -2
 
 
 @dataclass
-class HeardPiece:
+class ChunkSpeech:
     """One piece, before its speakers have names. W windows of F frames, with up to S speakers who are local to a window.
 
     `scores` is pyannote's SlidingWindowFeature [W, F, S] (0..1), `active` bool [W, F, S], `count` its SlidingWindowFeature
@@ -75,16 +74,18 @@ class Diarizer:
         self.config = config
         try:
             self._road = (
-                EmbeddedRoad(config, device) if config.model == EMBEDDED else NamedRoad(config, device)
+                EmbeddedDiarizer(config, device)
+                if config.model == EMBEDDED
+                else NamedPipeline(config, device)
             )
         finally:
-            forget_lazy_modules()
+            remove_lazy_modules()
 
-    def diarize(self, sound: Sound) -> tuple[list[Span], dict[str, list[float]]]:
+    def diarize(self, sound: AudioFile) -> tuple[list[Span], dict[str, list[float]]]:
         """Turns, in order, and each speaker's voice; nothing where nobody speaks."""
         if not sound.samples:
             return [], {}
-        pieces = split_pieces(sound, self.config.piece_s)
+        pieces = split_at_pauses(sound, self.config.piece_s)
         turns, voices = self._road.speakers(sound, pieces)
         # windows reach past a piece's end
         inside = [
@@ -97,10 +98,10 @@ class Diarizer:
             for turn in found
             if piece.start_s + turn.start_s < piece.end_s
         ]
-        return named_in_order(joined_at_seams(inside, {piece.start_s for piece in pieces}), voices)
+        return relabel_in_order(join_turns_at_seams(inside, {piece.start_s for piece in pieces}), voices)
 
 
-class EmbeddedRoad:
+class EmbeddedDiarizer:
     """Segmentation in windows, a voice per window's speaker, one clustering over all pieces."""
 
     def __init__(self, config: DiarizationConfig, device: str = "cpu") -> None:
@@ -122,17 +123,19 @@ class EmbeddedRoad:
             device=torch.device(device),
         )
 
-    def speakers(self, sound: Sound, pieces: list[Span]) -> tuple[list[list[Span]], dict[str, np.ndarray]]:
+    def speakers(
+        self, sound: AudioFile, pieces: list[Span]
+    ) -> tuple[list[list[Span]], dict[str, np.ndarray]]:
         """Turns per piece, on the piece's clock, and voices; labels are numbers that hold over all pieces."""
         heard = [self.hear(sound.span(piece.start_s, piece.end_s)) for piece in pieces]
         stride_s = self.config.segmentation_step * self._window_s * self.config.voice_stride
-        labels, voices = name_speakers(
+        labels, voices = assign_speakers(
             heard, self.config.cluster_threshold, self.config.min_voice_s / stride_s
         )
-        turns = [piece_turns(piece, names) for piece, names in zip(heard, labels, strict=True)]
+        turns = [chunk_turns(piece, names) for piece, names in zip(heard, labels, strict=True)]
         return turns, {str(number): voice for number, voice in enumerate(voices)}
 
-    def hear(self, pcm: np.ndarray) -> HeardPiece:
+    def hear(self, pcm: np.ndarray) -> ChunkSpeech:
         """Who is active where in int16 [n], and the voices of every `voice_stride`-th window."""
         import torch
 
@@ -142,14 +145,14 @@ class EmbeddedRoad:
         heard.voices = self._voices(waveform, heard.active)
         return heard
 
-    def piece(self, scores: Any, voices: np.ndarray) -> HeardPiece:
+    def piece(self, scores: Any, voices: np.ndarray) -> ChunkSpeech:
         """A piece out of segmentation scores and voices: who is active, how many at once."""
         from pyannote.audio.pipelines.utils import SpeakerDiarizationMixin
         from pyannote.audio.utils.signal import binarize
 
         binary = binarize(scores, onset=self.config.segmentation_threshold, initial_state=False)
         count = SpeakerDiarizationMixin.speaker_count(binary, self._receptive_field, warm_up=(0.0, 0.0))
-        return HeardPiece(scores, np.nan_to_num(binary.data) > 0.5, count, voices)
+        return ChunkSpeech(scores, np.nan_to_num(binary.data) > 0.5, count, voices)
 
     def _voices(self, waveform: np.ndarray, active: np.ndarray) -> np.ndarray:
         windows, frames, speakers = active.shape
@@ -173,7 +176,7 @@ class EmbeddedRoad:
         return voices
 
 
-class NamedRoad:
+class NamedPipeline:
     """A whole pyannote pipeline by name; the speakers of its pieces are joined by their voices."""
 
     def __init__(self, config: DiarizationConfig, device: str = "cpu") -> None:
@@ -198,7 +201,9 @@ class NamedRoad:
             )
         self._pipeline.to(torch.device(device))
 
-    def speakers(self, sound: Sound, pieces: list[Span]) -> tuple[list[list[Span]], dict[str, np.ndarray]]:
+    def speakers(
+        self, sound: AudioFile, pieces: list[Span]
+    ) -> tuple[list[list[Span]], dict[str, np.ndarray]]:
         """Turns per piece, on the piece's clock, and voices; labels are numbers that hold over all pieces."""
         import torch
 
@@ -216,14 +221,14 @@ class NamedRoad:
                 found.speaker_diarization.labels(), found.speaker_embeddings, strict=False
             ):
                 local.append((index, label))
-                means.append(unit(np.nan_to_num(voice)))
+                means.append(unit_length(np.nan_to_num(voice)))
                 sizes.append(found.speaker_diarization.label_duration(label))
         if not local:
             return turns, {}
-        joined = join_groups(np.stack(means), np.array(sizes), self.config.cluster_threshold)
+        joined = merge_clusters(np.stack(means), np.array(sizes), self.config.cluster_threshold)
         names = {key: str(number) for key, number in zip(local, joined, strict=True)}
         voices = {
-            str(n): unit(
+            str(n): unit_length(
                 np.average(np.stack(means)[joined == n], axis=0, weights=np.array(sizes)[joined == n])
             )
             for n in np.unique(joined)
@@ -234,26 +239,26 @@ class NamedRoad:
         return named, {label: voice for label, voice in voices.items() if np.any(voice)}
 
 
-def name_speakers(
-    pieces: Sequence[HeardPiece], threshold: float, smallest: float
+def assign_speakers(
+    pieces: Sequence[ChunkSpeech], threshold: float, smallest: float
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Labels int [W, S] for each piece, from 0 up (`NOBODY` for who is silent), and the speakers' voices [speakers, 192].
 
     Clear voices are clustered piece by piece, the groups joined over all pieces, those of fewer than `smallest` windows
     given to the nearest. Then every voice goes to the nearest speaker, and who has none to the one who is active with them.
     """
-    groups = [group_voices(piece.voices[piece.clear()], threshold) for piece in pieces]
-    members = [unit(piece.voices[piece.clear()]) for piece in pieces]
+    groups = [cluster_voices(piece.voices[piece.clear()], threshold) for piece in pieces]
+    members = [unit_length(piece.voices[piece.clear()]) for piece in pieces]
     if not sum(len(found) for found in groups):
         return [np.where(piece.active.any(axis=1), 0, NOBODY) for piece in pieces], np.zeros(
             (0, 0), np.float32
         )
     sums = np.concatenate([_summed(m, g) for m, g in zip(members, groups, strict=True) if len(g)])
     sizes = np.concatenate([np.bincount(g) for g in groups if len(g)])
-    joined = join_groups(sums / sizes[:, None], sizes, threshold)
+    joined = merge_clusters(sums / sizes[:, None], sizes, threshold)
     sums, sizes = _summed(sums, joined), _summed(sizes, joined)
     at_least = max(1, min(round(smallest), round(SMALLEST_SHARE * sizes.sum())))
-    voices = unit(_summed(sums, absorb_small(sums, sizes, at_least)))
+    voices = unit_length(_summed(sums, absorb_small_clusters(sums, sizes, at_least)))
     return [_labels(piece, voices) for piece in pieces], voices
 
 
@@ -261,15 +266,15 @@ def _summed(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.stack([values[labels == label].sum(axis=0) for label in range(labels.max() + 1)])
 
 
-def _labels(piece: HeardPiece, voices: np.ndarray) -> np.ndarray:
+def _labels(piece: ChunkSpeech, voices: np.ndarray) -> np.ndarray:
     spoken = piece.active.any(axis=1)
     known = spoken & np.isfinite(piece.voices).all(axis=2)
     labels = np.full(spoken.shape, NOBODY)
-    labels[known] = (unit(piece.voices[known]) @ voices.T).argmax(axis=1)
-    return labels_by_company(piece.active, labels, spoken & ~known, piece.scores.sliding_window, len(voices))
+    labels[known] = (unit_length(piece.voices[known]) @ voices.T).argmax(axis=1)
+    return labels_by_overlap(piece.active, labels, spoken & ~known, piece.scores.sliding_window, len(voices))
 
 
-def labels_by_company(
+def labels_by_overlap(
     active: np.ndarray, labels: np.ndarray, unknown: np.ndarray, windows: Any, speakers: int
 ) -> np.ndarray:
     """Labels with those of the `unknown` [W, S] filled in: each takes the speaker whose activity in the other windows is
@@ -304,7 +309,7 @@ def labels_by_company(
     return labels
 
 
-def piece_turns(piece: HeardPiece, labels: np.ndarray) -> list[Span]:
+def chunk_turns(piece: ChunkSpeech, labels: np.ndarray) -> list[Span]:
     """Turns on the piece's clock, labelled by the number of their speaker: pyannote's aggregation over its windows."""
     from pyannote.audio.pipelines.utils import SpeakerDiarizationMixin
     from pyannote.core import SlidingWindowFeature
@@ -324,7 +329,7 @@ def piece_turns(piece: HeardPiece, labels: np.ndarray) -> list[Span]:
     ]
 
 
-def joined_at_seams(turns: list[Span], seams: set[float]) -> list[Span]:
+def join_turns_at_seams(turns: list[Span], seams: set[float]) -> list[Span]:
     """The turns, with those of one speaker that meet at a seam of two pieces made one."""
     joined: list[Span] = []
     for turn in sorted(turns, key=lambda turn: (turn.label, turn.start_s)):
@@ -336,7 +341,7 @@ def joined_at_seams(turns: list[Span], seams: set[float]) -> list[Span]:
     return joined
 
 
-def named_in_order(
+def relabel_in_order(
     turns: list[Span], voices: dict[str, np.ndarray]
 ) -> tuple[list[Span], dict[str, list[float]]]:
     """Turns in order of time and voices, relabelled SPEAKER_00, SPEAKER_01, ... in the order in which they are first heard."""

@@ -51,8 +51,10 @@ class DlibEncoder:
 
     def encode(self, picture: np.ndarray, points: np.ndarray) -> np.ndarray:
         """As `FaceEncoder` says."""
-        return unit(
-            np.array(self._model.compute_face_descriptor(aligned(picture, points, self.TEMPLATE, self.SIDE)))
+        return unit_length(
+            np.array(
+                self._model.compute_face_descriptor(align_face(picture, points, self.TEMPLATE, self.SIDE))
+            )
         )
 
 
@@ -75,8 +77,8 @@ class SFaceEncoder:
 
     def encode(self, picture: np.ndarray, points: np.ndarray) -> np.ndarray:
         """As `FaceEncoder` says."""
-        face = aligned(picture, points, self.TEMPLATE, self.SIDE)
-        return unit(self._model.feature(np.ascontiguousarray(face[:, :, ::-1])).ravel())
+        face = align_face(picture, points, self.TEMPLATE, self.SIDE)
+        return unit_length(self._model.feature(np.ascontiguousarray(face[:, :, ::-1])).ravel())
 
 
 def require_encoder(config: FaceConfig) -> None:
@@ -96,7 +98,7 @@ def face_encoder(config: FaceConfig) -> FaceEncoder | None:
     )
 
 
-def aligned(picture: np.ndarray, points: np.ndarray, template: np.ndarray, side: int) -> np.ndarray:
+def align_face(picture: np.ndarray, points: np.ndarray, template: np.ndarray, side: int) -> np.ndarray:
     """The face turned, scaled and moved (least squares) to `template` [4, 2]: uint8 [side, side, 3]; black outside."""
     import cv2
 
@@ -111,14 +113,14 @@ def aligned(picture: np.ndarray, points: np.ndarray, template: np.ndarray, side:
     return found
 
 
-class VectorMeter:
+class FaceEmbeddingCollector:
     """Fed with pictures of the 16 fps grid and the faces in them; gives `FaceVectors` of the two largest."""
 
     def __init__(self, encoder: FaceEncoder) -> None:
         self._encoder = encoder
         self._rows: list[tuple[int, tuple[float, ...], np.ndarray]] = []
 
-    def look(
+    def add_frame(
         self, frame: int, picture: np.ndarray, faces: Sequence[tuple[tuple[float, ...], np.ndarray]]
     ) -> None:
         """Faces of one picture, each by its box and its four points."""
@@ -126,7 +128,7 @@ class VectorMeter:
             for box, points in sorted(faces, key=lambda face: face[0][1] - face[0][3])[:MOST]:
                 self._rows.append((frame, box, self._encoder.encode(picture, points)))
 
-    def found(self) -> FaceVectors:
+    def result(self) -> FaceVectors:
         return FaceVectors(
             frame=np.array([frame for frame, _, _ in self._rows], np.int32),
             box=np.array([box for _, box, _ in self._rows], np.float32).reshape(-1, 4),
@@ -134,21 +136,21 @@ class VectorMeter:
         )
 
 
-def clip_vector(seen: FaceVectors | None, face: FaceTable) -> list[float] | None:
+def clip_face_embedding(seen: FaceVectors | None, face: FaceTable) -> list[float] | None:
     """The vector of a clip's main face, whose rows `face` holds: the mean of those taken of it; None where none was."""
     if seen is None:
         return None
     own = {(int(frame), box.tobytes()) for frame, box in zip(face.frame, face.box, strict=True)}
     taken = [(int(frame), box.tobytes()) in own for frame, box in zip(seen.frame, seen.box, strict=True)]
-    return mean_vector(seen.vector[np.array(taken, bool)])
+    return mean_embedding(seen.vector[np.array(taken, bool)])
 
 
-def mean_vector(vectors: np.ndarray) -> list[float] | None:
+def mean_embedding(vectors: np.ndarray) -> list[float] | None:
     """One unit vector for n [n, d] of the same face, for the clips table; None without any."""
-    return unit(vectors.mean(axis=0)).tolist() if len(vectors) else None
+    return unit_length(vectors.mean(axis=0)).tolist() if len(vectors) else None
 
 
-def unit(vector: np.ndarray) -> np.ndarray:
+def unit_length(vector: np.ndarray) -> np.ndarray:
     """The vector float32 [d] at length 1."""
     found: np.ndarray = (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
     return found

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from uniavgen.ingest.config import FaceConfig
-from uniavgen.ingest.models.face_embedding import FaceEncoder, VectorMeter
+from uniavgen.ingest.models.face_embedding import FaceEmbeddingCollector, FaceEncoder
 from uniavgen.ingest.records import FacesSeen, FaceTable
 from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.shards.weights import resolve
@@ -182,26 +182,28 @@ class FaceReader:
 
     def _confirmed(self, faces: list[Face], detections: list[Detection], picture: np.ndarray) -> list[Face]:
         aspect = picture.shape[1] / picture.shape[0]
-        scored = [replace(face, score=confirmation(face, detections, aspect, self.config)) for face in faces]
+        scored = [
+            replace(face, score=confirmed_score(face, detections, aspect, self.config)) for face in faces
+        ]
         return [face for face in scored if face.score > 0]
 
 
-def confirmation(face: Face, detections: list[Detection], aspect: float, config: FaceConfig) -> float:
+def confirmed_score(face: Face, detections: list[Detection], aspect: float, config: FaceConfig) -> float:
     """Score of the best detection that lies on the face, with eyes, nose and mouth where the landmarks have them; 0 if
     there is none, or the face is turned further than landmarks reach. `aspect` is the picture's width over its height."""
-    if turned_deg(face) > config.turn_limit_deg:
+    if head_angle_deg(face) > config.turn_limit_deg:
         return 0.0
-    unit = np.array([aspect, 1.0])
+    unit_length = np.array([aspect, 1.0])
     size = max(1e-6, face.box[3] - face.box[1], (face.box[2] - face.box[0]) * aspect)
     best = 0.0
     for hit in detections:
-        apart = np.linalg.norm((hit.points - face.points) * unit, axis=1).mean() / size
-        if apart <= config.agreement_distance and overlap(face.box, hit.box) >= config.agreement_iou:
+        apart = np.linalg.norm((hit.points - face.points) * unit_length, axis=1).mean() / size
+        if apart <= config.agreement_distance and iou(face.box, hit.box) >= config.agreement_iou:
             best = max(best, hit.score)
     return best
 
 
-def turned_deg(face: Face) -> float:
+def head_angle_deg(face: Face) -> float:
     """Angle between where the face looks and the camera."""
     return float(np.degrees(np.arccos(np.cos(np.radians(face.yaw)) * np.cos(np.radians(face.pitch)))))
 
@@ -248,8 +250,8 @@ class FaceTracker:
         for face, number, track in zip(faces, tracks, met, strict=True):
             track.frame, track.box = frame, face.box
             if due:
-                track.asked, track.score = frame, confirmation(face, detections, aspect, self.config)
-            if track.score > 0 and turned_deg(face) <= self.config.turn_limit_deg:
+                track.asked, track.score = frame, confirmed_score(face, detections, aspect, self.config)
+            if track.score > 0 and head_angle_deg(face) <= self.config.turn_limit_deg:
                 confirmed.append(replace(face, score=track.score))
                 self._rows.append((frame, number, confirmed[-1]))
             else:
@@ -274,7 +276,7 @@ class FaceTracker:
     def _assign(self, faces: list[Face]) -> list[int]:
         """The number of each face's track, the best overlaps first; a face without one opens its own."""
         pairs = sorted(
-            (-overlap(face.box, seen.box), index, track)
+            (-iou(face.box, seen.box), index, track)
             for index, face in enumerate(faces)
             for track, seen in self._open.items()
         )
@@ -290,7 +292,7 @@ class FaceTracker:
         return [assigned[index] for index in range(len(faces))]
 
 
-class FaceMeter:
+class FaceCollector:
     """Fed with every picture of the 16 fps grid in order; gives `FacesSeen`. `wanted` says at which seconds faces are
     looked for. A picture equal to the one before is not read again. With an `encoder` it also gives face vectors."""
 
@@ -301,7 +303,7 @@ class FaceMeter:
         wanted: Callable[[float], bool],
         encoder: FaceEncoder | None = None,
     ) -> None:
-        self._vectors = VectorMeter(encoder) if encoder else None
+        self._vectors = FaceEmbeddingCollector(encoder) if encoder else None
         self._reader, self._config, self._wanted = reader, config, wanted
         self._tracker = FaceTracker(config)
         self._looked: list[bool] = []
@@ -309,25 +311,25 @@ class FaceMeter:
         self._denied: list[int] = []
         self._before: tuple[np.ndarray, list[Face]] | None = None
 
-    def look(self, frame: int, picture: np.ndarray) -> None:
+    def add_frame(self, frame: int, picture: np.ndarray) -> None:
         looked = self._wanted(frame / VIDEO_FPS)
         found = self._landmarks(picture) if looked else []
         aspect = picture.shape[1] / picture.shape[0]
         faces, denied = self._tracker.add(frame, found, lambda: self._reader.detections(picture), aspect)
         if self._vectors:
-            self._vectors.look(frame, picture, [(face.box, face.points) for face in faces])
+            self._vectors.add_frame(frame, picture, [(face.box, face.points) for face in faces])
         counting = looked and self._config.tile_every and frame % self._config.tile_every == 0
         self._looked.append(looked)
         self._count.append(self._reader.count(picture, faces) if counting else -1)
         self._denied.append(denied)
 
-    def found(self) -> FacesSeen:
+    def result(self) -> FacesSeen:
         return FacesSeen(
             looked=np.array(self._looked, bool),
             face_count=np.array(self._count, np.int16),
             denied=np.array(self._denied, np.int16),
             faces=self._tracker.table(),
-            vectors=self._vectors.found() if self._vectors else None,
+            vectors=self._vectors.result() if self._vectors else None,
         )
 
     def _landmarks(self, picture: np.ndarray) -> list[Face]:
@@ -336,7 +338,7 @@ class FaceMeter:
         return self._before[1]
 
 
-def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     """Intersection over union of two boxes (x0, y0, x1, y1)."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

@@ -14,9 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from uniavgen.ingest.models.active_speaker import ActiveFace, choose
-from uniavgen.ingest.models.checkpoints import load_published
-from uniavgen.ingest.models.lip_inputs import CROP_PX, MFCC_HZ, PICTURE_FPS, face_crops, mfcc
+from uniavgen.ingest.models.active_speaker import ActiveFace, choose_face
+from uniavgen.ingest.models.published_networks import (
+    CROP_PX,
+    MFCC_HZ,
+    NETWORK_FPS,
+    face_crops,
+    load_published,
+    mfcc,
+)
 
 FEATURES = 128
 MEAN, SPREAD = 0.4161, 0.1688
@@ -35,7 +41,7 @@ class LightAsd:
         load_published(network, weights, "sync.light_asd_weights")
         self._network = network.eval().to(self.device)
 
-    def active_face(
+    def find_active_face(
         self,
         pictures: np.ndarray,
         boxes: Mapping[int, np.ndarray],
@@ -50,8 +56,8 @@ class LightAsd:
         fits = {}
         for track, box in boxes.items():
             if np.isfinite(box).all(axis=1).mean() >= 0.5:
-                fits[track] = speaking_share(self.scores(pictures, box, pcm))
-        return choose(fits, largest)
+                fits[track] = speaking_confidence(self.scores(pictures, box, pcm))
+        return choose_face(fits, largest)
 
     def scores(self, pictures: np.ndarray, boxes: np.ndarray, pcm: np.ndarray) -> np.ndarray:
         """The published score of one face in every picture, a logit: float32 [T]; positive speaks."""
@@ -59,7 +65,7 @@ class LightAsd:
         first = (CROP_PX - FACE_PX) // 2
         faces = grey[:, first : first + FACE_PX, first : first + FACE_PX]
         sound = mfcc(pcm)
-        steps = MFCC_HZ // PICTURE_FPS
+        steps = MFCC_HZ // NETWORK_FPS
         count = min(len(faces), len(sound) // steps)
         with torch.inference_mode():
             seen = torch.from_numpy(faces[:count]).to(self.device)[None]
@@ -68,7 +74,7 @@ class LightAsd:
         return np.pad(logits, (0, len(faces) - count), mode="edge")
 
 
-def speaking_share(scores: np.ndarray) -> float:
+def speaking_confidence(scores: np.ndarray) -> float:
     """Confidence 0..1 from the scores of a clip's frames: the mean probability of speaking over the likelier half of them,
     for a speaker pauses."""
     probability = 1 / (1 + np.exp(-scores.astype(np.float64)))

@@ -74,10 +74,10 @@ def lip_sync(lip_gap: np.ndarray, pcm: np.ndarray, config: SyncConfig) -> LipSyn
     the first frame and after the last.
     """
     curve = sync_curve(lip_gap, pcm, config)
-    return LipSync() if curve is None else read_curve(curve, len(lip_gap) / VIDEO_FPS)
+    return LipSync() if curve is None else offset_from_curve(curve, len(lip_gap) / VIDEO_FPS)
 
 
-def sync_together(curves: Sequence[tuple[np.ndarray | None, float]]) -> list[LipSync]:
+def sync_clips(curves: Sequence[tuple[np.ndarray | None, float]]) -> list[LipSync]:
     """Sync of several clips of one source, face and voice from their curves: (curve, length in seconds) each.
 
     Where a clip is not sure by itself, the mean curve of the *other* clips says where to look: a peak of its own at that
@@ -85,18 +85,18 @@ def sync_together(curves: Sequence[tuple[np.ndarray | None, float]]) -> list[Lip
     place (dubbed, another take), keeps its own answer.
     """
     found = []
-    for (curve, length_s), expected in zip(curves, expectations(curves), strict=True):
+    for (curve, length_s), expected in zip(curves, expected_offsets(curves), strict=True):
         if curve is None:
             found.append(LipSync())
             continue
-        alone = read_curve(curve, length_s)
+        alone = offset_from_curve(curve, length_s)
         found.append(
-            read_near(curve, length_s, expected, alone) if expected.known and not alone.known else alone
+            offset_near(curve, length_s, expected, alone) if expected.known and not alone.known else alone
         )
     return found
 
 
-def expectations(curves: Sequence[tuple[np.ndarray | None, float]]) -> list[LipSync]:
+def expected_offsets(curves: Sequence[tuple[np.ndarray | None, float]]) -> list[LipSync]:
     """For each clip what the mean curve of the others says, weighted by length; all None where no other has a curve."""
     weighted = [
         (0.0, 0.0) if curve is None else (curve * np.float64(length_s), length_s)
@@ -107,7 +107,7 @@ def expectations(curves: Sequence[tuple[np.ndarray | None, float]]) -> list[LipS
     for product, length_s in weighted:
         others_s = total_s - length_s
         mean = (total - product) / others_s if others_s > 1e-6 else None
-        found.append(LipSync() if mean is None else read_curve(np.asarray(mean, np.float32), others_s))
+        found.append(LipSync() if mean is None else offset_from_curve(np.asarray(mean, np.float32), others_s))
     return found
 
 
@@ -120,7 +120,7 @@ def sync_curve(lip_gap: np.ndarray, pcm: np.ndarray, config: SyncConfig) -> np.n
     return correlation_curve(lip_change(lip_gap), sound_change(pcm, config), reach)
 
 
-def read_curve(curve: np.ndarray, length_s: float) -> LipSync:
+def offset_from_curve(curve: np.ndarray, length_s: float) -> LipSync:
     """Offset and confidence from the curve of `length_s` seconds: its highest point, anywhere."""
     best = int(curve.argmax())
     offset = _offset_ms(curve, best)
@@ -132,7 +132,7 @@ def read_curve(curve: np.ndarray, length_s: float) -> LipSync:
     return LipSync(offset, min(confidence, KNOWN - 0.01) if ambiguous else confidence, curve)
 
 
-def read_near(curve: np.ndarray, length_s: float, expected: LipSync, alone: LipSync) -> LipSync:
+def offset_near(curve: np.ndarray, length_s: float, expected: LipSync, alone: LipSync) -> LipSync:
     """Offset and confidence from the highest point within `NEAR_MS` of an expected offset; `alone` where none is there."""
     assert expected.offset_ms is not None
     centre = (len(curve) // 2) + expected.offset_ms * GRID_HZ / 1000

@@ -54,8 +54,8 @@ class ShotDetector:
         """Shots of `pictures` [N, 27, 48, 3] taken at `config.fps`; the last one ends at `end_s`."""
         if not len(pictures):
             return [Span(0.0, end_s)]
-        return spans_between(
-            real_cuts(pictures, self._detector.transitions(pictures)), self.config.fps, end_s
+        return shots_between(
+            drop_flashes(pictures, self._detector.transitions(pictures)), self.config.fps, end_s
         )
 
 
@@ -85,9 +85,9 @@ class _TransNet:
         import torch
 
         probability = np.zeros(len(pictures), np.float32)
-        changing = frames_of_change(pictures, self.config)
+        changing = candidate_frames(pictures, self.config)
         with torch.inference_mode():
-            for first, last in stretches(changing, MARGIN, LONGEST):
+            for first, last in widened_runs(changing, MARGIN, LONGEST):
                 index = np.clip(np.arange(first - EDGE, last + EDGE), 0, len(pictures) - 1)  # edges repeated
                 window = torch.from_numpy(pictures[index][None]).to(self.device)
                 single, _ = self._model.predict_raw(window)
@@ -115,7 +115,7 @@ class _SceneDetect:
         return [(start - 1, start) for start in starts if start > 0]
 
 
-def frames_of_change(pictures: np.ndarray, config: ShotConfig) -> np.ndarray:
+def candidate_frames(pictures: np.ndarray, config: ShotConfig) -> np.ndarray:
     """Where a cut could be, bool [N]: frames that may be the last of their shot. Our choice: the network costs a core
     nearly the film's length, and a talking head gives it nothing to find.
 
@@ -126,9 +126,9 @@ def frames_of_change(pictures: np.ndarray, config: ShotConfig) -> np.ndarray:
     from scipy.ndimage import median_filter
 
     found = np.zeros(len(pictures), bool)
-    step = differences(pictures, 1)
+    step = frame_differences(pictures, 1)
     found[: len(step)] = step > config.quiet_ratio * (median_filter(step, 25, mode="nearest") + 1.0)
-    drift = differences(pictures, HALF_SECOND)
+    drift = frame_differences(pictures, HALF_SECOND)
     for frame in np.flatnonzero(drift > config.quiet_drift):
         first, middle, last = (
             pictures[frame + at].astype(np.float32) for at in (0, HALF_SECOND // 2, HALF_SECOND)
@@ -138,7 +138,7 @@ def frames_of_change(pictures: np.ndarray, config: ShotConfig) -> np.ndarray:
     return found
 
 
-def differences(pictures: np.ndarray, lag: int) -> np.ndarray:
+def frame_differences(pictures: np.ndarray, lag: int) -> np.ndarray:
     """Mean absolute difference float32 [N - lag] between each picture and the one `lag` later, in levels of 255."""
     import cv2
 
@@ -153,7 +153,7 @@ def differences(pictures: np.ndarray, lag: int) -> np.ndarray:
     return found
 
 
-def stretches(wanted: np.ndarray, margin: int, longest: int) -> Iterator[tuple[int, int]]:
+def widened_runs(wanted: np.ndarray, margin: int, longest: int) -> Iterator[tuple[int, int]]:
     """First and last + 1 of the runs of `wanted` bool [N], each widened by `margin`, joined where they meet, and cut into
     pieces of at most `longest`."""
     at = np.flatnonzero(wanted)
@@ -164,7 +164,7 @@ def stretches(wanted: np.ndarray, margin: int, longest: int) -> Iterator[tuple[i
             yield first, min(end, first + longest)
 
 
-def real_cuts(pictures: np.ndarray, transitions: list[Transition]) -> list[Transition]:
+def drop_flashes(pictures: np.ndarray, transitions: list[Transition]) -> list[Transition]:
     """The transitions after which the picture is another one: not those of a flash, nor of light that changed at once."""
     kept: list[Transition] = []
     skip = -1
@@ -198,7 +198,7 @@ def _relit(pictures: np.ndarray, before: int, after: int) -> bool:
     return bool((gain > 0.1).all() and left < SAME_PICTURE * np.abs(y - x).mean())
 
 
-def spans_between(transitions: list[Transition], fps: float, end_s: float) -> list[Span]:
+def shots_between(transitions: list[Transition], fps: float, end_s: float) -> list[Span]:
     """Shots between transitions, which no shot contains; a hard cut leaves no gap."""
     shots, start = [], 0.0
     for last, following in transitions:

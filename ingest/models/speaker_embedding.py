@@ -32,7 +32,7 @@ class VoiceEncoder:
         from speechbrain.lobes.features import Fbank
         from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
-        forget_lazy_modules()
+        remove_lazy_modules()
 
         self.device = torch.device(device)
         self._longest = round(config.voice_seconds * AUDIO_RATE)
@@ -67,12 +67,12 @@ class VoiceEncoder:
         return voices
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def unit_length(vectors: np.ndarray) -> np.ndarray:
     """Rows of [..., d] scaled to length one."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
-def group_voices(voices: np.ndarray, threshold: float) -> np.ndarray:
+def cluster_voices(voices: np.ndarray, threshold: float) -> np.ndarray:
     """Groups int [n] of voices [n, d]: average linkage on cosine distance, cut at `threshold`."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
@@ -82,7 +82,7 @@ def group_voices(voices: np.ndarray, threshold: float) -> np.ndarray:
     return np.asarray(found, int) - 1
 
 
-def join_groups(means: np.ndarray, sizes: np.ndarray, threshold: float) -> np.ndarray:
+def merge_clusters(means: np.ndarray, sizes: np.ndarray, threshold: float) -> np.ndarray:
     """Groups int [k] of groups: the same linkage, gone on with from groups that were made apart.
 
     `means` [k, d] are means of unit vectors: one minus the product of two is the mean cosine distance between their members,
@@ -105,7 +105,7 @@ def join_groups(means: np.ndarray, sizes: np.ndarray, threshold: float) -> np.nd
     return np.unique(labels, return_inverse=True)[1]
 
 
-def absorb_small(means: np.ndarray, sizes: np.ndarray, smallest: int) -> np.ndarray:
+def absorb_small_clusters(means: np.ndarray, sizes: np.ndarray, smallest: int) -> np.ndarray:
     """Labels int [k] of k groups in which those with fewer than `smallest` members take the label of the nearest other one.
 
     All are one where none is large enough (as in pyannote).
@@ -113,12 +113,12 @@ def absorb_small(means: np.ndarray, sizes: np.ndarray, smallest: int) -> np.ndar
     large = np.flatnonzero(sizes >= smallest)
     if not len(large):
         return np.zeros(len(sizes), int)
-    nearest = (unit(means) @ unit(means[large]).T).argmax(axis=1)
+    nearest = (unit_length(means) @ unit_length(means[large]).T).argmax(axis=1)
     nearest[large] = np.arange(len(large))
     return np.asarray(nearest, int)
 
 
-def forget_lazy_modules() -> None:
+def remove_lazy_modules() -> None:
     """SpeechBrain leaves placeholders in sys.modules that raise when anyone inspects them (tracebacks and test tools do)."""
     for name, module in list[tuple[str, Any]](sys.modules.items()):
         if any(kind.__name__ == "LazyModule" for kind in type(module).__mro__):

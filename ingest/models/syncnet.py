@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from uniavgen.ingest.config import SyncConfig
-from uniavgen.ingest.models.checkpoints import load_published
-from uniavgen.ingest.models.lip_inputs import MFCC_HZ, PICTURE_FPS, face_crops, mfcc
 from uniavgen.ingest.models.lip_sync import GRID_HZ, LipSync
+from uniavgen.ingest.models.published_networks import MFCC_HZ, NETWORK_FPS, face_crops, load_published, mfcc
 
 EMBEDDING = 1024
 PICTURES, STEPS = 5, 20
@@ -34,7 +33,7 @@ class SyncNet:
 
     def __init__(self, config: SyncConfig, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        self.reach = config.max_shift_ms * PICTURE_FPS // 1000
+        self.reach = config.max_shift_ms * NETWORK_FPS // 1000
         self._margin = self.reach * STEPS // PICTURES
         self._max_shift_ms = config.max_shift_ms
         network = Network()
@@ -49,14 +48,14 @@ class SyncNet:
         in a quarter of the pictures or more, or the clip is under 1 s.
         """
         count = len(pictures) - PICTURES
-        if len(pictures) < PICTURE_FPS or np.isfinite(boxes).all(axis=1).mean() < 0.75:
+        if len(pictures) < NETWORK_FPS or np.isfinite(boxes).all(axis=1).mean() < 0.75:
             return LipSync()
         lips = self.embed_lips(face_crops(pictures, boxes))[:count]
         surplus = (
             round(self._max_shift_ms * MFCC_HZ / 1000) - self._margin
         )  # a reach that is no whole number of pictures
         sound = self.embed_sound(mfcc(pcm)[surplus:], count + 2 * self.reach)
-        return read_distances(shift_distances(lips, sound))
+        return sync_from_distances(shift_distances(lips, sound))
 
     def embed_lips(self, crops: np.ndarray) -> np.ndarray:
         """float32 [T - 4, 1024] from face crops uint8 [T, 224, 224, 3] RGB: one for every five pictures in a row."""
@@ -68,7 +67,7 @@ class SyncNet:
 
     def embed_sound(self, coefficients: np.ndarray, count: int) -> np.ndarray:
         """float32 [count, 1024] from MFCCs [n, 13] at 100 Hz: one for every 0.2 s, 40 ms apart; zeros after the end."""
-        step = MFCC_HZ // PICTURE_FPS
+        step = MFCC_HZ // NETWORK_FPS
         short = max(0, (count - 1) * step + STEPS - len(coefficients))
         heard = torch.from_numpy(np.pad(coefficients, ((0, short), (0, 0))).T.copy())
         windows = heard.unfold(1, STEPS, step)[:, :count].permute(1, 0, 2)[:, None]
@@ -91,17 +90,17 @@ def shift_distances(lips: np.ndarray, sound: np.ndarray) -> np.ndarray:
     return np.array([np.linalg.norm(lips - sound[shift : shift + count], axis=1).mean() for shift in shifts])
 
 
-def read_distances(distances: np.ndarray) -> LipSync:
+def sync_from_distances(distances: np.ndarray) -> LipSync:
     """The offset with the smallest distance. SyncNet's confidence is the median distance minus the smallest (LSE-C), and the
     smallest distance its other score (LSE-D); the curve is the median minus the distance, so that it peaks where it fits,
     drawn in steps of 10 ms like every sync curve."""
     best = int(distances.argmin())
     fit = np.median(distances) - distances
-    finer = GRID_HZ // PICTURE_FPS
+    finer = GRID_HZ // NETWORK_FPS
     curve = np.interp(np.arange((len(fit) - 1) * finer + 1) / finer, np.arange(len(fit)), fit)
     raw = float(fit[best])
     scores = {"syncnet_confidence": raw, "syncnet_distance": float(distances[best])}
-    offset_ms = (best - len(distances) // 2) * 1000 / PICTURE_FPS
+    offset_ms = (best - len(distances) // 2) * 1000 / NETWORK_FPS
     return LipSync(offset_ms, raw / (raw + HALF_SURE), curve.astype(np.float32), scores)
 
 

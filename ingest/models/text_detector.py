@@ -80,7 +80,7 @@ def text_boxes(probability: np.ndarray, config: TextConfig) -> list[np.ndarray]:
     return boxes
 
 
-class TextMeter:
+class TextCollector:
     """Fed with every picture of the 16 fps grid in order; looks at one every `every_s` where `wanted(seconds)`."""
 
     def __init__(self, reader: TextReader, config: TextConfig, wanted: Callable[[float], bool]) -> None:
@@ -88,11 +88,11 @@ class TextMeter:
         self._every = max(1, round(config.every_s * VIDEO_FPS))
         self._ratio: list[float] = []
 
-    def look(self, frame: int, picture: np.ndarray) -> None:
+    def add_frame(self, frame: int, picture: np.ndarray) -> None:
         due = frame % self._every == 0 and self._wanted(frame / VIDEO_FPS)
         self._ratio.append(self._reader.covered(picture) if due else np.nan)
 
-    def found(self) -> TextSeen:
+    def result(self) -> TextSeen:
         return TextSeen(np.array(self._ratio, np.float32))
 
 

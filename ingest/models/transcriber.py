@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from uniavgen.ingest.config import TranscriptionConfig
-from uniavgen.ingest.io.audio_chunks import quietest
-from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.io.audio import AudioFile, quietest_time
 from uniavgen.ingest.measures.speech_signals import repeated_ratio
 from uniavgen.ingest.models.forced_alignment import word_aligner
 from uniavgen.ingest.records import AUDIO_RATE, Passage, Span, SpokenWord
@@ -39,7 +38,7 @@ LOOPING_COMPRESSION = 2.4
 """Whisper's own bound on the compression ratio, above which it decodes again."""
 
 
-def whisper_source(config: TranscriptionConfig) -> str:
+def whisper_model_path(config: TranscriptionConfig) -> str:
     """What WhisperX shall load: the folder of registered weights, a folder of the user's, or a model name for the hub."""
     if config.model in REGISTRY:
         return str(resolve(config.model))
@@ -65,7 +64,7 @@ class Transcriber:
 
         self.config = config
         self._model = _model_that_takes_encodings()(
-            whisper_source(config), device=device, compute_type=config.compute_type, cpu_threads=threads
+            whisper_model_path(config), device=device, compute_type=config.compute_type, cpu_threads=threads
         )
         suppressed = [-1]
         if config.spell_numbers:
@@ -77,7 +76,7 @@ class Transcriber:
         self._options = pipeline.options
         self._aligner = word_aligner(config.align_model, device)
 
-    def transcribe(self, sound: Sound, turns: list[Span]) -> tuple[list[Passage], list[SpokenWord]]:
+    def transcribe(self, sound: AudioFile, turns: list[Span]) -> tuple[list[Passage], list[SpokenWord]]:
         """Passages and words in order of time; nothing where there is no turn. Each word carries its speaker's label.
 
         The language is that of the longest chunk.
@@ -94,9 +93,9 @@ class Transcriber:
             passage, heard = self._passage(sound, chunk, encoded, language, probability)
             passages.append(passage)
             words += heard
-        return passages, with_speakers(words, turns)
+        return passages, assign_word_speakers(words, turns)
 
-    def _encoded(self, sound: Sound, chunk: Span, pad_s: float) -> Any:
+    def _encoded(self, sound: AudioFile, chunk: Span, pad_s: float) -> Any:
         """The encoder's view of a chunk, made once for language, words, no-speech and attention.
 
         Whisper was trained on 30 s, and its encoder costs by what it is given. Ten seconds of silence after the speech do as
@@ -118,11 +117,11 @@ class Transcriber:
         return ranked[0]
 
     def _passage(
-        self, sound: Sound, chunk: Span, encoded: Any, language: str, probability: float
+        self, sound: AudioFile, chunk: Span, encoded: Any, language: str, probability: float
     ) -> tuple[Passage, list[SpokenWord]]:
         tokenizer = self._tokenizer(language)
         found = self._model.generate_segment_batched(encoded, tokenizer, self._options)
-        if loops(found["text"][0]) and self.config.encoder_pad_s < FULL_PAD_S:
+        if is_repetitive(found["text"][0]) and self.config.encoder_pad_s < FULL_PAD_S:
             encoded = self._encoded(sound, chunk, FULL_PAD_S)
             found = self._model.generate_segment_batched(encoded, tokenizer, self._options)
         text = found["text"][0].strip()
@@ -141,7 +140,7 @@ class Transcriber:
         )
         words = self._attended_words(tokenizer, text, encoded, chunk.end_s - chunk.start_s)
         words = self._aligner.retime(sound.span(chunk.start_s, chunk.end_s), words, language)
-        return passage, [shifted(word, chunk.start_s) for word in words]
+        return passage, [shift_word(word, chunk.start_s) for word in words]
 
     def _attended_words(self, tokenizer: Any, text: str, encoded: Any, seconds: float) -> list[SpokenWord]:
         """Words with times by Whisper's cross-attention and their probabilities, punctuation kept on its word."""
@@ -168,7 +167,7 @@ class Transcriber:
         )
 
 
-def speech_chunks(sound: Sound, turns: list[Span], longest_s: float) -> list[Span]:
+def speech_chunks(sound: AudioFile, turns: list[Span], longest_s: float) -> list[Span]:
     """Stretches of speech of at most `longest_s`, padded a little: turns are joined up to that length, and speech that
     goes on without a pause is split where it is quietest."""
     length = sound.duration_s
@@ -182,7 +181,7 @@ def speech_chunks(sound: Sound, turns: list[Span], longest_s: float) -> list[Spa
     chunks: list[list[float]] = []
     for start, end in spoken:
         while end - start > longest_s:
-            middle = quietest(sound, start + longest_s / 2, start + longest_s)
+            middle = quietest_time(sound, start + longest_s / 2, start + longest_s)
             chunks.append([start, middle])
             start = middle
         if chunks and end - chunks[-1][0] <= longest_s:
@@ -192,7 +191,7 @@ def speech_chunks(sound: Sound, turns: list[Span], longest_s: float) -> list[Spa
     return [Span(start, end) for start, end in chunks]
 
 
-def with_speakers(words: list[SpokenWord], turns: list[Span]) -> list[SpokenWord]:
+def assign_word_speakers(words: list[SpokenWord], turns: list[Span]) -> list[SpokenWord]:
     """Each word with the label of the turn that covers most of it, "" where none does."""
     turns = sorted(turns, key=lambda turn: turn.start_s)
     starts, heard_until = (
@@ -211,7 +210,7 @@ def with_speakers(words: list[SpokenWord], turns: list[Span]) -> list[SpokenWord
     return found
 
 
-def shifted(word: SpokenWord, by_s: float) -> SpokenWord:
+def shift_word(word: SpokenWord, by_s: float) -> SpokenWord:
     """The word, later by `by_s`."""
     return SpokenWord(word.text, word.start_s + by_s, word.end_s + by_s, word.score, word.speaker)
 
@@ -222,7 +221,7 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
-def loops(text: str) -> bool:
+def is_repetitive(text: str) -> bool:
     """Whether a transcript repeats itself as recognisers do, or compresses like one that does (Whisper's own bound)."""
     return (repeated_ratio(text.split()) or 0.0) > 0 or compression_ratio(text) > LOOPING_COMPRESSION
 

@@ -24,7 +24,7 @@ from paths import ROOT
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.io.media import decode_frames, decode_sound, decode_tiny, probe
+from uniavgen.ingest.io.media import decode_audio, decode_frames, decode_shot_frames, probe
 from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError
 
@@ -107,9 +107,9 @@ def everything(path: Path, folder: Path, limits: LimitConfig = LIMITS) -> str:
     shape = Probe(2.0, 96, 64, 25.0, "", "", True) if isinstance(facts, UserError) else facts
     ends = [
         facts,
-        tried(decode_sound, str(path), 2.0, folder / "sound.raw", limits),
+        tried(decode_audio, str(path), 2.0, folder / "sound.raw", limits),
         tried(lambda: list(decode_frames(str(path), shape, 64, 25, folder / "tiny.raw", limits))),
-        tried(decode_tiny, str(path), shape, 25, folder / "tiny.raw", limits),
+        tried(decode_shot_frames, str(path), shape, 25, folder / "tiny.raw", limits),
     ]
     errors = [end for end in ends if isinstance(end, UserError)]
     assert not [str(error) for error in errors if "\n" in str(error) or not error.kind]
@@ -486,4 +486,4 @@ def test_a_gap_in_time_makes_no_more_than_the_longest_source_allows(tmp_path: Pa
     facts = Probe(4.0, 96, 64, 25.0, "h264", "aac", True)
     pictures = sum(1 for _ in decode_frames(str(gap), facts, 64, 25, tmp_path / "tiny.raw", limits))
     assert pictures <= 30 * 16
-    assert decode_sound(str(gap), 4.0, tmp_path / "sound.raw", limits).duration_s <= 30
+    assert decode_audio(str(gap), 4.0, tmp_path / "sound.raw", limits).duration_s <= 30

@@ -19,7 +19,7 @@ from pyannote.core import Annotation, Segment, SlidingWindow, SlidingWindowFeatu
 from scipy.signal import butter, resample_poly, sosfilt
 
 from uniavgen.ingest.config import DiarizationConfig
-from uniavgen.ingest.models.diarizer import EmbeddedRoad, HeardPiece, name_speakers, piece_turns
+from uniavgen.ingest.models.diarizer import ChunkSpeech, EmbeddedDiarizer, assign_speakers, chunk_turns
 from uniavgen.ingest.records import AUDIO_RATE, Span
 
 CASTS = (
@@ -119,7 +119,7 @@ def annotation(turns: list[Span]) -> Annotation:
     return found
 
 
-def heard(road: EmbeddedRoad, talk: Conversation, cache: Path, speech_threshold: float) -> HeardPiece:
+def heard(road: EmbeddedDiarizer, talk: Conversation, cache: Path, speech_threshold: float) -> ChunkSpeech:
     """The piece with voices in every window, from the cache where it is there."""
     path = cache / f"{talk.name}-{len(talk.pcm)}-{speech_threshold}.npz"
     if not path.exists():
@@ -137,7 +137,7 @@ def heard(road: EmbeddedRoad, talk: Conversation, cache: Path, speech_threshold:
     return road.piece(scores, kept["voices"])
 
 
-def thinned(road: EmbeddedRoad, piece: HeardPiece, windows: int, voices: int) -> HeardPiece:
+def thinned(road: EmbeddedDiarizer, piece: ChunkSpeech, windows: int, voices: int) -> ChunkSpeech:
     """What would have been heard in every n-th window, with voices in every m-th of them."""
     old = piece.scores.sliding_window
     step = SlidingWindow(start=old.start, duration=old.duration, step=old.step * windows)
@@ -147,17 +147,17 @@ def thinned(road: EmbeddedRoad, piece: HeardPiece, windows: int, voices: int) ->
 
 
 def error_rate(
-    talks: list[Conversation], pieces: list[HeardPiece], threshold: float, smallest_s: float, voices: int
+    talks: list[Conversation], pieces: list[ChunkSpeech], threshold: float, smallest_s: float, voices: int
 ) -> float:
     """Diarization error rate over all conversations together, without a collar, overlap counted."""
     from pyannote.metrics.diarization import DiarizationErrorRate
 
     metric = DiarizationErrorRate()
     for talk, piece in zip(talks, pieces, strict=True):
-        (labels,), _ = name_speakers(
+        (labels,), _ = assign_speakers(
             [piece], threshold, smallest_s / (piece.scores.sliding_window.step * voices)
         )
-        metric(annotation(talk.turns), annotation(piece_turns(piece, labels)))
+        metric(annotation(talk.turns), annotation(chunk_turns(piece, labels)))
     return float(abs(metric))
 
 
@@ -192,7 +192,7 @@ def main() -> None:
         config = DiarizationConfig(
             segmentation_threshold=speech_threshold, segmentation_step=0.1, voice_stride=stride
         )
-        road = EmbeddedRoad(config)
+        road = EmbeddedDiarizer(config)
         at[speech_threshold] = road, [heard(road, talk, cache, speech_threshold) for talk in talks]
     for speech_threshold, (road, whole) in at.items():
         pieces = [thinned(road, piece, 1, 3) for piece in whole]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from uniavgen.ingest.config import LimitConfig, SourceConfig
-from uniavgen.ingest.io.download_cache import Stage
+from uniavgen.ingest.io.download_cache import DownloadCache
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.media import probe
 from uniavgen.ingest.io.sources import content_id, find_sources
@@ -123,7 +123,7 @@ def test_odd_names_are_only_names(tmp_path: Path, name: bytes, small_film: Path)
     for argument in (str(tmp_path), path, os.path.join(os.path.relpath(tmp_path), os.fsdecode(name))):
         entry = find_sources([argument]).entries[0]
         entry.uri.encode("utf-8")  # as the tables need it
-        local = Stage(SourceConfig(), tmp_path).fetch(entry)
+        local = DownloadCache(SourceConfig(), tmp_path).fetch(entry)
         local.encode("utf-8")
         assert os.path.samefile(local, path)
         assert probe(local, LimitConfig()).has_audio
@@ -197,7 +197,7 @@ def test_what_is_no_file_is_passed_over_in_a_folder_and_fails_when_named(tmp_pat
         kinds = {}
         for entry in find_sources([str(listing)]).entries:
             with pytest.raises(UserError) as caught:
-                Stage(SourceConfig(), tmp_path).fetch(entry)
+                DownloadCache(SourceConfig(), tmp_path).fetch(entry)
             kinds[Path(entry.uri).name] = caught.value.what
             with pytest.raises(UserError):
                 content_id(entry.uri)

@@ -8,7 +8,14 @@ import pytest
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.ffmpeg import bounded_child, ffmpeg_path
-from uniavgen.ingest.io.media import decode_frames, decode_sound, decode_span, decode_tiny, fitted_size, probe
+from uniavgen.ingest.io.media import (
+    decode_audio,
+    decode_audio_span,
+    decode_frames,
+    decode_shot_frames,
+    fitted_size,
+    probe,
+)
 from uniavgen.shards.errors import UserError
 
 LIMITS = LimitConfig()
@@ -74,7 +81,7 @@ def test_the_tiny_stream_comes_alone_or_with_the_pictures_the_same(tmp_path: Pat
     found = probe(str(film), LIMITS)
     for _ in decode_frames(str(film), found, 128, 25, tmp_path / "both", LIMITS):
         pass
-    decode_tiny(str(film), found, 25, tmp_path / "alone", LIMITS)
+    decode_shot_frames(str(film), found, 25, tmp_path / "alone", LIMITS)
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "both").read_bytes()
     assert len(list(decode_frames(str(film), found, 128, 25, None, LIMITS))) == 64
 
@@ -82,16 +89,16 @@ def test_the_tiny_stream_comes_alone_or_with_the_pictures_the_same(tmp_path: Pat
 def test_sound_ends_at_the_limit_of_a_source(tmp_path: Path) -> None:
     film = flash_and_beep(tmp_path / "a.mkv", "30", 4)
     limits = LimitConfig(max_duration_s=1.5)
-    sound = decode_sound(str(film), 4, tmp_path / "sound.raw", limits)
+    sound = decode_audio(str(film), 4, tmp_path / "sound.raw", limits)
     assert (sound.duration_s, (tmp_path / "sound.raw").stat().st_size) == (1.5, 48_000)
     assert len(list(decode_frames(str(film), probe(str(film), LIMITS), 64, 25, None, limits))) == 24
 
 
 def test_a_span_of_sound_is_the_same_from_the_file_as_from_the_whole(tmp_path: Path) -> None:
     film = flash_and_beep(tmp_path / "a.mov", "30", 14, "-c:a", "pcm_s16le", "-ar", "16000")
-    sound = decode_sound(str(film), 14, tmp_path / "sound.raw", LIMITS)
+    sound = decode_audio(str(film), 14, tmp_path / "sound.raw", LIMITS)
     for start_s in (0.0, 3.21, 12.5):
-        span = decode_span(str(film), start_s, 2.0, 16_000, LIMITS)
+        span = decode_audio_span(str(film), start_s, 2.0, 16_000, LIMITS)
         assert np.abs(span.astype(int) - sound.span(start_s, start_s + 2.0)).max() <= 1
     assert [*tmp_path.glob("*.part")] == []
 
@@ -137,7 +144,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, content: str) -> None:
         probe(str(trap), LIMITS)
     assert caught.value.kind == "not-a-video"
     with pytest.raises(UserError):
-        decode_sound(str(trap), 1, tmp_path / "sound", LIMITS)
+        decode_audio(str(trap), 1, tmp_path / "sound", LIMITS)
 
 
 def test_limits_are_named_when_they_are_met(tmp_path: Path) -> None:
@@ -156,7 +163,7 @@ def test_limits_are_named_when_they_are_met(tmp_path: Path) -> None:
 def test_odd_names_are_only_names(tmp_path: Path, name: str) -> None:
     film = flash_and_beep(tmp_path / "a.mp4", "25", 2).rename(tmp_path / name)
     assert probe(str(film), LIMITS).duration_s == pytest.approx(2, abs=0.1)
-    assert decode_sound(str(film), 2, tmp_path / "sound", LIMITS).duration_s == pytest.approx(2, abs=0.1)
+    assert decode_audio(str(film), 2, tmp_path / "sound", LIMITS).duration_s == pytest.approx(2, abs=0.1)
 
 
 def test_without_any_ffmpeg_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

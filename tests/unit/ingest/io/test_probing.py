@@ -16,7 +16,7 @@ import pytest
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.io.media import decode_frames, decode_sound, probe
+from uniavgen.ingest.io.media import decode_audio, decode_frames, probe
 from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError
 
@@ -164,7 +164,7 @@ def check_decoding(path: Path, found: Probe, folder: Path) -> None:
     else:
         assert len(pictures) <= 20 * 16
         assert {max(picture.shape[:2]) for picture in pictures} == {48}
-    sound = tried(decode_sound, str(path), 1, folder / "sound", limits)
+    sound = tried(decode_audio, str(path), 1, folder / "sound", limits)
     assert sound.kind == "decode-failed" if isinstance(sound, UserError) else sound.duration_s <= 20
 
 

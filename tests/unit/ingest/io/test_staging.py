@@ -14,7 +14,7 @@ from pathlib import Path, PosixPath
 import pytest
 
 from uniavgen.ingest.config import IngestConfig, SourceConfig
-from uniavgen.ingest.io.download_cache import Stage
+from uniavgen.ingest.io.download_cache import DownloadCache
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.sources import content_id, find_sources
 from uniavgen.ingest.io.uris import Entry
@@ -59,8 +59,8 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(SourceConfig(), tmp_path / "scratch")
+def stage(tmp_path: Path) -> DownloadCache:
+    return DownloadCache(SourceConfig(), tmp_path / "scratch")
 
 
 def test_a_bucket_s_folder_pattern_and_file_are_listed_like_local_ones(bucket: str) -> None:
@@ -98,7 +98,7 @@ def test_a_list_may_name_remote_files_and_a_remote_list_only_its_own_store(
         assert caught.value.kind == "bad-url"
 
 
-def test_a_remote_file_comes_over_whole_and_stays_while_it_is_held(bucket: str, stage: Stage) -> None:
+def test_a_remote_file_comes_over_whole_and_stays_while_it_is_held(bucket: str, stage: DownloadCache) -> None:
     for entry in find_sources([bucket]).entries:
         content = FILES[entry.uri.removeprefix(bucket + "/")]
         with stage.hold(entry) as path:
@@ -110,7 +110,9 @@ def test_a_remote_file_comes_over_whole_and_stays_while_it_is_held(bucket: str, 
         assert not Path(path).exists()
 
 
-def test_a_missing_or_changed_remote_file_is_an_error_and_leaves_nothing(bucket: str, stage: Stage) -> None:
+def test_a_missing_or_changed_remote_file_is_an_error_and_leaves_nothing(
+    bucket: str, stage: DownloadCache
+) -> None:
     wrong = {
         "gone.mp4": Entry(f"{bucket}/gone.mp4"),
         "longer": Entry(f"{bucket}/a.mp4", "x", 4999),
@@ -136,7 +138,7 @@ def big_files(bucket: str, count: int) -> list[Entry]:
 
 def test_the_cache_keeps_its_size_and_drops_the_longest_unused(bucket: str, tmp_path: Path) -> None:
     entries = big_files(bucket, 4)
-    stage = Stage(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    stage = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
     paths = []
     for entry in entries[:2]:
         with stage.hold(entry) as path:
@@ -151,8 +153,8 @@ def test_the_cache_keeps_its_size_and_drops_the_longest_unused(bucket: str, tmp_
 
 def test_a_fetch_waits_for_room_that_others_hold(bucket: str, tmp_path: Path) -> None:
     entries = big_files(bucket, 4)
-    stage = Stage(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
-    other = Stage(SourceConfig(cache_gb=2.5 / 1024, fetch_seconds=0.5), tmp_path)
+    stage = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    other = DownloadCache(SourceConfig(cache_gb=2.5 / 1024, fetch_seconds=0.5), tmp_path)
     for entry in entries[:2]:
         stage.fetch(entry)
     with pytest.raises(UserError) as caught:
@@ -161,7 +163,7 @@ def test_a_fetch_waits_for_room_that_others_hold(bucket: str, tmp_path: Path) ->
     assert "sources.cache_gb" in str(caught.value)
     timer = threading.Timer(0.5, stage.release, [entries[0].uri])
     timer.start()
-    patient = Stage(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    patient = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
     assert Path(patient.fetch(entries[2])).read_bytes() == b"\2" * MIB
     timer.join()
 
@@ -176,7 +178,7 @@ class EmptiedWhileRead(PosixPath):
 
 
 def test_a_file_that_goes_while_room_is_counted_fails_nobody(web: str, tmp_path: Path) -> None:
-    stage = Stage(SourceConfig(allow_http=True), tmp_path)
+    stage = DownloadCache(SourceConfig(allow_http=True), tmp_path)
     stage.folder.mkdir()
     (stage.folder / "other.video").write_bytes(b"gone at once")
     stage.folder = EmptiedWhileRead(stage.folder)
@@ -189,7 +191,7 @@ def test_a_file_that_goes_while_room_is_counted_fails_nobody(web: str, tmp_path:
 
 
 def test_a_source_larger_than_the_cache_names_the_limit(tmp_path: Path) -> None:
-    stage = Stage(SourceConfig(cache_gb=1 / 1024), tmp_path)
+    stage = DownloadCache(SourceConfig(cache_gb=1 / 1024), tmp_path)
     with pytest.raises(UserError, match=r"sources\.cache_gb") as caught:
         stage.fetch(Entry("s3://videos/huge.mp4", "x", 2 * MIB))
     assert caught.value.kind == "too-large"
@@ -280,15 +282,15 @@ def test_a_web_address_is_read_when_allowed_and_not_otherwise(web: str, tmp_path
         find_sources([f"{web}/film.mp4"])
     assert (caught.value.kind, "ingest.sources.allow_http=true" in str(caught.value)) == ("http-off", True)
     with pytest.raises(UserError):
-        Stage(SourceConfig(), tmp_path).fetch(Entry(f"{web}/film.mp4"))
+        DownloadCache(SourceConfig(), tmp_path).fetch(Entry(f"{web}/film.mp4"))
     assert Server.asked == []
     allowed = SourceConfig(allow_http=True)
     (entry,) = find_sources([f"{web}/film.mp4"], allowed).entries
     assert (entry.bytes, entry.stamp) == (4000, '4000-"e1"')
-    with Stage(allowed, tmp_path).hold(entry) as path:
+    with DownloadCache(allowed, tmp_path).hold(entry) as path:
         assert Path(path).read_bytes() == b"film" * 1000
     (moved,) = find_sources([f"{web}/redirect/film.mp4"], allowed).entries
-    with Stage(allowed, tmp_path).hold(moved) as path:
+    with DownloadCache(allowed, tmp_path).hold(moved) as path:
         assert Path(path).stat().st_size == 4000
 
 
@@ -308,7 +310,7 @@ def test_a_web_server_s_tricks_end_as_errors_within_the_limits(
     web: str, tmp_path: Path, path: str, kind: str
 ) -> None:
     config = SourceConfig(allow_http=True, source_gb=2 / 1024, cache_gb=4 / 1024, fetch_seconds=1.0)
-    stage = Stage(config, tmp_path)
+    stage = DownloadCache(config, tmp_path)
     (entry,) = find_sources([f"{web}/{path}"], config).entries
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
@@ -321,7 +323,7 @@ def test_a_web_server_s_tricks_end_as_errors_within_the_limits(
 def test_two_who_want_the_same_source_fetch_it_once(web: str, tmp_path: Path) -> None:
     config = SourceConfig(allow_http=True)
     entry = Entry(f"{web}/slow/a.mp4", "x", 4000)
-    stages = [Stage(config, tmp_path) for _ in range(3)]
+    stages = [DownloadCache(config, tmp_path) for _ in range(3)]
     threads = [threading.Thread(target=stage.fetch, args=[entry]) for stage in stages]
     for thread in threads:
         thread.start()
@@ -344,7 +346,7 @@ def test_a_fetch_that_was_killed_is_begun_anew_and_its_room_is_free(web: str, tm
         assert killed.wait() == -signal.SIGKILL
     assert len(list(part.glob("*.part"))) == 1
     Server.release.set()
-    stage = Stage(SourceConfig(allow_http=True, cache_gb=5000 / 2**30), tmp_path)
+    stage = DownloadCache(SourceConfig(allow_http=True, cache_gb=5000 / 2**30), tmp_path)
     # room for one only: the dead part must go before anything else fits
     with stage.hold(Entry(f"{web}/film.mp4", "x", 4000)) as path:
         assert Path(path).read_bytes() == b"film" * 1000

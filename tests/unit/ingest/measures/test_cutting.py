@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from uniavgen.ingest.config import CutConfig, LimitConfig
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.io.media import decode_clip_pictures, decode_frames, decode_sound, decode_span, probe
+from uniavgen.ingest.io.media import decode_audio, decode_audio_span, decode_clip_frames, decode_frames, probe
 from uniavgen.ingest.measures.cutting import cut_clip
 from uniavgen.ingest.measures.framing import Framing, framing, size_within
 from uniavgen.shards.errors import UserError
@@ -198,7 +198,7 @@ def test_sound_that_starts_late_or_early_stays_so(
     picture_s = max(0.0, -delay_s)
     late = film.moved(shifted, picture_s, picture_s + delay_s)
     check_together(late, [0.0, 2.5], tmp_path)
-    sound = decode_sound(str(shifted), 9, tmp_path / "sound.raw", LIMITS)
+    sound = decode_audio(str(shifted), 9, tmp_path / "sound.raw", LIMITS)
     heard = beeps_heard(sound.span(0, sound.duration_s), 16_000)
     assert heard[-4:] == pytest.approx(late.beeps[-4:], abs=0.002)
 
@@ -255,9 +255,7 @@ def test_fields_of_two_times_are_found_and_taken_apart(tmp_path: Path, top_first
         fields.moved(fields.path, kept=np.arange(len(fields.times)) % 2 == 0), [0.0, 2.5], tmp_path
     )
     # the comb has gone: neighbouring rows differ no more than two rows apart do
-    still = (
-        decode_clip_pictures(str(fields.path), found, 1.0, 2.0, 16, 96, LIMITS).astype(float).mean(axis=-1)
-    )
+    still = decode_clip_frames(str(fields.path), found, 1.0, 2.0, 16, 96, LIMITS).astype(float).mean(axis=-1)
     assert np.abs(np.diff(still, axis=1)).mean() < 1.2 * np.abs(still[:, 2:] - still[:, :-2]).mean()
 
 
@@ -307,7 +305,7 @@ def test_picture_and_sound_stay_together_after_an_hour(tmp_path: Path, hour: Pat
     late = first_picture(path)
     film = Film(path, times + late, np.mod(times + 1e-6, 1.0) < LIT_S, np.arange(3660.0) + late)
     check_together(film, [0.0, 1800.0625, 3600.5, 3654.0], tmp_path)
-    heard = beeps_heard(decode_span(str(path), 3600.5, 4.0, 16_000, LIMITS), 16_000)
+    heard = beeps_heard(decode_audio_span(str(path), 3600.5, 4.0, 16_000, LIMITS), 16_000)
     assert heard == pytest.approx(np.arange(4) + 0.5 + late, abs=0.002)
 
 
@@ -371,7 +369,7 @@ def test_a_cut_that_comes_too_short_is_an_error_and_leaves_nothing(tmp_path: Pat
 
 def test_pictures_of_a_stretch_stand_at_their_times(film: Film) -> None:
     found = probe(str(film.path), LIMITS)
-    pictures = decode_clip_pictures(str(film.path), found, 2.0, 3.0, 25, 48, LIMITS)
+    pictures = decode_clip_frames(str(film.path), found, 2.0, 3.0, 25, 48, LIMITS)
     assert pictures.shape == (75, 32, 48, 3)
     np.testing.assert_array_equal(pictures.mean(axis=(1, 2, 3)) > 128, film.lit[50:125])
 

@@ -20,7 +20,13 @@ from uniavgen.ingest.measures.fingerprints import (
     text_hash,
     video_hash,
 )
-from uniavgen.ingest.models.face_embedding import DlibEncoder, FaceEncoder, SFaceEncoder, aligned, clip_vector
+from uniavgen.ingest.models.face_embedding import (
+    DlibEncoder,
+    FaceEncoder,
+    SFaceEncoder,
+    align_face,
+    clip_face_embedding,
+)
 from uniavgen.shards.corpus.fingerprints import FREQUENCIES, MIRRORED
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
@@ -250,8 +256,8 @@ def test_a_turned_scaled_and_moved_face_is_aligned_alike(
     )
     picture = cv2.warpAffine(face, matrix, (width, height), flags=cv2.INTER_LINEAR)
     inside = cv2.warpAffine(np.full((side, side), 255, np.uint8), matrix, (width, height))
-    back = aligned(picture, there, template, side)
-    sure = aligned(np.dstack([inside] * 3), there, template, side)[:, :, 0] == 255
+    back = align_face(picture, there, template, side)
+    sure = align_face(np.dstack([inside] * 3), there, template, side)[:, :, 0] == 255
     assert np.abs(back.astype(int) - face)[sure].mean() < 3
 
 
@@ -290,7 +296,7 @@ def test_a_named_model_is_given_the_aligned_face_in_its_own_order_of_colours(pat
     )
     points = (SFaceEncoder.TEMPLATE * 1.5 + (100, 60)) / (400, 300)
     vector = SFaceEncoder(str(patches)).encode(picture, points)
-    chip = aligned(picture, points, SFaceEncoder.TEMPLATE, SFaceEncoder.SIDE).astype(np.float64)
+    chip = align_face(picture, points, SFaceEncoder.TEMPLATE, SFaceEncoder.SIDE).astype(np.float64)
     means = (
         chip.reshape(8, 14, 8, 14, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel()[:128]
     )  # red, green, blue
@@ -300,7 +306,7 @@ def test_a_named_model_is_given_the_aligned_face_in_its_own_order_of_colours(pat
 
 def test_a_clip_has_the_mean_vector_of_its_main_face_and_of_no_other(patches: Path) -> None:
     from uniavgen.ingest.config import FaceConfig
-    from uniavgen.ingest.models.face_reader import FaceMeter, FaceReader
+    from uniavgen.ingest.models.face_reader import FaceCollector, FaceReader
 
     astronaut = cv2.cvtColor(cv2.imread(str(resolve("astronaut") / "astronaut.png")), cv2.COLOR_BGR2RGB)[
         :320, 60:380
@@ -310,10 +316,10 @@ def test_a_clip_has_the_mean_vector_of_its_main_face_and_of_no_other(patches: Pa
     )
     reader = FaceReader(FaceConfig())
     try:
-        meter = FaceMeter(reader, FaceConfig(), lambda at: True, SFaceEncoder(str(patches)))
+        meter = FaceCollector(reader, FaceConfig(), lambda at: True, SFaceEncoder(str(patches)))
         for frame in range(17):
-            meter.look(frame, np.roll(picture, frame % 3, axis=1))
-        seen = meter.found()
+            meter.add_frame(frame, np.roll(picture, frame % 3, axis=1))
+        seen = meter.result()
     finally:
         reader.close()
     assert seen.vectors is not None
@@ -329,9 +335,9 @@ def test_a_clip_has_the_mean_vector_of_its_main_face_and_of_no_other(patches: Pa
         ]
         assert len(own) == 3
         mean = np.mean(own, axis=0)
-        assert clip_vector(seen.vectors, main) == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
-    assert clip_vector(seen.vectors, seen.faces.rows(seen.faces.frame == 3)) is None
-    assert clip_vector(None, seen.faces) is None
+        assert clip_face_embedding(seen.vectors, main) == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+    assert clip_face_embedding(seen.vectors, seen.faces.rows(seen.faces.frame == 3)) is None
+    assert clip_face_embedding(None, seen.faces) is None
 
 
 def test_a_folder_without_the_model_is_told_in_one_line(tmp_path: Path) -> None:

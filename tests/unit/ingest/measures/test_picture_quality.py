@@ -35,8 +35,8 @@ def talk() -> np.ndarray:
 def measured(pictures: np.ndarray, probe: Probe = PROBE) -> dict[str, Any]:
     meter = PictureMeter()
     for frame, picture in enumerate(pictures):
-        meter.look(frame, picture)
-    return picture_signals(meter.found(), 0, len(pictures), probe)
+        meter.add_frame(frame, picture)
+    return picture_signals(meter.result(), 0, len(pictures), probe)
 
 
 def test_darkening_lowers_the_luma_until_frames_are_black(talk: np.ndarray) -> None:
@@ -131,8 +131,8 @@ def test_grain_alone_is_no_frozen_picture() -> None:
     grainy = (120 + rng.normal(0, 8, (8, 288, 512, 1))).clip(0, 255).astype(np.uint8).repeat(3, axis=3)
     meter = PictureMeter()
     for frame, picture in enumerate(grainy):
-        meter.look(frame, picture)
-    assert (meter.found().change[1:] > STILL).all()
+        meter.add_frame(frame, picture)
+    assert (meter.result().change[1:] > STILL).all()
 
 
 def test_a_thumbnail_keeps_the_mean_brightness() -> None:

@@ -10,10 +10,10 @@ from uniavgen.ingest.config import FaceConfig, SyncConfig
 from uniavgen.ingest.models.active_speaker import (
     ClipFaces,
     FaceCurve,
-    active_face,
-    choose,
-    face_fits,
-    speaking_faces,
+    choose_face,
+    find_active_face,
+    find_speaking_faces,
+    score_faces,
 )
 
 CONFIG = SyncConfig()
@@ -66,7 +66,7 @@ CASES = [
 
 @pytest.mark.slow
 def test_of_two_faces_the_one_that_speaks_is_found_in_nine_of_ten_cases() -> None:
-    found = [active_face(gaps(left, right), sound(voice), CONFIG) for left, right, voice, _ in CASES]
+    found = [find_active_face(gaps(left, right), sound(voice), CONFIG) for left, right, voice, _ in CASES]
     right_ones = [active.track == track for active, (*_, track) in zip(found, CASES, strict=True)]
     assert sum(right_ones) >= 9
     for active, correct in zip(found, right_ones, strict=True):
@@ -88,7 +88,7 @@ def test_a_voice_from_off_screen_makes_no_face_the_speaker() -> None:
     cases += [("silent", "bob", "ann"), ("joe", "ann", "bob"), ("bob", "joe", "ann"), ("ann", "bob", "joe")]
     # from the middle of a sentence: every planted sentence starts at the same time, and two that start together do match
     found = [
-        active_face(gaps(left, right), sound(voice, -1100), CONFIG, largest=LEFT)
+        find_active_face(gaps(left, right), sound(voice, -1100), CONFIG, largest=LEFT)
         for left, right, voice in cases
     ]
     unknown = [active for active in found if active.track is None]
@@ -108,10 +108,10 @@ def test_in_a_source_whose_sound_is_late_the_speaker_is_known_with_the_offset() 
         clips.append(
             ClipFaces({3: still, 8: mouth(phones)}, heard(pcm, MARGIN, late_ms=450), largest=3, speaker="A")
         )
-    found = speaking_faces(clips, CONFIG)
+    found = find_speaking_faces(clips, CONFIG)
     assert [each.active.track for each in found] == [8] * 4
     assert [each.sync.offset_ms for each in found] == pytest.approx([450] * 4, abs=40)
-    alone = [active_face(clip.gaps, clip.pcm, CONFIG).confidence or 0.0 for clip in clips]
+    alone = [find_active_face(clip.gaps, clip.pcm, CONFIG).confidence or 0.0 for clip in clips]
     together = [each.active.confidence or 0.0 for each in found]
     assert np.mean(together) > np.mean(alone) + 0.2
 
@@ -123,51 +123,51 @@ def bump(at_ms: float, height: float) -> np.ndarray:
 
 def test_a_fit_at_an_unlikely_shift_counts_less_and_one_at_the_expected_shift_counts_fully() -> None:
     curves = {offset: FaceCurve(bump(offset, 0.5), 5.0, 1.0) for offset in (0, 200, 400)}
-    fits = face_fits(curves, expected_ms=0.0)
+    fits = score_faces(curves, expected_ms=0.0)
     assert fits[0] > fits[200] > fits[400]
-    assert face_fits(curves, expected_ms=400.0)[400] == pytest.approx(fits[0])
+    assert score_faces(curves, expected_ms=400.0)[400] == pytest.approx(fits[0])
 
 
 def test_a_mouth_that_hardly_moves_is_silent_however_well_it_fits() -> None:
-    fits = face_fits({0: FaceCurve(bump(0, 0.9), 5.0, 0.05), 1: FaceCurve(None, 5.0, 0.0)}, expected_ms=0.0)
+    fits = score_faces({0: FaceCurve(bump(0, 0.9), 5.0, 0.05), 1: FaceCurve(None, 5.0, 0.0)}, expected_ms=0.0)
     assert fits[0] < 0.1
     assert fits[1] == 0.0
-    assert choose(fits, largest=0).track is None
+    assert choose_face(fits, largest=0).track is None
 
 
 def test_the_numbers_are_about_the_speaker_where_known_and_else_about_the_largest_face() -> None:
-    speaking = choose({0: 0.2, 1: 1.4}, largest=0)
+    speaking = choose_face({0: 0.2, 1: 1.4}, largest=0)
     assert (speaking.track, speaking.main, speaking.confidence, speaking.margin) == (
         1,
         1,
         1.0,
         pytest.approx(0.8),
     )
-    unknown = choose({0: 0.2, 1: 0.4}, largest=0)
+    unknown = choose_face({0: 0.2, 1: 0.4}, largest=0)
     assert (unknown.track, unknown.main, unknown.confidence, unknown.margin) == (
         None,
         0,
         0.2,
         pytest.approx(-0.2),
     )
-    assert choose({4: 0.7}).margin == pytest.approx(0.7)
-    assert choose({}, largest=2) == choose({}, largest=2).__class__(None, 2)
-    assert choose({1: 0.1}, largest=2).confidence is None
+    assert choose_face({4: 0.7}).margin == pytest.approx(0.7)
+    assert choose_face({}, largest=2) == choose_face({}, largest=2).__class__(None, 2)
+    assert choose_face({1: 0.1}, largest=2).confidence is None
 
 
 def test_without_sound_nothing_is_measured_and_a_face_of_half_a_second_is_left_out() -> None:
     lips = np.abs(np.random.default_rng(0).normal(0.02, 0.01, 80))
     silence = np.zeros(round((5 + 2 * MARGIN) * 16_000), np.int16)
-    assert active_face({0: lips}, silence, CONFIG, largest=0).confidence is None
+    assert find_active_face({0: lips}, silence, CONFIG, largest=0).confidence is None
     brief = np.full(80, np.nan)
     brief[10:18] = lips[10:18]
     noise = np.random.default_rng(1).normal(0, 3000, len(silence)).astype(np.int16)
-    assert list(active_face({0: lips, 1: brief}, noise, CONFIG).fits) == [0]
+    assert list(find_active_face({0: lips, 1: brief}, noise, CONFIG).fits) == [0]
 
 
 def test_a_face_that_enters_midway_is_compared_with_the_sound_of_its_own_stretch() -> None:
     phones, pcm = spoken("joe", 0)
     late = mouth(phones)
     late[:32] = np.nan
-    active = active_face({0: late}, heard(pcm, MARGIN), CONFIG)
+    active = find_active_face({0: late}, heard(pcm, MARGIN), CONFIG)
     assert active.track == 0

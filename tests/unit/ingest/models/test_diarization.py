@@ -11,15 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniavgen.ingest.config import DiarizationConfig
-from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.models.diarizer import (
     NOBODY,
     Diarizer,
-    joined_at_seams,
-    labels_by_company,
-    named_in_order,
+    join_turns_at_seams,
+    labels_by_overlap,
+    relabel_in_order,
 )
-from uniavgen.ingest.models.speaker_embedding import VOICE_SIZE, absorb_small, group_voices, join_groups, unit
+from uniavgen.ingest.models.speaker_embedding import (
+    VOICE_SIZE,
+    absorb_small_clusters,
+    cluster_voices,
+    merge_clusters,
+    unit_length,
+)
 from uniavgen.ingest.records import AUDIO_RATE, Span
 from uniavgen.shards.errors import UserError
 
@@ -27,10 +33,10 @@ if TYPE_CHECKING:
     from pyannote.core import Annotation
 
 
-def saved(folder: Path, pcm: np.ndarray, name: str = "sound") -> Sound:
+def saved(folder: Path, pcm: np.ndarray, name: str = "sound") -> AudioFile:
     path = folder / f"{name}.s16"
     pcm.astype(np.int16).tofile(path)
-    return Sound(str(path), len(pcm))
+    return AudioFile(str(path), len(pcm))
 
 
 def annotation(turns: list[Span]) -> Annotation:
@@ -152,7 +158,7 @@ def test_one_voice_is_one_speaker_an_overlap_is_two_and_a_voice_is_known_again(
 
 
 voice_sets = st.integers(0, 10_000).map(
-    lambda seed: unit(
+    lambda seed: unit_length(
         np.random.default_rng(seed).normal(size=(4, 8))[np.random.default_rng(seed + 1).integers(0, 4, 24)]
         + 0.4 * np.random.default_rng(seed + 2).normal(size=(24, 8))
     )
@@ -166,24 +172,24 @@ def partition(labels: np.ndarray) -> set[frozenset[int]]:
 @given(voice_sets, st.floats(0.1, 1.2))
 @settings(deadline=None, max_examples=60)
 def test_joining_groups_goes_on_with_the_same_linkage(voices: np.ndarray, threshold: float) -> None:
-    singles = join_groups(voices, np.ones(len(voices)), threshold)
-    assert partition(singles) == partition(group_voices(voices, threshold))
-    early = group_voices(voices, threshold / 2)
+    singles = merge_clusters(voices, np.ones(len(voices)), threshold)
+    assert partition(singles) == partition(cluster_voices(voices, threshold))
+    early = cluster_voices(voices, threshold / 2)
     means = np.stack([voices[early == k].mean(axis=0) for k in range(early.max() + 1)])
-    late = join_groups(means, np.bincount(early), threshold)[early]
+    late = merge_clusters(means, np.bincount(early), threshold)[early]
     assert partition(late) == partition(singles)
 
 
 def test_one_voice_alone_is_a_group_and_none_is_none() -> None:
-    assert group_voices(np.ones((1, 4)), 0.5).tolist() == [0]
-    assert group_voices(np.zeros((0, 4)), 0.5).tolist() == []
-    assert join_groups(np.ones((1, 4)), np.ones(1), 0.5).tolist() == [0]
+    assert cluster_voices(np.ones((1, 4)), 0.5).tolist() == [0]
+    assert cluster_voices(np.zeros((0, 4)), 0.5).tolist() == []
+    assert merge_clusters(np.ones((1, 4)), np.ones(1), 0.5).tolist() == [0]
 
 
 def test_small_groups_join_the_nearest_large_one() -> None:
     means = np.array([[1.0, 0.0], [0.9, 0.3], [0.0, 1.0], [0.1, 1.0]])
-    assert absorb_small(means, np.array([9, 2, 9, 1]), 5).tolist() == [0, 0, 1, 1]
-    assert absorb_small(means, np.array([1, 2, 1, 1]), 5).tolist() == [0, 0, 0, 0]
+    assert absorb_small_clusters(means, np.array([9, 2, 9, 1]), 5).tolist() == [0, 0, 1, 1]
+    assert absorb_small_clusters(means, np.array([1, 2, 1, 1]), 5).tolist() == [0, 0, 0, 0]
 
 
 def test_a_voice_too_short_to_know_is_named_by_who_is_active_with_it() -> None:
@@ -200,7 +206,7 @@ def test_a_voice_too_short_to_know_is_named_by_who_is_active_with_it() -> None:
         if window in (0, 2):
             labels[window] = [0, 1]
     unknown = active.any(axis=1) & (labels < 0)
-    found = labels_by_company(active, labels, unknown, SlidingWindow(duration=5.0, step=1.0), 2)
+    found = labels_by_overlap(active, labels, unknown, SlidingWindow(duration=5.0, step=1.0), 2)
     for window in (1, 3, 4):
         for speaker in range(2):
             if active[window, :, (speaker + window) % 2].any():
@@ -209,11 +215,11 @@ def test_a_voice_too_short_to_know_is_named_by_who_is_active_with_it() -> None:
 
 def test_turns_that_meet_at_a_seam_are_one_and_others_stay() -> None:
     turns = [Span(0, 10, "1"), Span(10, 12, "1"), Span(10, 11, "2"), Span(12, 13, "1")]
-    assert joined_at_seams(turns, {0.0, 10.0}) == [Span(0, 12, "1"), Span(12, 13, "1"), Span(10, 11, "2")]
+    assert join_turns_at_seams(turns, {0.0, 10.0}) == [Span(0, 12, "1"), Span(12, 13, "1"), Span(10, 11, "2")]
 
 
 def test_speakers_are_numbered_as_they_are_first_heard() -> None:
-    turns, voices = named_in_order([Span(5, 6, "0"), Span(1, 2, "7")], {"0": np.ones(2), "7": np.zeros(2)})
+    turns, voices = relabel_in_order([Span(5, 6, "0"), Span(1, 2, "7")], {"0": np.ones(2), "7": np.zeros(2)})
     assert turns == [Span(1, 2, "SPEAKER_00"), Span(5, 6, "SPEAKER_01")]
     assert voices == {"SPEAKER_00": [0, 0], "SPEAKER_01": [1, 1]}
 

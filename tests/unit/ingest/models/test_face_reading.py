@@ -13,13 +13,13 @@ from uniavgen.ingest.models.face_reader import (
     OVAL,
     Detection,
     Face,
-    FaceMeter,
+    FaceCollector,
     FaceReader,
     FaceTracker,
-    confirmation,
+    confirmed_score,
+    head_angle_deg,
     head_pose,
-    overlap,
-    turned_deg,
+    iou,
 )
 from uniavgen.ingest.records import FacesSeen
 from uniavgen.orchestration.demo.face import FaceFrame, animate, pattern
@@ -55,10 +55,10 @@ def talking() -> list[FaceFrame]:
 
 
 def seen_by(reader: FaceReader, pictures: list[np.ndarray], config: FaceConfig) -> FacesSeen:
-    meter = FaceMeter(reader, config, lambda at_s: True)
+    meter = FaceCollector(reader, config, lambda at_s: True)
     for frame, picture in enumerate(pictures):
-        meter.look(frame, picture)
-    return meter.found()
+        meter.add_frame(frame, picture)
+    return meter.result()
 
 
 def oval_iou(found: np.ndarray, truth: np.ndarray, side: int = 400) -> float:
@@ -153,7 +153,7 @@ def test_a_repeated_picture_is_not_read_again(
 @pytest.mark.slow
 def test_the_face_is_found_where_it_is(reader: FaceReader, photograph: np.ndarray) -> None:
     (face,) = reader.read(photograph)
-    assert overlap(face.box, (170 / 512, 45 / 512, 275 / 512, 190 / 512)) > 0.6
+    assert iou(face.box, (170 / 512, 45 / 512, 275 / 512, 190 / 512)) > 0.6
     assert face.oval.shape == (len(OVAL), 2)
     assert face.score > 0.5
     assert face.lip_gap >= 0
@@ -241,13 +241,13 @@ def test_landmarks_beside_a_face_or_on_nothing_are_denied(reader: FaceReader, ph
     """Landmarks of the photograph, held against pictures in which the face stands elsewhere or not at all."""
     (face,) = reader.landmarks(photograph)
     config = FaceConfig()
-    assert confirmation(face, reader.detections(photograph), 1.0, config) > 0.5
+    assert confirmed_score(face, reader.detections(photograph), 1.0, config) > 0.5
     for other in (
         np.roll(photograph, 80, axis=1),
         np.roll(photograph, 100, axis=0),
         np.full_like(photograph, 90),
     ):
-        assert confirmation(face, reader.detections(other), 1.0, config) == 0
+        assert confirmed_score(face, reader.detections(other), 1.0, config) == 0
 
 
 @pytest.mark.slow
@@ -270,11 +270,9 @@ def test_a_wrong_lock_on_a_real_profile_is_denied(reader: FaceReader) -> None:
     for picture in itertools.islice(pictures, 322, 334):
         for scale in (0.5, 0.75):
             small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            crumpled = [face for face in reader.landmarks(small) if turned_deg(face) > 75]
+            crumpled = [face for face in reader.landmarks(small) if head_angle_deg(face) > 75]
             wrong += crumpled
-            assert not any(
-                overlap(face.box, lock.box) > 0.5 for lock in crumpled for face in reader.read(small)
-            )
+            assert not any(iou(face.box, lock.box) > 0.5 for lock in crumpled for face in reader.read(small))
             if crumpled:
                 seen = seen_by(reader, [small], config)
                 assert (len(seen.faces.frame), seen.denied.tolist()) == (0, [1])
@@ -334,5 +332,5 @@ def test_a_face_turned_beyond_the_limit_is_denied_between_two_questions_too() ->
 def test_a_detection_whose_eyes_nose_and_mouth_lie_elsewhere_confirms_nothing() -> None:
     face, config = made_face(0.4), FaceConfig()
     upside_down = Detection(face.box, 0.9, POINTS[[1, 0, 3, 2]] * (0.2, -0.3) + (0.4, 0.5))
-    assert confirmation(face, [Detection(face.box, 0.9, face.points)], 1.0, config) == 0.9
-    assert confirmation(face, [upside_down], 1.0, config) == 0
+    assert confirmed_score(face, [Detection(face.box, 0.9, face.points)], 1.0, config) == 0.9
+    assert confirmed_score(face, [upside_down], 1.0, config) == 0

@@ -10,8 +10,8 @@ from speaking_clips import chewing, spoken
 
 from uniavgen.ingest.config import SyncConfig
 from uniavgen.ingest.models.active_speaker import ClipFaces
-from uniavgen.ingest.models.light_asd import LightAsd, Network, speaking_share
-from uniavgen.ingest.models.lip_reader import ClipPictures, LipReader
+from uniavgen.ingest.models.light_asd import LightAsd, Network, speaking_confidence
+from uniavgen.ingest.models.sync_models import ClipFrames, SyncModels
 from uniavgen.shards.errors import UserError
 
 PUBLISHED = PUBLISHED_WEIGHTS / "lightasd_finetuning_TalkSet.model"
@@ -57,19 +57,19 @@ def test_one_score_per_picture_whatever_the_sound_lacks(drawn: str) -> None:
 
 
 def test_confidence_is_half_where_the_likelier_half_of_the_frames_is_undecided() -> None:
-    assert speaking_share(np.zeros(10)) == pytest.approx(0.5)
-    assert speaking_share(np.array([-9.0] * 5 + [9.0] * 5)) > 0.99
-    assert speaking_share(np.full(10, -3.0)) < 0.1
+    assert speaking_confidence(np.zeros(10)) == pytest.approx(0.5)
+    assert speaking_confidence(np.array([-9.0] * 5 + [9.0] * 5)) > 0.99
+    assert speaking_confidence(np.full(10, -3.0)) < 0.1
 
 
 def test_absent_weights_are_one_clear_line(tmp_path: Path) -> None:
     config = SyncConfig(active_model="light-asd", light_asd_weights=str(tmp_path / "none"))
     with pytest.raises(UserError, match="named weights are not there.*sync.light_asd_weights"):
-        LipReader(config)
+        SyncModels(config)
 
 
 def test_the_embedded_models_need_no_pictures() -> None:
-    reader = LipReader(SyncConfig())
+    reader = SyncModels(SyncConfig())
     assert not reader.needs_pictures
     assert reader.read([]) == []
 
@@ -97,7 +97,7 @@ def test_a_speaking_mouth_scores_above_one_that_rests_and_one_that_chews() -> No
         box[:, [0, 2]] = (box[:, [0, 2]] + track) / 3
         boxes[track] = box
     config = SyncConfig(active_model="light-asd", light_asd_weights=str(PUBLISHED))
-    reader = LipReader(config)
+    reader = SyncModels(config)
     assert reader.needs_pictures
     margin = config.max_shift_ms * 16
     sound = pcm[16_000 - margin : 3 * 16_000 + margin]
@@ -105,7 +105,7 @@ def test_a_speaking_mouth_scores_above_one_that_rests_and_one_that_chews() -> No
         track: np.interp(np.arange(32) / 16, np.arange(50) / 25, [f.opening for f in film])
         for track, film in films.items()
     }
-    (found,) = reader.read([ClipFaces(gaps, sound, largest=0)], lambda _: ClipPictures(pictures, boxes))
+    (found,) = reader.read([ClipFaces(gaps, sound, largest=0)], lambda _: ClipFrames(pictures, boxes))
     fits = found.active.fits
     assert found.active.track == 1
     assert fits[1] > 0.8

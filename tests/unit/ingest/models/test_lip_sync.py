@@ -12,11 +12,11 @@ from uniavgen.ingest.config import FaceConfig, IngestConfig, SyncConfig
 from uniavgen.ingest.models.lip_sync import (
     LipSync,
     correlation_curve,
-    expectations,
+    expected_offsets,
     lip_sync,
     octave_loudness,
+    sync_clips,
     sync_curve,
-    sync_together,
 )
 from uniavgen.ingest.records import AUDIO_RATE
 from uniavgen.shards.timing import VIDEO_FPS
@@ -131,7 +131,7 @@ def test_on_real_faces_what_it_claims_to_know_is_within_80_ms(name: str, tmp_pat
     config = IngestConfig()
     path = str(MEDIA / name)
     probe = media.probe(path, config.limits)
-    sound = media.decode_sound(path, probe.duration_s, tmp_path / "sound.raw", config.limits)
+    sound = media.decode_audio(path, probe.duration_s, tmp_path / "sound.raw", config.limits)
     reader = FaceReader(config.faces)
     pictures = media.decode_frames(
         path, probe, config.faces.analysis_side, config.shots.fps, None, config.limits
@@ -168,7 +168,7 @@ def test_clips_of_one_source_help_those_that_are_unsure_and_overrule_none_that_i
     dubbed, moved = (clip(20, 0)[0], clip(21, 0)[1]), clip(30, -300)
     alone = [lip_sync(*each, CONFIG) for each in (*noisy, dubbed, moved)]
     clips = [*noisy, dubbed, moved, *(clip(seed, 200) for seed in range(4))]
-    together = sync_together([(sync_curve(*each, CONFIG), len(each[0]) / VIDEO_FPS) for each in clips])
+    together = sync_clips([(sync_curve(*each, CONFIG), len(each[0]) / VIDEO_FPS) for each in clips])
     helped = [sync.offset_ms for sync in together[:8] if sync.known]
     assert len(helped) >= sum(sync.known for sync in alone[:8]) + 2
     assert helped == pytest.approx([200] * len(helped), abs=60)
@@ -179,7 +179,7 @@ def test_clips_of_one_source_help_those_that_are_unsure_and_overrule_none_that_i
 def test_what_the_others_say_is_their_mean_without_the_clip_itself() -> None:
     rng = np.random.default_rng(0)
     curves = [(rng.random(121).astype(np.float32), length) for length in (2.0, 3.0, 7.0)]
-    found = expectations([*curves, (None, 0.0)])
+    found = expected_offsets([*curves, (None, 0.0)])
     for own, expected in enumerate(found[:3]):
         others = [pair for other, pair in enumerate(curves) if other != own]
         mean = np.average([curve for curve, _ in others], axis=0, weights=[length for _, length in others])
@@ -187,7 +187,7 @@ def test_what_the_others_say_is_their_mean_without_the_clip_itself() -> None:
     assert found[3].curve == pytest.approx(
         np.average([c for c, _ in curves], axis=0, weights=[2, 3, 7]), abs=1e-6
     )
-    assert expectations(curves[:1])[0].curve is None
+    assert expected_offsets(curves[:1])[0].curve is None
 
 
 def test_a_face_that_is_hardly_seen_gives_no_offset() -> None:

@@ -13,11 +13,11 @@ from uniavgen.ingest.models.shot_detector import (
     CHUNK,
     FLASH,
     ShotDetector,
-    differences,
-    frames_of_change,
-    real_cuts,
-    spans_between,
-    stretches,
+    candidate_frames,
+    drop_flashes,
+    frame_differences,
+    shots_between,
+    widened_runs,
 )
 from uniavgen.ingest.records import Span
 from uniavgen.orchestration.demo.face import animate
@@ -159,8 +159,8 @@ def test_a_cut_during_a_flash_is_still_a_cut(talking: dict[str, np.ndarray]) -> 
         ]
     )
     film[38:40] = (film[38:40] * 0.3 + 190).astype(np.uint8)
-    assert real_cuts(film, [(37, 38), (39, 40)])
-    assert real_cuts(film[:38], []) == []
+    assert drop_flashes(film, [(37, 38), (39, 40)])
+    assert drop_flashes(film[:38], []) == []
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_the_network_looks_at_cuts_and_dissolves_and_not_at_a_talking_head(
     talking: dict[str, np.ndarray],
 ) -> None:
     film, cuts = planted(talking, 1)
-    change = frames_of_change(film, TRANSNET)
+    change = candidate_frames(film, TRANSNET)
     assert all(change[cut - 1] for cut in cuts)
     one, other = (
         segment(talking["mirror"], (10, 10, 110, False), 100),
@@ -176,8 +176,8 @@ def test_the_network_looks_at_cuts_and_dissolves_and_not_at_a_talking_head(
     )
     blend = np.linspace(0, 1, 25)[:, None, None, None]
     mixed = ((1 - blend) * one[40:65] + blend * other[:25]).astype(np.uint8)
-    assert frames_of_change(np.concatenate([one[:40], mixed, other[25:]]), TRANSNET)[45:60].all()
-    assert not frames_of_change(one, TRANSNET).any()
+    assert candidate_frames(np.concatenate([one[:40], mixed, other[25:]]), TRANSNET)[45:60].all()
+    assert not candidate_frames(one, TRANSNET).any()
 
 
 def test_differences_of_a_long_memory_mapped_film_equal_the_naive_ones(tmp_path: Path) -> None:
@@ -186,13 +186,13 @@ def test_differences_of_a_long_memory_mapped_film_equal_the_naive_ones(tmp_path:
     film[:] = rng.integers(0, 256, film.shape, np.uint8)
     for lag in (1, 12):
         naive = [np.abs(film[i + lag].astype(int) - film[i]).mean() for i in range(len(film) - lag)]
-        np.testing.assert_allclose(differences(film, lag), naive, rtol=1e-5)
-    assert len(differences(film[:5], 12)) == 0
+        np.testing.assert_allclose(frame_differences(film, lag), naive, rtol=1e-5)
+    assert len(frame_differences(film[:5], 12)) == 0
 
 
 @given(st.lists(st.booleans(), max_size=80), st.integers(0, 5), st.integers(1, 30))
 def test_stretches_cover_what_is_wanted_once_in_order(wanted: list[bool], margin: int, longest: int) -> None:
-    pieces = list(stretches(np.array(wanted, bool), margin, longest))
+    pieces = list(widened_runs(np.array(wanted, bool), margin, longest))
     covered = [frame for first, last in pieces for frame in range(first, last)]
     near = {
         i
@@ -214,14 +214,14 @@ def test_a_flash_longer_than_the_limit_is_two_cuts(talking: dict[str, np.ndarray
     for length, cuts in ((FLASH, 0), (FLASH + 6, 2)):
         film = one.copy()
         film[20 : 20 + length] = other[20 : 20 + length]
-        assert len(real_cuts(film, [(19, 20), (19 + length, 20 + length)])) == cuts
+        assert len(drop_flashes(film, [(19, 20), (19 + length, 20 + length)])) == cuts
 
 
 def test_shots_cover_the_film_and_leave_a_transition_out() -> None:
-    shots = spans_between([(24, 25), (60, 63)], 25, 4.0)
+    shots = shots_between([(24, 25), (60, 63)], 25, 4.0)
     assert shots == [Span(0.0, 1.0), Span(1.0, 61 / 25), Span(63 / 25, 4.0)]
 
 
 def test_a_film_without_frames_is_one_shot(transnet: ShotDetector) -> None:
-    assert spans_between([], 25, 1.5) == [Span(0.0, 1.5)]
+    assert shots_between([], 25, 1.5) == [Span(0.0, 1.5)]
     assert transnet.shots(np.zeros((0, 27, 48, 3), np.uint8), 2.0) == [Span(0.0, 2.0)]

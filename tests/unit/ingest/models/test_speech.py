@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniavgen.ingest.config import TranscriptionConfig
-from uniavgen.ingest.io.audio_file import Sound
+from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.measures.speech_signals import speech_signals
 from uniavgen.ingest.models.forced_alignment import (
     Wav2Vec2Aligner,
@@ -19,15 +19,20 @@ from uniavgen.ingest.models.forced_alignment import (
     spelled_pronunciation,
     word_aligner,
 )
-from uniavgen.ingest.models.transcriber import Transcriber, compression_ratio, speech_chunks, with_speakers
+from uniavgen.ingest.models.transcriber import (
+    Transcriber,
+    assign_word_speakers,
+    compression_ratio,
+    speech_chunks,
+)
 from uniavgen.ingest.records import AUDIO_RATE, Span, SpokenWord
 from uniavgen.shards.errors import UserError
 
 
-def saved(folder: Path, pcm: np.ndarray) -> Sound:
+def saved(folder: Path, pcm: np.ndarray) -> AudioFile:
     path = folder / "sound.s16"
     pcm.astype(np.int16).tofile(path)
-    return Sound(str(path), len(pcm))
+    return AudioFile(str(path), len(pcm))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +156,7 @@ def test_speech_without_a_pause_is_split_where_it_is_quietest(tmp_path: Path) ->
 def test_a_word_belongs_to_the_turn_that_covers_most_of_it() -> None:
     turns = [Span(0, 1.0, "A"), Span(0.9, 3, "B")]
     words = [SpokenWord("w", a, b, 1.0) for a, b in ((0.5, 0.95), (0.85, 1.4), (5, 6))]
-    speakers = [word.speaker for word in with_speakers(words, turns)]
+    speakers = [word.speaker for word in assign_word_speakers(words, turns)]
     assert speakers == ["A", "B", ""]
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from uniavgen.ingest.config import SyncConfig
-from uniavgen.ingest.models.lip_inputs import BORDER, boxes_at, face_crops, mfcc
-from uniavgen.ingest.models.syncnet import Network, SyncNet, read_distances, shift_distances
+from uniavgen.ingest.models.published_networks import BORDER, face_crops, interpolate_boxes, mfcc
+from uniavgen.ingest.models.syncnet import Network, SyncNet, shift_distances, sync_from_distances
 from uniavgen.shards.errors import UserError
 
 PUBLISHED = {
@@ -67,7 +67,7 @@ def test_the_search_finds_a_planted_shift_and_late_sound_is_positive(late: int) 
     """The embeddings of sight and sound are the same numbers: an oracle that needs no weights."""
     said = np.random.default_rng(0).standard_normal((160, 8)).astype(np.float32)
     lips, sound = said[40:120], said[40 - 15 - late : 120 + 15 - late]
-    sync = read_distances(shift_distances(lips, sound))
+    sync = sync_from_distances(shift_distances(lips, sound))
     assert sync.offset_ms == late * 40
     assert sync.curve is not None
     assert sync.curve.shape == (121,)
@@ -85,8 +85,8 @@ def test_distances_are_means_of_euclidean_distances() -> None:
 
 def test_a_confidence_of_three_counts_as_half() -> None:
     distances = np.array([10.0, 10, 10, 7, 10, 10, 10])
-    assert read_distances(distances).confidence == pytest.approx(0.5)
-    assert read_distances(np.full(7, 9.0)).confidence == 0
+    assert sync_from_distances(distances).confidence == pytest.approx(0.5)
+    assert sync_from_distances(np.full(7, 9.0)).confidence == 0
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_a_crop_shows_the_face_at_its_place_and_grey_outside_the_picture() -> No
 def test_boxes_of_16_fps_are_read_at_25_fps_and_are_missing_where_the_track_is() -> None:
     frames = np.array([0, 1, 2, 16, 17])
     boxes = np.stack([frames / 100] * 4, axis=1)
-    found = boxes_at(frames, boxes, 16, np.arange(27) / 25)
+    found = interpolate_boxes(frames, boxes, 16, np.arange(27) / 25)
     assert found[1] == pytest.approx([16 / 25 / 100] * 4)
     assert np.isnan(found[13]).all()
     assert np.isfinite(found[[0, 3, 25, 26]]).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uniavgen.ingest.config import TextConfig
-from uniavgen.ingest.models.text_detector import TextMeter, TextReader, text_boxes, text_ratio
+from uniavgen.ingest.models.text_detector import TextCollector, TextReader, text_boxes, text_ratio
 from uniavgen.ingest.records import TextSeen
 from uniavgen.shards.weights import resolve
 
@@ -78,11 +78,11 @@ def test_a_picture_of_any_size_is_read(reader: TextReader) -> None:
 
 @pytest.mark.slow
 def test_text_is_looked_at_every_two_seconds_where_it_is_wanted(reader: TextReader, face: np.ndarray) -> None:
-    meter = TextMeter(reader, TextConfig(every_s=1.0), lambda at_s: at_s < 3)
+    meter = TextCollector(reader, TextConfig(every_s=1.0), lambda at_s: at_s < 3)
     with_text, _ = captioned(face, 2)
     for frame in range(16 * 5):
-        meter.look(frame, with_text if frame < 32 else face)
-    seen = meter.found()
+        meter.add_frame(frame, with_text if frame < 32 else face)
+    seen = meter.result()
     assert np.flatnonzero(np.isfinite(seen.ratio)).tolist() == [0, 16, 32]
     assert text_ratio(seen, 0, 16) == pytest.approx(reader.covered(with_text))
     assert text_ratio(seen, 0, 33) == pytest.approx(reader.covered(with_text) * 2 / 3)

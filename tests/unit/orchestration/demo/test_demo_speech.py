@@ -119,7 +119,7 @@ def test_rounding_follows_the_vowel() -> None:
 @pytest.mark.slow
 def test_a_speaker_embedder_tells_the_four_voices_apart() -> None:
     from uniavgen.ingest.config import DiarizationConfig
-    from uniavgen.ingest.models.speaker_embedding import VoiceEncoder, unit
+    from uniavgen.ingest.models.speaker_embedding import VoiceEncoder, unit_length
 
     encoder = VoiceEncoder(DiarizationConfig(voice_seconds=60))
     voices, spoken = [], []
@@ -128,7 +128,7 @@ def test_a_speaker_embedder_tells_the_four_voices_apart() -> None:
         voices += [voice] * 2
     spoken += [speech.read_passage(0).waveform, speech.read_passage(2).waveform]
     voices += ["reader"] * 2
-    prints = unit(encoder.encode([_at_16k(waveform) for waveform in spoken]))
+    prints = unit_length(encoder.encode([_at_16k(waveform) for waveform in spoken]))
     likeness = prints @ prints.T
     same = np.array(voices)[:, None] == np.array(voices)[None]
     assert likeness[same].min() > 0.55

@@ -6,13 +6,20 @@ pipelines make them, so that their published weights see what they were trained 
 
 from __future__ import annotations
 
+import pickle
 from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from uniavgen.ingest.records import AUDIO_RATE
+from uniavgen.shards.errors import UserError
 
-PICTURE_FPS = 25
+if TYPE_CHECKING:
+    from torch import nn
+
+NETWORK_FPS = 25
 """Frames per second that both networks were trained at."""
 
 CROP_PX = 224
@@ -27,6 +34,39 @@ SMOOTH_FRAMES = 13
 
 MFCC_HZ = 100
 COEFFICIENTS, FILTERS, FFT, PREEMPHASIS, LIFTER = 13, 26, 512, 0.97, 22
+
+
+def load_published(network: nn.Module, path: str, setting: str) -> None:
+    """Fill a network from a checkpoint that the user names in `setting`.
+
+    Raises UserError: missing-weights where there is no file, wrong-weights where it is not this network's.
+    """
+    import torch
+
+    if not Path(path).is_file():
+        raise UserError(
+            "the named weights are not there",
+            where=path or "no path",
+            hint=f"set {setting} to the file",
+            kind="missing-weights",
+        )
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
+        raise UserError(
+            "the file does not hold this network's weights",
+            where=path,
+            hint=f"name the published file in {setting}",
+            kind="wrong-weights",
+        ) from error
 
 
 def face_crops(pictures: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -89,7 +129,7 @@ def mfcc(pcm: np.ndarray) -> np.ndarray:
     return coefficients.astype(np.float32)
 
 
-def boxes_at(
+def interpolate_boxes(
     frames: np.ndarray, boxes: np.ndarray, rate_hz: float, times: np.ndarray, reach_s: float = 0.2
 ) -> np.ndarray:
     """Boxes float [T, 4] of one track at `times` [T] in seconds, between those of its `frames` int [N] counted at `rate_hz`;
