@@ -202,8 +202,8 @@ import sys
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.config import SourceConfig
 from uniavgen.ingest.io.uris import Entry
-from uniavgen.ingest.io.download_cache import Stage
-Stage(SourceConfig(allow_http=True), sys.argv[2]).fetch(Entry(sys.argv[1], "x", int(sys.argv[3])))
+from uniavgen.ingest.io.download_cache import DownloadCache
+DownloadCache(SourceConfig(allow_http=True), sys.argv[2]).fetch(Entry(sys.argv[1], "x", int(sys.argv[3])))
 print("fetched", flush=True)
 """
 
