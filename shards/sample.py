@@ -96,6 +96,14 @@ class Sample:
     def key(self) -> str:
         return self.meta.clip_id
 
+    def frames(self) -> np.ndarray:
+        """The decoded video: uint8 [F, H, W, 3] in RGB, 16 frames/s."""
+        return decode_video(self.video)
+
+    def waveform(self) -> np.ndarray:
+        """The decoded audio: float32 [n] in -1..1 at 24 kHz."""
+        return decode_audio(self.audio)
+
 
 def to_members(sample: Sample) -> dict[str, bytes]:
     """The sample as webdataset members, in the order in which they stand in the tar."""

@@ -133,7 +133,8 @@ def _groups(clips: pa.Table, names: np.ndarray, pairs: Pairs, config: DuplicateC
     import pyarrow as pa
 
     ranked = clips["clip_id"].to_numpy().astype(np.str_)
-    length = clips["duration_s"].to_numpy()
+    # one value more for the clips that do not pass, whose rank is -1: there may be no other
+    length = np.append(clips["duration_s"].to_numpy(), 1.0)
     rank = np.full(len(names), -1, np.int64)
     rank[np.searchsorted(names, ranked)] = np.arange(len(ranked))
     a, b = rank[pairs.a], rank[pairs.b]

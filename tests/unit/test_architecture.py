@@ -53,6 +53,8 @@ def forbidden_imports(floor: str, source: str) -> list[str]:
         if parts[0] in FLOORS:
             found.append(f"{module} without uniavgen")
         target = parts[1] if parts[0] == "uniavgen" and len(parts) > 1 else ""
+        if target == "api" or (module == "uniavgen" and name not in {*FLOORS, "__version__"}):
+            found.append(f"{module}.{name} of the Python API, which stands above all floors")
         if target in FLOORS and target != floor and target not in FLOORS[floor]:
             found.append(f"{floor} imports {module}")
         private = [part for part in [*parts, name] if part.startswith("_") and not part.startswith("__")]
@@ -109,6 +111,9 @@ def test_imports_point_down_and_private_names_are_not_imported(path: Path) -> No
         ("curation", "def f():\n    from uniavgen.orchestration import cli"),
         ("train", "from uniavgen.shards.weights import _fetch"),
         ("train", "from shards.weights import resolve"),
+        ("orchestration", "from uniavgen.api import Corpus"),
+        ("orchestration", "def f():\n    import uniavgen"),
+        ("curation", "from uniavgen import Corpus"),
     ],
 )
 def test_the_import_check_finds_a_violation(floor: str, source: str) -> None:

@@ -323,6 +323,14 @@ def test_decisions_name_the_reason_and_a_rejected_best_copy_leaves_the_next(
     }
 
 
+def test_duplicates_among_clips_that_all_fail_the_policy(
+    make_corpus: Callable[..., Corpus], make_clip: Callable[..., dict[str, Any]]
+) -> None:
+    prints = {name: planted("", 1)[name] for name in ("video_hash", "sound_hash")}
+    corpus = make_corpus([make_clip(f"s{i}", 0.0, "a", luma=250.0, **prints) for i in range(2)])
+    assert decide(corpus, load_policy("default")).reasons == {"luma": 2}
+
+
 def test_pairs_are_found_once_for_a_state_of_the_clips(tmp_path: Path) -> None:
     rows = [planted("a", 1), planted("b", 1)]
     corpus = corpus_of(tmp_path / "corpus", rows)
