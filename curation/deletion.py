@@ -18,10 +18,10 @@ from typing import Any
 from uniavgen.curation.config import SplitConfig
 from uniavgen.curation.people.identities import SPEAKER, components, likeness
 from uniavgen.shards.atomic_files import locked
-from uniavgen.shards.corpus.deletion import bury, rewrite
+from uniavgen.shards.corpus.deletion import add_tombstones, rewrite_table
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.latents.cache import LOCK, forget_latents
+from uniavgen.shards.latents.cache import LATENTS_LOCK, delete_latents
 
 JOURNAL = ".forgetting.json"
 
@@ -113,14 +113,16 @@ def forget(corpus: Corpus, target: Target) -> Forgotten:
     done = Forgotten()
     journal = corpus.root / JOURNAL
     with locked(
-        corpus.root / LOCK, "nothing was forgotten: another run makes, copies or forgets latents here", AGAIN
+        corpus.root / LATENTS_LOCK,
+        "nothing was forgotten: another run makes, copies or forgets latents here",
+        AGAIN,
     ):
         if journal.is_file():
             _erase(corpus, _from_journal(journal), Forgotten())
         part = journal.with_suffix(".part")
         part.write_text(json.dumps({name: sorted(value) for name, value in vars(target).items()}))
         os.replace(part, journal)
-        bury(
+        add_tombstones(
             corpus.root, {*target.sources, *target.shared, *target.speakers}
         )  # what is shared is never measured again
         _erase(corpus, target, done)
@@ -150,15 +152,17 @@ def _erase(corpus: Corpus, target: Target, done: Forgotten) -> None:
     for folder in ("report", "identities", "duplicates"):  # made from the tables, and made again from them
         done.files += _remove_tree(corpus.root / folder)
     done.files += _unlink([corpus.root / "forecast.json"])
-    done.files += forget_latents(corpus.root / "shards", target.clips)
+    done.files += delete_latents(corpus.root / "shards", target.clips)
     _scrub(corpus, target)
     clips, sources = _listed(target.clips), _listed(target.sources)
-    rewrite(corpus, "captions", f"clip_id NOT IN ({clips})")
-    rewrite(corpus, "decisions", f"clip_id NOT IN ({clips})")
+    rewrite_table(corpus, "captions", f"clip_id NOT IN ({clips})")
+    rewrite_table(corpus, "decisions", f"clip_id NOT IN ({clips})")
     of_clips = _listed(f"clip:{clip}" for clip in target.clips)
-    rewrite(corpus, "failures", f"coalesce(source_id, '') NOT IN ({sources}) AND uri NOT IN ({of_clips})")
-    rewrite(corpus, "clips", f"clip_id NOT IN ({clips}) AND source_id NOT IN ({sources})")
-    rewrite(corpus, "sources", f"source_id NOT IN ({sources})")
+    rewrite_table(
+        corpus, "failures", f"coalesce(source_id, '') NOT IN ({sources}) AND uri NOT IN ({of_clips})"
+    )
+    rewrite_table(corpus, "clips", f"clip_id NOT IN ({clips}) AND source_id NOT IN ({sources})")
+    rewrite_table(corpus, "sources", f"source_id NOT IN ({sources})")
     (corpus.root / JOURNAL).unlink(missing_ok=True)
 
 

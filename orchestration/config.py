@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uniavgen.curation.config import CaptionConfig, CurateConfig, ReportConfig
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.orchestration.tracking.mlflow_runs import TrackingConfig
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.errors import UsageError, UserError
-from uniavgen.shards.write.writer import ShardConfig
 from uniavgen.train.ablation.config import AblateConfig
 from uniavgen.train.config import TrainConfig
 from uniavgen.train.options import SamplerConfig

@@ -51,7 +51,7 @@ def validation_films(
     making = closing(ClipGenerator(run_dir, stage, device_here(settings.train.device)))
     with making as generator, console.progress(f"{stage}: films of val", len(todo)) as bar:
         for key, of_clip in groupby(todo, key=lambda film: film[1]):
-            given = conditions_from(stream.sample_named(key), settings.train.data, seed)
+            given = conditions_from(stream.sample_by_key(key), settings.train.data, seed)
             for path, _, task, guidance in of_clip:
                 sampler = settings.sample.model_copy(update={"guidance": guidance})
                 made = generator.generate(task, given, sampler, seed)

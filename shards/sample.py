@@ -168,7 +168,7 @@ def decode_video(data: bytes, indices: Collection[int] | None = None) -> np.ndar
     return np.stack(frames)
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
+def frame_size(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded video in pixels. Raises UserError where it cannot be opened."""
     import av
 

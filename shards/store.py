@@ -40,23 +40,23 @@ class Store:
                 f"no such kind of store: {error}", where=url, hint=hint, kind="no-store"
             ) from error
 
-    def where(self, name: str) -> str:
+    def full_path(self, name: str) -> str:
         """A file's path, for messages."""
         return f"{self.root}/{name}"
 
-    def fetch(self, name: str, *, missing: str, hint: str) -> bytes:
+    def read_file(self, name: str, *, missing: str, hint: str) -> bytes:
         """A small file whole. Raises UserError of kind `no-shards` where it is missing (`missing` and `do` say so), of kind
         `store-failed` where the store goes on failing."""
         try:
             return self._ask(name)
         except FileNotFoundError as error:
-            raise UserError(missing, where=self.where(name), hint=hint, kind="no-shards") from error
+            raise UserError(missing, where=self.full_path(name), hint=hint, kind="no-shards") from error
         except Exception as error:  # every kind of store raises its own
-            raise self.failed(name, error) from error
+            raise self.failure(name, error) from error
 
-    def span(self, name: str, offset: int, length: int) -> bytes:
+    def read_span(self, name: str, offset: int, length: int) -> bytes:
         """Bytes of a tar; whatever keeps them from coming costs the sample: UserError of kind `damaged-sample`."""
-        where = self.where(name)
+        where = self.full_path(name)
         try:
             span = self._ask(name, start=offset, end=offset + length)
         except FileNotFoundError as error:
@@ -71,14 +71,14 @@ class Store:
             )
         return span
 
-    def folders(self, name: str) -> list[str]:
+    def list_folders(self, name: str) -> list[str]:
         """Names of the folders inside a folder, sorted; none where it is not there."""
         try:
-            found = self.files.ls(self.where(name), detail=True)
+            found = self.files.ls(self.full_path(name), detail=True)
         except FileNotFoundError:
             return []
         except Exception as error:  # every kind of store raises its own
-            raise self.failed(name, error) from error
+            raise self.failure(name, error) from error
         return sorted(
             entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"
         )
@@ -89,7 +89,7 @@ class Store:
         return content
 
     def _again(self, name: str, act: Callable[[str], Any]) -> Any:
-        path = self.where(name)
+        path = self.full_path(name)
         for wait_s in WAITS_S:
             try:
                 return act(path)
@@ -100,12 +100,12 @@ class Store:
                 time.sleep(wait_s)
         return act(path)
 
-    def names(self) -> list[str]:
+    def list_files(self) -> list[str]:
         """Every file below the folder, by its path within it; as they stand now, whatever was listed before."""
         self.files.invalidate_cache()
         return sorted(path.removeprefix(self.root).lstrip("/") for path in self.files.find(self.root))
 
-    def content(self, name: str) -> bytes | None:
+    def read_if_exists(self, name: str) -> bytes | None:
         """A small file whole, None where it is not there."""
         try:
             return self._ask(name)
@@ -122,7 +122,7 @@ class Store:
 
     def put(self, path: Path, name: str) -> None:
         """Copy a local file there, whole or not at all. Whatever the store goes on raising comes through."""
-        target = self.where(name)
+        target = self.full_path(name)
         if not isinstance(self.files, LocalFileSystem):  # object stores show an object once it is whole
             self._again(name, lambda there: self.files.put_file(str(path), there))
             return
@@ -140,11 +140,11 @@ class Store:
         with suppress(FileNotFoundError):
             self._again(name, self.files.rm_file)
 
-    def failed(self, name: str, error: Exception, what: str = "read") -> UserError:
+    def failure(self, name: str, error: Exception, what: str = "read") -> UserError:
         """The line for a store that goes on failing to be read (or written)."""
         text = f"the store cannot be {what}: {_one_line(error)}"
         hint = "check address, rights and network, then run it again"
-        return UserError(text, where=self.where(name).rstrip("/"), hint=hint, kind="store-failed")
+        return UserError(text, where=self.full_path(name).rstrip("/"), hint=hint, kind="store-failed")
 
 
 def _one_line(error: Exception) -> str:

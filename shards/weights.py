@@ -288,7 +288,7 @@ def resolve(name: str, folder: str | Path | None = None) -> Path:
     return target
 
 
-def present(name: str) -> bool:
+def is_cached(name: str) -> bool:
     """True where every file of the weights `name` is in the cache already; touches no network."""
     return all((cache_folder() / name / f.name).is_file() for f in _named(name).files)
 

@@ -10,9 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from uniavgen.shards.buckets import WindowShape
-from uniavgen.shards.emilia.sample import EmiliaConfig
+from uniavgen.shards.config import EmiliaConfig, ErrorBudgetConfig
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.read.error_budget import DamageConfig
 from uniavgen.shards.timing import latents_for_frames, mels_for_frames
 from uniavgen.train.codec.config import TOKEN_STRIDE, VIDEO_CHANNELS, CodecConfig
 from uniavgen.train.model.config import FaceConfig, ModelConfig
@@ -176,8 +175,8 @@ class DataConfig(_Config):
         description="auto: cached latents where they agree with codecs and window, else encoded on line; require: stop without",
     )
     cached: CacheConfig = Field(default_factory=CacheConfig, description="what cache-latents computes")
-    damage: DamageConfig = Field(
-        default_factory=DamageConfig, description="damaged samples that are passed over, per worker"
+    damage: ErrorBudgetConfig = Field(
+        default_factory=ErrorBudgetConfig, description="damaged samples that are passed over, per worker"
     )
 
     @field_validator("frames")

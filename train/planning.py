@@ -122,7 +122,7 @@ def flops_by_step(
     if not isinstance(stream, SampleStream) or not isinstance(stream.buckets, WindowBuckets):
         whole = sample_flops(config, stage)
         return lambda step: whole
-    order = stream.order
+    order = stream.sampler
     each = [sample_flops(config, stage, shape) for shape in stream.buckets.shapes]
     return lambda step: each[order.bucket_at(step * order.batch)]
 

@@ -25,7 +25,7 @@ from uniavgen.curation.captions.vlm_backends import (
 )
 from uniavgen.curation.config import CaptionConfig
 from uniavgen.shards.atomic_files import locked
-from uniavgen.shards.corpus.deletion import tombstones
+from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import decode_video
@@ -177,7 +177,7 @@ class _Job:
         self._failures: list[dict[str, Any]] = []
         self._asked = self._done = self._unreachable = 0
         self._attempts = _attempts(corpus)
-        self._erasures = tombstones(corpus.root).erasures
+        self._erasures = read_tombstones(corpus.root).deletions
 
     async def run(self, todo: list[dict[str, Any]]) -> None:
         """Workers take clips from one iterator, so that no more than `concurrency` requests are under way."""
@@ -274,7 +274,7 @@ class _Job:
     def _commit(self) -> None:
         """The lock is held and the clips had no caption, so that these are new rows: what they cost does not grow."""
         with self.corpus.writing():
-            gone = tombstones(self.corpus.root).erasures != self._erasures
+            gone = read_tombstones(self.corpus.root).deletions != self._erasures
             there = self._still_there() if gone else None
             captions = [row for row in self._captions if there is None or row["clip_id"] in there]
             failures = [

@@ -19,7 +19,7 @@ from uniavgen.curation.people.identities import SPEAKER, Likeness, components, l
 from uniavgen.curation.people.splits import NEITHER, VAL, Group, assign_sides, group_speakers, stratum_of
 from uniavgen.curation.policy.rules import FunnelRow, Policy, funnel, judge, policy_from
 from uniavgen.curation.policy.what_if import clips_for
-from uniavgen.shards.corpus.deletion import tombstones
+from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 
@@ -57,12 +57,12 @@ def decide(
 
     Raises UserError where the corpus has no clips or the policy cannot be evaluated; nothing is written then.
     """
-    erasures = tombstones(corpus.root).erasures
+    erasures = read_tombstones(corpus.root).deletions
     data, summary = decisions_by(corpus, policy, split, copies)
     if summary.written:
         _keep_policy(corpus, policy)
         with corpus.writing():
-            if tombstones(corpus.root).erasures != erasures:
+            if read_tombstones(corpus.root).deletions != erasures:
                 hint = "decide again: uniavgen curate"
                 raise UserError(
                     "something was forgotten meanwhile; nothing is decided",

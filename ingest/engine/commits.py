@@ -15,7 +15,7 @@ from uniavgen.ingest.engine.clip_files import ClipMedia
 from uniavgen.ingest.engine.step_cache import Results
 from uniavgen.ingest.io.uris import Entry
 from uniavgen.ingest.records import Failure, MeasuredRows, SourceRecord
-from uniavgen.shards.corpus.deletion import tombstones
+from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 
@@ -59,7 +59,7 @@ class Ledger:
         self._mine: set[str] = set()
         """Contents that came since this run began."""
         self._commits = 0
-        self._forgotten = tombstones(corpus.root)
+        self._forgotten = read_tombstones(corpus.root)
         self._seen: Any = None
         with corpus.writing():
             self._catch_up()
@@ -146,11 +146,11 @@ class Ledger:
 
     def _state(self) -> Any:
         """What changes whenever anybody writes."""
-        return self.corpus.versions(TABLES), self._forgotten.erasures
+        return self.corpus.versions(TABLES), self._forgotten.deletions
 
     def _catch_up(self) -> None:
         """Read the tables, unless nobody else has written since they were read."""
-        self._forgotten = tombstones(self.corpus.root)
+        self._forgotten = read_tombstones(self.corpus.root)
         if self._state() == self._seen:
             return
         corpus, before = self.corpus, set(self._uris)
@@ -171,7 +171,7 @@ class Ledger:
     def _refuse(self, record: SourceRecord) -> None:
         """Fail at the last moment what must not be committed: a forgotten source, a copy, one whose results are gone."""
         first = self._uris.get(record.source_id, record.uri)
-        if record.source_id and self._forgotten.cover(record.source_id):
+        if record.source_id and self._forgotten.contains(record.source_id):
             record.failure = Failure("fetch", FORGOTTEN, FORGOTTEN_SAYS)
         if record.failure is not None:
             return

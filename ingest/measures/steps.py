@@ -52,7 +52,7 @@ from uniavgen.ingest.records import (
     Transcript,
     VideoHashes,
 )
-from uniavgen.shards.corpus.deletion import tombstones
+from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.shards.weights import resolve
@@ -73,7 +73,7 @@ class Fetching(Step):
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
         path = self._stage.fetch(_entry(record))
         record.source_id = record.source_id or content_id(path)
-        if tombstones(self.corpus_root).cover(record.source_id):
+        if read_tombstones(self.corpus_root).contains(record.source_id):
             raise UserError(FORGOTTEN_SAYS, where=record.uri, hint="leave it out", kind=FORGOTTEN)
         return {"fetch": LocalCopy(path)}
 

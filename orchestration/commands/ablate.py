@@ -126,8 +126,7 @@ def summarise(config: AblateConfig, results: Results) -> dict[str, Any]:
 
 def _work(plan: Iterable[Experiment], run_dir: Path, settings: Config, parent: Run) -> int:
     """Run the missing jobs as Ray tasks, as many side by side as there are CPUs; the number of trainings done."""
-    from uniavgen.shards.cluster import ray_running
-    from uniavgen.shards.parallel import each
+    from uniavgen.shards.cluster import map_unordered, ray_running
     from uniavgen.train.ablation.experiment import run_job
 
     branches, rows = missing_jobs(plan, run_dir)
@@ -138,7 +137,7 @@ def _work(plan: Iterable[Experiment], run_dir: Path, settings: Config, parent: R
     ):
         # rows begin with the branches, so those come first
         for jobs in (branches, rows):
-            for keys in each(run_job, jobs, on_ray=bool(jobs)):
+            for keys in map_unordered(run_job, jobs, on_ray=bool(jobs)):
                 bar.advance(bar.task_ids[0])
                 for key in keys:
                     _record(by_key[key], run_dir, settings, parent)

@@ -31,11 +31,11 @@ FORECAST_SEED = 0
 def corpus_version(corpus: Corpus) -> str:
     """Identity of the corpus as it stands: table versions, the decisions' policy digest, and how often something was
     forgotten (tables are written anew then, and count from 0 again)."""
-    from uniavgen.shards.corpus.deletion import tombstones
+    from uniavgen.shards.corpus.deletion import read_tombstones
 
     versions = "-".join(f"{name[:2]}{version}" for name, version in corpus.versions().items())
     digests = corpus.query("SELECT DISTINCT policy_digest FROM decisions ORDER BY 1").to_pylist()
-    erasures = tombstones(corpus.root).erasures
+    erasures = read_tombstones(corpus.root).deletions
     forgotten = [f"forgot{erasures}"] if erasures else []
     return "-".join([versions, *(row["policy_digest"][:8] for row in digests), *forgotten])
 

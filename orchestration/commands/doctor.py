@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniavgen.orchestration import console
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.weights import REGISTRY, cache_folder, present
+from uniavgen.shards.weights import REGISTRY, cache_folder, is_cached
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
@@ -151,7 +151,7 @@ def _weights(settings: Config) -> list[Finding]:
     """Embedded weights (fetched on first use) and the larger ones that the user may name."""
     findings = []
     for name, weights in REGISTRY.items():
-        ok = present(name)
+        ok = is_cached(name)
         found = f"{weights.purpose}: {cache_folder() / name if ok else 'not fetched yet'}"
         findings.append(
             Finding("embedded weights", name, ok, found, "" if ok else "fetched on first use", needed=False)

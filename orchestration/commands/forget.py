@@ -28,7 +28,7 @@ def forget_from_corpus(
     from uniavgen.shards.atomic_files import locked
     from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.write.publish import published
-    from uniavgen.shards.write.writer import LOCK
+    from uniavgen.shards.write.writer import SHARDS_LOCK
 
     if (source is None) == (speaker is None):
         raise UsageError("name either a source or a speaker", where="forget", hint="SOURCE, or --speaker ID")
@@ -37,7 +37,7 @@ def forget_from_corpus(
     target = find_source(corpus, source) if source is not None else find_speaker(corpus, speaker or "", split)
     seen_by = trainings_on(corpus, settings)
     copies = published(corpus.root)
-    with locked(corpus.root / LOCK, SHARDS_BUSY, AGAIN):
+    with locked(corpus.root / SHARDS_LOCK, SHARDS_BUSY, AGAIN):
         done = forget(corpus, target)
         with corpus_run(corpus, settings) as run:
             run.remove_artifacts("report")

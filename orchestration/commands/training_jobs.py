@@ -172,8 +172,8 @@ def _sample(corpus: Corpus, clip: str | None) -> Sample:
 
     val = SampleStream(str(corpus.root / "shards"), "val")
     if clip is None or clip in val.keys:
-        return val.sample_named(clip or val.keys[0])
-    return SampleStream(str(corpus.root / "shards"), "train").sample_named(clip)
+        return val.sample_by_key(clip or val.keys[0])
+    return SampleStream(str(corpus.root / "shards"), "train").sample_by_key(clip)
 
 
 def _shards(corpus: Corpus, settings: Config) -> str:

@@ -328,9 +328,9 @@ def _cluster_line(found: dict[str, Any] | None) -> str:
 
 def _shard_sizes(root: Path) -> tuple[int, float]:
     """Clips in a corpus's shards and bytes of one, as the manifest counts them. Raises UserError where there are none."""
-    from uniavgen.shards.write.plan import manifest_in_force
+    from uniavgen.shards.tar.manifest import read_manifest
 
-    manifest = manifest_in_force(root / "shards")
+    manifest = read_manifest(root / "shards")
     clips = sum(entry.samples for entry in manifest.entries) if manifest else 0
     if not manifest or not clips:
         raise UserError(

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniavgen.shards.corpus.tables import CONFIGURATION, KEYS, Corpus, schema
+from uniavgen.shards.corpus.tables import KEYS, TABLE_CONFIGURATION, Corpus, schema
 from uniavgen.shards.errors import UserError
 
 TOMBSTONES = "forgotten.json"
@@ -33,12 +33,12 @@ class Tombstones:
     erasures: int = 0
     names: frozenset[str] = frozenset()
 
-    def cover(self, identity: str) -> bool:
+    def contains(self, identity: str) -> bool:
         """Whether a source_id or a speaker was forgotten."""
         return tombstone(identity) in self.names
 
 
-def tombstones(root: Path) -> Tombstones:
+def read_tombstones(root: Path) -> Tombstones:
     """Those of a corpus folder. Raises UserError where they are damaged."""
     path = root / TOMBSTONES
     if not path.exists():
@@ -52,16 +52,16 @@ def tombstones(root: Path) -> Tombstones:
         ) from error
 
 
-def bury(root: Path, identities: Iterable[str]) -> None:
+def add_tombstones(root: Path, identities: Iterable[str]) -> None:
     """Add tombstones; done before anything is erased, so that a killed erasure lets nothing come back."""
-    known = tombstones(root)
+    known = read_tombstones(root)
     names = sorted(known.names | {tombstone(identity) for identity in identities})
     part = root / f".{TOMBSTONES}.part"
     part.write_text(json.dumps({"erasures": known.erasures + 1, "names": names}, indent=0) + "\n")
     os.replace(part, root / TOMBSTONES)
 
 
-def rewrite(corpus: Corpus, table: str, keep: str) -> None:
+def rewrite_table(corpus: Corpus, table: str, keep: str) -> None:
     """Write a table anew with the rows for which the SQL `keep` is true: older versions, their files and statistics go.
 
     Killed at any instant, the table is whole, either as before or as wanted: `Corpus.open` finishes a half-done swap.
@@ -77,11 +77,11 @@ def rewrite(corpus: Corpus, table: str, keep: str) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         wrote = False
         for batch in corpus.batches(f"SELECT {names} FROM {table} WHERE {keep} ORDER BY {KEYS[table]}"):
-            new = None if wrote else CONFIGURATION
+            new = None if wrote else TABLE_CONFIGURATION
             write_deltalake(str(fresh), batch.cast(kinds), mode="append", configuration=new)
             wrote = True
         if not wrote:
-            write_deltalake(str(fresh), kinds.empty_table(), configuration=CONFIGURATION)
+            write_deltalake(str(fresh), kinds.empty_table(), configuration=TABLE_CONFIGURATION)
         os.replace(path, gone)
         os.replace(fresh, path)
         shutil.rmtree(gone)

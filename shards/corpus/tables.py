@@ -104,10 +104,10 @@ KEYS = {
 """The tables, each by the column that names its rows."""
 
 
-DEAD_HOURS = 1
+VACUUM_AFTER_HOURS = 1
 """How long files that no version of today needs stay for those who read (our choice)."""
 
-CONFIGURATION = {"delta.dataSkippingNumIndexedCols": "2"}
+TABLE_CONFIGURATION = {"delta.dataSkippingNumIndexedCols": "2"}
 """Of a new table: its log has statistics of two columns, ids. Those of sixty would fill log and memory with every commit."""
 
 
@@ -238,7 +238,7 @@ class Corpus:
         from deltalake import write_deltalake
 
         with self.writing():
-            new = None if self._is_table(table) else CONFIGURATION
+            new = None if self._is_table(table) else TABLE_CONFIGURATION
             write_deltalake(str(self.root / table), data, mode=mode, configuration=new)
         return len(data)
 
@@ -247,7 +247,7 @@ class Corpus:
         with self.writing():
             if self._is_table(table) and len((found := _opened(str(self.root / table))).file_uris()) > files:
                 found.optimize.compact()
-                found.vacuum(DEAD_HOURS, dry_run=False, enforce_retention_duration=False)
+                found.vacuum(VACUUM_AFTER_HOURS, dry_run=False, enforce_retention_duration=False)
 
     def remove(self, table: str, keys: Iterable[str]) -> None:
         """Delete the rows with these keys, in one transaction; keys that are not there are ignored."""

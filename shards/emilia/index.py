@@ -24,7 +24,7 @@ from uniavgen.shards.atomic_files import replace_file
 from uniavgen.shards.emilia.sample import meta_from
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.store import Store
-from uniavgen.shards.tar.members import member_problem
+from uniavgen.shards.tar.tar_reader import member_problem
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Tar(NamedTuple):
 
     @property
     def where(self) -> str:
-        return self.store.where(self.name)
+        return self.store.full_path(self.name)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def find_tars(patterns: list[str]) -> list[Tar]:
             # find gives, of a file, the file
             paths = files.glob(path) if any(sign in path for sign in "*?[") else files.find(path)
         except Exception as error:  # every kind of store raises its own
-            raise store.failed("", error) from error
+            raise store.failure("", error) from error
         tars = sorted(name for name in paths if name.endswith(".tar"))
         if not tars:
             hint = "name .tar files, folders that hold them, or globs in the stage's emilia.shards"
@@ -133,7 +133,7 @@ def read_index(tar: Tar, cache: Path | None = None) -> EmiliaIndex:
     except FileNotFoundError as error:
         raise UserError("the audio shard is gone", where=where, kind="no-shards") from error
     except Exception as error:  # every kind of store raises its own
-        raise tar.store.failed(tar.name, error) from error
+        raise tar.store.failure(tar.name, error) from error
     places = [Path(f"{where}.emilia.npz")] if isinstance(files, LocalFileSystem) else []
     if cache:
         places.append(cache / f"{hashlib.sha256(where.encode()).hexdigest()[:12]}-{tar.name}.emilia.npz")

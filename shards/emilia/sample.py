@@ -11,10 +11,9 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from math import gcd
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import SAMPLE_RATE
@@ -24,33 +23,6 @@ if TYPE_CHECKING:
 
 LENGTH_SLACK_S = 0.25
 """How far an mp3 may last from what its json says: encoders pad up to four frames of 1152 samples (our choice)."""
-
-
-class EmiliaConfig(BaseModel):
-    """Audio shards in Emilia's form that an audio stage trains on, and which of their utterances it takes."""
-
-    model_config = ConfigDict(extra="forbid")
-    shards: list[str] = Field(
-        default_factory=list,
-        description="tars, folders of tars or globs, local or any URL; empty: the corpus's own clips",
-    )
-    languages: list[str] = Field(
-        default_factory=list, description="languages taken, as the json says them (en); empty: all"
-    )
-    speakers: list[str] = Field(default_factory=list, description="speakers taken; empty: all")
-    min_dnsmos: float = Field(
-        default=0.0, ge=0, le=5, description="lowest DNSMOS taken (Emilia itself keeps 3.0 and more)"
-    )
-    longer: Literal["leave-out", "crop"] = Field(
-        default="leave-out",
-        description="utterances longer than the window: left out, or a random part, its text estimated at an even pace",
-    )
-
-    @field_validator("shards")
-    @classmethod
-    def _seen_from_anywhere(cls, shards: list[str]) -> list[str]:
-        """Workers stand in other folders than the command line."""
-        return [name if "://" in name else str(Path(name).expanduser().absolute()) for name in shards]
 
 
 class UtteranceMeta(BaseModel):

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from uniavgen.shards.config import EmiliaConfig, ErrorBudgetConfig
 from uniavgen.shards.emilia.index import find_tars, read_index
-from uniavgen.shards.emilia.sample import EmiliaConfig, Utterance, utterance_from
+from uniavgen.shards.emilia.sample import Utterance, utterance_from
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.read.error_budget import DamageConfig, DamageLedger
-from uniavgen.shards.read.sampler import SampleOrder
-from uniavgen.shards.tar.members import read_members
+from uniavgen.shards.read.error_budget import ErrorBudget
+from uniavgen.shards.read.sampler import BucketSampler
+from uniavgen.shards.tar.tar_reader import read_members
 
 OPEN_THREADS = 16
 """Tars that are looked at at once when a stream opens (our choice)."""
@@ -43,7 +44,7 @@ class EmiliaStream:
         seed: int = 0,
         *,
         shards: Mapping[str, str] | None = None,
-        damage: DamageConfig | None = None,
+        error_budget: ErrorBudgetConfig | None = None,
         cache: Path | None = None,
     ) -> None:
         self.config = config
@@ -79,9 +80,11 @@ class EmiliaStream:
                 kind="no-shards",
             )
         self._voices(column["speaker"], passes["wanted"] & ~column["damaged"])
-        self.order = SampleOrder(np.zeros(len(self._rows), np.int64), seed=seed)
+        self.sampler = BucketSampler(np.zeros(len(self._rows), np.int64), seed=seed)
         hint = "look at the tars named, or raise train.data.damage"
-        self.damage = DamageLedger(damage or DamageConfig(), len(self), ", ".join(config.shards), hint)
+        self.error_budget = ErrorBudget(
+            error_budget or ErrorBudgetConfig(), len(self), ", ".join(config.shards), hint
+        )
 
     def __len__(self) -> int:
         """Utterances in one epoch."""
@@ -105,11 +108,11 @@ class EmiliaStream:
 
         Raises UserError of kind `damaged-sample` naming the tar, or `too-many-damaged` once there were too many.
         """
-        return self._read(int(self._rows[self.order.sample_at(position)]))
+        return self._read(int(self._rows[self.sampler.sample_at(position)]))
 
-    def name_at(self, position: int) -> tuple[str, str]:
+    def shard_and_key_at(self, position: int) -> tuple[str, str]:
         """(tar, key) of the utterance at a position, without reading it."""
-        row = self._rows[self.order.sample_at(position)]
+        row = self._rows[self.sampler.sample_at(position)]
         return self._tars[self._tar[row]].name, self._key[row].decode()
 
     def other_by_speaker(self, position: int, random: np.random.Generator) -> Utterance | None:
@@ -117,7 +120,7 @@ class EmiliaStream:
 
         Raises as `sample_at` does.
         """
-        row = int(self._rows[self.order.sample_at(position)])
+        row = int(self._rows[self.sampler.sample_at(position)])
         voice = self._voice_of[row]
         others = (
             self._by_voice[self._first[voice] : self._first[voice + 1]] if voice >= 0 else self._by_voice[:0]
@@ -139,16 +142,16 @@ class EmiliaStream:
 
     def _read(self, row: int) -> Utterance:
         tar, key = self._tars[self._tar[row]], self._key[row].decode()
-        self.damage.note_read()
+        self.error_budget.count_read()
         try:
             try:
-                span = tar.store.span(tar.name, int(self._offset[row]), int(self._length[row]))
+                span = tar.store.read_span(tar.name, int(self._offset[row]), int(self._length[row]))
                 return utterance_from(key, read_members(span, key, tar.where))
             except UserError as error:
                 raise UserError(error.what, where=error.where or tar.where, kind=error.kind) from error
         except UserError as error:
             if error.kind == "damaged-sample":
-                self.damage.note(key, error)
+                self.error_budget.record_failure(key, error)
             raise
 
 

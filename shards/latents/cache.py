@@ -28,17 +28,17 @@ from uniavgen.shards.atomic_files import replace_file
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.store import Store
 from uniavgen.shards.tar.index import ShardIndex, index_name
-from uniavgen.shards.tar.members import read_members
-from uniavgen.shards.tar.tars import TarPart, TarSample, write_tar
+from uniavgen.shards.tar.tar_reader import read_members
+from uniavgen.shards.tar.tar_writer import TarPart, TarSample, write_tar
 
-FOLDER = "latents"
+LATENTS_FOLDER = "latents"
 """Below `shards`."""
-LOCK = ".latents.lock"
+LATENTS_LOCK = ".latents.lock"
 """In the corpus folder: held by who makes latents and by who forgets."""
-MEMBER = "latent.npz"
+LATENT_MEMBER = "latent.npz"
 LATENTS_VERSION = 1
 """Of the files' layout; another one is another cache."""
-MAKE = "uniavgen cache-latents"
+CACHE_COMMAND = "uniavgen cache-latents"
 _OPEN_THREADS = 16
 
 
@@ -108,7 +108,7 @@ class LatentCache:
     @staticmethod
     def from_bytes(data: bytes, where: object) -> LatentCache:
         """Raises UserError of kind `damaged-latents` or `wrong-version`."""
-        hint = f"remove the folder and run {MAKE} again"
+        hint = f"remove the folder and run {CACHE_COMMAND} again"
         try:
             content = json.loads(data)
             if (version := content.pop("latents_version")) != LATENTS_VERSION:
@@ -146,7 +146,7 @@ def write_sidecar(
             if isinstance(found, str):
                 passed_over[key] = found
             else:
-                yield TarSample(key, {MEMBER: found.to_bytes()})
+                yield TarSample(key, {LATENT_MEMBER: found.to_bytes()})
 
     part = write_tar(folder / shard, members())
     return SidecarPart(
@@ -154,7 +154,7 @@ def write_sidecar(
     )
 
 
-def standing(folder: Path, shards: Mapping[str, str]) -> list[LatentEntry]:
+def complete_sidecars(folder: Path, shards: Mapping[str, str]) -> list[LatentEntry]:
     """Sidecars in a cache's folder that are whole and of these shards (name to SHA-256), by name."""
     return [
         entry
@@ -171,11 +171,13 @@ def write_manifest(folder: Path, cache: LatentCache) -> None:
 def read_caches(store: Store) -> tuple[list[LatentCache], list[str]]:
     """The caches beside the shards, and a line for each that cannot be read. Raises UserError where the store fails."""
     caches, problems = [], []
-    for digest in store.folders(FOLDER):
-        name = f"{FOLDER}/{digest}/manifest.json"
+    for digest in store.list_folders(LATENTS_FOLDER):
+        name = f"{LATENTS_FOLDER}/{digest}/manifest.json"
         try:
-            content = store.fetch(name, missing="a cache of latents has no manifest", hint=f"run {MAKE}")
-            caches.append(LatentCache.from_bytes(content, store.where(name)))
+            content = store.read_file(
+                name, missing="a cache of latents has no manifest", hint=f"run {CACHE_COMMAND}"
+            )
+            caches.append(LatentCache.from_bytes(content, store.full_path(name)))
         except UserError as error:
             if error.kind == "store-failed":
                 raise
@@ -197,14 +199,14 @@ class LatentReader:
         if missing := sorted(shards.keys() - self._entries.keys()):
             raise UserError(
                 f"latents {cache.digest} cover {len(self._entries)} of {len(shards)} shards, not {missing[0]}",
-                where=store.where(FOLDER),
-                hint=f"run {MAKE}",
+                where=store.full_path(LATENTS_FOLDER),
+                hint=f"run {CACHE_COMMAND}",
                 kind="no-latents",
             )
         with ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as pool:
             self._indexes = dict(zip(shards, pool.map(self._index, shards), strict=True))
 
-    def passed_over(self, shard: str, key: str) -> str:
+    def skip_reason(self, shard: str, key: str) -> str:
         """Why a sample has no latents (`short-clip`, `damaged-sample`); empty where it has."""
         return self._entries[shard].passed_over.get(key, "")
 
@@ -216,28 +218,28 @@ class LatentReader:
             int(np.searchsorted(index.key, wanted)) if len(index) else 0
         )  # shards hold their samples in order of keys
         if place >= len(index) or index.key[place] != wanted:
-            raise UserError(f"no latents of {key}", where=self.store.where(name), kind="damaged-sample")
-        span = self.store.span(name, int(index.offset[place]), int(index.length[place]))
-        where = self.store.where(name)
+            raise UserError(f"no latents of {key}", where=self.store.full_path(name), kind="damaged-sample")
+        span = self.store.read_span(name, int(index.offset[place]), int(index.length[place]))
+        where = self.store.full_path(name)
         if zlib.crc32(span) != index.crc32[place]:
             raise UserError(
                 f"the latents of {key} are not those that were written", where=where, kind="damaged-sample"
             )
         members = read_members(span, key, where)
-        return LatentSample.from_bytes(members.get(MEMBER, b""), key, where)
+        return LatentSample.from_bytes(members.get(LATENT_MEMBER, b""), key, where)
 
     def _path(self, shard: str) -> str:
-        return f"{FOLDER}/{self.cache.digest}/{shard}"
+        return f"{LATENTS_FOLDER}/{self.cache.digest}/{shard}"
 
     def _index(self, shard: str) -> ShardIndex:
         name = index_name(self._path(shard))
-        content = self.store.fetch(name, missing="a sidecar has no index", hint=f"run {MAKE}")
-        index = ShardIndex.from_bytes(content, self.store.where(name))
+        content = self.store.read_file(name, missing="a sidecar has no index", hint=f"run {CACHE_COMMAND}")
+        index = ShardIndex.from_bytes(content, self.store.full_path(name))
         if len(index) != self._entries[shard].samples:
             raise UserError(
                 "the index is not of this sidecar",
-                where=self.store.where(name),
-                hint=f"run {MAKE}",
+                where=self.store.full_path(name),
+                hint=f"run {CACHE_COMMAND}",
                 kind="damaged-index",
             )
         return index
@@ -251,19 +253,19 @@ def remove_stale_latents(shards_dir: Path, shards: Mapping[str, str]) -> int:
     )
 
 
-def forget_latents(shards_dir: Path, clips: Collection[str]) -> int:
+def delete_latents(shards_dir: Path, clips: Collection[str]) -> int:
     """Delete every sidecar that names one of the clips, or that cannot tell, and what killed runs left; how many files went.
 
     The other samples of such a sidecar are made again by the next `cache-latents`, together with their rewritten shard.
     """
     gone = 0
     for folder in cache_folders(shards_dir):
-        gone += clear_halves(folder)
+        gone += remove_partial_files(folder)
         gone += _remove(folder, [tar.name for tar in _sidecars(folder) if _holds(tar, clips)])
     return gone
 
 
-def clear_halves(folder: Path) -> int:
+def remove_partial_files(folder: Path) -> int:
     """Remove what killed runs left half written in a cache's folder; returns how many files."""
     halves = list(folder.glob(".*.part"))
     for path in halves:
@@ -273,7 +275,7 @@ def clear_halves(folder: Path) -> int:
 
 def cache_folders(shards_dir: Path) -> list[Path]:
     """The folders of all caches beside the shards."""
-    root = shards_dir / FOLDER
+    root = shards_dir / LATENTS_FOLDER
     return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.cache import (
-    FOLDER,
-    MAKE,
-    MEMBER,
+    CACHE_COMMAND,
+    LATENT_MEMBER,
+    LATENTS_FOLDER,
     LatentCache,
     LatentEntry,
     LatentSample,
@@ -26,11 +26,10 @@ from uniavgen.shards.latents.cache import (
     latents_digest,
 )
 from uniavgen.shards.tar.index import ShardIndex, index_name
-from uniavgen.shards.tar.members import read_members
-from uniavgen.shards.tar.tars import read_span, size_and_digest
-from uniavgen.shards.write.plan import ShardEntry, shard_keys
+from uniavgen.shards.tar.manifest import ShardEntry, read_shard_keys
+from uniavgen.shards.tar.tar_reader import read_members, read_span, size_and_digest
 
-REPAIR = f"remove it and run {MAKE}"
+REPAIR = f"remove it and run {CACHE_COMMAND}"
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ def latent_checks(shards_dir: Path, shards: Mapping[str, ShardEntry]) -> tuple[l
     """The sidecars to open, and what is wrong already with the manifests that name them."""
     checks, defects = [], list[str]()
     for folder in cache_folders(shards_dir):
-        home = f"{FOLDER}/{folder.name}"
+        home = f"{LATENTS_FOLDER}/{folder.name}"
         try:
             cache = LatentCache.from_bytes((folder / "manifest.json").read_bytes(), f"{home}/manifest.json")
         except OSError:
-            defects.append(f"{home}: has no manifest; run {MAKE}, or remove it")
+            defects.append(f"{home}: has no manifest; run {CACHE_COMMAND}, or remove it")
             continue
         except UserError as error:
             defects.append(f"{home}: {error}")
@@ -61,22 +60,26 @@ def latent_checks(shards_dir: Path, shards: Mapping[str, ShardEntry]) -> tuple[l
         for entry in cache.entries:
             shard = shards.get(entry.name)
             if shard is None or shard.sha256 != entry.shard_sha256:
-                defects.append(f"{home}/{entry.name}: its shard is gone or was written anew; run {MAKE}")
+                defects.append(
+                    f"{home}/{entry.name}: its shard is gone or was written anew; run {CACHE_COMMAND}"
+                )
             else:
                 checks.append(SidecarCheck(folder, entry, cache.fields, shard))
         strays = {path.name for path in folder.glob("*.tar")} - {entry.name for entry in cache.entries}
-        defects += [f"{home}/{name}: the manifest does not name it; run {MAKE}" for name in sorted(strays)]
+        defects += [
+            f"{home}/{name}: the manifest does not name it; run {CACHE_COMMAND}" for name in sorted(strays)
+        ]
     return checks, defects
 
 
 def verify_sidecar(check: SidecarCheck) -> tuple[str, ...]:
     """Open one sidecar; a line per defect. Never raises for what it finds there."""
     tar = check.folder / check.entry.name
-    name = f"{FOLDER}/{check.folder.name}/{tar.name}"
+    name = f"{LATENTS_FOLDER}/{check.folder.name}/{tar.name}"
     try:
         return tuple(f"{name}: {problem}; {REPAIR}" for problem in _problems(check, tar))
     except FileNotFoundError as error:
-        return (f"{name}: {Path(str(error.filename)).name} is missing; run {MAKE}",)
+        return (f"{name}: {Path(str(error.filename)).name} is missing; run {CACHE_COMMAND}",)
     except (OSError, UserError, tarfile.TarError) as error:
         return (f"{name}: {error}",)
 
@@ -92,7 +95,7 @@ def _problems(check: SidecarCheck, tar: Path) -> Iterator[str]:
         )
     index = ShardIndex.from_bytes(tar.with_name(index_name(tar.name)).read_bytes(), index_name(tar.name))
     keys = index.sample_keys()
-    if sorted([*keys, *entry.passed_over]) != sorted(shard_keys(check.folder.parents[1], check.shard)):
+    if sorted([*keys, *entry.passed_over]) != sorted(read_shard_keys(check.folder.parents[1], check.shard)):
         yield "its clips are not those of its shard"
     with tar.open("rb") as file:
         for place, key in enumerate(keys):
@@ -101,7 +104,7 @@ def _problems(check: SidecarCheck, tar: Path) -> Iterator[str]:
                 yield f"clip {key}: its bytes are not those that were written"
                 continue
             try:
-                latents = LatentSample.from_bytes(read_members(span, key).get(MEMBER, b""), key)
+                latents = LatentSample.from_bytes(read_members(span, key).get(LATENT_MEMBER, b""), key)
                 yield from (f"clip {key}: {problem}" for problem in _array_problems(latents, check.fields))
             except UserError as error:
                 yield error.what

@@ -5,34 +5,18 @@ from __future__ import annotations
 import logging
 from threading import Lock
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from uniavgen.shards.config import ErrorBudgetConfig
 from uniavgen.shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-class DamageConfig(BaseModel):
-    """How much damage is passed over: a run stops with more damaged samples than both bounds allow."""
-
-    model_config = ConfigDict(extra="forbid")
-    max_samples: int = Field(
-        default=10, ge=0, description="damaged samples that are always passed over (our choice)"
-    )
-    max_share: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="damaged share of the samples read so far that is passed over (our choice)",
-    )
-
-
-class DamageLedger:
+class ErrorBudget:
     """Counts damaged samples of a stream of `samples`; threads may share it."""
 
     def __init__(
         self,
-        config: DamageConfig,
+        config: ErrorBudgetConfig,
         samples: int,
         where: object,
         hint: str = "check the shards: uniavgen shard --verify",
@@ -44,12 +28,12 @@ class DamageLedger:
         self._samples = samples
         self._lock = Lock()
 
-    def note_read(self) -> None:
+    def count_read(self) -> None:
         """A sample was asked for."""
         with self._lock:
             self.reads += 1
 
-    def note(self, key: str, error: UserError) -> None:
+    def record_failure(self, key: str, error: UserError) -> None:
         """A sample is damaged. Raises UserError of kind `too-many-damaged` where that is more than the bounds allow."""
         with self._lock:
             if key in self.damaged:

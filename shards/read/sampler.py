@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 
-class SampleOrder:
+class BucketSampler:
     """Positions of the endless order to samples 0 .. n-1. `bucket` int [n] holds at least one sample.
 
     Step s has positions [s * batch, (s + 1) * batch). With `sizes`, batches of bucket b are of sizes[b] samples: `batch` is
@@ -53,11 +53,11 @@ class SampleOrder:
         """The bucket of the batch that `position` lies in."""
         return int(self._buckets[self._batch_at(position // self.batch)[0]])
 
-    def size_at(self, position: int) -> int:
+    def batch_size_at(self, position: int) -> int:
         """Samples of the batch that `position` lies in."""
         return self._sizes[self._batch_at(position // self.batch)[0]]
 
-    def other_position(self, position: int, attempt: int) -> int:
+    def replacement_position(self, position: int, attempt: int) -> int:
         """The same place in the `attempt`-th next batch of the same bucket: where to look for another sample instead."""
         step, lane = divmod(position, self.batch)
         row = self._batch_at(step)[0]

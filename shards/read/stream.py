@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from uniavgen.shards.buckets import Buckets, WindowBuckets
+from uniavgen.shards.config import ErrorBudgetConfig
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.read.error_budget import DamageConfig, DamageLedger
-from uniavgen.shards.read.sampler import SampleOrder
+from uniavgen.shards.read.error_budget import ErrorBudget
+from uniavgen.shards.read.sampler import BucketSampler
 from uniavgen.shards.sample import Sample, from_members
 from uniavgen.shards.store import Store
-from uniavgen.shards.tar.index import MANIFEST_VERSION, ShardIndex, index_name
-from uniavgen.shards.tar.members import read_members
+from uniavgen.shards.tar.index import ShardIndex, index_name
+from uniavgen.shards.tar.manifest import MANIFEST_VERSION
+from uniavgen.shards.tar.tar_reader import read_members
 
 STATE_VERSION = 1
 OPEN_THREADS = 16
@@ -53,7 +55,7 @@ class SampleStream:
         buckets: Buckets | WindowBuckets | None = None,
         batch: int = 1,
         shards: Mapping[str, str] | None = None,
-        damage: DamageConfig | None = None,
+        error_budget: ErrorBudgetConfig | None = None,
     ) -> None:
         self.root, self.split, self.buckets = str(root), split, buckets
         self.store = Store(self.root)
@@ -76,12 +78,12 @@ class SampleStream:
             for name in ("key", "offset", "length", "crc32")
         )
         sizes = buckets.batches if isinstance(buckets, WindowBuckets) else ()
-        self.order = SampleOrder(_bucket_of_each(indexes, buckets), batch=batch, sizes=sizes, seed=seed)
-        self.damage = DamageLedger(damage or DamageConfig(), len(self), self.root)
+        self.sampler = BucketSampler(_bucket_of_each(indexes, buckets), batch=batch, sizes=sizes, seed=seed)
+        self.error_budget = ErrorBudget(error_budget or ErrorBudgetConfig(), len(self), self.root)
 
     @staticmethod
     def resume(
-        root: str, state: Mapping[str, Any], *, damage: DamageConfig | None = None
+        root: str, state: Mapping[str, Any], *, error_budget: ErrorBudgetConfig | None = None
     ) -> tuple[SampleStream, int]:
         """The stream that a state was taken from, and the position to go on at.
 
@@ -94,15 +96,17 @@ class SampleStream:
         kind = WindowBuckets if "shapes" in (state["buckets"] or ()) else Buckets
         buckets = kind.model_validate(state["buckets"]) if state["buckets"] else None
         order = {"buckets": buckets, "batch": state["batch"], "shards": state["shards"]}
-        return SampleStream(root, state["split"], state["seed"], **order, damage=damage), state["position"]
+        return SampleStream(root, state["split"], state["seed"], **order, error_budget=error_budget), state[
+            "position"
+        ]
 
     def state(self, position: int) -> dict[str, Any]:
         """Everything that the samples from `position` on hang on, as JSON."""
         return {
             "version": STATE_VERSION,
             "split": self.split,
-            "seed": self.order.seed,
-            "batch": self.order.batch,
+            "seed": self.sampler.seed,
+            "batch": self.sampler.batch,
             "buckets": self.buckets.model_dump(mode="json") if self.buckets else None,
             "shards": self.shards,
             "position": position,
@@ -122,17 +126,17 @@ class SampleStream:
 
         Raises UserError of kind `damaged-sample` naming the shard, or `too-many-damaged` once there were too many.
         """
-        return self._read(self.order.sample_at(position))
+        return self._read(self.sampler.sample_at(position))
 
-    def name_at(self, position: int) -> tuple[str, str]:
+    def shard_and_key_at(self, position: int) -> tuple[str, str]:
         """(shard, key) of the sample at a position, without reading it."""
-        return self._name(self.order.sample_at(position))
+        return self._name(self.sampler.sample_at(position))
 
-    def sample_in(self, place: int) -> Sample:
+    def sample_by_index(self, place: int) -> Sample:
         """The sample at a place in the order of the tars, 0 .. len - 1. Raises as `sample_at` does."""
         return self._read(place)
 
-    def sample_named(self, key: str) -> Sample:
+    def sample_by_key(self, key: str) -> Sample:
         """The sample of that key. Raises UserError where the split has none."""
         found = np.flatnonzero(self._keys == key.encode())
         if not len(found):
@@ -186,10 +190,10 @@ class SampleStream:
 
     def _read(self, place: int) -> Sample:
         shard, key = self._name(place)
-        where = self.store.where(shard)
-        self.damage.note_read()
+        where = self.store.full_path(shard)
+        self.error_budget.count_read()
         try:
-            span = self.store.span(shard, int(self._offset[place]), int(self._length[place]))
+            span = self.store.read_span(shard, int(self._offset[place]), int(self._length[place]))
             if zlib.crc32(span) != self._crc32[place]:
                 raise UserError(
                     f"the bytes of sample {key} are not those that were written",
@@ -199,12 +203,12 @@ class SampleStream:
             return from_members({"__key__": key, **read_members(span, key, where)})
         except UserError as error:
             if error.kind == "damaged-sample":
-                self.damage.note(key, error)
+                self.error_budget.record_failure(key, error)
             raise
 
     def _entries(self) -> list[dict[str, Any]]:
         """The manifest's entries of this split."""
-        content = self.store.fetch(
+        content = self.store.read_file(
             "manifest.json", missing="no shards here", hint="write them: uniavgen shard --corpus DIR"
         )
         try:
@@ -231,8 +235,8 @@ class SampleStream:
 
     def _index(self, shard: str) -> ShardIndex:
         name = index_name(shard)
-        content = self.store.fetch(name, missing="a shard has no index", hint="run uniavgen shard again")
-        return ShardIndex.from_bytes(content, self.store.where(name))
+        content = self.store.read_file(name, missing="a shard has no index", hint="run uniavgen shard again")
+        return ShardIndex.from_bytes(content, self.store.full_path(name))
 
     def _the_same(self, entries: list[dict[str, Any]], shards: Mapping[str, str]) -> list[dict[str, Any]]:
         """The entries of these shards, in their order."""

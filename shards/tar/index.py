@@ -22,8 +22,6 @@ from uniavgen.shards.errors import UserError
 
 INDEX_VERSION = 2
 """1 until 0.1: JSON, without CRC, picture size and member sizes."""
-MANIFEST_VERSION = 2
-"""1 until 0.1; 2 has licences per shard. Shards of an older one are written anew."""
 _COLUMNS = {
     "offset": np.int64,
     "length": np.int64,

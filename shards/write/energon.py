@@ -25,7 +25,7 @@ from typing import Any
 
 from uniavgen.shards.atomic_files import replace_file
 from uniavgen.shards.tar.index import ShardIndex
-from uniavgen.shards.write.plan import ShardEntry
+from uniavgen.shards.tar.manifest import ShardEntry
 
 META_FOLDER = ".nv-meta"
 ENERGON_VERSION = "7.4.1"

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from uniavgen.shards.atomic_files import locked, replace_file
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.latents.cache import FOLDER, LOCK, LatentCache, cache_folders
+from uniavgen.shards.latents.cache import LATENTS_FOLDER, LATENTS_LOCK, LatentCache, cache_folders
 from uniavgen.shards.store import Store
 from uniavgen.shards.tar.index import index_name
+from uniavgen.shards.tar.manifest import read_manifest
 from uniavgen.shards.write.energon import META_FOLDER
-from uniavgen.shards.write.plan import manifest_in_force
-from uniavgen.shards.write.writer import LOCK as SHARDS_LOCK
+from uniavgen.shards.write.writer import SHARDS_LOCK
 
 PUBLISHED = "published.json"
 """In the corpus folder: where shards were copied to."""
@@ -49,19 +49,22 @@ def publish_shards(
     their latents, or the store refuses (kind `store-failed`); what it has stays, and the next run sends the rest.
     """
     started = time.monotonic()
-    if not manifest_in_force(shards):
+    if not read_manifest(shards):
         raise UserError("no shards here", where=shards, hint="write them: uniavgen shard", kind="no-shards")
     store = Store(url)
     writing = locked(shards.parent / SHARDS_LOCK, "another run writes shards here, copies them or forgets")
     try:
         # a manifest of latents that changed on the way would name tars that were not sent
-        with writing, locked(shards.parent / LOCK, "another run makes, copies or forgets latents here"):
+        with (
+            writing,
+            locked(shards.parent / LATENTS_LOCK, "another run makes, copies or forgets latents here"),
+        ):
             _remember(shards.parent, store.files.unstrip_protocol(store.root))
             return _publish(shards, store, url, on_progress or (lambda done, total: None), started)
     except UserError:
         raise
     except Exception as error:  # every kind of store raises its own
-        raise store.failed("", error, "written") from error
+        raise store.failure("", error, "written") from error
 
 
 def published(corpus: Path) -> list[str]:
@@ -86,7 +89,7 @@ def _publish(
     shards: Path, store: Store, url: str, on_progress: Callable[[int, int], None], started: float
 ) -> PublishSummary:
     tars = list(_tars(shards))
-    small = [*(f"{tar}.idx" for tar in tars if not tar.startswith(FOLDER)), *_small(shards)]
+    small = [*(f"{tar}.idx" for tar in tars if not tar.startswith(LATENTS_FOLDER)), *_small(shards)]
     missing = [name for name in (*small, *tars, *map(index_name, tars)) if not (shards / name).is_file()]
     if missing:
         text = f"{len(missing)} files of these shards are missing, first {missing[0]}"
@@ -101,7 +104,7 @@ def _publish(
     for name in [*small, "manifest.json"]:
         store.put(shards / name, name)
     named = {*small, "manifest.json", *tars, *(index_name(tar) for tar in tars)}
-    stale = [name for name in store.names() if name not in named and _ours(name)]
+    stale = [name for name in store.list_files() if name not in named and _ours(name)]
     for name in stale:
         store.remove(name)
     gone = sum(name.endswith(".tar") for name in stale)
@@ -110,12 +113,12 @@ def _publish(
 
 def _tars(shards: Path) -> Iterator[str]:
     """Every tar that a manifest names, by its path within the folder."""
-    manifest = manifest_in_force(shards)
+    manifest = read_manifest(shards)
     yield from sorted(manifest.names if manifest else ())
     for folder in cache_folders(shards):
         if (path := folder / "manifest.json").is_file():
             cache = LatentCache.from_bytes(path.read_bytes(), path)
-            yield from (f"{FOLDER}/{folder.name}/{entry.name}" for entry in cache.entries)
+            yield from (f"{LATENTS_FOLDER}/{folder.name}/{entry.name}" for entry in cache.entries)
 
 
 def _small(shards: Path) -> Iterator[str]:
@@ -125,13 +128,13 @@ def _small(shards: Path) -> Iterator[str]:
         for path in sorted((shards / META_FOLDER).glob("*"))
         if path.suffix != ".part"
     )
-    names = (f"{FOLDER}/{folder.name}/manifest.json" for folder in cache_folders(shards))
+    names = (f"{LATENTS_FOLDER}/{folder.name}/manifest.json" for folder in cache_folders(shards))
     yield from (name for name in names if (shards / name).is_file())
 
 
 def _stands(shards: Path, tar: str, store: Store) -> bool:
     """Whether the store has this very tar: the index there, which came after it, is the one here, and the size is right."""
-    there = store.content(index_name(tar))
+    there = store.read_if_exists(index_name(tar))
     return (
         there == (shards / index_name(tar)).read_bytes() and store.size(tar) == (shards / tar).stat().st_size
     )
@@ -140,7 +143,7 @@ def _stands(shards: Path, tar: str, store: Store) -> bool:
 def _ours(name: str) -> bool:
     """Whether a name is one that shards or latents are written under: nothing else at the URL is touched."""
     if "/" in name:
-        return name.startswith(f"{FOLDER}/") or (
+        return name.startswith(f"{LATENTS_FOLDER}/") or (
             name.startswith(f"{META_FOLDER}/.") and name.endswith(".part")
         )
     whole = name.removeprefix(".").removesuffix(".part")  # a copy that was killed leaves its half in a folder

@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uniavgen.shards.cluster import map_unordered, worth_ray
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.verify import SidecarCheck, latent_checks, verify_sidecar
-from uniavgen.shards.parallel import each, worth_ray
 from uniavgen.shards.sample import REQUIRED_MEMBERS, Sample, decode_audio, decode_video, from_members
 from uniavgen.shards.tar.index import ShardIndex
-from uniavgen.shards.tar.members import member_problem, read_members
-from uniavgen.shards.tar.tars import read_span, size_and_digest
+from uniavgen.shards.tar.manifest import ShardEntry, read_manifest
+from uniavgen.shards.tar.tar_reader import member_problem, read_members, read_span, size_and_digest
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 from uniavgen.shards.write.energon import META_FOLDER, energon_texts
-from uniavgen.shards.write.plan import ShardConfig, ShardEntry, manifest_in_force
 
 REPAIR = "remove it and run uniavgen shard"
 LENGTH_TOLERANCE_S = 2 / VIDEO_FPS
@@ -73,7 +73,7 @@ def verify_shards(
     """
     started = time.monotonic()
     folder = corpus.root / "shards"
-    manifest = manifest_in_force(folder)
+    manifest = read_manifest(folder)
     if not manifest:
         raise UserError("no shards here", where=folder, hint="write them: uniavgen shard", kind="no-shards")
     if not manifest.current:
@@ -89,7 +89,9 @@ def verify_shards(
     total_bytes = sum(entry.bytes for entry in entries) + sum(check.entry.bytes for check in sidecars)
     todo: list[ShardCheck | SidecarCheck] = [*checks, *sidecars]
     checked: list[CheckedShard] = []
-    for number, found in enumerate(each(_verify, todo, on_ray=worth_ray(len(todo), total_bytes)), start=1):
+    for number, found in enumerate(
+        map_unordered(_verify, todo, on_ray=worth_ray(len(todo), total_bytes)), start=1
+    ):
         if isinstance(found, CheckedShard):
             checked.append(found)
         else:

@@ -29,32 +29,32 @@ from pathlib import Path
 from typing import Any
 
 from uniavgen.shards.atomic_files import locked, replace_file
+from uniavgen.shards.cluster import map_unordered, worth_ray
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.cache import remove_stale_latents
-from uniavgen.shards.parallel import each, worth_ray
-from uniavgen.shards.sample import SCHEMA_VERSION, FaceTrack, Sample, SampleMeta, picture_size, to_members
-from uniavgen.shards.tar.index import MANIFEST_VERSION, ShardIndex, index_name
-from uniavgen.shards.tar.tars import TarPart, TarSample, put_in_place, write_tar
-from uniavgen.shards.write.energon import META_FOLDER, write_energon
-from uniavgen.shards.write.plan import (
+from uniavgen.shards.sample import SCHEMA_VERSION, FaceTrack, Sample, SampleMeta, frame_size, to_members
+from uniavgen.shards.tar.index import ShardIndex, index_name
+from uniavgen.shards.tar.manifest import MANIFEST_VERSION, ShardEntry
+from uniavgen.shards.tar.tar_writer import TarPart, TarSample, put_in_place, write_tar
+from uniavgen.shards.write.changes import (
     MEDIA,
     Caption,
-    Planned,
-    PlannedSample,
-    ShardConfig,
-    ShardEntry,
-    ShardPlan,
+    NewShard,
+    ShardChanges,
+    ShardSample,
     clip_rows,
+    count_licences,
+    find_changes,
     kept_clips,
-    licence_counts,
-    plan_shards,
     require_decisions,
     sample_meta,
     shard_paths,
 )
+from uniavgen.shards.write.energon import META_FOLDER, write_energon
 
-LOCK = ".shards.lock"
+SHARDS_LOCK = ".shards.lock"
 """In the corpus folder: held by who writes shards, copies them or forgets."""
 
 _OURS = re.compile(r"^(train|val|test)-\d{6}\.tar(\.idx|\.index\.(npz|json))?$")
@@ -106,12 +106,12 @@ def write_shards(
     lock = (
         nullcontext()
         if held
-        else locked(corpus.root / LOCK, "another run writes shards here, copies them or forgets")
+        else locked(corpus.root / SHARDS_LOCK, "another run writes shards here, copies them or forgets")
     )
     try:
         with lock:
             # read under the lock: what was forgotten before it was had is in no table
-            planned = plan_shards(corpus, kept_clips(corpus), config, caption=caption)
+            planned = find_changes(corpus, kept_clips(corpus), config, caption=caption)
             folder.mkdir(exist_ok=True)
             _clear_halves(folder)
             _check_space(folder, planned)
@@ -152,7 +152,7 @@ def _clear_halves(folder: Path) -> None:
             path.unlink()
 
 
-def _check_space(folder: Path, planned: Planned) -> None:
+def _check_space(folder: Path, planned: ShardChanges) -> None:
     needed = sum(sample.bytes for plan in planned.new for sample in plan.samples)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -162,20 +162,20 @@ def _check_space(folder: Path, planned: Planned) -> None:
         )
 
 
-def write_shard(plan: ShardPlan) -> WrittenShard:
+def write_shard(plan: NewShard) -> WrittenShard:
     """Write one tar under a name of its own beside its place. Raises UserError naming the clip whose media are at fault."""
     tar, index = shard_paths(plan.corpus / "shards", plan.name)
     planned = zip(plan.samples, plan.metas, strict=True)
     part = write_tar(tar, (_tar_sample(plan.corpus, sample, meta) for sample, meta in planned))
     seconds = round(sum(sample.seconds for sample in plan.samples), 3)
-    licences, count = licence_counts(plan.samples), len(part.spans)
+    licences, count = count_licences(plan.samples), len(part.spans)
     entry = ShardEntry(
         plan.name, plan.split, count, seconds, part.bytes, part.sha256, index.name, plan.inputs, licences
     )
     return WrittenShard(part, entry)
 
 
-def _tar_sample(corpus: Path, planned: PlannedSample, meta: str) -> TarSample:
+def _tar_sample(corpus: Path, planned: ShardSample, meta: str) -> TarSample:
     sample = _sample(corpus, meta)
     return TarSample(planned.key, to_members(sample), planned.seconds, *_picture_size(corpus, sample))
 
@@ -192,7 +192,7 @@ def _sample(corpus: Path, meta_json: str) -> Sample:
 
 def _picture_size(corpus: Path, sample: Sample) -> tuple[int, int]:
     try:
-        return picture_size(sample.video)
+        return frame_size(sample.video)
     except UserError as error:
         raise _damaged(corpus, sample.key, error) from error
 
@@ -207,11 +207,11 @@ def _damaged(corpus: Path, clip: str, error: Exception) -> UserError:
 
 
 def _write_all(
-    folder: Path, planned: Planned, caption: Caption, on_progress: Callable[[int, int], None]
+    folder: Path, planned: ShardChanges, caption: Caption, on_progress: Callable[[int, int], None]
 ) -> Iterator[ShardEntry]:
     """Entries of the new tars, each in its place; those that an interrupted run finished are taken as they are."""
 
-    def filled(plan: ShardPlan) -> ShardPlan:
+    def filled(plan: NewShard) -> NewShard:
         rows = planned.clips.take([sample.row for sample in plan.samples])
         return replace(
             plan, metas=tuple(sample_meta(row, caption).model_dump_json() for row in clip_rows(rows))
@@ -228,14 +228,14 @@ def _write_all(
         else:
             open_plans.append(plan)
     size = sum(sample.bytes for plan in open_plans for sample in plan.samples)
-    for shard in each(write_shard, map(filled, open_plans), on_ray=worth_ray(len(open_plans), size)):
+    for shard in map_unordered(write_shard, map(filled, open_plans), on_ray=worth_ray(len(open_plans), size)):
         put_in_place(folder, shard.part, shard.entry)
         done += 1
         on_progress(done, total)
         yield shard.entry
 
 
-def _finished(plan: ShardPlan) -> ShardEntry | None:
+def _finished(plan: NewShard) -> ShardEntry | None:
     """The entry of a tar that stands whole under the plan's name with the plan's samples, None where there is none."""
     tar, index = shard_paths(plan.corpus / "shards", plan.name)
     try:
@@ -243,7 +243,7 @@ def _finished(plan: ShardPlan) -> ShardEntry | None:
         same = entry.inputs == plan.inputs and tar.stat().st_size == entry.bytes
     except (OSError, UserError, TypeError):
         return None
-    return replace(entry, licences=licence_counts(plan.samples)) if same else None
+    return replace(entry, licences=count_licences(plan.samples)) if same else None
 
 
 def _manifest(corpus: Corpus, config: ShardConfig, entries: Sequence[ShardEntry]) -> dict[str, Any]:

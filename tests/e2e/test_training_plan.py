@@ -14,8 +14,9 @@ from made_emilia import Spoken, write_spoken
 from running import COMMAND, uniavgen
 
 from uniavgen.shards import weights
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.tables import Corpus
-from uniavgen.shards.write.writer import ShardConfig, write_shards
+from uniavgen.shards.write.writer import write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -47,7 +48,7 @@ train:
 @pytest.fixture
 def corpus(make_corpus: Callable[..., Corpus], make_clip: Callable[..., dict[str, Any]]) -> Corpus:
     """Four clips in train and two in val, decided and in shards."""
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     rows = [make_clip("a", 2.0 * i, "a") for i in range(4)] + [make_clip("b", 2.0 * i, "b") for i in range(2)]
     made = make_corpus(rows)

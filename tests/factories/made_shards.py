@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from uniavgen.shards.sample import FaceTrack, Sample, SampleMeta, to_members
-from uniavgen.shards.tar.index import MANIFEST_VERSION, SampleSpan, ShardIndex, index_name
-from uniavgen.shards.write.plan import ShardEntry
+from uniavgen.shards.tar.index import SampleSpan, ShardIndex, index_name
+from uniavgen.shards.tar.manifest import MANIFEST_VERSION, ShardEntry
 
 
 def sample_named(key: str, seconds: float = 2.0) -> Sample:

@@ -146,7 +146,7 @@ class Training:
 
 
 def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path, cluster: Cluster) -> None:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     shards_dir = write_shards(
         tmp_path / "shards", [make_sample(f"clip{i}", 24 + i, seed=i) for i in range(8)]

@@ -18,12 +18,12 @@ import pytest
 
 from uniavgen.shards import store as store_module
 from uniavgen.shards.atomic_files import locked
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.emilia.index import find_tars
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.latents.cache import FOLDER, LOCK, LatentCache, write_manifest
+from uniavgen.shards.latents.cache import LATENTS_FOLDER, LATENTS_LOCK, LatentCache, write_manifest
 from uniavgen.shards.read.stream import SampleStream
-from uniavgen.shards.write.plan import ShardConfig
 from uniavgen.shards.write.publish import publish_shards
 from uniavgen.shards.write.writer import write_shards
 
@@ -37,7 +37,7 @@ from pathlib import Path
 import av, deltalake, duckdb, filelock, numpy, pyarrow, webdataset, yaml
 import uniavgen.shards.write.writer
 from uniavgen.shards.corpus.tables import Corpus
-from uniavgen.shards.write.plan import ShardConfig
+from uniavgen.shards.config import ShardConfig
 
 def work(root, event):
     seen = 0
@@ -104,7 +104,7 @@ def whole(folder: Path) -> None:
         assert hashlib.sha256((folder / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
     stream = SampleStream(str(folder))
     assert len({sample.key for _, sample in islice(stream.read(), len(stream))}) == 7
-    assert not stream.damage.damaged
+    assert not stream.error_budget.damaged
 
 
 @pytest.mark.slow
@@ -247,10 +247,10 @@ def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
     assert [sample.key for _, sample in islice(stream.read(), 7)] == [
         sample.key for _, sample in islice(local.read(), 7)
     ]
-    assert not stream.damage.damaged
+    assert not stream.error_budget.damaged
     failures += [503] * 3
     assert len([sample for _, sample in islice(stream.read(), 6)]) == 6
-    assert len(stream.damage.damaged) == 1
+    assert len(stream.error_budget.damaged) == 1
     failures += [503] * 100
     with pytest.raises(UserError, match="the store cannot be read"):
         SampleStream("s3://corpus/shards")
@@ -331,7 +331,7 @@ def test_a_copy_holds_what_manifests_name_and_nothing_that_a_killed_one_left(
 ) -> None:
     """A sidecar of latents that no manifest names yet, as between its rename and the manifest, is not sent."""
     shards, there = corpus.root / "shards", tmp_path / "there"
-    cache = shards / FOLDER / "0123"
+    cache = shards / LATENTS_FOLDER / "0123"
     cache.mkdir(parents=True)
     write_manifest(cache, LatentCache("0123", {}, {}))
     (cache / "train-000000.tar").write_bytes(b"unnamed")
@@ -339,12 +339,14 @@ def test_a_copy_holds_what_manifests_name_and_nothing_that_a_killed_one_left(
     for name in (".train-000000.tar.part", ".manifest.json.part", "mine.part"):
         (there / name).write_bytes(b"half")
     publish_shards(shards, str(there))
-    assert set(contents(there)) == {*contents(shards), "mine.part"} - {f"{FOLDER}/0123/train-000000.tar"}
+    assert set(contents(there)) == {*contents(shards), "mine.part"} - {
+        f"{LATENTS_FOLDER}/0123/train-000000.tar"
+    }
 
 
 def test_shards_are_not_copied_while_their_latents_change(corpus: Corpus, tmp_path: Path) -> None:
     with (
-        locked(corpus.root / LOCK, "busy"),
+        locked(corpus.root / LATENTS_LOCK, "busy"),
         pytest.raises(UserError, match="another run makes, copies or forgets latents here") as told,
     ):
         publish_shards(corpus.root / "shards", str(tmp_path / "there"))

@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def shards_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     samples = [make_sample(f"clip{i}", 24 + i, seed=i) for i in range(8)]
     return write_shards(tmp_path_factory.mktemp("corpus") / "shards", samples)

@@ -17,7 +17,14 @@ import numpy as np
 import torch
 
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.latents.cache import FOLDER, MAKE, LatentCache, LatentReader, LatentSample, read_caches
+from uniavgen.shards.latents.cache import (
+    CACHE_COMMAND,
+    LATENTS_FOLDER,
+    LatentCache,
+    LatentReader,
+    LatentSample,
+    read_caches,
+)
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import Sample
 from uniavgen.train.batch import LatentBatch
@@ -125,15 +132,15 @@ class CachedWindows:
 
     def take(self, position: int, random: np.random.Generator) -> CachedWindow:
         """See `train.data.Windows`; a clip that was passed over when latents were made is so here, for the same reason."""
-        shard, key = self.stream.name_at(position)
-        if reason := self.reader.passed_over(shard, key):
+        shard, key = self.stream.shard_and_key_at(position)
+        if reason := self.reader.skip_reason(shard, key):
             raise UserError(f"clip {key} has no cached latents: {reason}", where=shard, kind=reason)
-        self.stream.damage.note_read()
+        self.stream.error_budget.count_read()
         try:
             latents = self.reader.read(shard, key)
         except UserError as error:
             if error.kind == "damaged-sample":
-                self.stream.damage.note(key, error)
+                self.stream.error_budget.record_failure(key, error)
             raise
         return CachedWindow(key, latents, int(random.integers(len(latents.start))))
 
@@ -183,7 +190,7 @@ def _agreeing(stream: SampleStream, config: DataConfig, codecs: Codecs, digest: 
     """The cache that was made by what this run has. Raises UserError naming the fields in which the nearest one differs."""
     caches, problems = read_caches(stream.store)
     found = [cache for cache in caches if digest is None or cache.digest == digest]
-    where = stream.store.where(FOLDER)
+    where = stream.store.full_path(LATENTS_FOLDER)
     if not found:
         what = (
             f"the latents {digest} that this run began with are gone"
@@ -191,7 +198,7 @@ def _agreeing(stream: SampleStream, config: DataConfig, codecs: Codecs, digest: 
             else "there are no cached latents"
         )
         raise UserError(
-            "; ".join([what, *problems]), where=where, hint=f"make them: {MAKE}", kind="no-latents"
+            "; ".join([what, *problems]), where=where, hint=f"make them: {CACHE_COMMAND}", kind="no-latents"
         )
     wanted = cache_fields(config, codecs)
     differing = {cache.digest: differences(cache.fields, wanted) for cache in found}
@@ -201,7 +208,7 @@ def _agreeing(stream: SampleStream, config: DataConfig, codecs: Codecs, digest: 
         raise UserError(
             f"cached latents {nearest.digest} were made with another {', '.join(differing[nearest.digest])}",
             where=where,
-            hint=f"make them for this configuration: {MAKE}",
+            hint=f"make them for this configuration: {CACHE_COMMAND}",
             kind="no-latents",
         )
     return nearest

@@ -19,26 +19,25 @@ from pathlib import Path
 from typing import Any
 
 from uniavgen.shards.atomic_files import locked
-from uniavgen.shards.cluster import ray_running
+from uniavgen.shards.cluster import ray_running, worth_ray
+from uniavgen.shards.config import ErrorBudgetConfig
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.cache import (
-    FOLDER,
-    LOCK,
+    LATENTS_FOLDER,
+    LATENTS_LOCK,
     LatentCache,
     LatentSample,
     SidecarPart,
-    clear_halves,
+    complete_sidecars,
     latents_digest,
+    remove_partial_files,
     remove_stale_latents,
-    standing,
     write_manifest,
     write_sidecar,
 )
-from uniavgen.shards.parallel import worth_ray
-from uniavgen.shards.read.error_budget import DamageConfig
 from uniavgen.shards.read.stream import SampleStream
-from uniavgen.shards.tar.tars import put_in_place
-from uniavgen.shards.write.plan import ShardEntry, manifest_in_force
+from uniavgen.shards.tar.manifest import ShardEntry, read_manifest
+from uniavgen.shards.tar.tar_writer import put_in_place
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import DataConfig
 from uniavgen.train.data.batches import Crop, CropEncoder, prefetched
@@ -109,7 +108,7 @@ class ShardEncoder:
             self._check(shard)
             own = {shard.name: shard.sha256}
             stream = SampleStream(
-                str(self.shards_dir), shard.split, shards=own, damage=DamageConfig(max_share=1.0)
+                str(self.shards_dir), shard.split, shards=own, error_budget=ErrorBudgetConfig(max_share=1.0)
             )
             return Made(write_sidecar(folder, shard.name, shard.sha256, self._latents(stream)))
         except UserError as error:
@@ -131,7 +130,7 @@ class ShardEncoder:
     def _latents(self, stream: SampleStream) -> Iterator[tuple[str, LatentSample | str]]:
         def cut(place: int) -> list[Crop] | UserError:
             try:
-                return cut_fixed_windows(stream.sample_in(place), self.config)
+                return cut_fixed_windows(stream.sample_by_index(place), self.config)
             except UserError as error:
                 return error
 
@@ -242,7 +241,7 @@ def cache_latents(
     missing, Ray has too little for the actors, another run is at work, or the disk refuses; what was finished stays.
     """
     started = time.monotonic()
-    manifest = manifest_in_force(shards_dir)
+    manifest = read_manifest(shards_dir)
     if not manifest or not manifest.current:
         raise UserError(
             "no shards of this version here",
@@ -251,14 +250,14 @@ def cache_latents(
             kind="no-shards",
         )
     try:
-        with locked(shards_dir.parent / LOCK, "another run makes, copies or forgets latents here"):
+        with locked(shards_dir.parent / LATENTS_LOCK, "another run makes, copies or forgets latents here"):
             return _cache(
                 shards_dir, config, manifest.entries, on_progress or (lambda done, total: None), started
             )
     except OSError as error:
         text = f"latents cannot be written: {error.strerror or error}"
         raise UserError(
-            text, where=shards_dir / FOLDER, hint="check rights and space, then run it again"
+            text, where=shards_dir / LATENTS_FOLDER, hint="check rights and space, then run it again"
         ) from error
 
 
@@ -273,10 +272,10 @@ def _cache(
     with _encoders(shards_dir, config, shards) as work:
         fields, described = work.describe()
         digest = latents_digest(fields)
-        folder = shards_dir / FOLDER / digest
+        folder = shards_dir / LATENTS_FOLDER / digest
         folder.mkdir(parents=True, exist_ok=True)
-        clear_halves(folder)
-        removed, stood = remove_stale_latents(shards_dir, wanted), standing(folder, wanted)
+        remove_partial_files(folder)
+        removed, stood = remove_stale_latents(shards_dir, wanted), complete_sidecars(folder, wanted)
         cache = LatentCache(digest, fields, described)
         todo = [shard for shard in shards if shard.name not in {entry.name for entry in stood}]
         failed, made = list[str](), 0
@@ -290,10 +289,10 @@ def _cache(
                     failed.append(found.failure)
                 on_progress(number, len(todo))
         finally:
-            now = manifest_in_force(shards_dir)  # shards may have been written anew meanwhile
+            now = read_manifest(shards_dir)  # shards may have been written anew meanwhile
             wanted = {shard.name: shard.sha256 for shard in now.entries} if now else {}
             removed += remove_stale_latents(shards_dir, wanted)
-            entries = tuple(standing(folder, wanted))
+            entries = tuple(complete_sidecars(folder, wanted))
             write_manifest(folder, LatentCache(cache.digest, cache.fields, cache.described, entries))
     reasons = Counter(reason for entry in entries for reason in entry.passed_over.values())
     return CacheSummary(

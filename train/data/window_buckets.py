@@ -76,7 +76,7 @@ class BucketedWindows:
 
     def take(self, position: int, random: np.random.Generator) -> Crop:
         """See `train.data.Windows`."""
-        bucket = self.stream.order.bucket_at(position)
+        bucket = self.stream.sampler.bucket_at(position)
         return replace(self.windows[bucket].take(position, random), bucket=bucket)
 
     def batch_of(self, items: list[Any]) -> LatentBatch:
@@ -114,9 +114,13 @@ def open_stream(
     data = config.data
     if stage.emilia.shards:
         window_s, cache = data.frames / VIDEO_FPS, Path(run_dir) / "indexes"
-        return EmiliaStream(stage.emilia, window_s, data.seed, shards=shards, damage=data.damage, cache=cache)
+        return EmiliaStream(
+            stage.emilia, window_s, data.seed, shards=shards, error_budget=data.damage, cache=cache
+        )
     buckets = stage_buckets(config, stage)
-    return SampleStream(shards_dir, "train", data.seed, buckets=buckets, shards=shards, damage=data.damage)
+    return SampleStream(
+        shards_dir, "train", data.seed, buckets=buckets, shards=shards, error_budget=data.damage
+    )
 
 
 def make_feed(
@@ -141,7 +145,7 @@ def make_feed(
     if isinstance(stream.buckets, WindowBuckets):
         line = f"latents are encoded on line: {len(stream.buckets.shapes)} windows, caches hold one"
         windows = BucketedWindows(stream, config, codecs, stream.buckets)
-        return Feed(stream.order.batch, windows, stream.order.other_position, "", line)
+        return Feed(stream.sampler.batch, windows, stream.sampler.replacement_position, "", line)
     cached, line = find_latents(stream, config, codecs, begun_with)
     if cached:
         return Feed(stage.batch, cached, None, cached.digest, line)
@@ -155,7 +159,7 @@ def places_at(
 
     As many tuples at every step; a batch that is some times the stage's has that many times the samples in each.
     """
-    times = stream.order.size_at(step * stream.order.batch) // stage.batch if stream.buckets else 1
+    times = stream.sampler.batch_size_at(step * stream.sampler.batch) // stage.batch if stream.buckets else 1
     return split_batch(stage.batch * times, world, rank, micro * times)
 
 

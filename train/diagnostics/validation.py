@@ -53,7 +53,7 @@ class Validation:
         self.config, self.stage = config, stage
         self.places = tuple(range(rank * share, (rank + 1) * share))
         stream = SampleStream(
-            shards_dir, "val", config.data.seed, shards=begun_with, damage=config.data.damage
+            shards_dir, "val", config.data.seed, shards=begun_with, error_budget=config.data.damage
         )
         self.shards = stream.shards
         self.batch = (

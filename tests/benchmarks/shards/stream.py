@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import FaceTrack, Sample, decode_audio, decode_video, from_members
 from uniavgen.shards.tar.index import ShardIndex, index_name
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
-from uniavgen.shards.write.plan import ShardConfig
 from uniavgen.shards.write.writer import write_shards
 
 SECONDS, SIDE_PX, DISTINCT = 5, 512, 6

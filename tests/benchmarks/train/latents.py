@@ -48,7 +48,7 @@ def spent(loaders: dict[str, BatchLoader], turns: int) -> dict[str, tuple[float,
 def rounding(stream: SampleStream, encoder: CropEncoder, clips: int) -> dict[str, tuple[float, float]]:
     """Error of float16 by member of a batch: root mean square over the member's spread, and the largest."""
     crops = [
-        cut_fixed_windows(stream.sample_in(place), encoder.config)[0]
+        cut_fixed_windows(stream.sample_by_index(place), encoder.config)[0]
         for place in range(min(clips, len(stream)))
     ]
     batch, found = encoder.encode(crops), {}

@@ -17,11 +17,12 @@ from uniavgen.curation.config import CaptionConfig, SplitConfig
 from uniavgen.curation.deletion import find_source, find_speaker, forget, unfinished
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import judge, load_policy
-from uniavgen.shards.corpus.deletion import TOMBSTONES, tombstones
+from uniavgen.shards.config import ShardConfig
+from uniavgen.shards.corpus.deletion import TOMBSTONES, read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.cache import (
-    LOCK,
+    LATENTS_LOCK,
     LatentCache,
     LatentSample,
     cache_folders,
@@ -29,8 +30,8 @@ from uniavgen.shards.latents.cache import (
     write_manifest,
     write_sidecar,
 )
-from uniavgen.shards.tar.tars import put_in_place
-from uniavgen.shards.write.plan import ShardConfig, manifest_in_force, shard_keys
+from uniavgen.shards.tar.manifest import read_manifest, read_shard_keys
+from uniavgen.shards.tar.tar_writer import put_in_place
 from uniavgen.shards.write.publish import publish_shards
 from uniavgen.shards.write.writer import write_shards
 
@@ -89,7 +90,7 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
 def cache_latents(corpus: Corpus) -> None:
     """Sidecars as `uniavgen cache-latents` leaves them, of small numbers: the first clip of a tar is passed over."""
     shards = corpus.root / "shards"
-    entries, folder = manifest_in_force(shards).entries, shards / "latents" / latents_digest({"windows": 1})  # type: ignore[union-attr]
+    entries, folder = read_manifest(shards).entries, shards / "latents" / latents_digest({"windows": 1})  # type: ignore[union-attr]
     folder.mkdir(parents=True)
     arrays = {
         name: np.zeros((1, 2), np.float16)
@@ -106,7 +107,7 @@ def cache_latents(corpus: Corpus) -> None:
     }
     made = []
     for entry in entries:
-        first, *others = shard_keys(shards, entry)
+        first, *others = read_shard_keys(shards, entry)
         found = [
             (key, LatentSample(**arrays, **flags, speech=np.array([spoken[key].encode()]))) for key in others
         ]
@@ -129,7 +130,7 @@ def test_sidecars_of_others_stay_and_those_of_the_forgotten_are_named_by_no_mani
     before, target = sidecars(corpus), find_source(corpus, "src_again")
     shards = corpus.root / "shards"
     (affected,) = [
-        e.name for e in manifest_in_force(shards).entries if target.clips & set(shard_keys(shards, e))
+        e.name for e in read_manifest(shards).entries if target.clips & set(read_shard_keys(shards, e))
     ]  # type: ignore[union-attr]
     forget(corpus, target)
     assert sidecars(corpus) == {name: data for name, data in before.items() if name != affected}
@@ -144,7 +145,7 @@ def test_nothing_is_forgotten_while_latents_are_made(corpus: Corpus) -> None:
     from filelock import FileLock
 
     with (
-        FileLock(corpus.root / LOCK),
+        FileLock(corpus.root / LATENTS_LOCK),
         pytest.raises(UserError, match="another run makes, copies or forgets latents"),
     ):
         forget(corpus, find_source(corpus, "src_again"))
@@ -176,8 +177,8 @@ def test_a_forgotten_source_leaves_no_trace_and_nothing_else_changes(corpus: Cor
     assert (done.clips, done.sources, done.seconds, done.rows["decisions"]) == (2, 1, 4.0, 2)
     assert written.reused > 0
     assert sum(path.exists() and path.read_bytes() == data for path, data in before.items()) == written.reused
-    assert tombstones(corpus.root).cover("src_secret")
-    assert not tombstones(corpus.root).cover("src0")
+    assert read_tombstones(corpus.root).contains("src_secret")
+    assert not read_tombstones(corpus.root).contains("src0")
 
 
 def test_a_forgotten_speaker_goes_from_every_source_and_others_stay(corpus: Corpus) -> None:
@@ -190,7 +191,7 @@ def test_a_forgotten_speaker_goes_from_every_source_and_others_stay(corpus: Corp
     assert [turn["label"] for turn in row["turns"]] == ["SPEAKER_01"]
     assert [word["text"] for word in row["words"]] == ["harmless"]
     assert corpus.query("SELECT count(*) AS n FROM clips").to_pylist() == [{"n": 9}]
-    assert tombstones(corpus.root).cover("src_agai-S03")
+    assert read_tombstones(corpus.root).contains("src_agai-S03")
 
 
 def test_a_clip_keeps_its_side_when_others_are_forgotten(corpus: Corpus) -> None:
@@ -278,7 +279,7 @@ def dying(module, name):
             os._exit(9)
         return real(*args, **kw)
     setattr(module, name, call)
-for name in ("rewrite", "bury", "_unlink", "_remove_tree", "_scrub"):
+for name in ("rewrite_table", "add_tombstones", "_unlink", "_remove_tree", "_scrub"):
     dying(f, name)
 dying(e.os, "replace")
 corpus = Corpus.open(sys.argv[1])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniavgen.shards.corpus.deletion import rewrite
+from uniavgen.shards.corpus.deletion import rewrite_table
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import CORPUS_VERSION, KEYS, Corpus, clip_id, schema
 from uniavgen.shards.errors import UserError
@@ -131,7 +131,7 @@ def test_a_table_that_is_written_anew_loses_nothing_that_others_commit_meanwhile
     thread.start()
     seen = []
     while thread.is_alive():
-        rewrite(corpus, "failures", "uri <> 'forgotten'")
+        rewrite_table(corpus, "failures", "uri <> 'forgotten'")
         seen.append(len(corpus.read("failures", ["uri"])))
     thread.join()
     assert failed == []

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from made_emilia import Spoken, members_of, write_emilia, write_spoken
 
+from uniavgen.shards.config import EmiliaConfig, ErrorBudgetConfig
 from uniavgen.shards.emilia.index import EmiliaIndex, find_tars, read_index
-from uniavgen.shards.emilia.sample import EmiliaConfig, Utterance, decode_mp3
+from uniavgen.shards.emilia.sample import Utterance, decode_mp3
 from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.read.error_budget import DamageConfig
 
 SPOKEN = {
     "EN-B000000": [
@@ -88,12 +88,12 @@ def test_nothing_that_passes_is_told_with_the_reasons(tars: Path) -> None:
 def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path, tmp_path: Path) -> None:
     config = EmiliaConfig(shards=[str(tars)])
     stream = EmiliaStream(config, 1.0, seed=3)
-    keys = [stream.name_at(position) for position in range(3 * len(stream))]
+    keys = [stream.shard_and_key_at(position) for position in range(3 * len(stream))]
     assert keys == [
-        EmiliaStream(config, 1.0, seed=3).name_at(position) for position in range(3 * len(stream))
+        EmiliaStream(config, 1.0, seed=3).shard_and_key_at(position) for position in range(3 * len(stream))
     ]
     assert keys != [
-        EmiliaStream(config, 1.0, seed=4).name_at(position) for position in range(3 * len(stream))
+        EmiliaStream(config, 1.0, seed=4).shard_and_key_at(position) for position in range(3 * len(stream))
     ]
     for name in SPOKEN:
         shutil.copy(tars / f"{name}.tar", tmp_path)
@@ -101,7 +101,7 @@ def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path
     moved = EmiliaConfig(shards=[str(tmp_path)])
     assert len(EmiliaStream(moved, 1.0, seed=3)) == len(stream) + 1
     resumed = EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
-    assert [resumed.name_at(position) for position in range(7, 15)] == keys[7:15]
+    assert [resumed.shard_and_key_at(position) for position in range(7, 15)] == keys[7:15]
     write_spoken(tmp_path / "EN-B000001.tar", SPOKEN["EN-B000001"][:1])
     with pytest.raises(UserError, match="1 of the run's 2 audio shards are gone or changed") as told:
         EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
@@ -119,7 +119,9 @@ def test_copies_of_a_tar_keep_their_places_when_a_run_is_resumed_again_and_again
     resumed = EmiliaStream(config, 1.0, seed=3, shards=stream.shards)
     assert resumed.shards == stream.shards
     again = EmiliaStream(config, 1.0, seed=3, shards=resumed.shards)
-    assert [again.name_at(at) for at in range(20)] == [stream.name_at(at) for at in range(20)]
+    assert [again.shard_and_key_at(at) for at in range(20)] == [
+        stream.shard_and_key_at(at) for at in range(20)
+    ]
 
 
 def test_a_kind_of_store_that_there_is_not_is_one_line() -> None:
@@ -130,7 +132,10 @@ def test_a_kind_of_store_that_there_is_not_is_one_line() -> None:
 
 def test_another_utterance_of_a_speaker_is_drawn_evenly_and_never_the_same(tars: Path) -> None:
     stream = EmiliaStream(EmiliaConfig(shards=[str(tars)]), window_s=1.0)
-    random, names = np.random.default_rng(0), [stream.name_at(position)[1] for position in range(len(stream))]
+    random, names = (
+        np.random.default_rng(0),
+        [stream.shard_and_key_at(position)[1] for position in range(len(stream))],
+    )
     position = names.index(SHORT[0])
     drawn = [stream.other_by_speaker(position, random) for _ in range(20)]
     # also the one that is too long for the window
@@ -178,15 +183,15 @@ def test_a_damaged_sample_is_named_and_counted_and_costs_only_itself(
         tmp_path / "EN-B000000.tar", {**good, "EN_B00000_S00000_W000009": spoilt_members(fault)}
     )
     stream = EmiliaStream(EmiliaConfig(shards=[str(tar)], languages=["en"]), 1.0)
-    position = next(at for at in range(3) if stream.name_at(at)[1].endswith("9"))
+    position = next(at for at in range(3) if stream.shard_and_key_at(at)[1].endswith("9"))
     assert sorted(stream.sample_at(at).key for at in range(3) if at != position) == SHORT
     with pytest.raises(UserError, match=said) as refused:
         stream.sample_at(position)
     assert refused.value.kind == "damaged-sample"
     assert "EN-B000000.tar" in refused.value.where
-    assert list(stream.damage.damaged) == ["EN_B00000_S00000_W000009"]
+    assert list(stream.error_budget.damaged) == ["EN_B00000_S00000_W000009"]
     strict = EmiliaStream(
-        EmiliaConfig(shards=[str(tar)]), 1.0, damage=DamageConfig(max_samples=0, max_share=0)
+        EmiliaConfig(shards=[str(tar)]), 1.0, error_budget=ErrorBudgetConfig(max_samples=0, max_share=0)
     )
     with pytest.raises(UserError, match=r"1 of \d samples read are damaged") as told:
         epoch(strict)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.sample import decode_video, from_members
-from uniavgen.shards.write.plan import ShardConfig
 from uniavgen.shards.write.writer import write_shards
 
 Make = Callable[..., Any]

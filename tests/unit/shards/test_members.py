@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.tar.members import read_members
+from uniavgen.shards.tar.tar_reader import read_members
 
 
 def tar_of(*members: tarfile.TarInfo) -> bytes:

@@ -16,9 +16,9 @@ from made_shards import sample_named, write_tars
 
 from uniavgen.shards import store as store_module
 from uniavgen.shards.buckets import Buckets
+from uniavgen.shards.config import ErrorBudgetConfig
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.read.error_budget import DamageConfig
-from uniavgen.shards.read.sampler import SampleOrder
+from uniavgen.shards.read.sampler import BucketSampler
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.store import Store
 from uniavgen.shards.tar.index import index_name
@@ -123,7 +123,7 @@ def test_batches_are_of_one_bucket_and_no_sample_is_lost_or_favoured(
     bucket = np.array(
         data.draw(st.permutations([name for name, size in enumerate(sizes) for _ in range(size)]))
     )
-    order = SampleOrder(bucket, batch=batch, seed=seed)
+    order = BucketSampler(bucket, batch=batch, seed=seed)
     steps = 12 * len(bucket) // batch
     taken = [[order.sample_at(step * batch + lane) for lane in range(batch)] for step in range(steps)]
     rows: dict[int, list[int]] = {name: [] for name in set(bucket.tolist())}
@@ -142,7 +142,7 @@ def test_batches_are_of_one_bucket_and_no_sample_is_lost_or_favoured(
 
 def test_the_shuffle_is_uniform_over_the_whole_split() -> None:
     """Each of 24 samples comes first equally often, and neighbours in the tar are no nearer than chance."""
-    orders = [SampleOrder(np.zeros(24, int), seed=seed) for seed in range(3000)]
+    orders = [BucketSampler(np.zeros(24, int), seed=seed) for seed in range(3000)]
     places = np.array([[order.sample_at(p) for p in range(24)] for order in orders])
     counts = np.bincount(places[:, 0], minlength=24)
     assert ((counts - 125) ** 2 / 125).sum() < 49.7  # chi squared, 23 degrees of freedom, p = 0.001
@@ -188,9 +188,9 @@ def test_another_seed_gives_another_order(tmp_path: Path) -> None:
 
 def test_a_sample_can_be_asked_for_by_name(tmp_path: Path) -> None:
     write_shards(tmp_path, [2, 2])
-    assert SampleStream(str(tmp_path), "train").sample_named("train1x0").video == b"train1x0"
+    assert SampleStream(str(tmp_path), "train").sample_by_key("train1x0").video == b"train1x0"
     with pytest.raises(UserError, match="no sample nobody"):
-        SampleStream(str(tmp_path), "train").sample_named("nobody")
+        SampleStream(str(tmp_path), "train").sample_by_key("nobody")
 
 
 def test_what_is_missing_says_what_to_run(tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_damage_costs_only_itself_and_is_counted_named_and_logged(
     stream = SampleStream(str(tmp_path))
     with caplog.at_level(logging.WARNING, "uniavgen.shards.read.error_budget"):
         read = [sample.key for _, sample in islice(stream.read(), 3 * (12 - lost))]
-    assert set(keys) - set(read) == set(stream.damage.damaged)
-    assert len(stream.damage.damaged) == lost
-    assert all(name.startswith("train1x") for name in stream.damage.damaged)
+    assert set(keys) - set(read) == set(stream.error_budget.damaged)
+    assert len(stream.error_budget.damaged) == lost
+    assert all(name.startswith("train1x") for name in stream.error_budget.damaged)
     assert len([record for record in caplog.records if "train-000001.tar" in record.message]) == lost, (
         "each is logged once"
     )
@@ -245,13 +245,13 @@ def test_too_much_damage_stops_with_a_clear_line(tmp_path: Path) -> None:
     write_shards(tmp_path, [4, 4, 4])
     for number in (0, 1):
         damage(tmp_path, number, "gone")
-    stream = SampleStream(str(tmp_path), damage=DamageConfig(max_samples=3))
+    stream = SampleStream(str(tmp_path), error_budget=ErrorBudgetConfig(max_samples=3))
     with pytest.raises(
         UserError, match="4 of .* samples read are damaged, the last: the shard is gone"
     ) as caught:
         list(islice(stream.read(), 100))
     assert caught.value.kind == "too-many-damaged"
-    tolerant = SampleStream(str(tmp_path), damage=DamageConfig(max_samples=0, max_share=1.0))
+    tolerant = SampleStream(str(tmp_path), error_budget=ErrorBudgetConfig(max_samples=0, max_share=1.0))
     assert {sample.key[:6] for _, sample in islice(tolerant.read(), 20)} == {"train2"}
 
 
@@ -275,7 +275,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(
         monkeypatch.setattr(type(store), "cat_file", failing)
         stream = SampleStream("memory://flaky/shards")
         assert len({sample.key for _, sample in islice(stream.read(), 3)}) == 3
-        assert not stream.damage.damaged
+        assert not stream.error_budget.damaged
         monkeypatch.setattr(store_module, "WAITS_S", ())
         with pytest.raises(UserError, match="store cannot be read: OSError 503 Slow Down"):
             SampleStream("memory://flaky/shards")
@@ -308,6 +308,6 @@ def test_a_store_that_does_not_take_a_file_is_asked_again(
         with monkeypatch.context() as patch:
             patch.setattr(type(store), name, failing(name))
             act()
-        assert copy.content("a.tar") == {"put_file": b"tar", "rm_file": None}[name]
+        assert copy.read_if_exists("a.tar") == {"put_file": b"tar", "rm_file": None}[name]
     copy.remove("a.tar")
     assert asked == ["put_file"] * 3 + ["rm_file"] * 3

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.cache import (
@@ -27,8 +28,8 @@ from uniavgen.shards.latents.cache import (
 )
 from uniavgen.shards.store import Store
 from uniavgen.shards.tar.index import ShardIndex, index_name
-from uniavgen.shards.tar.tars import put_in_place
-from uniavgen.shards.write.plan import ShardConfig, manifest_in_force, shard_keys
+from uniavgen.shards.tar.manifest import read_manifest, read_shard_keys
+from uniavgen.shards.tar.tar_writer import put_in_place
 from uniavgen.shards.write.verify import VerifySummary, verify_shards
 from uniavgen.shards.write.writer import write_shards
 
@@ -211,9 +212,9 @@ def cache_latents(corpus: Corpus) -> Path:
     }
     latents = LatentSample(**floats, **flags, speech=np.array([b"hello"]))
     made = []
-    for entry in manifest_in_force(shards).entries:  # type: ignore[union-attr]
+    for entry in read_manifest(shards).entries:  # type: ignore[union-attr]
         found = write_sidecar(
-            folder, entry.name, entry.sha256, [(key, latents) for key in shard_keys(shards, entry)]
+            folder, entry.name, entry.sha256, [(key, latents) for key in read_shard_keys(shards, entry)]
         )
         put_in_place(folder, found.part, found.entry)
         made.append(found.entry)

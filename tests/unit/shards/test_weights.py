@@ -38,10 +38,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_parts_of_packages_are_joined_and_checked(tiny: Path) -> None:
-    assert not weights.present("tiny")
+    assert not weights.is_cached("tiny")
     folder = weights.resolve("tiny")
     assert (folder / "model.bin").read_bytes() == b"hello world"
-    assert weights.present("tiny")
+    assert weights.is_cached("tiny")
 
 
 def test_a_file_with_another_hash_is_never_put_in_place(tiny: Path) -> None:

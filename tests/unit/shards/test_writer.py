@@ -18,13 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import REQUIRED_MEMBERS, decode_audio, decode_video, from_members
 from uniavgen.shards.tar.index import ShardIndex, index_name
-from uniavgen.shards.tar.tars import put_in_place
-from uniavgen.shards.write.plan import PlannedSample, ShardConfig, ShardPlan, kept_clips, pack, plan_shards
+from uniavgen.shards.tar.tar_writer import put_in_place
+from uniavgen.shards.write.changes import NewShard, ShardSample, find_changes, kept_clips, pack
 from uniavgen.shards.write.writer import write_shard, write_shards
 
 Make = Callable[..., Any]
@@ -207,7 +208,7 @@ def test_a_kill_before_any_rename_leaves_the_manifest_in_force_whole(
             raise KeyboardInterrupt
         real(source, target)
 
-    plan = plan_shards(corpus, kept_clips(corpus), ShardConfig(max_samples=6), caption=named)
+    plan = find_changes(corpus, kept_clips(corpus), ShardConfig(max_samples=6), caption=named)
     assert not plan.kept
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed)
@@ -221,17 +222,17 @@ def test_a_kill_before_any_rename_leaves_the_manifest_in_force_whole(
     assert len(SampleStream(str(corpus.root / "shards"), "train")) == 7
 
 
-def filled(planned: Any, caption: Any) -> list[ShardPlan]:
+def filled(planned: Any, caption: Any) -> list[NewShard]:
     from dataclasses import replace
 
-    from uniavgen.shards.write.plan import clip_rows, sample_meta
+    from uniavgen.shards.write.changes import clip_rows, sample_meta
 
     metas = [sample_meta(row, caption).model_dump_json() for row in clip_rows(planned.clips)]
     return [replace(plan, metas=tuple(metas[sample.row] for sample in plan.samples)) for plan in planned.new]
 
 
 def test_a_tar_that_an_interrupted_run_finished_is_taken_and_leftovers_are_cleared(corpus: Corpus) -> None:
-    planned = plan_shards(corpus, kept_clips(corpus), ONE_TAR, caption=named)
+    planned = find_changes(corpus, kept_clips(corpus), ONE_TAR, caption=named)
     (corpus.root / "shards").mkdir()
     shard = write_shard(filled(planned, named)[0])
     entry = shard.entry
@@ -300,7 +301,7 @@ def test_tars_are_alike_in_bytes_and_in_the_mix_of_lengths() -> None:
     random = np.random.default_rng(0)
     seconds = random.choice([2.5, 4.0, 6.0, 9.0], 1000, p=[0.4, 0.3, 0.2, 0.1])
     samples = [
-        PlannedSample(f"{i:04d}", "train", i, float(length), int(length * random.uniform(60e3, 120e3)), "")
+        ShardSample(f"{i:04d}", "train", i, float(length), int(length * random.uniform(60e3, 120e3)), "")
         for i, length in enumerate(seconds)
     ]
     packs = pack(samples, ShardConfig(shard_mb=40))
@@ -327,7 +328,7 @@ def test_no_sample_is_lost_no_tar_is_empty_and_none_holds_too_many(
     sizes: list[tuple[int, float]], most: int, shard_mb: float
 ) -> None:
     samples = [
-        PlannedSample(f"{i:02d}", "train", i, length, size, "") for i, (size, length) in enumerate(sizes)
+        ShardSample(f"{i:02d}", "train", i, length, size, "") for i, (size, length) in enumerate(sizes)
     ]
     packs = pack(samples, ShardConfig(max_samples=most, shard_mb=shard_mb))
     assert sorted(sample.key for one in packs for sample in one) == [sample.key for sample in samples]

@@ -26,7 +26,7 @@ from uniavgen.ingest.records import (
     SourceRecord,
     SpokenWord,
 )
-from uniavgen.shards.corpus.deletion import bury
+from uniavgen.shards.corpus.deletion import add_tombstones
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.errors import UserError
@@ -171,7 +171,7 @@ def test_what_is_forgotten_while_it_is_measured_does_not_come_back(tmp_path: Pat
     ledger.media.begin("a", {row["clip_id"]: 1 for row in rows})
     paths = [media_of(corpus, row) for row in rows]
     Results(corpus.root).save("a", "probe", "k", PROBE)
-    bury(corpus.root, ["a"])
+    add_tombstones(corpus.root, ["a"])
     ledger.commit([a, record("b")])
     assert [row["uri"] for row in corpus.read("sources").to_pylist()] == ["/videos/b.mp4"]
     assert [row["error_type"] for row in corpus.read("failures").to_pylist()] == ["forgotten"]
@@ -283,7 +283,7 @@ def test_a_thousand_commits_leave_few_files(tmp_path: Path, monkeypatch: pytest.
     assert len(list((corpus.root / "failures").glob("*.parquet"))) == 7, (
         "who reads now finds what it began with"
     )
-    monkeypatch.setattr("uniavgen.shards.corpus.tables.DEAD_HOURS", 0)
+    monkeypatch.setattr("uniavgen.shards.corpus.tables.VACUUM_AFTER_HOURS", 0)
     corpus.append("failures", [{"uri": "6", "attempts": 1}])
     corpus.compact("failures", 1)
     assert len(list((corpus.root / "failures").glob("*.parquet"))) == 1

@@ -30,7 +30,7 @@ from uniavgen.ingest.models.face_embedding import (
 from uniavgen.shards.corpus.fingerprints import FREQUENCIES, MIRRORED
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
-from uniavgen.shards.weights import present, resolve
+from uniavgen.shards.weights import is_cached, resolve
 
 SPEAKING = ["closeup_english.mp4", "address_english_mpeg4.mp4", "russian_speech_hevc.mp4"]
 
@@ -384,7 +384,8 @@ def test_one_person_in_other_light_size_and_quality_is_one_by_the_default_bounds
 
 
 @pytest.mark.skipif(
-    not present("sface"), reason="SFace's weights are not in the cache (uniavgen doctor says how to get them)"
+    not is_cached("sface"),
+    reason="SFace's weights are not in the cache (uniavgen doctor says how to get them)",
 )
 def test_sface_tells_people_apart_too() -> None:
     alike = (lambda v: v @ v.T)(people_and_vectors(SFaceEncoder()))

@@ -20,10 +20,10 @@ from paths import ROOT
 
 from uniavgen.shards import weights
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.latents.cache import FOLDER, cache_folders
+from uniavgen.shards.latents.cache import LATENTS_FOLDER, cache_folders
 from uniavgen.shards.latents.verify import latent_checks, verify_sidecar
 from uniavgen.shards.read.stream import SampleStream
-from uniavgen.shards.write.plan import manifest_in_force
+from uniavgen.shards.tar.manifest import read_manifest
 from uniavgen.train.codec.config import CodecConfig
 from uniavgen.train.codec.registry import Codecs, load_codecs
 from uniavgen.train.config import CacheConfig, DataConfig
@@ -44,7 +44,7 @@ CONFIG = DataConfig(
 
 @pytest.fixture(scope="module")
 def codecs() -> Codecs:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     return load_codecs(CONFIG.codecs)
 
@@ -80,7 +80,7 @@ def test_the_summary_counts_what_was_made_and_why_clips_have_none(cached: tuple[
     assert (summary.shards, summary.samples, summary.made, summary.stood, summary.failed) == (3, 6, 3, 0, ())
     assert summary.passed_over == {"short-clip": 1, "damaged-sample": 1}
     assert summary.bytes == sum(path.stat().st_size for path in summary.folder.glob("*.tar"))
-    assert summary.folder == folder / FOLDER / summary.digest
+    assert summary.folder == folder / LATENTS_FOLDER / summary.digest
 
 
 def test_batches_are_those_of_the_same_windows_encoded_on_line(
@@ -110,11 +110,11 @@ def test_batches_are_those_of_the_same_windows_encoded_on_line(
 
 
 def usable(stream: SampleStream, position: int) -> bool:
-    return stream.name_at(position)[1] not in ("clip8", "clip9")
+    return stream.shard_and_key_at(position)[1] not in ("clip8", "clip9")
 
 
 def crop_of(stream: SampleStream, item: CachedWindow) -> batches.Crop:
-    sample = stream.sample_named(item.key)
+    sample = stream.sample_by_key(item.key)
     return batches.cut_windows(sample, [batches.fixed_windows(sample, CONFIG)[item.window]], CONFIG)[0]
 
 
@@ -126,7 +126,7 @@ def test_in_float32_they_are_equal_to_the_last_bit(tmp_path: Path, codecs: Codec
     windows, _ = find_latents(stream, config, codecs)
     assert windows is not None
     item = windows.take(0, batches.random_for(0, 0, 0))
-    sample = stream.sample_named("a")
+    sample = stream.sample_by_key("a")
     crop = batches.cut_windows(sample, [batches.fixed_windows(sample, config)[item.window]], config)[0]
     expected, found = batches.CropEncoder(config, codecs).encode([crop]), windows.batch_of([item])
     for name in ("video", "reference", "mel", "reference_mel", "face", "caption"):
@@ -245,12 +245,12 @@ def test_off_none_and_a_damaged_manifest_are_said(
         "latents are encoded on line: train.data.latents is off",
     )
     folder = copied(cached, tmp_path)
-    (manifest,) = folder.glob(f"{FOLDER}/*/manifest.json")
+    (manifest,) = folder.glob(f"{LATENTS_FOLDER}/*/manifest.json")
     manifest.write_text(manifest.read_text()[:100])
     windows, line = find_latents(SampleStream(str(folder)), CONFIG, codecs)
     assert windows is None
     assert "no cached latents; the manifest of the latents is damaged" in line
-    shutil.rmtree(folder / FOLDER)
+    shutil.rmtree(folder / LATENTS_FOLDER)
     with pytest.raises(UserError, match="there are no cached latents.*make them: uniavgen cache-latents"):
         find_latents(SampleStream(str(folder)), changed(latents="require"), codecs)
 
@@ -289,7 +289,7 @@ def test_appended_shards_are_added_and_what_stands_is_not_touched(
 
 def test_two_runs_give_the_same_bytes(cached: tuple[Path, CacheSummary], tmp_path: Path) -> None:
     folder = copied(cached, tmp_path)
-    shutil.rmtree(folder / FOLDER)
+    shutil.rmtree(folder / LATENTS_FOLDER)
     cache_latents(folder, CONFIG)
     assert {name: content for name, (content, _) in sidecars(folder).items()} == {
         name: content for name, (content, _) in sidecars(cached[0]).items()
@@ -300,7 +300,7 @@ def test_a_shard_that_is_not_what_was_written_costs_only_itself(
     cached: tuple[Path, CacheSummary], tmp_path: Path
 ) -> None:
     folder = copied(cached, tmp_path)
-    shutil.rmtree(folder / FOLDER)
+    shutil.rmtree(folder / LATENTS_FOLDER)
     tar = folder / "train-000001.tar"
     good = tar.read_bytes()
     tar.write_bytes(good[:700] + b"!" + good[701:])
@@ -318,7 +318,7 @@ def test_a_disk_that_fills_up_is_one_clear_line_and_what_was_finished_stays(
 ) -> None:
     """The system refuses files over 100 kB, as a full disk would: the val sidecar is smaller, those of train are not."""
     folder = copied(cached, tmp_path)
-    (small,) = folder.glob(f"{FOLDER}/*/val-000000.tar")
+    (small,) = folder.glob(f"{LATENTS_FOLDER}/*/val-000000.tar")
     assert small.stat().st_size < 100_000 < (small.parent / "train-000001.tar").stat().st_size
     for name in ("train-000001.tar", "train-000001.tar.index.npz"):
         (small.parent / name).unlink()
@@ -341,7 +341,7 @@ def test_damaged_latents_cost_their_sample_and_are_named(
     cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copied(cached, tmp_path)
-    (tar,) = folder.glob(f"{FOLDER}/*/train-000000.tar")
+    (tar,) = folder.glob(f"{LATENTS_FOLDER}/*/train-000000.tar")
     content = bytearray(tar.read_bytes())
     content[5000] ^= 8
     tar.write_bytes(content)
@@ -349,10 +349,10 @@ def test_damaged_latents_cost_their_sample_and_are_named(
     loader = batches.BatchLoader(stream, *rest)
     with caplog.at_level(logging.WARNING):
         keys = {key for step in range(8) for key in loader.load(step, range(4)).batch.keys}
-    assert set(stream.damage.damaged) == {"clip0"}
+    assert set(stream.error_budget.damaged) == {"clip0"}
     assert keys == {"clip1", "clip2", "clip3", "clip4"}
     assert "the latents of clip0 are not those that were written" in caplog.text
-    shards = {entry.name: entry for entry in manifest_in_force(folder).entries}  # type: ignore[union-attr]
+    shards = {entry.name: entry for entry in read_manifest(folder).entries}  # type: ignore[union-attr]
     checks, defects = latent_checks(folder, shards)
     assert defects == []
     found = {check.entry.name: verify_sidecar(check) for check in checks}
@@ -396,7 +396,9 @@ def test_killed_at_any_instant_the_next_run_ends_as_if_it_had_not_been(
 ) -> None:
     events = (4, 12, 20)
     for event in events:
-        shutil.copytree(cached[0], tmp_path / str(event) / "shards", ignore=shutil.ignore_patterns(FOLDER))
+        shutil.copytree(
+            cached[0], tmp_path / str(event) / "shards", ignore=shutil.ignore_patterns(LATENTS_FOLDER)
+        )
     command = [
         sys.executable,
         "-c",
@@ -428,7 +430,7 @@ def test_actors_on_ray_make_the_same_sidecars_and_say_what_they_lack(
     import ray
 
     folder = copied(cached, tmp_path)
-    shutil.rmtree(folder / FOLDER)
+    shutil.rmtree(folder / LATENTS_FOLDER)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         found = cache_latents(folder, changed(cached=CacheConfig(windows=3, workers=2)))

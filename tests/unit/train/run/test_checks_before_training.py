@@ -12,7 +12,7 @@ from made_emilia import Spoken, write_spoken
 from made_runs import small_plan
 from made_samples import make_sample, write_shards
 
-from uniavgen.shards.emilia.sample import EmiliaConfig
+from uniavgen.shards.config import EmiliaConfig
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.tar.index import index_name
 from uniavgen.train.checkpoint.run_folder import RunFolder

@@ -193,7 +193,7 @@ def test_umt5_loads_from_a_folder_in_diffusers_layout(tmp_path) -> None:
 def test_minilm_features_have_their_width_and_do_not_depend_on_neighbours() -> None:
     from uniavgen.shards import weights
 
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     encoder = load_codecs(CodecConfig()).caption
     assert encoder is not None

@@ -11,7 +11,7 @@ from made_emilia import Spoken, members_of, write_emilia, write_spoken
 from made_runs import SMALL_DATA, Run, small_plan, train_together
 from pydantic import ValidationError
 
-from uniavgen.shards.emilia.sample import EmiliaConfig
+from uniavgen.shards.config import EmiliaConfig
 from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import StageConfig
@@ -125,7 +125,7 @@ def test_damage_is_replaced_and_counted(tmp_path: Path) -> None:
     loaded = loader.load(0, (0, 1, 2))
     assert "EN_B00000_S00009_W000000" not in loaded.batch.keys
     assert loaded.counts["damaged"] >= 1
-    assert list(stream.damage.damaged) == ["EN_B00000_S00009_W000000"]
+    assert list(stream.error_budget.damaged) == ["EN_B00000_S00009_W000000"]
 
 
 def test_a_stage_with_pictures_refuses_audio_shards(tar: Path) -> None:

@@ -81,7 +81,7 @@ def test_no_weight_is_left_out_or_stands_twice(exported: Path) -> None:
 
 
 def test_an_export_samples_the_same_bits_as_its_run(run_dir: Path, exported: Path) -> None:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     one, other = (
         generate(folder, "joint", make_sample("a", 30), SamplerConfig(steps=2))

@@ -42,7 +42,7 @@ def test_a_fixed_objective_puts_every_sample_at_one_time_and_keeps_all_text(time
 
 @pytest.mark.slow
 def test_a_run_tells_where_it_stands(tmp_path: Path) -> None:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     samples = [make_sample(f"clip{number}", 24, seed=number) for number in range(4)]
     shards = write_shards(tmp_path / "shards", samples[:2])

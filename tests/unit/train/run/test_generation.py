@@ -32,7 +32,7 @@ TWO_STEPS = SamplerConfig(steps=2)
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     from uniavgen.train.model.dual_branch import DualBranch
 

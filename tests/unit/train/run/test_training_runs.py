@@ -57,7 +57,7 @@ MOVED = {
 
 @pytest.fixture(scope="module", autouse=True)
 def captions() -> None:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
 
 

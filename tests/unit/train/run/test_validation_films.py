@@ -32,7 +32,7 @@ def test_a_sheet_holds_the_first_and_the_last_picture(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_task_leaves_films_with_and_without_guidance(tmp_path: Path) -> None:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     from uniavgen.train.model.dual_branch import DualBranch
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from uniavgen.shards import weights
 from uniavgen.shards.buckets import WindowBuckets, WindowShape
-from uniavgen.shards.read.sampler import SampleOrder
+from uniavgen.shards.read.sampler import BucketSampler
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import DataConfig, StageConfig, TrainConfig
@@ -87,11 +87,11 @@ def test_with_batches_of_any_sizes_no_sample_is_lost_or_favoured(
 ) -> None:
     bucket = np.repeat(np.arange(len(sizes)), sizes)
     own = [batch * times for times in many]
-    order = SampleOrder(bucket, sizes=own, seed=seed)
+    order = BucketSampler(bucket, sizes=own, seed=seed)
     rows: dict[int, list[int]] = {name: [] for name in range(len(sizes))}
     for step in range(40):
         name, first = order.bucket_at(step * order.batch), step * order.batch
-        assert order.size_at(first) == own[name]
+        assert order.batch_size_at(first) == own[name]
         taken = [order.sample_at(first + lane) for lane in range(own[name])]
         assert {bucket[sample] for sample in taken} == {name}
         rows[name] += taken
@@ -128,7 +128,7 @@ def test_workers_share_every_batch_and_have_as_many_micro_steps_at_each(shards: 
         own = [places_at(step, stream, STAGE, world, rank, 1) for rank in range(world)]
         assert {len(micros) for micros in own} == {STAGE.batch // world}
         assert sorted(place for micros in own for places in micros for place in places) == list(
-            range(stream.order.size_at(step * stream.order.batch))
+            range(stream.sampler.batch_size_at(step * stream.sampler.batch))
         )
         assert len({len(places) for micros in own for places in micros}) == 1
 
@@ -141,8 +141,8 @@ def test_a_batch_is_of_the_shape_of_its_step_however_it_is_divided(shards: Path)
     loader = BatchLoader(stream, DATA, codecs, feed.batch, feed.windows, feed.other)
     lengths, passed_over = Counter[int](), 0
     for step in range(12):
-        bucket = stream.order.bucket_at(step * loader.batch)
-        size = stream.order.size_at(step * loader.batch)
+        bucket = stream.sampler.bucket_at(step * loader.batch)
+        size = stream.sampler.batch_size_at(step * loader.batch)
         loaded = loader.load(step, range(size))
         halves = [
             key
@@ -161,21 +161,23 @@ def test_a_batch_is_of_the_shape_of_its_step_however_it_is_divided(shards: Path)
 def test_a_stream_of_windows_is_resumed_from_its_state(shards: Path) -> None:
     stream = opened(shards)
     resumed, position = SampleStream.resume(
-        str(shards), json.loads(json.dumps(stream.state(5 * stream.order.batch)))
+        str(shards), json.loads(json.dumps(stream.state(5 * stream.sampler.batch)))
     )
-    assert (resumed.buckets, resumed.order.batch, position) == (
+    assert (resumed.buckets, resumed.sampler.batch, position) == (
         stream.buckets,
-        stream.order.batch,
-        5 * stream.order.batch,
+        stream.sampler.batch,
+        5 * stream.sampler.batch,
     )
     for at in range(position, position + 60):
-        if at % stream.order.batch < stream.order.size_at(at):
-            assert resumed.name_at(at) == stream.name_at(at)
+        if at % stream.sampler.batch < stream.sampler.batch_size_at(at):
+            assert resumed.shard_and_key_at(at) == stream.shard_and_key_at(at)
     read = [sample.key for _, sample in zip(range(9), (s for _, s in resumed.read(position)), strict=False)]
     whole = (
-        at for at in range(position, position + 60) if at % stream.order.batch < stream.order.size_at(at)
+        at
+        for at in range(position, position + 60)
+        if at % stream.sampler.batch < stream.sampler.batch_size_at(at)
     )
-    assert read == [stream.name_at(at)[1] for at, _ in zip(whole, range(9), strict=False)]
+    assert read == [stream.shard_and_key_at(at)[1] for at, _ in zip(whole, range(9), strict=False)]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_the_shortest_window_must_be_longer_than_the_interactions(window: int, f
 
 @pytest.mark.slow
 def test_two_workers_train_on_the_batches_that_one_would_see(shards: Path, tmp_path: Path) -> None:
-    if not weights.present("minilm"):
+    if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     square, wide = WindowShape(frames=13, height=192, width=192), WindowShape(frames=13, height=32, width=64)
     data = DATA.model_copy(
@@ -233,7 +235,8 @@ def test_two_workers_train_on_the_batches_that_one_would_see(shards: Path, tmp_p
             told = json.loads(line)
             seen.setdefault(told["step"], {}).update(told["keys"])
     batches = [
-        loader.load(step, range(stream.order.size_at(step * feed.batch))).batch.keys for step in range(4)
+        loader.load(step, range(stream.sampler.batch_size_at(step * feed.batch))).batch.keys
+        for step in range(4)
     ]
     assert [
         [seen[step][str(place)] for place in range(len(batch))] for step, batch in enumerate(batches)

@@ -5,11 +5,15 @@ In: the span of a tar that holds one sample. Out: its members by extension.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import tarfile
+from pathlib import Path
+from typing import Any
 
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.tar.index import ShardIndex
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")
 _RUNNABLE = {"pkl", "pickle", "pyd", "pyc", "pt", "pth", "ckpt", "joblib", "dill"}
@@ -59,3 +63,16 @@ def read_members(span: bytes, key: str, where: object = "") -> dict[str, bytes]:
             f"sample {key} cannot be read: {error}", where=where, kind="damaged-sample"
         ) from error
     return members
+
+
+def size_and_digest(path: Path) -> tuple[int, str]:
+    """Bytes of a file, and their SHA-256."""
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_span(file: Any, index: ShardIndex, place: int) -> bytes:
+    """The bytes of one sample of an open tar."""
+    file.seek(int(index.offset[place]))
+    data: bytes = file.read(int(index.length[place]))
+    return data

@@ -74,19 +74,6 @@ def put_in_place(folder: Path, part: TarPart, entry: Any) -> None:
     replace_file(index, ShardIndex.of(part.spans, asdict(entry)).to_bytes())
 
 
-def size_and_digest(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and their SHA-256."""
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_span(file: Any, index: ShardIndex, place: int) -> bytes:
-    """The bytes of one sample of an open tar."""
-    file.seek(int(index.offset[place]))
-    data: bytes = file.read(int(index.length[place]))
-    return data
-
-
 def _digests(file: Any, spans: Sequence[SampleSpan]) -> tuple[str, list[SampleSpan]]:
     """One pass over what stands in the file: its SHA-256, and the spans with the CRC-32 of their bytes."""
     file.seek(0)
