@@ -28,9 +28,9 @@ def tombstone(identity: str) -> str:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """Who was forgotten. `erasures` counts how often: part of the corpus's version, since rewritten tables count anew."""
+    """Who was forgotten. `deletions` counts how often: part of the corpus's version, since rewritten tables count anew."""
 
-    erasures: int = 0
+    deletions: int = 0
     names: frozenset[str] = frozenset()
 
     def contains(self, identity: str) -> bool:
@@ -57,7 +57,7 @@ def add_tombstones(root: Path, identities: Iterable[str]) -> None:
     known = read_tombstones(root)
     names = sorted(known.names | {tombstone(identity) for identity in identities})
     part = root / f".{TOMBSTONES}.part"
-    part.write_text(json.dumps({"erasures": known.erasures + 1, "names": names}, indent=0) + "\n")
+    part.write_text(json.dumps({"erasures": known.deletions + 1, "names": names}, indent=0) + "\n")
     os.replace(part, root / TOMBSTONES)
 
 
