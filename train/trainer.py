@@ -31,6 +31,7 @@ from uniavgen.train.checkpoint.resume import (
     settings_that_matter,
 )
 from uniavgen.train.checkpoint.run_folder import RunFolder, hand_over, restored, under
+from uniavgen.train.checkpoint.saving import save_checkpoint
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import StageConfig, TrainConfig, face_for, lr_at
 from uniavgen.train.data.batches import BatchLoader, Loaded, prefetched
@@ -46,7 +47,6 @@ from uniavgen.train.engine.deepspeed_engine import (
     from_all,
     full_weights,
     release,
-    save_state,
 )
 from uniavgen.train.engine.ema import WeightAverage
 from uniavgen.train.model.dual_branch import DualBranch
@@ -325,7 +325,7 @@ class StageTrainer:
             state["average_updates"] = self.average.updates
             whole = self.average.whole()
             tensors |= {AVERAGE_FILE: whole} if whole else {}
-        save_state(self.engine, self.folder, step, state, self.config.checkpoint, tensors)
+        save_checkpoint(self.engine, self.folder, step, state, self.config.checkpoint, tensors)
 
     def finish(self) -> Outcome:
         """Write the stage's weights and mark it done."""

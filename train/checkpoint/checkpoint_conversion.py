@@ -1,6 +1,6 @@
 """A checkpoint for another number of workers, ZeRO stage or dtype: through DeepSpeed's universal form and back.
 
-In: DeepSpeed's state of every worker, as `train.engine.save_state` leaves it. Out: a folder with one file per weight and
+In: DeepSpeed's state of every worker, as `save_checkpoint` leaves it. Out: a folder with one file per weight and
 moment (`zero/<name>/{fp32,exp_avg,exp_avg_sq,step}.pt`), which an engine of any layout loads. DeepSpeed's own tool makes the
 folder from ZeRO 1-3 and bf16, but what it leaves beside the tensors is read by the same family only (ZeRO 1-2, or 3), and
 it knows nothing of plain fp32 training without ZeRO: both gaps are closed here.
@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.saving import STATE_TAG
 from uniavgen.train.config import TrainConfig
-from uniavgen.train.engine.deepspeed_engine import STATE_TAG, is_plain
+from uniavgen.train.engine.deepspeed_engine import is_plain
 
 log = logging.getLogger(__name__)
 

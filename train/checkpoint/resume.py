@@ -20,8 +20,9 @@ from torch import Tensor
 from uniavgen.shards.errors import UserError
 from uniavgen.train.checkpoint.checkpoint_conversion import Layout, convert, load_plain
 from uniavgen.train.checkpoint.run_folder import ABSENT, MANIFEST, STATE, RunFolder, changed_fields, differing
+from uniavgen.train.checkpoint.saving import load_checkpoint
 from uniavgen.train.config import StageConfig, TrainConfig
-from uniavgen.train.engine.deepspeed_engine import from_all, load_state
+from uniavgen.train.engine.deepspeed_engine import from_all
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Resumption:
         if self.converted and self.state["now"].plain:
             load_plain(engine, self.path)
         else:
-            load_state(engine, self.path)
+            load_checkpoint(engine, self.path)
         restore_random(self.checkpoint)
         dist.barrier()
         if self.converted and dist.get_rank() == 0:

@@ -1,31 +1,19 @@
-"""DeepSpeed: the file it reads, its engine around a model, its state on disk, and whole weights out of its shards."""
+"""DeepSpeed: the file it reads, its engine around a model, and whole weights out of its shards."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.checkpoint.hashed_files import write_hashed
-from uniavgen.train.checkpoint.run_folder import RunFolder, digest, write_tensors
-from uniavgen.train.config import CheckpointConfig, StageConfig, TrainConfig
+from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.engine.deepspeed_compat import set_environment
-
-STATE_TAG = "state"
-"""Folder of DeepSpeed's own files within a checkpoint."""
-WRITERS = 3
-"""Files of a checkpoint that one worker writes at once: the first one has weights, optimizer and random state."""
 
 
 def is_plain(zero_stage: int, dtype: str) -> bool:
@@ -209,71 +197,6 @@ def set_master(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)
 
 
-def save_state(
-    engine: Any,
-    folder: RunFolder,
-    step: int,
-    state: Mapping[str, Any],
-    keep: CheckpointConfig,
-    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> None:
-    """Write a checkpoint that appears whole or not at all. All workers call this. Raises UserError where the disk refuses.
-
-    `tensors`: safetensors files to stand beside DeepSpeed's, by name; each worker gives those that it is to write.
-    """
-    first = dist.get_rank() == 0
-    together(lambda: folder.begin(step) if first else None, folder, step)
-    found = together(lambda: write_state(engine, folder.part(step), tensors or {}), folder, step)
-    files = {name: known for worker in found for name, known in worker.items()}
-    together(lambda: folder.commit(step, state, files, keep) if first else None, folder, step)
-
-
-def write_state(engine: Any, part: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-    """Write this worker's files of a checkpoint, several at once: their digests, by their paths within `part`, once they are
-    on the disk. All workers call this. Raises OSError or SafetensorError where the disk refuses."""
-    written: dict[str, Future[str]] = {}
-    with ThreadPoolExecutor(WRITERS, thread_name_prefix="checkpoint") as pool:
-
-        def begin_file(state_dict: Any, path: str) -> None:
-            # nothing changes the state before all is written
-            name, write = str(Path(path).relative_to(part)), partial(torch.save, state_dict)
-            written[name] = pool.submit(write_hashed, Path(path), write)
-
-        def finish_tensors(name: str) -> str:
-            write_tensors(part / name, tensors[name])
-            return digest(part / name)
-
-        written |= {name: pool.submit(finish_tensors, name) for name in tensors}
-        # DeepSpeed's own writes one file after the other, and tells no digest
-        engine.checkpoint_engine.save = begin_file
-        engine.save_checkpoint(str(part), tag=STATE_TAG, save_latest=False)
-    return {name: known.result() for name, known in written.items()}
-
-
-def together(action: Callable[[], Any], folder: RunFolder, step: int) -> list[Any]:
-    """What the action gave on every worker, in the order of their ranks. All workers call this.
-
-    Raises UserError on all of them where checkpoint `step` cannot be written on one.
-    """
-    given, failed = None, None
-    try:
-        given = action()
-    except UserError as error:
-        failed = error
-    except (OSError, SafetensorError) as error:
-        failed = UserError(
-            f"checkpoint {step} cannot be written: {getattr(error, 'strerror', None) or error}",
-            where=folder.checkpoints,
-            hint="free space and run the same command again: it goes on from the checkpoint before",
-            kind="save-failed",
-        )
-    told = from_all((given, failed))
-    for _, failure in told:
-        if failure is not None:
-            raise failure
-    return [worker for worker, _ in told]
-
-
 def from_all(value: Any) -> list[Any]:
     """What every worker gave, in the order of their ranks. All workers call this."""
     found: list[Any] = [None] * dist.get_world_size()
@@ -293,22 +216,6 @@ def agree_on(what: str, own: Any) -> None:
             f"worker {others[0]} sees other {what} than worker 0",
             hint="put them where all nodes see the same",
             kind="not-shared",
-        )
-
-
-def load_state(engine: Any, path: Path) -> None:
-    """Restore model, optimizer and counters from a checkpoint's folder. Raises UserError where it cannot be read."""
-    try:
-        loaded, _ = engine.load_checkpoint(str(path), tag=STATE_TAG)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError) as error:
-        loaded, reason = None, (str(error).strip().splitlines() or [type(error).__name__])[0]
-    else:
-        reason = "files are missing"
-    if loaded is None:
-        raise UserError(
-            f"the checkpoint cannot be read: {reason}",
-            where=path,
-            hint=f"delete {path} to go on from the one before",
         )
 
 

@@ -17,10 +17,10 @@ from in_memory import Clocks, InMemory, plan
 
 from uniavgen.orchestration.config import load_config
 from uniavgen.orchestration.planning.training_plan import gpu_named, stage_cost
-from uniavgen.train.checkpoint.hashed_files import write_hashed
+from uniavgen.train.checkpoint import saving
 from uniavgen.train.checkpoint.run_folder import RunFolder, digest
+from uniavgen.train.checkpoint.saving import write_hashed
 from uniavgen.train.config import DataConfig
-from uniavgen.train.engine import deepspeed_engine
 from uniavgen.train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
 from uniavgen.train.planning import stage_parameters
 from uniavgen.train.trainer import Job, StageTrainer
@@ -79,7 +79,7 @@ def timed_saves(runner: StageTrainer, plain: Path, times: int) -> dict[str, floa
     clocks = Clocks()
     runner.train_step(0, runner.batches([0]))
     parts = {
-        "files": (deepspeed_engine, "write_state"),
+        "files": (saving, "write_rank_files"),
         "commit": (runner.folder, "commit"),
         "save": (runner, "save"),
     }

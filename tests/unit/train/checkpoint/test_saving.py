@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniavgen.train.checkpoint import hashed_files
-from uniavgen.train.checkpoint.hashed_files import HashedFile, write_hashed
+from uniavgen.train.checkpoint import saving
 from uniavgen.train.checkpoint.run_folder import digest
+from uniavgen.train.checkpoint.saving import HashedFile, write_hashed
 
 
 @given(pieces=st.lists(st.binary(max_size=300)), small=st.integers(0, 50), piece=st.integers(1, 100))
@@ -24,8 +24,8 @@ def test_whatever_is_written_in_whatever_pieces_stands_there_under_its_digest(
 ) -> None:
     """Sizes at which bytes are handed to the other thread, or split, make no difference."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(hashed_files, "SMALL", small)
-        patch.setattr(hashed_files, "PIECE", piece)
+        patch.setattr(saving, "SMALL_BYTES", small)
+        patch.setattr(saving, "CHUNK_BYTES", piece)
         path = Path(folder) / "file"
         told = write_hashed(path, lambda file: [file.write(part) for part in pieces])
         assert path.read_bytes() == b"".join(pieces)
