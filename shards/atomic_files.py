@@ -1,4 +1,4 @@
-"""Small files that are either the old ones or the new ones, never half; and a lock on a folder that dies with its holder."""
+"""Atomic file replacement and an advisory lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uniavgen.shards.errors import UserError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file by rename; one that holds this content already is left as it is. Several processes may do so at once."""
+    """Replace a file by rename, unless it already has this content. Safe with several writers at once."""
     if path.is_file() and path.read_bytes() == content:
         return
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
@@ -26,7 +26,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(path: Path, busy: str, hint: str = "wait until it is done") -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when a process dies. Raises UserError saying `busy` where it is held."""
+    """Hold a lock file, which the system releases if the process dies.
+
+    Raises UserError with the text `busy` if another process holds it.
+    """
     from filelock import FileLock, Timeout
 
     try:

@@ -1,7 +1,7 @@
-"""Buckets of samples that are alike in length and in shape of picture: shards are mixed from them, batches drawn from one.
+"""Buckets of samples with similar length and aspect ratio.
 
-In: seconds and picture sizes of samples. Out: a bucket's number for each. `Buckets` divides at bounds; `WindowBuckets` gives
-each sample the window, of a few, that fits it best.
+Every shard holds its share of each bucket, and a batch is drawn from one bucket. `Buckets` divides at bounds;
+`WindowBuckets` assigns each sample the best fitting one of several training windows.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ if TYPE_CHECKING:
 
 
 ASPECT_STEP = 0.1
-"""Windows whose aspects are within this share of each other serve a clip alike (our choice): a tenth is cropped unseen."""
+"""Windows whose aspect ratios differ by less than this share fit a clip equally well. Heuristic: a crop of a
+tenth is hardly visible."""
 
 
 class Buckets(BaseModel):
-    """Upper bounds of the buckets; what lies over the last bound is a bucket of its own, so no sample is without one."""
+    """Upper bounds of the buckets. Samples above the last bound form one more bucket."""
 
     model_config = ConfigDict(extra="forbid")
     seconds: tuple[float, ...] = Field(
         default=(3.0, 5.0, 7.0),
-        description="bounds between lengths, s (our choice: quarters of the 2 to 10 s that clips last)",
+        description="bounds between lengths in s (heuristic: quarters of the clips' 2 to 10 s)",
     )
     aspects: tuple[float, ...] = Field(
         default=(),
-        description="bounds between widths over heights, for example [0.8, 1.25]: portrait, square, landscape",
+        description="bounds between aspect ratios (width / height), for example [0.8, 1.25] for portrait, "
+        "square and landscape",
     )
 
     @field_validator("seconds", "aspects")
     @classmethod
-    def _rise(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_rising(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
         if any(second <= first for first, second in pairwise(bounds)):
             raise ValueError(f"bounds must rise, got {list(bounds)}")
         return bounds
 
     def of(self, seconds: np.ndarray, width_px: np.ndarray, height_px: np.ndarray) -> np.ndarray:
-        """Bucket numbers int64 [n], from lengths and picture sizes, each [n]; a bound belongs to the bucket below it."""
+        """Bucket numbers int64 [n] from lengths and frame sizes, each [n]. A bound belongs to the bucket
+        below it.
+        """
         import numpy as np
 
         length = np.searchsorted(np.array(self.seconds), seconds, side="left")
@@ -51,7 +55,7 @@ class Buckets(BaseModel):
 
 
 class WindowShape(BaseModel):
-    """A window that training takes of a sample: pixel frames at 16 fps, height and width in px."""
+    """Size of the window that training cuts from a sample: pixel frames at 16 fps, height and width in px."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     frames: int = Field(gt=1, description="pixel frames at 16 fps, 4n + 1")
@@ -60,15 +64,21 @@ class WindowShape(BaseModel):
 
 
 class WindowBuckets(BaseModel):
-    """One bucket per window shape; `batches` are the samples of a batch of each, all the stream's `batch` where it is empty."""
+    """One bucket per window shape. `batches` are batch sizes by bucket; if empty, all have the stream's
+    `batch`.
+    """
 
     model_config = ConfigDict(extra="forbid")
     shapes: tuple[WindowShape, ...] = Field(min_length=1)
     batches: tuple[int, ...] = ()
 
     def of(self, seconds: np.ndarray, width_px: np.ndarray, height_px: np.ndarray) -> np.ndarray:
-        """Bucket numbers int64 [n]: of the windows that a clip is long enough for, the nearest in aspect, of those the longest,
-        of those the largest. A clip too short for all gets the shortest, where it is passed over and counted."""
+        """Bucket numbers int64 [n] from lengths and frame sizes, each [n].
+
+        Of the windows that a clip is long enough for: the nearest in aspect ratio, of those the longest, of
+        those the largest. A clip too short for all of them gets the shortest window, where training skips and
+        counts it.
+        """
         import numpy as np
 
         frames = np.array([shape.frames for shape in self.shapes])

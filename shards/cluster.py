@@ -1,4 +1,4 @@
-"""Start Ray or join it: one place that chooses the cluster and the environment of its workers."""
+"""Start Ray or join it, with one environment for all workers, and run a function over many items."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def ray_running() -> Iterator[None]:
 
 
 def enter_current_folder() -> None:
-    """Go to the driver's folder in each new worker of a local Ray, so that relative paths keep their meaning."""
+    """Go to the driver's folder in each new worker of a local Ray, so that relative paths keep their
+    meaning.
+    """
     with contextlib.suppress(OSError, KeyError):
         os.chdir(os.environ[CURRENT_FOLDER])
 
@@ -93,11 +95,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 START_RAY_BYTES = 256e6
-"""Starting Ray takes as long as reading or writing about this much."""
+"""Starting Ray takes about as long as reading or writing this many bytes."""
 
 
 def worth_ray(items: int, total_bytes: float) -> bool:
-    """Whether tasks pay: several items, and enough work for starting Ray unless it runs already."""
+    """True if Ray tasks save time: several items, and Ray is running or the work outweighs starting it."""
     if items <= 1:
         return False
     import ray
@@ -108,9 +110,10 @@ def worth_ray(items: int, total_bytes: float) -> bool:
 def map_unordered(
     function: Callable[[Item], Result], items: Iterable[Item], *, on_ray: bool
 ) -> Iterator[Result]:
-    """`function` of every item, in the order in which they get done; items are made only when they can start soon.
+    """Yield `function(item)` of every item as results become ready, in this process or as Ray tasks.
 
-    A UserError or OSError of a task is raised here as it is; what has not started then never does.
+    Items are taken from the iterator only shortly before they start. A UserError or OSError of a task is
+    raised unchanged, and tasks that have not started are cancelled.
     """
     if not on_ray:
         yield from map(function, items)

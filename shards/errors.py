@@ -1,4 +1,4 @@
-"""The one error that is meant for people: what is wrong, where, and what to do about it."""
+"""The error that users see: what is wrong, where, and a hint what to do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input or environment, told in one line.
+    """Bad input or environment, printed as one line.
 
-    The command line prints it and exits with 1; inside ingest it becomes a failure row.
-    `kind` is a short stable slug (`no-audio`, `decode-failed`) for tables and tests.
+    The command line prints it and exits with 1. Ingest turns it into a failure row. `kind` is a short stable
+    slug (`no-audio`, `decode-failed`) for tables and tests.
     """
 
     def __init__(self, what: str, *, where: object = "", hint: str = "", kind: str = "") -> None:
@@ -28,16 +28,16 @@ class UserError(Exception):
         return " ".join(text.split())
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keyword-only arguments do not survive the default pickling between Ray processes."""
+        """The default pickling between Ray processes loses keyword-only arguments."""
         return _rebuild, (type(self), self.what, {"where": self.where, "hint": self.hint, "kind": self.kind})
 
 
 class UsageError(UserError):
-    """The command was typed wrongly (an unknown setting, a value of the wrong type): exit code 2."""
+    """Wrong usage of a command, such as an unknown setting or a value of the wrong type: exit code 2."""
 
 
 class Stopped(UserError):
-    """The command was asked to stop and did, with everything saved. `code`: the exit code, 128 and the signal's number."""
+    """The command stopped on request, with everything saved. `code` is the exit code: 128 + signal number."""
 
     def __init__(
         self, what: str, *, where: object = "", hint: str = "", kind: str = "stopped", code: int = 130

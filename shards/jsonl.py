@@ -1,6 +1,7 @@
-"""Files of JSON lines that one process appends to while others read: on from where they stood, and past what is damaged.
+"""JSON lines files that one process appends to while others read.
 
-A disk that is full, or a machine that stops, may leave half a line: the next one begins anew, and readers pass over the half.
+A full disk or a killed process can leave half a line. The next row then starts on a new line, and readers
+skip the damaged one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that were read, the byte behind the last, and how many lines before it were none."""
+    """Rows of a file, the byte offset after the last one, and the number of damaged lines before it."""
 
     rows: list[dict[str, Any]]
     end: int
@@ -23,7 +24,7 @@ class Rows:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line. Raises OSError where the disk does not take it."""
+    """Append one line. Raises OSError if it cannot be written."""
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -33,7 +34,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path, start: int = 0, most: int | None = None) -> Rows:
-    """Rows of the whole lines that follow byte `start`, `most` lines at most; none where there is no file."""
+    """Read the complete lines after byte `start`, at most `most` of them. A missing file has no rows."""
     rows: list[dict[str, Any]] = []
     end, damaged, lines = start, 0, 0
     if not path.is_file():
@@ -42,7 +43,7 @@ def read_rows(path: Path, start: int = 0, most: int | None = None) -> Rows:
         file.seek(start)
         while most is None or lines < most:
             line = file.readline()
-            if not line.endswith(b"\n"):  # the end, or a line that is being written
+            if not line.endswith(b"\n"):  # end of file, or a line that is still being written
                 break
             end, lines = end + len(line), lines + 1
             try:

@@ -1,8 +1,7 @@
-"""The training sample: the contract between those who make the corpus and those who train on it.
+"""The training sample: the contract between the data engine and the trainer.
 
-In a shard a sample is four members that share the key `clip_id`: `.mp4` (16 fps picture, no sound), `.flac` (24 kHz
-mono), `.face.npz` (per-frame face oval, box and score, resolution-free) and `.json` (`SampleMeta`). A fifth,
-`.latent.npz`, holds cached latents where they were computed. Nothing is pickled.
+In a shard, a sample is four members with the key `clip_id`: `.mp4` (16 fps video without audio), `.flac` (24
+kHz mono audio), `.face.npz` (`FaceTrack`) and `.json` (`SampleMeta`). Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Word(BaseModel):
 
 
 class SampleMeta(BaseModel):
-    """What a sample's `.json` says. Versions name the code and models that measured it."""
+    """The `.json` member of a sample. `versions` are those of the steps and models that measured the clip."""
 
     model_config = ConfigDict(extra="forbid")
     schema_version: int = SCHEMA_VERSION
@@ -58,10 +57,10 @@ class SampleMeta(BaseModel):
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """Where the speaking face is in each pixel frame, in fractions of the picture's width and height.
+    """Position of the speaking face in each pixel frame, in fractions of the frame's width and height.
 
     `oval` float32 [F, P, 2] (x, y of the outline), `box` float32 [F, 4] (x0, y0, x1, y1), `score` float32 [F]
-    (0 where no face was found; its oval is then all zero).
+    (0 if no face was detected; its oval is then all zero).
     """
 
     oval: np.ndarray
@@ -85,7 +84,7 @@ class FaceTrack:
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded-on-demand sample: media stay encoded until a reader asks for frames or sound."""
+    """One sample with encoded media: `decode_video` and `decode_audio` decode them on demand."""
 
     meta: SampleMeta
     video: bytes
@@ -106,7 +105,7 @@ class Sample:
 
 
 def to_members(sample: Sample) -> dict[str, bytes]:
-    """The sample as webdataset members, in the order in which they stand in the tar."""
+    """The sample as webdataset members by extension, in tar order."""
     return {
         "mp4": sample.video,
         "flac": sample.audio,
@@ -116,7 +115,7 @@ def to_members(sample: Sample) -> dict[str, bytes]:
 
 
 def from_members(members: dict[str, Any]) -> Sample:
-    """The inverse of `to_members`. Raises UserError naming the sample and what is missing or damaged."""
+    """The inverse of `to_members`. Raises UserError that names the sample and what is missing or damaged."""
     key = str(members.get("__key__", "?"))
     missing = [name for name in REQUIRED_MEMBERS if name not in members]
     if missing:
@@ -146,9 +145,9 @@ def from_members(members: dict[str, Any]) -> Sample:
 
 
 def decode_video(data: bytes, indices: Collection[int] | None = None) -> np.ndarray:
-    """Frames of an encoded video in order of time: uint8 [F, H, W, 3] in RGB; with `indices`, only those.
+    """Decode a video to uint8 [F, H, W, 3] RGB frames in time order; with `indices`, only those frames.
 
-    Raises UserError where a wanted frame is not there.
+    Raises UserError if a frame is missing.
     """
     import av
     import numpy as np
@@ -163,13 +162,13 @@ def decode_video(data: bytes, indices: Collection[int] | None = None) -> np.ndar
                 frames.append(frame.to_ndarray(format="rgb24"))
     if not frames or (wanted is not None and len(frames) < len(wanted)):
         raise UserError(
-            f"the video gives {len(frames)} of {len(wanted or [0])} frames", kind="damaged-sample"
+            f"only {len(frames)} of {len(wanted or [0])} video frames can be decoded", kind="damaged-sample"
         )
     return np.stack(frames)
 
 
 def frame_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded video in pixels. Raises UserError where it cannot be opened."""
+    """(width, height) of an encoded video in pixels. Raises UserError if it cannot be opened."""
     import av
 
     try:
@@ -181,22 +180,24 @@ def frame_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_audio(data: bytes) -> np.ndarray:
-    """The sound of a FLAC member: float32 [n] in -1..1 at 24 kHz mono. Raises UserError at another rate."""
+    """Decode a FLAC member to float32 [n] in -1..1 at 24 kHz mono. Raises UserError for another
+    sample rate.
+    """
     import soundfile
 
     waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     if rate != SAMPLE_RATE:
-        raise UserError(f"sound is at {rate} Hz, samples hold {SAMPLE_RATE} Hz", kind="damaged-sample")
+        raise UserError(f"the audio has {rate} Hz, samples have {SAMPLE_RATE} Hz", kind="damaged-sample")
     return waveform.mean(axis=1)
 
 
 def rasterise_oval(
     oval: np.ndarray, score: np.ndarray, height: int, width: int, *, supersample: int = 8
 ) -> np.ndarray:
-    """Face masks on a token grid: float32 [F, height, width], each cell the share of its area inside the oval.
+    """Face masks on a token grid: float32 [F, height, width], the share of each cell's area inside the oval.
 
-    `oval` [F, P, 2] and `score` [F] are a FaceTrack's; frames with score 0 give an empty mask. Area is measured on a
-    grid `supersample` times finer (our choice: 1/64 of a cell).
+    `oval` [F, P, 2] and `score` [F] are those of a FaceTrack; frames with score 0 have an empty mask. The
+    area is measured on a grid `supersample` times finer (8 resolves 1/64 of a cell).
     """
     import cv2
     import numpy as np
@@ -207,7 +208,7 @@ def rasterise_oval(
         if score[frame] <= 0:
             continue
         fine[:] = 0
-        # a point at fraction x lies at pixel x * n - 1/2, since pixel centres are at half-integers
+        # fraction x is pixel coordinate x * n - 1/2, because pixel centres are at half-integers
         points = oval[frame] * [width * supersample, height * supersample] - 0.5
         cv2.fillPoly(fine, [np.round(points * 16).astype(np.int32)], 1, shift=4)
         masks[frame] = fine.reshape(height, supersample, width, supersample).mean(axis=(1, 3))

@@ -1,6 +1,7 @@
-"""Where shards stand, a local folder or any fsspec URL; a store that fails is asked again.
+"""Read and write files of one folder, local or at any fsspec URL, with retries.
 
-In: a folder's path or URL, names of files in it. Out: their bytes, or spans of them; and files put there or removed.
+The retry loop is our own: `tenacity` 9.2 does the same on the same inputs in as many lines, and would be one
+more dependency.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from uniavgen.shards.errors import UserError
 log = logging.getLogger(__name__)
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
-"""Waits before a store that fails is asked again (our choice); what still fails then has failed."""
+"""Waits in s before each retry of a failed access. Heuristic."""
 
 
 class Store:
-    """A folder; may be shared by threads. `root` is its path without the protocol.
+    """A folder in a store; threads may share it. `root` is its path without the protocol.
 
-    Raises UserError of kind `no-store` where the URL names a kind of store that there is not, or whose package is missing.
+    Raises UserError of kind `no-store` if the URL's protocol is unknown or its package is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -37,58 +38,63 @@ class Store:
         except (ValueError, ImportError) as error:
             hint = "name a folder or a URL as s3://bucket/path"
             raise UserError(
-                f"no such kind of store: {error}", where=url, hint=hint, kind="no-store"
+                f"unknown kind of store: {error}", where=url, hint=hint, kind="no-store"
             ) from error
 
     def full_path(self, name: str) -> str:
-        """A file's path, for messages."""
+        """The path of a file in the store, also for messages."""
         return f"{self.root}/{name}"
 
     def read_file(self, name: str, *, missing: str, hint: str) -> bytes:
-        """A small file whole. Raises UserError of kind `no-shards` where it is missing (`missing` and `do` say so), of kind
-        `store-failed` where the store goes on failing."""
+        """Read a small file.
+
+        Raises UserError of kind `no-shards` with the texts `missing` and `hint` if there is no such file, of
+        kind `store-failed` if the store keeps failing.
+        """
         try:
-            return self._ask(name)
+            return self._read(name)
         except FileNotFoundError as error:
             raise UserError(missing, where=self.full_path(name), hint=hint, kind="no-shards") from error
         except Exception as error:  # every kind of store raises its own
             raise self.failure(name, error) from error
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """Bytes of a tar; whatever keeps them from coming costs the sample: UserError of kind `damaged-sample`."""
+        """Read bytes of a tar. Every failure is a UserError of kind `damaged-sample`, so it costs one
+        sample.
+        """
         where = self.full_path(name)
         try:
-            span = self._ask(name, start=offset, end=offset + length)
+            span = self._read(name, start=offset, end=offset + length)
         except FileNotFoundError as error:
-            raise UserError("the shard is gone", where=where, kind="damaged-sample") from error
+            raise UserError("the shard is missing", where=where, kind="damaged-sample") from error
         except Exception as error:  # every kind of store raises its own
             raise UserError(
                 f"the shard cannot be read: {_one_line(error)}", where=where, kind="damaged-sample"
             ) from error
         if len(span) != length:
             raise UserError(
-                f"the shard ends within a sample at byte {offset}", where=where, kind="damaged-sample"
+                f"the shard ends inside the sample at byte {offset}", where=where, kind="damaged-sample"
             )
         return span
 
     def list_folders(self, name: str) -> list[str]:
-        """Names of the folders inside a folder, sorted; none where it is not there."""
+        """Sorted names of the folders inside a folder; none if it does not exist."""
         try:
-            found = self.files.ls(self.full_path(name), detail=True)
+            listed = self.files.ls(self.full_path(name), detail=True)
         except FileNotFoundError:
             return []
         except Exception as error:  # every kind of store raises its own
             raise self.failure(name, error) from error
         return sorted(
-            entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"
+            entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory"
         )
 
-    def _ask(self, name: str, **span: int) -> bytes:
-        """A file's bytes; a store that fails is asked again, unless it says that the file is not there."""
-        content: bytes = self._again(name, lambda path: self.files.cat_file(path, **span))
+    def _read(self, name: str, **span: int) -> bytes:
+        """Read a file with retries. Raises FileNotFoundError, without a retry, if there is none."""
+        content: bytes = self._retried(name, lambda path: self.files.cat_file(path, **span))
         return content
 
-    def _again(self, name: str, act: Callable[[str], Any]) -> Any:
+    def _retried(self, name: str, act: Callable[[str], Any]) -> Any:
         path = self.full_path(name)
         for wait_s in WAITS_S:
             try:
@@ -96,35 +102,37 @@ class Store:
             except FileNotFoundError:
                 raise
             except Exception as error:  # every kind of store raises its own
-                log.info("asking again in %g s for %s: %s", wait_s, path, _one_line(error))
+                log.info("retrying %s in %g s: %s", path, wait_s, _one_line(error))
                 time.sleep(wait_s)
         return act(path)
 
     def list_files(self) -> list[str]:
-        """Every file below the folder, by its path within it; as they stand now, whatever was listed before."""
+        """Sorted paths of all files below the folder, relative to it. Bypasses the listing cache."""
         self.files.invalidate_cache()
         return sorted(path.removeprefix(self.root).lstrip("/") for path in self.files.find(self.root))
 
     def read_if_exists(self, name: str) -> bytes | None:
-        """A small file whole, None where it is not there."""
+        """Read a small file; None if it does not exist."""
         try:
-            return self._ask(name)
+            return self._read(name)
         except FileNotFoundError:
             return None
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None where it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
         try:
-            found: int = self._again(name, self.files.info)["size"]
-            return found
+            size: int = self._retried(name, self.files.info)["size"]
+            return size
         except FileNotFoundError:
             return None
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a local file there, whole or not at all. Whatever the store goes on raising comes through."""
+        """Copy a local file into the store atomically. Raises what the store keeps raising after the
+        retries.
+        """
         target = self.full_path(name)
-        if not isinstance(self.files, LocalFileSystem):  # object stores show an object once it is whole
-            self._again(name, lambda there: self.files.put_file(str(path), there))
+        if not isinstance(self.files, LocalFileSystem):  # object stores show only complete objects
+            self._retried(name, lambda target: self.files.put_file(str(path), target))
             return
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         part = Path(target).with_name(f".{Path(target).name}.part")
@@ -136,12 +144,12 @@ class Store:
             raise
 
     def remove(self, name: str) -> None:
-        """Delete a file; one that is gone already is."""
+        """Delete a file, if it exists."""
         with suppress(FileNotFoundError):
-            self._again(name, self.files.rm_file)
+            self._retried(name, self.files.rm_file)
 
     def failure(self, name: str, error: Exception, what: str = "read") -> UserError:
-        """The line for a store that goes on failing to be read (or written)."""
+        """The UserError for a store that keeps failing; `what` is `read` or `written`."""
         text = f"the store cannot be {what}: {_one_line(error)}"
         hint = "check address, rights and network, then run it again"
         return UserError(text, where=self.full_path(name).rstrip("/"), hint=hint, kind="store-failed")

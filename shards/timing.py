@@ -1,7 +1,9 @@
-"""The clocks: pixel frames at 16 fps, video latents of 1 + 4 + 4 + ... frames, mel frames of 24 kHz sound.
+"""Conversion between pixel frames at 16 fps, video latents (1 + 4 + 4 + ... frames) and mel frames of 24 kHz
+audio.
 
-Everything that relates picture to sound in time goes through these functions; nothing else knows the rates.
-Sources: 16 fps, 24 kHz and temporal stride 4 from the paper; n_fft 1024 / hop 256 / 100 mels are Vocos' (the paper is silent).
+All code that relates video and audio in time uses these functions. Sources: 16 fps, 24 kHz and the temporal
+stride of 4 are from the paper. n_fft 1024, hop 256 and 100 mels are those of Vocos; the paper does not give
+them.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ MEL_HOP = 256
 LATENT_STRIDE = 4
 
 MELS_PER_FRAME = Fraction(SAMPLE_RATE, MEL_HOP * VIDEO_FPS)
-"""Mel frames per pixel frame, 375/64 = 5.859...: never an integer, so alignment always goes by index tables."""
+"""Mel frames per pixel frame, 375/64 = 5.859...: not an integer, so alignment uses index tables."""
 
 
 def latents_for_frames(frames: int) -> int:
-    """Video latents T = 1 + (F - 1) / 4 that F pixel frames make (paper, section 3.1). F must be 4n + 1."""
+    """Number of video latents T = 1 + (F - 1) / 4 of F pixel frames (paper, section 3.1).
+
+    Raises UserError if F is not 4n + 1.
+    """
     if frames < 1 or (frames - 1) % LATENT_STRIDE:
         near = max(1, 1 + LATENT_STRIDE * round((frames - 1) / LATENT_STRIDE))
         raise UserError(f"frames must be 4n + 1, got {frames}", hint=f"use frames={near}", kind="bad-length")
@@ -29,25 +34,27 @@ def latents_for_frames(frames: int) -> int:
 
 
 def frames_for_latents(latents: int) -> int:
-    """Pixel frames F = 1 + 4 (T - 1) that T video latents stand for; the inverse of `latents_for_frames`."""
+    """Number of pixel frames F = 1 + 4 (T - 1) of T video latents; the inverse of `latents_for_frames`."""
     return 1 + LATENT_STRIDE * (latents - 1)
 
 
 def latent_of_frame(frame: int) -> int:
-    """Index of the latent that owns a pixel frame: latent 0 owns frame 0, latent i owns frames 4i-3 .. 4i."""
+    """Index of the latent that contains a pixel frame: latent 0 has frame 0, latent i has frames 4i-3
+    .. 4i.
+    """
     return 0 if frame == 0 else 1 + (frame - 1) // LATENT_STRIDE
 
 
 def mels_for_frames(frames: int, mels_per_frame: Fraction = MELS_PER_FRAME) -> int:
-    """Mel frames that cover F pixel frames of time (rounded up: 81 frames -> 475)."""
+    """Number of mel frames that cover F pixel frames in time, rounded up (81 frames -> 475)."""
     return math.ceil(frames * mels_per_frame)
 
 
 def frame_of_mel(mel: int, mels_per_frame: Fraction = MELS_PER_FRAME) -> int:
-    """Pixel frame during which a mel frame starts: floor(j / k), exact in rationals."""
+    """Index of the pixel frame during which mel frame j starts: floor(j / k), computed in exact rationals."""
     return int(mel / mels_per_frame)
 
 
 def samples_for_frames(frames: int) -> int:
-    """Audio samples that last exactly as long as F pixel frames (1500 a frame)."""
+    """Number of audio samples with exactly the duration of F pixel frames (1500 per frame)."""
     return frames * SAMPLE_RATE // VIDEO_FPS

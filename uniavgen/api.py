@@ -63,7 +63,7 @@ class Corpus:
 
     def arrow(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A table, or some of its columns, as pyarrow. Raises UserError for an unknown table or column."""
-        from uniavgen.shards.corpus.tables import KEYS, schema
+        from uniavgen.shards.corpus.schema import KEYS, schema
 
         _require_known("table", [table], KEYS)
         _require_known(f"column of {table}", columns or (), schema(table).names)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from uniavgen.shards.corpus.tables import schema
+from uniavgen.shards.corpus.schema import schema
 from uniavgen.shards.errors import UserError
 
 if TYPE_CHECKING:

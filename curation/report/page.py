@@ -46,8 +46,9 @@ from uniavgen.curation.report.totals import (
     strata,
     totals,
 )
+from uniavgen.shards.corpus.schema import KEYS, schema
 from uniavgen.shards.corpus.signals import SIGNALS
-from uniavgen.shards.corpus.tables import KEYS, Corpus, schema
+from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 

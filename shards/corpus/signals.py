@@ -1,7 +1,8 @@
-"""The signals of a clip: one numeric column of the clips table per measurement, with its unit, meaning and ingest step.
+"""The signals of a clip: one numeric column of the clips table per measurement, with its unit, meaning and
+ingest step.
 
-Ingest fills the columns, curation policies judge them, the report explains them. A new signal is two edits: a row here,
-and the function of the ingest step that computes it.
+Ingest fills the columns, curation policies judge them, the report explains them. A new signal is two edits: a
+row here, and the function of the ingest step that computes it.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ SIGNALS: dict[str, Signal] = {
 """Every signal column of the clips table, in column order."""
 
 SYNC_CURVE_STEP_MS = 10
-"""Distance in ms between the values of `clips.sync_curve`: the fit of lips to audio at every shift. The middle
-value is the fit at 0 ms."""
+"""Distance in ms between the values of `clips.sync_curve`: the fit of lips to audio at every shift. The
+middle value is the fit at 0 ms."""
 
 
 def signals_of(step: str) -> tuple[str, ...]:

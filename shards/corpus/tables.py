@@ -1,12 +1,12 @@
-"""The corpus folder: transactional tables (Delta Lake), queried with DuckDB, and where media files stand.
+"""The corpus folder: transactional tables (Delta Lake), queried with DuckDB, and paths of the clips' media.
 
-    corpus.json              schema version
-    sources/ clips/ failures/ decisions/ captions/     Delta tables; a row is the proof that its work is done
+    corpus.json                                      schema version
+    sources/ clips/ failures/ decisions/ captions/   Delta tables, see schema.py
     media/<2 hex>/<clip_id>.{mp4,flac,face.npz}
-    shards/  report/         made from the tables
+    shards/  report/                                 made from the tables
 
-Ids come from content, so the same input gives the same rows; `upsert` makes writing them twice harmless. Runs may write at
-once: each transaction waits for the one before it.
+Ids come from content, so the same input gives the same rows, and `upsert` makes writing them twice harmless.
+Several runs may write at once: each transaction waits for the one before it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.schema import KEYS, schema
 from uniavgen.shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,93 +32,25 @@ if TYPE_CHECKING:
 
 MARKER_PART = ".corpus.json.part"
 CORPUS_VERSION = 2
-"""1: until 0.1; 2 adds columns only, and a corpus of version 1 gains them, empty, when it is opened."""
-
-
-def _schemas() -> dict[str, pa.Schema]:
-    import pyarrow as pa
-
-    text, number, flag, count = pa.string(), pa.float64(), pa.bool_(), pa.int64()
-    word = pa.struct([("text", text), ("start_s", number), ("end_s", number), ("score", number)])
-    span = pa.struct([("label", text), ("start_s", number), ("end_s", number)])
-    source = [("source_id", text), ("uri", text), ("duration_s", number), ("width", count), ("height", count)]
-    source += [
-        ("fps", number),
-        ("video_codec", text),
-        ("audio_codec", text),
-        ("has_audio", flag),
-        ("error", text),
-    ]
-    spoken = pa.struct([*word, ("speaker", text)])
-    track = pa.struct([("track", count), ("start_s", number), ("end_s", number), ("height_px", number)])
-    source += [
-        ("turns", pa.list_(span)),
-        ("shots", pa.list_(span)),
-        ("step_seconds", pa.map_(text, number)),
-        ("digest", text),
-    ]
-    source += [("words", pa.list_(spoken)), ("tracks", pa.list_(track)), ("bytes", count), ("stamp", text)]
-    clip = [("clip_id", text), ("source_id", text), ("start_s", number), ("end_s", number), ("speaker", text)]
-    clip += [
-        ("voice", pa.list_(pa.float32())),
-        ("transcript", text),
-        ("words", pa.list_(word)),
-        ("language", text),
-    ]
-    clip += [("versions", pa.map_(text, text))] + [(name, number) for name in SIGNALS]
-    clip += [("video_hash", pa.list_(count)), ("sound_hash", pa.list_(count)), ("text_hash", count)]
-    clip += [("face", pa.list_(pa.float32())), ("sync_curve", pa.list_(pa.float32()))]
-    failure = [("uri", text), ("stage", text), ("error_type", text), ("message", text), ("attempts", count)]
-    failure += [("source_id", text), ("digest", text), ("stamp", text)]
-    decision = [("clip_id", text), ("kept", flag), ("reason", text), ("failed_rules", pa.list_(text))]
-    decision += [("policy_digest", text), ("split", text)]
-    caption = [
-        ("caption_id", text),
-        ("clip_id", text),
-        ("caption", text),
-        ("model", text),
-        ("prompt_digest", text),
-    ]
-    caption += [("tokens", count), ("seconds", number)]
-    return {
-        "sources": pa.schema(source),
-        "clips": pa.schema(clip),
-        "failures": pa.schema(failure),
-        "decisions": pa.schema(decision),
-        "captions": pa.schema(caption),
-    }
-
-
-def schema(table: str) -> pa.Schema:
-    """Columns and types of a table, by name."""
-    return _schemas()[table]
-
-
-KEYS = {
-    "sources": "source_id",
-    "clips": "clip_id",
-    "failures": "uri",
-    "decisions": "clip_id",
-    "captions": "caption_id",
-}
-"""The tables, each by the column that names its rows."""
+"""Version 1: until release 0.1. Version 2 adds columns; opening a corpus of version 1 adds them, empty."""
 
 
 VACUUM_AFTER_HOURS = 1
-"""How long files that no version of today needs stay for those who read (our choice)."""
+"""Files of older table versions are kept this long for running readers. Heuristic."""
 
 TABLE_CONFIGURATION = {"delta.dataSkippingNumIndexedCols": "2"}
-"""Of a new table: its log has statistics of two columns, ids. Those of sixty would fill log and memory with every commit."""
+"""Configuration of a new table: statistics of its two id columns only. Those of 60 columns would fill log and
+memory with every commit."""
 
 
 def clip_id(source_id: str, start_s: float, end_s: float) -> str:
-    """Identity of a clip: a hash of its source and its milliseconds, so that a second run names it alike."""
+    """Id of a clip: a hash of its source and its milliseconds, so a second run gives the same id."""
     span = f"{source_id}:{round(start_s * 1000)}:{round(end_s * 1000)}"
     return hashlib.sha256(span.encode()).hexdigest()[:20]
 
 
 class Corpus:
-    """The tables and media of one corpus folder. Reading a table that was never written gives an empty one."""
+    """The tables and media of one corpus folder. A table that was never written reads as empty."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -131,71 +63,78 @@ class Corpus:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone with the tables: other runs' transactions wait; this object's own, inside, do not. Finishes first what a run
-        that was killed between the two renames of `shards.erasure.rewrite` left."""
+        """Hold the lock of the tables: transactions of other runs wait, those of this object do not.
+
+        First completes what a run left that was killed between the two renames of `deletion.rewrite_table`.
+        """
         with self._lock:
             for name in KEYS:
-                fresh, gone = self.root / f".{name}.fresh", self.root / f".{name}.gone"
-                if gone.exists():
-                    if fresh.exists() and not (self.root / name).exists():
-                        os.replace(fresh, self.root / name)
-                    shutil.rmtree(gone)
+                new, old = self.root / f".{name}.fresh", self.root / f".{name}.gone"
+                if old.exists():
+                    if new.exists() and not (self.root / name).exists():
+                        os.replace(new, self.root / name)
+                    shutil.rmtree(old)
             yield
 
-    def _settle(self) -> None:
-        """Wait for a table that is being written anew, which stands nowhere for an instant."""
+    def _wait_for_rewrite(self) -> None:
+        """Wait for a table that is being rewritten: it has no folder for an instant."""
         if any((self.root / f".{name}.gone").exists() for name in KEYS):
             with self.writing():
                 pass
 
     def _is_table(self, table: str) -> bool:
-        """Whether a table was ever written."""
+        """True if the table was ever written."""
         from deltalake import DeltaTable
 
         path = str(self.root / table)
         if not DeltaTable.is_deltatable(path):
-            self._settle()
+            self._wait_for_rewrite()
         return DeltaTable.is_deltatable(path)
 
     @staticmethod
     def create(root: str | Path) -> Corpus:
-        """Open a corpus, making the folder where there is none. Raises UserError for another version or no rights."""
+        """Open a corpus, or create one in a new or empty folder.
+
+        Raises UserError for another version, a folder with other files, or missing access rights.
+        """
         path = Path(root).absolute()
         marker = path / "corpus.json"
         if marker.exists():
             return Corpus.open(path)
         if path.exists() and not path.is_dir():
             raise UserError("the corpus path is a file", where=path, hint="name a folder")
-        if path.is_dir() and any(other.name != MARKER_PART for other in path.iterdir()):
+        if path.is_dir() and any(entry.name != MARKER_PART for entry in path.iterdir()):
             raise UserError(
-                "the folder is not empty and is no corpus", where=path, hint="name a new or empty folder"
+                "the folder is not empty and is not a corpus", where=path, hint="name a new or empty folder"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write_marker(path)
         except OSError as error:
             raise UserError(
-                f"the corpus cannot be written: {error.strerror}", where=path, hint="check rights and space"
+                f"the corpus cannot be written: {error.strerror}",
+                where=path,
+                hint="check rights and space",
             ) from error
         return Corpus(path)
 
     @staticmethod
     def open(root: str | Path) -> Corpus:
-        """Open a corpus that exists. Raises UserError where there is none or it is from another version."""
+        """Open an existing corpus. Raises UserError if there is none or it has another version."""
         path = Path(root).absolute()
         marker = path / "corpus.json"
         if not marker.is_file():
             raise UserError(
-                "no corpus here", where=path, hint=f"make one: uniavgen ingest VIDEOS --corpus {root}"
+                "no corpus here", where=path, hint=f"create one: uniavgen ingest VIDEOS --corpus {root}"
             )
         try:
             version = json.loads(marker.read_text())["corpus_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                "corpus.json is damaged", where=marker, hint="restore it or ingest anew"
+                "corpus.json is damaged", where=marker, hint="restore it or ingest again"
             ) from error
         corpus = Corpus(path)
-        corpus._settle()
+        corpus._wait_for_rewrite()
         if version == 1:
             with corpus.writing():
                 _add_columns(path)
@@ -207,10 +146,10 @@ class Corpus:
         return corpus
 
     def upsert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Commit rows in one transaction, replacing those with the same key; returns how many were given."""
+        """Commit rows in one transaction and replace those with the same key; returns the number of rows."""
         import pyarrow as pa
 
-        data = pa.Table.from_pylist([dict(row) for row in rows], schema=_schemas()[table])
+        data = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(table))
         if not len(data):
             return 0
         with self.writing():
@@ -224,15 +163,17 @@ class Corpus:
         return len(data)
 
     def append(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Commit rows whose keys are known to be new, in one transaction; returns how many. Costs the same in any table."""
+        """Commit rows with new keys in one transaction; returns their number. The cost does not depend on the
+        table's size.
+        """
         import pyarrow as pa
 
-        data = pa.Table.from_pylist([dict(row) for row in rows], schema=_schemas()[table])
+        data = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(table))
         return self._write(table, data, "append") if len(data) else 0
 
     def replace(self, table: str, data: pa.Table) -> None:
-        """Commit `data` as the whole content of a table, in one transaction."""
-        self._write(table, data.cast(_schemas()[table]), "overwrite")
+        """Replace the content of a table in one transaction."""
+        self._write(table, data.cast(schema(table)), "overwrite")
 
     def _write(self, table: str, data: pa.Table, mode: Literal["append", "overwrite"]) -> int:
         from deltalake import write_deltalake
@@ -243,14 +184,14 @@ class Corpus:
         return len(data)
 
     def compact(self, table: str, files: int) -> None:
-        """Put the files of a table together, once it has more than `files` of them; those long put together go."""
+        """Merge the files of a table if it has more than `files`, and remove old merged ones."""
         with self.writing():
-            if self._is_table(table) and len((found := _opened(str(self.root / table))).file_uris()) > files:
-                found.optimize.compact()
-                found.vacuum(VACUUM_AFTER_HOURS, dry_run=False, enforce_retention_duration=False)
+            if self._is_table(table) and len((delta := _opened(str(self.root / table))).file_uris()) > files:
+                delta.optimize.compact()
+                delta.vacuum(VACUUM_AFTER_HOURS, dry_run=False, enforce_retention_duration=False)
 
     def remove(self, table: str, keys: Iterable[str]) -> None:
-        """Delete the rows with these keys, in one transaction; keys that are not there are ignored."""
+        """Delete the rows with these keys in one transaction; unknown keys are ignored."""
         listed = ", ".join("'" + key.replace("'", "''") + "'" for key in keys)
         with self.writing():
             if listed and self._is_table(table):
@@ -259,26 +200,26 @@ class Corpus:
     def read(
         self, table: str, columns: list[str] | None = None, only: tuple[str, Sequence[str]] | None = None
     ) -> pa.Table:
-        """A whole table (or some columns of it) as Arrow; empty, with the right schema, where none was written.
+        """Read a table, or some of its columns, as Arrow; empty with the right schema if it was never
+        written.
 
-        `only` is a column and the values that it may have: other rows are not loaded.
+        `only` is a column and its allowed values: other rows are not loaded.
         """
         import pyarrow as pa
         from deltalake import QueryBuilder
 
-        schema = _schemas()[table]
         path = str(self.root / table)
         if not self._is_table(table):
-            empty = schema.empty_table()
+            empty = schema(table).empty_table()
             return empty.select(columns) if columns else empty
         if only is None:
             return _opened(path).to_pyarrow_table(columns=columns)
-        # pyarrow's filters fail on the string views that a merge leaves in the files; the table's own engine reads them
+        # pyarrow's filters fail on the string views that a merge writes; the engine of deltalake reads them
         listed = ", ".join("'" + value.replace("'", "''") + "'" for value in only[1]) or "NULL"
-        wanted = ", ".join(f'"{name}"' for name in columns or schema.names)
+        wanted = ", ".join(f'"{name}"' for name in columns or schema(table).names)
         sql = f"SELECT {wanted} FROM here WHERE {only[0]} IN ({listed})"
         found = pa.table(QueryBuilder().register("here", _opened(path)).execute(sql).read_all())
-        return found.cast(pa.schema([schema.field(name) for name in found.column_names]))
+        return found.cast(pa.schema([schema(table).field(name) for name in found.column_names]))
 
     def connect(self, tables: Iterable[str] = KEYS) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection in memory with a view of each table under its name. The caller closes it."""
@@ -286,11 +227,11 @@ class Corpus:
 
         connection = duckdb.connect()
         for name in tables:
-            self._offer(connection, name)
+            self._create_view(connection, name)
         return connection
 
     def query(self, sql: str, **tables: pa.Table) -> pa.Table:
-        """Run SQL over the corpus tables (`sources`, `clips`, `failures`, `decisions`) and any Arrow `tables` given."""
+        """Run SQL on the corpus tables and on any Arrow `tables`, each under its name."""
         named = [name for name in KEYS if name not in tables and name in sql]
         with self.connect(named) as connection:
             for name, table in tables.items():
@@ -298,19 +239,19 @@ class Corpus:
             return connection.sql(sql).to_arrow_table()
 
     def batches(self, sql: str, rows: int = 50_000) -> Iterator[pa.Table]:
-        """What `query` gives, in pieces of some `rows`: for tables that need not fit into memory."""
+        """Yield the result of `query` in batches of about `rows` rows, for results larger than memory."""
         import pyarrow as pa
 
         with self.connect([name for name in KEYS if name in sql]) as connection:
             for batch in connection.sql(sql).to_arrow_reader(rows):
                 yield pa.Table.from_batches([batch])
 
-    def _offer(self, connection: Any, table: str) -> None:
-        """Give DuckDB a table under its name: it reads the columns and rows that a query asks for, and no others."""
+    def _create_view(self, connection: Any, table: str) -> None:
+        """Create a DuckDB view of a table, of which only the columns and rows of a query are read."""
         files = _opened(str(self.root / table)).file_uris() if self._is_table(table) else []
         connection.register(
-            f"no_{table}", _schemas()[table].empty_table()
-        )  # types, and columns that no file has yet
+            f"no_{table}", schema(table).empty_table()
+        )  # provides types, and columns that no file has yet
         listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
         found = (
             f"SELECT * FROM read_parquet([{listed}], union_by_name=true) UNION ALL BY NAME " if files else ""
@@ -318,24 +259,24 @@ class Corpus:
         connection.execute(f"CREATE VIEW {table} AS {found} SELECT * FROM no_{table}")
 
     def versions(self, tables: Iterable[str] = KEYS) -> dict[str, int]:
-        """Version of every table, or of some; -1 where it was never written."""
+        """Delta version of each table; -1 if it was never written."""
         there = {name: str(self.root / name) if self._is_table(name) else "" for name in tables}
         return {name: _opened(path, files=False).version() if path else -1 for name, path in there.items()}
 
     def media_path(self, clip: str, extension: str) -> Path:
-        """Where a clip's file stands: `extension` is `mp4`, `flac` or `face.npz`."""
+        """Path of a clip's file; `extension` is `mp4`, `flac` or `face.npz`."""
         return self.root / "media" / clip[:2] / f"{clip}.{extension}"
 
 
 def _opened(path: str, files: bool = True) -> DeltaTable:
-    """A table that is there. Raises UserError of kind `unreadable-table`, as for one that a newer program wrote."""
+    """Open an existing table. Raises UserError of kind `unreadable-table`, for example for a newer format."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
     try:
         return DeltaTable(path, without_files=not files)
     except DeltaError as error:
-        what = f"the table cannot be opened, it may be damaged or of a newer version: {error}"
+        what = f"the table cannot be opened, it may be damaged or have a newer version: {error}"
         hint = "use the matching release of uniavgen, or restore it"
         raise UserError(what, where=path, hint=hint, kind="unreadable-table") from error
 
@@ -347,15 +288,17 @@ def _write_marker(root: Path) -> None:
 
 
 def _add_columns(root: Path) -> None:
-    """Give tables written by an older version the columns that they lack, in one transaction each."""
+    """Add missing columns to tables that an older release wrote, in one transaction each."""
     from deltalake import DeltaTable
     from deltalake import Schema as DeltaSchema
 
-    for name, wanted in _schemas().items():
+    for name in KEYS:
         path = str(root / name)
         if DeltaTable.is_deltatable(path):
             table = DeltaTable(path)
             known = {field.name for field in table.schema().fields}
-            missing = [field for field in DeltaSchema.from_arrow(wanted).fields if field.name not in known]
+            missing = [
+                field for field in DeltaSchema.from_arrow(schema(name)).fields if field.name not in known
+            ]
             if missing:
                 table.alter.add_columns(missing)

@@ -372,5 +372,5 @@ def test_shards_are_copied_to_another_folder_and_an_unknown_store_is_named(
 ) -> None:
     publish_shards(corpus.root / "shards", str(tmp_path / "there" / "shards"))
     assert contents(tmp_path / "there" / "shards") == contents(corpus.root / "shards")
-    with pytest.raises(UserError, match="no such kind of store: .*nostore"):
+    with pytest.raises(UserError, match="unknown kind of store: .*nostore"):
         publish_shards(corpus.root / "shards", "nostore://bucket/shards")

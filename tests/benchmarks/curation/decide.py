@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 from deltalake import write_deltalake
 
+from uniavgen.shards.corpus.schema import schema
 from uniavgen.shards.corpus.signals import SIGNALS
-from uniavgen.shards.corpus.tables import Corpus, schema
+from uniavgen.shards.corpus.tables import Corpus
 
 CHUNK = 100_000
 QUESTIONS = ("voices", "decide", "again", "what_if", "sensitivity")

@@ -25,7 +25,8 @@ from deltalake import write_deltalake
 
 from uniavgen.curation.config import DuplicateConfig
 from uniavgen.shards.corpus.fingerprints import FREQUENCIES, MIRRORED, SOUND_ITEM_REACH_S, SOUND_ITEM_S
-from uniavgen.shards.corpus.tables import Corpus, schema
+from uniavgen.shards.corpus.schema import schema
+from uniavgen.shards.corpus.tables import Corpus
 
 CHUNK = 50_000
 COPIES = 0.05

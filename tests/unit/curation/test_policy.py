@@ -17,7 +17,7 @@ from uniavgen.curation.policy.rules import (
     policy_from,
     policy_names,
 )
-from uniavgen.shards.corpus.tables import schema
+from uniavgen.shards.corpus.schema import schema
 from uniavgen.shards.errors import UserError
 
 NUMBERS = ("snr_db", "luma", "fps")

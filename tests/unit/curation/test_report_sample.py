@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from uniavgen.curation.policy.rules import Policy, Rule, columns_needed, funnel, policy_from
 from uniavgen.curation.report.threshold_sample import ASK, PASSES, Scale, histogram, movable, sample
-from uniavgen.shards.corpus.tables import schema
+from uniavgen.shards.corpus.schema import schema
 
 POLICY = policy_from(
     {

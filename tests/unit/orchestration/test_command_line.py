@@ -99,7 +99,7 @@ def test_every_command_has_help_and_the_common_options(command: str) -> None:
         (
             ("train", "audio", "--corpus", "corpus", "--run", "r", "--set", "train.data.shards=nostore://b"),
             1,
-            "no such kind of store",
+            "unknown kind of store",
         ),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uniavgen.shards.corpus.deletion import rewrite_table
+from uniavgen.shards.corpus.schema import KEYS, schema
 from uniavgen.shards.corpus.signals import SIGNALS
-from uniavgen.shards.corpus.tables import CORPUS_VERSION, KEYS, Corpus, clip_id, schema
+from uniavgen.shards.corpus.tables import CORPUS_VERSION, Corpus, clip_id
 from uniavgen.shards.errors import UserError
 
 

@@ -125,7 +125,7 @@ def test_copies_of_a_tar_keep_their_places_when_a_run_is_resumed_again_and_again
 
 
 def test_a_kind_of_store_that_there_is_not_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^no such kind of store: [^\n]*nostore[^\n]*$") as told:
+    with pytest.raises(UserError, match=r"^unknown kind of store: [^\n]*nostore[^\n]*$") as told:
         EmiliaStream(EmiliaConfig(shards=["nostore://bucket/EN"]), 1.0)
     assert told.value.kind == "no-store"
 

@@ -3,8 +3,8 @@
 import pytest
 
 from uniavgen.ingest.engine.step_graph import STEP_NAMES
+from uniavgen.shards.corpus.schema import schema
 from uniavgen.shards.corpus.signals import SIGNALS, signals_of
-from uniavgen.shards.corpus.tables import schema
 
 
 def test_every_signal_names_an_ingest_step() -> None:

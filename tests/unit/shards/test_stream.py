@@ -247,7 +247,7 @@ def test_too_much_damage_stops_with_a_clear_line(tmp_path: Path) -> None:
         damage(tmp_path, number, "gone")
     stream = SampleStream(str(tmp_path), error_budget=ErrorBudgetConfig(max_samples=3))
     with pytest.raises(
-        UserError, match="4 of .* samples read are damaged, the last: the shard is gone"
+        UserError, match="4 of .* samples read are damaged, the last: the shard is missing"
     ) as caught:
         list(islice(stream.read(), 100))
     assert caught.value.kind == "too-many-damaged"
