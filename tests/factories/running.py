@@ -20,9 +20,11 @@ def current_folder() -> Path:
     return make_hostile_folder(Path(tempfile.mkdtemp(prefix="uniavgen-test-")))
 
 
-def uniavgen(*arguments: object, cwd: Path | None = None, timeout: float = 1500) -> dict[str, Any]:
+def uniavgen(
+    *arguments: object, cwd: Path | None = None, timeout: float = 1500, program: Path = COMMAND
+) -> dict[str, Any]:
     """Run a command with --json and return its summary; fail with its messages where it does."""
-    words = [str(COMMAND), *(str(argument) for argument in arguments), "--json"]
+    words = [str(program), *(str(argument) for argument in arguments), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, cwd=cwd or current_folder())
     assert done.returncode == 0, done.stderr[-4000:]
     assert imported_names(current_folder()) == [], "code of the current folder was imported"

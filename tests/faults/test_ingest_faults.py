@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from made_films import speaking_face
+from made_videos import speaking_face
 
 from uniavgen.ingest import pipeline
 from uniavgen.ingest.config import IngestConfig

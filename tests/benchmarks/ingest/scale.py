@@ -23,7 +23,7 @@ from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.pipeline import ingest
 
 sys.path.append(str(Path(__file__).parents[2] / "factories"))
-from made_films import speaking_face
+from made_videos import speaking_face
 
 
 class Usage:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_films import speaking_face
+from made_videos import speaking_face
 
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.ingest.engine.ray_graph import make_runner

@@ -1,0 +1,102 @@
+"""A corpus and a run of release 0.3.0: nothing is measured again, and results are the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from release_0_3_0 import ReleaseOutput, history_is_available, make_release_output, training_words
+from running import uniavgen
+
+from uniavgen.orchestration.commands.verify_resume import compare
+from uniavgen.shards.corpus.tables import KEYS, Corpus
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def release(request: pytest.FixtureRequest) -> ReleaseOutput:
+    if not history_is_available():
+        pytest.skip("release 0.3.0 is made from the repository's history, which this checkout lacks")
+    return make_release_output(request.config.cache.mkdir("uniavgen-release-0.3.0"))
+
+
+@pytest.fixture
+def corpus(release: ReleaseOutput, tmp_path: Path) -> Path:
+    """A copy of the corpus; its source URIs point to the videos beside the original."""
+    return shutil.copytree(release.corpus, tmp_path / "corpus")
+
+
+def test_ingest_has_nothing_to_do(release: ReleaseOutput, corpus: Path) -> None:
+    before = Corpus.open(corpus).versions(["sources", "clips", "failures"])
+    summary = uniavgen("ingest", release.videos, "--corpus", corpus, *release.tracking)
+    assert (summary["sources"], summary["skipped_done"], summary["failures"]) == (0, 2, {})
+    assert Corpus.open(corpus).versions(["sources", "clips", "failures"]) == before
+
+
+def test_every_cached_step_result_is_reused(release: ReleaseOutput, tmp_path: Path) -> None:
+    root = tmp_path / "again"
+    Corpus.create(root)
+    shutil.copytree(release.corpus / "measured", root / "measured")
+    summary = uniavgen("ingest", release.videos, "--corpus", root, *release.tracking)
+    assert summary["sources"] == 2
+    cached = {path.name.split(".")[0] for path in (root / "measured").rglob("*.npz")}
+    assert len(cached) > 10
+    measured = {name: step["done"] for name, step in summary["steps"].items() if step["done"]}
+    assert not cached & set(measured), "steps ran although release 0.3.0 had stored their results"
+    old, new = (
+        Corpus.open(path).query("SELECT * FROM clips ORDER BY clip_id").to_pylist()
+        for path in (release.corpus, root)
+    )
+    assert old
+    assert old == new
+
+
+def test_curate_decides_the_same(release: ReleaseOutput, corpus: Path) -> None:
+    words = ("--policy", release.policy, "--set", "curate.split.val_share=0.5", *release.tracking)
+    uniavgen("curate", "--corpus", corpus, *words)
+    old, new = (
+        Corpus.open(path).query("SELECT * FROM decisions ORDER BY clip_id").to_pylist()
+        for path in (release.corpus, corpus)
+    )
+    assert {row["split"] for row in old if row["kept"]} == {"train", "val"}
+    assert old == new
+
+
+def test_shard_writes_the_same_bytes(release: ReleaseOutput, corpus: Path) -> None:
+    shutil.rmtree(corpus / "shards")
+    uniavgen("shard", "--corpus", corpus, *release.tracking)
+    names = sorted(path.name for path in (release.corpus / "shards").glob("*.tar"))
+    assert names == sorted(path.name for path in (corpus / "shards").glob("*.tar"))
+    assert len(names) >= 2
+    for name in names:
+        assert (corpus / "shards" / name).read_bytes() == (release.corpus / "shards" / name).read_bytes()
+
+
+def test_an_interrupted_stage_resumes_bit_for_bit(release: ReleaseOutput, tmp_path: Path) -> None:
+    run = shutil.copytree(release.interrupted, tmp_path / "run")
+    summary = uniavgen(*training_words(release, run), *release.tracking)
+    assert summary["stages"][0]["ran"]
+    compared = compare(release.straight / "joint", run / "joint")
+    assert {one.what for one in compared} >= {"losses", "sample ids", "weights"}
+    assert [one for one in compared if not one.equal] == []
+
+
+def test_export_writes_the_same_bytes(release: ReleaseOutput, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    uniavgen("export", "--run", release.straight, "--stage", "joint", "--out", out, *release.tracking)
+    old = {path.name: path.read_bytes() for path in (release.folder / "export").rglob("*.safetensors")}
+    assert old
+    assert {path.name: path.read_bytes() for path in out.rglob("*.safetensors")} == old
+
+
+def test_every_table_has_the_columns_of_the_release(release: ReleaseOutput) -> None:
+    from deltalake import DeltaTable
+
+    from uniavgen.shards.corpus.tables import schema
+
+    for table in KEYS:
+        path = release.corpus / table
+        if path.exists():
+            assert [field.name for field in DeltaTable(str(path)).schema().fields] == schema(table).names
