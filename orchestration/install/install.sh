@@ -5,8 +5,8 @@ PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv}
 HERE=$(cd "$(dirname "$0")" && pwd)
 fail() { echo "install: $*" >&2; exit 1; }
 
-"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
-  || fail "needs Python 3.11 or 3.12, found $("$PYTHON" --version); name one: make install PYTHON=python3.11"
+"$PYTHON" -c 'import sys; sys.exit(not sys.version_info[:2] == (3, 11))' \
+  || fail "needs Python 3.11, found $("$PYTHON" --version); name one: make install PYTHON=python3.11"
 command -v g++ >/dev/null || fail "needs a C++ compiler (DeepSpeed); on Debian: apt-get install -y g++"
 
 # library -> Debian package: MediaPipe and OpenCV load these at import
