@@ -110,7 +110,7 @@ def make_release_output(folder: Path) -> ReleaseOutput:
     _run_release(made, "shard", *corpus)
     _run_release(made, *training_words(made, made.straight))
     _run_release_until_checkpoint(made, made.interrupted)
-    _run_release(made, "export", "--run", made.straight, "--stage", "joint", "--out", folder / "export")
+    _run_release(made, "export", "--run", made.straight, "--out", folder / "export")
     (folder / "complete").touch()
     return made
 
