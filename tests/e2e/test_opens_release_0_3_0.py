@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from release_0_3_0 import ReleaseOutput, history_is_available, make_release_output, training_words
+from release_0_3_0 import SPLIT, ReleaseOutput, history_is_available, make_release_output, training_words
 from running import uniavgen
 
 from uniavgen.orchestration.commands.verify_resume import compare
@@ -54,7 +54,7 @@ def test_every_cached_step_result_is_reused(release: ReleaseOutput, tmp_path: Pa
 
 
 def test_curate_decides_the_same(release: ReleaseOutput, corpus: Path) -> None:
-    words = ("--policy", release.policy, "--set", "curate.split.val_share=0.5", *release.tracking)
+    words = ("--policy", release.policy, *SPLIT, *release.tracking)
     uniavgen("curate", "--corpus", corpus, *words)
     old, new = (
         Corpus.open(path).query("SELECT * FROM decisions ORDER BY clip_id").to_pylist()

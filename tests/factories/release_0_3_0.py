@@ -28,6 +28,9 @@ rules:
   - {name: length, column: duration_s, min: 0.5, says: the clip lasts half a second}
 """
 
+SPLIT = ("--set", "curate.split.val_share=0.5", "--set", "curate.split.people_by=[voice]")
+"""One of the two voices goes to val; both videos show the same face."""
+
 TRAINING = """
 train:
   workers: 1
@@ -102,11 +105,11 @@ def make_release_output(folder: Path) -> ReleaseOutput:
     made.policy.write_text(POLICY)
     made.training.write_text(TRAINING)
     # two voices, so that one can go to val
-    speaking_face(made.videos / "one.mp4", start_s=7.0, seconds=3.0)
-    speaking_face(made.videos / "two.mp4", start_s=12.0, seconds=3.5)
+    speaking_face(made.videos / "one.mp4", start_s=11.2, seconds=3.0)
+    speaking_face(made.videos / "two.mp4", start_s=22.0, seconds=3.5)
     corpus = ("--corpus", made.corpus)
     _run_release(made, "ingest", made.videos, *corpus)
-    _run_release(made, "curate", *corpus, "--policy", made.policy, "--set", "curate.split.val_share=0.5")
+    _run_release(made, "curate", *corpus, "--policy", made.policy, *SPLIT)
     _run_release(made, "shard", *corpus)
     _run_release(made, *training_words(made, made.straight))
     _run_release_until_checkpoint(made, made.interrupted)
