@@ -25,7 +25,7 @@ from uniavgen.train.codec.registry import Codecs, load_codecs, load_vocoder
 from uniavgen.train.codec.text import encode_speech
 from uniavgen.train.codec.video import to_pixels
 from uniavgen.train.config import DataConfig
-from uniavgen.train.data.batches import crop_sample, fit_picture, random_for
+from uniavgen.train.data.crops import crop_sample, fit_frame, random_for
 from uniavgen.train.options import SamplerConfig, Task, task_named
 from uniavgen.train.sampling import sample as sample_latents
 
@@ -73,9 +73,14 @@ class Generated:
 def conditions_from(sample: Sample, config: DataConfig, seed: int = 0) -> Conditions:
     """Every condition that a sample can give, from a window chosen by the seed, as training would crop it."""
     crop = crop_sample(sample, config, random_for(seed, 0, 0))
-    assert crop.reference is not None
+    assert crop.reference_frame is not None
     return Conditions(
-        crop.caption, crop.speech, crop.reference[0], crop.reference_waveform, crop.frames, crop.waveform
+        crop.caption,
+        crop.speech_text,
+        crop.reference_frame[0],
+        crop.reference_waveform,
+        crop.frames,
+        crop.waveform,
     )
 
 
@@ -193,11 +198,11 @@ def fit_conditions(given: Conditions, task: Task, config: DataConfig) -> Conditi
     fit = (
         []
         if given.frames is None
-        else [fit_picture(frame, config.height, config.width) for frame in given.frames[: config.frames]]
+        else [fit_frame(frame, config.height, config.width) for frame in given.frames[: config.frames]]
     )
     return replace(
         given,
-        reference=None if reference is None else fit_picture(reference, config.height, config.width),
+        reference=None if reference is None else fit_frame(reference, config.height, config.width),
         frames=np.stack(fit) if fit else None,
         waveform=None if given.waveform is None else given.waveform[:samples].astype(np.float32),
     )

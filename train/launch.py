@@ -166,7 +166,7 @@ def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConf
 
 def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path, run_dir: str | Path) -> None:
     from uniavgen.shards.read.stream import SampleStream
-    from uniavgen.train.data.window_buckets import open_stream
+    from uniavgen.train.data.stage_stream import open_stream
 
     open_stream(config, stage, str(shards_dir), str(run_dir))
     # audio shards have no val of their own: validation keeps to the corpus's clips

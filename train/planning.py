@@ -15,7 +15,7 @@ from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.config import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
-from uniavgen.train.data.window_buckets import data_for, window_flops
+from uniavgen.train.data.stage_stream import data_for, window_flops
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.flops import Shapes, forward_flops
 from uniavgen.train.model.memory import FP32, Activations, activations

@@ -34,8 +34,8 @@ from uniavgen.train.checkpoint.run_folder import RunFolder, hand_over, restored,
 from uniavgen.train.checkpoint.saving import save_checkpoint
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import StageConfig, TrainConfig, face_for, lr_at
-from uniavgen.train.data.batches import BatchLoader, Loaded, prefetched
-from uniavgen.train.data.window_buckets import make_feed, open_stream, places_at
+from uniavgen.train.data.loader import LoadedBatch, make_loader, prefetched
+from uniavgen.train.data.stage_stream import micro_batches, open_stream
 from uniavgen.train.diagnostics.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
 from uniavgen.train.diagnostics.metrics import History, Meter, Outcome, over_workers, pace
 from uniavgen.train.diagnostics.run_warnings import OwnTime, Watch
@@ -86,7 +86,7 @@ class Micro:
     """A micro-batch that was computed: what may be told of it if its step turns out bad."""
 
     places: tuple[int, ...]
-    loaded: Loaded
+    loaded: LoadedBatch
     losses: dict[str, Tensor]
 
 
@@ -131,18 +131,15 @@ class StageTrainer:
         # as the first worker reads them: all must leave out the same steps
         self.rewinds = Rewinds(**from_all(self.folder.read().get("rewinds", {}))[0])
         self.watch = Watch(self.engine, config.health)
-        codecs = load_codecs(config.data.codecs, picture=stage.picture, device=job.device)
+        codecs = load_codecs(config.data.codecs, with_video=stage.picture, device=job.device)
         # a resumed run keeps to the shards that it began with, also when the corpus has grown
         begun_with = found.state.get("shards") if found else None
         self.stream = open_stream(config, stage, job.shards_dir, job.run_dir, begun_with)
         # and to the latents that it began with: cached ones are of other windows than those encoded on line
-        feed = make_feed(
-            self.stream, config.data, stage, codecs, found.state.get("latents", "") if found else None
-        )
+        latents = found.state.get("latents", "") if found else None
+        self.loader = make_loader(self.stream, config.data, stage, codecs, latents)
         if rank == 0:
-            self.folder.tell("latents", feed.line)
-        self.latents = feed.latents
-        self.loader = BatchLoader(self.stream, config.data, codecs, feed.batch, feed.windows, feed.other)
+            self.folder.tell("latents", self.loader.source)
         self.share = (world, rank, config.micro_batch(stage, world))
         self.validation: Validation | None = None
         if config.validation.every:
@@ -150,7 +147,7 @@ class StageTrainer:
             self.validation = Validation(config, stage, job.shards_dir, codecs, seen_before)
         agree_on(
             "shards or cached latents",
-            [self.stream.shards, self.validation and self.validation.shards, self.latents],
+            [self.stream.shards, self.validation and self.validation.shards, self.loader.latents],
         )
         self.face, self.flops_at = face_for(config, stage), flops_by_step(config, stage, self.stream)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
@@ -187,7 +184,7 @@ class StageTrainer:
                 return None
         return self.finish()
 
-    def train_step(self, step: int, batches: Iterator[Loaded]) -> tuple[dict[str, float], bool]:
+    def train_step(self, step: int, batches: Iterator[LoadedBatch]) -> tuple[dict[str, float], bool]:
         """One optimizer step of the global batch: its metrics, and whether to stop after it; the same on all workers.
 
         A bad step is left out on all of them alike. Raises Rewind and UserError as `leave_out` does.
@@ -260,7 +257,7 @@ class StageTrainer:
 
     def losses(
         self,
-        loaded: Loaded,
+        loaded: LoadedBatch,
         step: int,
         places: tuple[int, ...],
         task: Task,
@@ -285,9 +282,9 @@ class StageTrainer:
 
     def places_at(self, step: int) -> list[tuple[int, ...]]:
         """This worker's places in the batch of a step, one tuple per forward."""
-        return places_at(step, self.stream, self.stage, *self.share)
+        return micro_batches(step, self.stream, self.stage, *self.share)
 
-    def batches(self, steps: Sequence[int]) -> Iterator[Loaded]:
+    def batches(self, steps: Sequence[int]) -> Iterator[LoadedBatch]:
         """This worker's micro-batches of those steps, in order, made ahead of their use."""
         keys = ((step, places) for step in steps for places in self.places_at(step))
         return prefetched(lambda key: self.loader.load(*key), keys, self.config.data.prefetch)
@@ -317,7 +314,7 @@ class StageTrainer:
             "health": self.health.as_dict(),
             "shards": self.stream.shards,
             "val_shards": self.validation.shards if self.validation else None,
-            "latents": self.latents,
+            "latents": self.loader.latents,
             "tracking": tracked_as(self.folder),
         }
         tensors = {random_file(dist.get_rank()): random_state()}

@@ -17,7 +17,7 @@ from typing import Any
 
 from uniavgen.shards.errors import UserError
 from uniavgen.train.config import CheckpointConfig, DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
-from uniavgen.train.data.batches import BatchLoader, Loaded
+from uniavgen.train.data.loader import BatchLoader, LoadedBatch, make_loader
 from uniavgen.train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
 
 SMALL_MODEL = ModelConfig(
@@ -127,7 +127,7 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
         torch.distributed.barrier()
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
         trainer.begin_engine = noting_the_living(begin_engine, run.run_dir / f"living-{rank}.txt")
-        trainer.BatchLoader = partial(SpoilingLoader, run.spoiled) if run.spoiled else BatchLoader
+        trainer.make_loader = partial(make_spoiling_loader, run.spoiled) if run.spoiled else make_loader
         shards = shards_dir
         if rank == world - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
@@ -155,15 +155,16 @@ def noting_the_living(begin: Callable[..., Any], path: Path) -> Callable[..., An
     return noted
 
 
-class SpoilingLoader(BatchLoader):
-    """A loader whose batches hold NaN where the test asks for it, as a broken codec or cache would make them."""
+def make_spoiling_loader(spoiled: Sequence[int], *arguments: Any) -> BatchLoader:
+    """A loader whose batches of some steps hold NaN, as a broken codec or cache would make them."""
+    loader = make_loader(*arguments)
+    load = loader.load
 
-    def __init__(self, spoiled: Sequence[int], *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.spoiled = spoiled
-
-    def load(self, step: int, indices: Sequence[int]) -> Loaded:
-        loaded = super().load(step, indices)
-        if step in self.spoiled and self.batch - 1 in indices:
+    def load_with_nan(step: int, indices: Sequence[int]) -> LoadedBatch:
+        loaded = load(step, indices)
+        if step in spoiled and loader.batch - 1 in indices:
             loaded.batch.mel[-1, :, 0] = float("nan")
         return loaded
+
+    loader.load = load_with_nan  # type: ignore[method-assign]
+    return loader

@@ -19,10 +19,10 @@ class Codecs:
     caption: CaptionEncoder | None = None
 
 
-def load_codecs(config: CodecConfig, *, picture: bool = True, device: str = "cpu") -> Codecs:
+def load_codecs(config: CodecConfig, *, with_video: bool = True, device: str = "cpu") -> Codecs:
     """Load what the configuration names. Raises UserError saying which weights are missing and where to name them."""
     mel = MelCodec(config.mel, device)
-    if not picture:
+    if not with_video:
         return Codecs(mel)
     video: VideoCodec = (
         DctCodec(device) if config.video == "dct" else WanCodec.load(config.video_weights, device)

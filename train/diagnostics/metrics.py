@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uniavgen.train.config import StageConfig
-from uniavgen.train.data.batches import Loaded
+from uniavgen.train.data.loader import LoadedBatch
 from uniavgen.train.options import Task
 from uniavgen.train.planning import PEAK_TFLOPS
 
@@ -114,7 +114,7 @@ class Meter:
         self.counts: Counter[str] = Counter()
         self.micros: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
-    def wait_for(self, batches: Iterator[Loaded]) -> Loaded:
+    def wait_for(self, batches: Iterator[LoadedBatch]) -> LoadedBatch:
         """The next batch; the time until it is there is waiting for data."""
         asked = time.monotonic()
         loaded = next(batches)
@@ -122,7 +122,7 @@ class Meter:
         return loaded
 
     def add(
-        self, losses: dict[str, Tensor], loaded: Loaded, figures: dict[str, Tensor] | None = None
+        self, losses: dict[str, Tensor], loaded: LoadedBatch, figures: dict[str, Tensor] | None = None
     ) -> None:
         """Take in a micro-batch: its losses, and the `figures` of `train.tasks.total_loss` where there are any."""
         self.samples += len(loaded.batch.keys)

@@ -17,7 +17,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import Codecs
 from uniavgen.train.config import StageConfig, TrainConfig, face_for
-from uniavgen.train.data.batches import BatchLoader
+from uniavgen.train.data.loader import BatchLoader, EncodedWindows
 from uniavgen.train.diagnostics.metrics import over_workers
 from uniavgen.train.options import ObjectiveConfig, Task, TimestepConfig
 from uniavgen.train.tasks import Draw, total_loss
@@ -56,8 +56,9 @@ class Validation:
             shards_dir, "val", config.data.seed, shards=begun_with, error_budget=config.data.damage
         )
         self.shards = stream.shards
+        windows = EncodedWindows(stream, config.data, codecs)
         self.batch = (
-            BatchLoader(stream, config.data, codecs, config.validation.clips).load(0, self.places).batch
+            BatchLoader(stream, config.data, windows, config.validation.clips).load(0, self.places).batch
         )
 
     def losses(self, engine: Any) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uniavgen.train.config import DeepSpeedConfig, HealthConfig, StageConfig, TrainConfig
-from uniavgen.train.data.batches import Loaded
+from uniavgen.train.data.loader import LoadedBatch
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.options import PAPER_MIX
 from uniavgen.train.trainer import Job, StageTrainer
@@ -60,7 +60,7 @@ class InMemory(StageTrainer):
         micros = [(step, places) for step in range(KEPT) for places in self.places_at(step)]
         self.kept = [self.loader.load(*micro) for micro in micros]
 
-    def batches(self, steps: Sequence[int]) -> Iterator[Loaded]:
+    def batches(self, steps: Sequence[int]) -> Iterator[LoadedBatch]:
         return itertools.cycle(self.kept)
 
 

@@ -24,9 +24,9 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import DataConfig
-from uniavgen.train.data.batches import BatchLoader, CropEncoder
-from uniavgen.train.data.cached_latents import cut_fixed_windows, find_latents
-from uniavgen.train.data.latent_caching import cache_latents
+from uniavgen.train.data.cached_latents import find_latents
+from uniavgen.train.data.latent_caching import cache_latents, cut_fixed_windows
+from uniavgen.train.data.loader import BatchLoader, CropEncoder, EncodedWindows
 
 BATCH = 4
 MEMBERS = ("video", "reference", "mel", "reference_mel", "caption")
@@ -83,8 +83,9 @@ def main() -> None:
         windows, line = find_latents(stream, config, codecs)
         if windows is None:
             raise UserError(line)
-        loaders = {"on line": BatchLoader(stream, config, codecs, BATCH)}
-        loaders["cached"] = BatchLoader(stream, config, codecs, BATCH, windows)
+        encoded = EncodedWindows(stream, config, codecs)
+        loaders = {"on line": BatchLoader(stream, config, encoded, BATCH)}
+        loaders["cached"] = BatchLoader(stream, config, windows, BATCH)
         print(
             f"{made.samples} clips, {config.cached.windows} windows of {config.frames} frames at {config.height} px each"
         )

@@ -43,7 +43,7 @@ from saving import saves
 from uniavgen.orchestration.config import load_config
 from uniavgen.train import trainer
 from uniavgen.train.config import StageConfig, TrainConfig, face_for, lr_at
-from uniavgen.train.data.batches import Loaded
+from uniavgen.train.data.loader import LoadedBatch
 from uniavgen.train.engine.deepspeed_engine import deepspeed_file
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
@@ -68,7 +68,7 @@ class BareLoop:
         )
         self.losses: list[float] = []
 
-    def step(self, step: int, loaded: Loaded) -> None:
+    def step(self, step: int, loaded: LoadedBatch) -> None:
         since, config, stage = self.clocks.now(), self.config, self.stage
         optimizer = self.engine.optimizer if self.engine else self.optimizer
         optimizer.param_groups[0]["lr"] = lr_at(stage, step)

@@ -14,7 +14,7 @@ from uniavgen.orchestration.planning.training_plan import data_needs, gpu_named,
 from uniavgen.shards.buckets import WindowShape
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.config import TrainConfig
-from uniavgen.train.data.window_buckets import data_for
+from uniavgen.train.data.stage_stream import data_for
 from uniavgen.train.planning import (
     fitting,
     out_of_memory,

@@ -1,4 +1,4 @@
-"""Cached latents: the batches of the same windows encoded on line, without media; used only where everything agrees."""
+"""Cached latents: the batches of the same windows encoded during training, without media; used only where everything agrees."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from uniavgen.shards.tar.manifest import read_manifest
 from uniavgen.train.codec.config import CodecConfig
 from uniavgen.train.codec.registry import Codecs, load_codecs
 from uniavgen.train.config import CacheConfig, DataConfig
-from uniavgen.train.data import batches
-from uniavgen.train.data.cached_latents import CachedWindow, CachedWindows, find_latents
+from uniavgen.train.data import crops
+from uniavgen.train.data.cached_latents import CachedWindow, find_latents
+from uniavgen.train.data.crops import Crop, cut_windows, fixed_windows, random_for
 from uniavgen.train.data.latent_caching import CacheSummary, cache_latents
+from uniavgen.train.data.loader import BatchLoader, CropEncoder
 
 CONFIG = DataConfig(
     frames=9,
@@ -75,7 +77,7 @@ def sidecars(shards: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
 
 
-def test_the_summary_counts_what_was_made_and_why_clips_have_none(cached: tuple[Path, CacheSummary]) -> None:
+def test_summary_counts_sidecars_and_clips_without_latents(cached: tuple[Path, CacheSummary]) -> None:
     folder, summary = cached
     assert (summary.shards, summary.samples, summary.made, summary.stood, summary.failed) == (3, 6, 3, 0, ())
     assert summary.passed_over == {"short-clip": 1, "damaged-sample": 1}
@@ -83,7 +85,7 @@ def test_the_summary_counts_what_was_made_and_why_clips_have_none(cached: tuple[
     assert summary.folder == folder / LATENTS_FOLDER / summary.digest
 
 
-def test_batches_are_those_of_the_same_windows_encoded_on_line(
+def test_cached_batches_equal_encoded_batches_up_to_float16(
     cached: tuple[Path, CacheSummary], codecs: Codecs
 ) -> None:
     stream = SampleStream(str(cached[0]))
@@ -91,13 +93,13 @@ def test_batches_are_those_of_the_same_windows_encoded_on_line(
     assert windows is not None
     assert "no media are decoded" in line
     items = [
-        windows.take(position, batches.random_for(0, 0, position))
+        windows.take(position, random_for(0, 0, position))
         for position in range(7)
         if usable(stream, position)
     ]
     assert len(items) == 5
     same = [crop_of(stream, item) for item in items]
-    expected, found = batches.CropEncoder(CONFIG, codecs).encode(same), windows.batch_of(items)
+    expected, found = CropEncoder(CONFIG, codecs).encode(same), windows.make_batch(items)
     assert found.keys == expected.keys
     for name in ("speech_ids", "speech_mask", "caption_mask", "face"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
@@ -113,38 +115,38 @@ def usable(stream: SampleStream, position: int) -> bool:
     return stream.shard_and_key_at(position)[1] not in ("clip8", "clip9")
 
 
-def crop_of(stream: SampleStream, item: CachedWindow) -> batches.Crop:
+def crop_of(stream: SampleStream, item: CachedWindow) -> Crop:
     sample = stream.sample_by_key(item.key)
-    return batches.cut_windows(sample, [batches.fixed_windows(sample, CONFIG)[item.window]], CONFIG)[0]
+    return cut_windows(sample, [fixed_windows(sample, CONFIG)[item.window]], CONFIG)[0]
 
 
-def test_in_float32_they_are_equal_to_the_last_bit(tmp_path: Path, codecs: Codecs) -> None:
+def test_cached_batches_equal_encoded_batches_exactly_in_float32(tmp_path: Path, codecs: Codecs) -> None:
     config = changed(cached=CacheConfig(windows=2, dtype="float32"))
     folder = write_tars(tmp_path / "shards", [[make_sample("a", 30, seed=4)]])
     cache_latents(folder, config)
     stream = SampleStream(str(folder))
     windows, _ = find_latents(stream, config, codecs)
     assert windows is not None
-    item = windows.take(0, batches.random_for(0, 0, 0))
+    item = windows.take(0, random_for(0, 0, 0))
     sample = stream.sample_by_key("a")
-    crop = batches.cut_windows(sample, [batches.fixed_windows(sample, config)[item.window]], config)[0]
-    expected, found = batches.CropEncoder(config, codecs).encode([crop]), windows.batch_of([item])
+    crop = cut_windows(sample, [fixed_windows(sample, config)[item.window]], config)[0]
+    expected, found = CropEncoder(config, codecs).encode([crop]), windows.make_batch([item])
     for name in ("video", "reference", "mel", "reference_mel", "face", "caption"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
-def test_training_loads_with_every_medium_unreadable(
+def test_cached_batches_open_no_media(
     cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All tars of the shards are gone: only their manifest and indexes, and the latents, are left."""
     folder = copied(cached, tmp_path)
-    loader = batches.BatchLoader(*loading(folder, codecs))
+    loader = cached_loader(folder, codecs)
     before = [loader.load(step, range(4)) for step in range(4)]
     for tar in folder.glob("*.tar"):
         tar.unlink()
     for name in ("decode_video", "decode_audio"):
-        monkeypatch.delattr(batches, name)
-    loader = batches.BatchLoader(*loading(folder, codecs))
+        monkeypatch.delattr(crops, name)
+    loader = cached_loader(folder, codecs)
     for step, loaded in enumerate(before):
         again = loader.load(step, range(4))
         assert again.batch.keys == loaded.batch.keys
@@ -153,49 +155,44 @@ def test_training_loads_with_every_medium_unreadable(
     assert sum(loaded.counts["short"] + loaded.counts["damaged"] for loaded in before) > 0
 
 
-def test_latents_are_read_from_an_object_store(cached: tuple[Path, CacheSummary], codecs: Codecs) -> None:
+def test_cached_latents_are_read_from_an_object_store(
+    cached: tuple[Path, CacheSummary], codecs: Codecs
+) -> None:
     import fsspec
 
     store = fsspec.filesystem("memory")
     store.put(str(cached[0]), "/cached/shards", recursive=True)
     try:
-        there = batches.BatchLoader(*loading("memory://cached/shards", codecs)).load(1, range(4))
-        here = batches.BatchLoader(*loading(cached[0], codecs)).load(1, range(4))
+        there = cached_loader("memory://cached/shards", codecs).load(1, range(4))
+        here = cached_loader(cached[0], codecs).load(1, range(4))
         assert there.batch.keys == here.batch.keys
         assert torch.equal(there.batch.mel, here.batch.mel)
     finally:
         store.rm("/cached", recursive=True)
 
 
-def loading(
-    folder: Path | str, codecs: Codecs
-) -> tuple[SampleStream, DataConfig, Codecs, int, CachedWindows]:
+def cached_loader(folder: Path | str, codecs: Codecs) -> BatchLoader:
     stream = SampleStream(str(folder))
     windows, line = find_latents(stream, CONFIG, codecs)
     assert windows is not None, line
-    return stream, CONFIG, codecs, 4, windows
+    return BatchLoader(stream, CONFIG, windows, 4)
 
 
-def test_a_batch_of_cached_latents_does_not_depend_on_how_it_is_divided(
-    cached: tuple[Path, CacheSummary], codecs: Codecs
-) -> None:
-    whole = batches.BatchLoader(*loading(cached[0], codecs)).load(3, range(4)).batch
-    halves = [
-        batches.BatchLoader(*loading(cached[0], codecs)).load(3, indices).batch
-        for indices in (range(2), range(2, 4))
-    ]
+def test_cached_batch_is_independent_of_its_split(cached: tuple[Path, CacheSummary], codecs: Codecs) -> None:
+    whole = cached_loader(cached[0], codecs).load(3, range(4)).batch
+    halves = [cached_loader(cached[0], codecs).load(3, indices).batch for indices in (range(2), range(2, 4))]
     assert whole.keys == halves[0].keys + halves[1].keys
     assert torch.equal(whole.mel, torch.cat([half.mel for half in halves]))
 
 
-def test_work_on_sound_alone_takes_the_sound_of_a_cache_with_pictures(
+def test_audio_only_training_reads_the_audio_of_a_cache_with_video(
     cached: tuple[Path, CacheSummary],
 ) -> None:
-    sound = load_codecs(CONFIG.codecs, picture=False)
+    sound = load_codecs(CONFIG.codecs, with_video=False)
     stream = SampleStream(str(cached[0]))
     windows, _ = find_latents(stream, changed(height=128, width=96), sound)
     assert windows is not None
-    batch = batches.BatchLoader(stream, CONFIG, sound, 2, windows).load(0, range(2)).batch
+    batch = BatchLoader(stream, CONFIG, windows, 2).load(0, range(2)).batch
     assert batch.video is None
     assert batch.mel.shape == (2, 100, CONFIG.mels)
 
@@ -211,13 +208,13 @@ def test_work_on_sound_alone_takes_the_sound_of_a_cache_with_pictures(
         ({"cached": CacheConfig(windows=3, dtype="float32")}, "dtype (float16, here float32)"),
     ],
 )
-def test_what_does_not_agree_is_named_and_encoded_on_line_or_refused(
+def test_differing_fields_are_named_and_the_cache_is_not_read(
     cached: tuple[Path, CacheSummary], codecs: Codecs, changes: dict[str, Any], says: str
 ) -> None:
     stream = SampleStream(str(cached[0]))
     windows, line = find_latents(stream, changed(**changes), codecs)
     assert windows is None
-    assert line.startswith("latents are encoded on line: ")
+    assert line.startswith("latents are encoded during training: ")
     assert says in line
     assert "\n" not in line
     with pytest.raises(UserError, match="were made with another") as caught:
@@ -226,7 +223,7 @@ def test_what_does_not_agree_is_named_and_encoded_on_line_or_refused(
     assert caught.value.kind == "no-latents"
 
 
-def test_other_weights_do_not_agree(cached: tuple[Path, CacheSummary], codecs: Codecs) -> None:
+def test_changed_codec_weights_do_not_match(cached: tuple[Path, CacheSummary], codecs: Codecs) -> None:
     other = load_codecs(CONFIG.codecs)
     assert other.caption is not None
     with torch.no_grad():
@@ -236,13 +233,13 @@ def test_other_weights_do_not_agree(cached: tuple[Path, CacheSummary], codecs: C
     assert "video" not in line
 
 
-def test_off_none_and_a_damaged_manifest_are_said(
+def test_reason_for_not_reading_a_cache_is_given(
     cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs
 ) -> None:
     stream = SampleStream(str(cached[0]))
     assert find_latents(stream, changed(latents="off"), codecs) == (
         None,
-        "latents are encoded on line: train.data.latents is off",
+        "latents are encoded during training: train.data.latents is off",
     )
     folder = copied(cached, tmp_path)
     (manifest,) = folder.glob(f"{LATENTS_FOLDER}/*/manifest.json")
@@ -255,7 +252,7 @@ def test_off_none_and_a_damaged_manifest_are_said(
         find_latents(SampleStream(str(folder)), changed(latents="require"), codecs)
 
 
-def test_an_interrupted_run_goes_on_as_it_began(
+def test_resumed_run_keeps_its_source_of_latents(
     cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs
 ) -> None:
     folder, summary = cached
@@ -268,7 +265,7 @@ def test_an_interrupted_run_goes_on_as_it_began(
         find_latents(stream, CONFIG, codecs, "0123")
 
 
-def test_appended_shards_are_added_and_what_stands_is_not_touched(
+def test_appended_shards_are_cached_and_kept_sidecars_are_not_touched(
     cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs
 ) -> None:
     folder = copied(cached, tmp_path)
@@ -287,7 +284,7 @@ def test_appended_shards_are_added_and_what_stands_is_not_touched(
     assert find_latents(SampleStream(str(folder), "val"), CONFIG, codecs)[0] is not None
 
 
-def test_two_runs_give_the_same_bytes(cached: tuple[Path, CacheSummary], tmp_path: Path) -> None:
+def test_caching_is_deterministic(cached: tuple[Path, CacheSummary], tmp_path: Path) -> None:
     folder = copied(cached, tmp_path)
     shutil.rmtree(folder / LATENTS_FOLDER)
     cache_latents(folder, CONFIG)
@@ -296,7 +293,7 @@ def test_two_runs_give_the_same_bytes(cached: tuple[Path, CacheSummary], tmp_pat
     }
 
 
-def test_a_shard_that_is_not_what_was_written_costs_only_itself(
+def test_damaged_shard_is_reported_and_the_others_are_cached(
     cached: tuple[Path, CacheSummary], tmp_path: Path
 ) -> None:
     folder = copied(cached, tmp_path)
@@ -313,7 +310,7 @@ def test_a_shard_that_is_not_what_was_written_costs_only_itself(
     assert cache_latents(folder, CONFIG).made == 1
 
 
-def test_a_disk_that_fills_up_is_one_clear_line_and_what_was_finished_stays(
+def test_full_disk_raises_and_finished_sidecars_stay(
     cached: tuple[Path, CacheSummary], tmp_path: Path
 ) -> None:
     """The system refuses files over 100 kB, as a full disk would: the val sidecar is smaller, those of train are not."""
@@ -337,7 +334,7 @@ def test_a_disk_that_fills_up_is_one_clear_line_and_what_was_finished_stays(
     assert (again.made, again.stood) == (1, 2)
 
 
-def test_damaged_latents_cost_their_sample_and_are_named(
+def test_damaged_latents_are_replaced_and_reported(
     cached: tuple[Path, CacheSummary], tmp_path: Path, codecs: Codecs, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copied(cached, tmp_path)
@@ -345,11 +342,10 @@ def test_damaged_latents_cost_their_sample_and_are_named(
     content = bytearray(tar.read_bytes())
     content[5000] ^= 8
     tar.write_bytes(content)
-    stream, *rest = loading(folder, codecs)
-    loader = batches.BatchLoader(stream, *rest)
+    loader = cached_loader(folder, codecs)
     with caplog.at_level(logging.WARNING):
         keys = {key for step in range(8) for key in loader.load(step, range(4)).batch.keys}
-    assert set(stream.error_budget.damaged) == {"clip0"}
+    assert set(loader.stream.error_budget.damaged) == {"clip0"}
     assert keys == {"clip1", "clip2", "clip3", "clip4"}
     assert "the latents of clip0 are not those that were written" in caplog.text
     shards = {entry.name: entry for entry in read_manifest(folder).entries}  # type: ignore[union-attr]
@@ -391,9 +387,7 @@ for event in sys.argv[2].split(","):
 
 
 @pytest.mark.slow
-def test_killed_at_any_instant_the_next_run_ends_as_if_it_had_not_been(
-    cached: tuple[Path, CacheSummary], tmp_path: Path
-) -> None:
+def test_run_after_a_kill_gives_the_same_sidecars(cached: tuple[Path, CacheSummary], tmp_path: Path) -> None:
     events = (4, 12, 20)
     for event in events:
         shutil.copytree(
@@ -424,7 +418,7 @@ def test_killed_at_any_instant_the_next_run_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-def test_actors_on_ray_make_the_same_sidecars_and_say_what_they_lack(
+def test_ray_actors_make_the_same_sidecars_and_report_missing_resources(
     cached: tuple[Path, CacheSummary], tmp_path: Path
 ) -> None:
     import ray

@@ -15,9 +15,9 @@ from uniavgen.shards.config import EmiliaConfig
 from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import StageConfig
-from uniavgen.train.data.batches import BatchLoader
-from uniavgen.train.data.emilia import text_inside
-from uniavgen.train.data.window_buckets import make_feed, open_stream
+from uniavgen.train.data.crops import text_in_window
+from uniavgen.train.data.loader import BatchLoader, make_loader
+from uniavgen.train.data.stage_stream import open_stream
 
 FRAMES = SMALL_DATA.frames
 """13 frames: the window lasts 0.8125 s, 19500 samples."""
@@ -45,9 +45,8 @@ def loader_on(stage: StageConfig, run_dir: Path) -> tuple[BatchLoader, EmiliaStr
     plan = small_plan([stage])
     stream = open_stream(plan, stage, "/there/is/no/corpus", str(run_dir))
     assert isinstance(stream, EmiliaStream)
-    codecs = load_codecs(plan.data.codecs, picture=False, device="cpu")
-    feed = make_feed(stream, plan.data, stage, codecs)
-    return BatchLoader(stream, plan.data, codecs, feed.batch, feed.windows, feed.other), stream
+    codecs = load_codecs(plan.data.codecs, with_video=False, device="cpu")
+    return make_loader(stream, plan.data, stage, codecs), stream
 
 
 def pitch_of(waveform: np.ndarray) -> float:
@@ -55,7 +54,7 @@ def pitch_of(waveform: np.ndarray) -> float:
     return float(np.argmax(spectrum) * 24_000 / 2**17)
 
 
-def test_a_batch_holds_whole_utterances_then_silence_with_their_text_and_a_voice_from_elsewhere(
+def test_short_utterances_are_whole_with_text_silence_and_reference_of_the_same_speaker(
     tar: Path, tmp_path: Path
 ) -> None:
     loader, _ = loader_on(stage_on(tar), tmp_path)
@@ -69,7 +68,7 @@ def test_a_batch_holds_whole_utterances_then_silence_with_their_text_and_a_voice
         assert pitch_of(crop.waveform) == pytest.approx(made.hz, abs=5)
         assert np.sqrt(np.mean(crop.waveform[:spoken] ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
         assert not crop.waveform[spoken + 3 * 1152 :].any()
-        assert crop.speech == made.text
+        assert crop.speech_text == made.text
         assert crop.reference_waveform.shape == (SMALL_DATA.reference_frames * 1500,)
     assert sorted(crops) == [spoken.key for spoken in SPOKEN[:3]]
     reference = {key: round(pitch_of(crop.reference_waveform) / 50) * 50 for key, crop in crops.items()}
@@ -81,7 +80,7 @@ def test_a_batch_holds_whole_utterances_then_silence_with_their_text_and_a_voice
     assert bool(torch.isfinite(batch.mel).all())
 
 
-def test_any_worker_at_any_time_makes_the_same_batch_of_a_step(tar: Path, tmp_path: Path) -> None:
+def test_batch_of_a_step_is_independent_of_rank_and_history(tar: Path, tmp_path: Path) -> None:
     loader, stream = loader_on(stage_on(tar), tmp_path)
     straight = [loader.load(step, (0, 1)).batch for step in range(5)]
     fresh, _ = loader_on(stage_on(tar), tmp_path)
@@ -95,7 +94,7 @@ def test_any_worker_at_any_time_makes_the_same_batch_of_a_step(tar: Path, tmp_pa
     assert sorted(keys[:3]) == sorted(keys[3:6]) == sorted(stream.keys)
 
 
-def test_a_longer_utterance_is_cropped_with_the_text_of_that_part(tar: Path, tmp_path: Path) -> None:
+def test_long_utterance_is_cropped_with_the_text_of_that_part(tar: Path, tmp_path: Path) -> None:
     loader, _ = loader_on(stage_on(tar, longer="crop", speakers=["carl"]), tmp_path)
     crops = [loader.windows.take(0, np.random.default_rng(seed)) for seed in range(12)]
     assert len({crop.start for crop in crops}) > 4
@@ -103,20 +102,20 @@ def test_a_longer_utterance_is_cropped_with_the_text_of_that_part(tar: Path, tmp
         assert 0 <= crop.start <= 32 - FRAMES
         assert pitch_of(crop.waveform) == pytest.approx(700, abs=5)
         assert np.sqrt(np.mean(crop.waveform[-3000:] ** 2)) > 0.2  # sound to the window's end
-        assert crop.speech == text_inside(SPOKEN[3].text, 2.0, crop.start, FRAMES)
-        assert 0 < len(crop.speech) < len(SPOKEN[3].text)
+        assert crop.speech_text == text_in_window(SPOKEN[3].text, 2.0, crop.start, FRAMES)
+        assert 0 < len(crop.speech_text) < len(SPOKEN[3].text)
 
 
-def test_text_is_cut_at_words_by_an_even_pace() -> None:
+def test_text_in_window_assumes_an_even_pace() -> None:
     text = "aa bb cc dd ee "  # 15 characters in 3 s of 48 frames: a word and its space last 9.6 frames
-    assert text_inside(text, 3.0, 0, 48) == "aa bb cc dd ee"
-    assert text_inside(text, 3.0, 0, 16) == "aa bb"
-    assert text_inside(text, 3.0, 16, 16) == "cc"
-    assert text_inside(text, 3.0, 32, 16) == "dd ee"
-    assert text_inside("没有空格的文字很长", 9.0, 16, 32) == "有空"
+    assert text_in_window(text, 3.0, 0, 48) == "aa bb cc dd ee"
+    assert text_in_window(text, 3.0, 0, 16) == "aa bb"
+    assert text_in_window(text, 3.0, 16, 16) == "cc"
+    assert text_in_window(text, 3.0, 32, 16) == "dd ee"
+    assert text_in_window("没有空格的文字很长", 9.0, 16, 32) == "有空"
 
 
-def test_damage_is_replaced_and_counted(tmp_path: Path) -> None:
+def test_damaged_utterance_is_replaced_and_counted(tmp_path: Path) -> None:
     samples = {spoken.key: members_of(spoken) for spoken in SPOKEN[1:3]}
     samples["EN_B00000_S00009_W000000"] = members_of(Spoken("x", "dora", 400, 0.6)) | {
         "mp3": b"no sound" * 50
@@ -128,13 +127,13 @@ def test_damage_is_replaced_and_counted(tmp_path: Path) -> None:
     assert list(stream.error_budget.damaged) == ["EN_B00000_S00009_W000000"]
 
 
-def test_a_stage_with_pictures_refuses_audio_shards(tar: Path) -> None:
+def test_stage_with_video_refuses_audio_shards(tar: Path) -> None:
     with pytest.raises(ValidationError, match="stage joint needs pictures, which audio shards lack"):
         StageConfig(name="joint", emilia=EmiliaConfig(shards=[str(tar)]))
 
 
 @pytest.mark.slow
-def test_the_audio_stage_trains_and_resumes_on_them_without_any_clip(tar: Path, tmp_path: Path) -> None:
+def test_audio_stage_trains_and_resumes_on_audio_shards_without_a_corpus(tar: Path, tmp_path: Path) -> None:
     plan = small_plan([stage_on(tar, steps=4)], workers=1, every=2).model_copy(update={"trace": True})
     whole, resumed = Run(plan, "audio", tmp_path / "whole"), Run(plan, "audio", tmp_path / "resumed")
     for run in (whole, resumed):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniavgen.train.config import CacheConfig, DataConfig
-from uniavgen.train.data import batches
+from uniavgen.train.data.crops import fixed_windows
 
 
 def caching(windows: int) -> DataConfig:
@@ -23,13 +23,11 @@ def caching(windows: int) -> DataConfig:
     key=st.text("0123456789abcdef", min_size=4, max_size=20),
 )
 @settings(max_examples=60, deadline=None)
-def test_fixed_windows_lie_evenly_within_the_clip_and_never_change(
-    total: int, windows: int, key: str
-) -> None:
+def test_fixed_windows_are_even_and_deterministic(total: int, windows: int, key: str) -> None:
     config = caching(windows)
     sample = clip(key, total)
-    found = batches.fixed_windows(sample, config)
-    assert found == batches.fixed_windows(sample, config)
+    found = fixed_windows(sample, config)
+    assert found == fixed_windows(sample, config)
     starts = [window.start for window in found]
     room = total - config.frames + 1
     assert starts == sorted(set(starts))
@@ -40,12 +38,12 @@ def test_fixed_windows_lie_evenly_within_the_clip_and_never_change(
     assert all(abs(b - a - max(even, 1)) <= 1 for a, b in itertools.pairwise(starts))
 
 
-def test_over_many_clips_every_start_is_as_likely() -> None:
+def test_fixed_window_starts_are_uniform_over_many_clips() -> None:
     config, room = caching(3), 20
     starts = [
         w.start
         for i in range(600)
-        for w in batches.fixed_windows(clip(f"{i:020x}", room + config.frames - 1), config)
+        for w in fixed_windows(clip(f"{i:020x}", room + config.frames - 1), config)
     ]
     counts = np.bincount(starts, minlength=room)
     assert len(counts) == room

@@ -17,7 +17,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.tar.index import index_name
 from uniavgen.train.checkpoint.run_folder import RunFolder
 from uniavgen.train.config import StageConfig, TrainConfig, ValidationConfig
-from uniavgen.train.data.window_buckets import open_stream
+from uniavgen.train.data.stage_stream import open_stream
 from uniavgen.train.launch import check_stage, check_stages
 
 NAMES = ("audio", "joint")

@@ -18,7 +18,7 @@ from uniavgen.train.config import (
     lr_at,
     tiny_stages,
 )
-from uniavgen.train.data.window_buckets import split_batch
+from uniavgen.train.data.stage_stream import split_batch
 from uniavgen.train.engine.deepspeed_engine import deepspeed_file
 from uniavgen.train.options import PAPER_MIX
 

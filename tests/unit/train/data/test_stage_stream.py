@@ -21,8 +21,8 @@ from uniavgen.shards.read.sampler import BucketSampler
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import DataConfig, StageConfig, TrainConfig
-from uniavgen.train.data.batches import BatchLoader
-from uniavgen.train.data.window_buckets import data_for, make_feed, places_at, stage_buckets, window_flops
+from uniavgen.train.data.loader import make_loader
+from uniavgen.train.data.stage_stream import data_for, micro_batches, stage_buckets, window_flops
 from uniavgen.train.model.config import InteractionConfig
 
 SHORT, LONG, WIDE = (
@@ -59,7 +59,7 @@ def opened(shards: Path, config: TrainConfig = CONFIG) -> SampleStream:
     return SampleStream(str(shards), buckets=stage_buckets(config, STAGE))
 
 
-def test_each_clip_gets_the_window_that_fits_it() -> None:
+def test_bucket_of_a_clip_is_the_best_fitting_window() -> None:
     buckets = WindowBuckets(shapes=SHAPES)
     clips = {
         (0.5, 64, 64): 0,
@@ -82,7 +82,7 @@ def test_each_clip_gets_the_window_that_fits_it() -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_with_batches_of_any_sizes_no_sample_is_lost_or_favoured(
+def test_every_sample_comes_once_per_epoch_with_any_batch_sizes(
     sizes: list[int], many: list[int], batch: int, seed: int
 ) -> None:
     bucket = np.repeat(np.arange(len(sizes)), sizes)
@@ -98,7 +98,7 @@ def test_with_batches_of_any_sizes_no_sample_is_lost_or_favoured(
         if own[name] < order.batch:
             with pytest.raises(IndexError):
                 order.sample_at(first + own[name])
-        other = order.other_position(first, 2)
+        other = order.replacement_position(first, 2)
         assert order.bucket_at(other) == name
         assert other > first
     for name, row in rows.items():
@@ -107,7 +107,7 @@ def test_with_batches_of_any_sizes_no_sample_is_lost_or_favoured(
             assert sorted(row[start : start + count]) == np.flatnonzero(bucket == name).tolist()
 
 
-def test_cheap_windows_take_whole_multiples_of_the_batch_up_to_the_cost_of_the_dearest() -> None:
+def test_cheap_windows_take_whole_multiples_of_the_batch() -> None:
     buckets = stage_buckets(CONFIG, STAGE)
     assert buckets is not None
     costs = np.array([window_flops(CONFIG, STAGE, shape) for shape in SHAPES])
@@ -125,7 +125,7 @@ def test_cheap_windows_take_whole_multiples_of_the_batch_up_to_the_cost_of_the_d
 def test_workers_share_every_batch_and_have_as_many_micro_steps_at_each(shards: Path, world: int) -> None:
     stream = opened(shards)
     for step in range(12):
-        own = [places_at(step, stream, STAGE, world, rank, 1) for rank in range(world)]
+        own = [micro_batches(step, stream, STAGE, world, rank, 1) for rank in range(world)]
         assert {len(micros) for micros in own} == {STAGE.batch // world}
         assert sorted(place for micros in own for places in micros for place in places) == list(
             range(stream.sampler.batch_size_at(step * stream.sampler.batch))
@@ -133,12 +133,12 @@ def test_workers_share_every_batch_and_have_as_many_micro_steps_at_each(shards: 
         assert len({len(places) for micros in own for places in micros}) == 1
 
 
-def test_a_batch_is_of_the_shape_of_its_step_however_it_is_divided(shards: Path) -> None:
-    codecs = load_codecs(DATA.codecs, picture=False)
+def test_batch_has_the_window_shape_of_its_step(shards: Path) -> None:
+    codecs = load_codecs(DATA.codecs, with_video=False)
     stream = opened(shards)
-    feed = make_feed(stream, DATA, STAGE, codecs)
-    assert (feed.latents, feed.line) == ("", "latents are encoded on line: 3 windows, caches hold one")
-    loader = BatchLoader(stream, DATA, codecs, feed.batch, feed.windows, feed.other)
+    loader = make_loader(stream, DATA, STAGE, codecs)
+    assert loader.latents == ""
+    assert loader.source == "latents are encoded during training: 3 window shapes, cached latents have one"
     lengths, passed_over = Counter[int](), 0
     for step in range(12):
         bucket = stream.sampler.bucket_at(step * loader.batch)
@@ -158,7 +158,7 @@ def test_a_batch_is_of_the_shape_of_its_step_however_it_is_divided(shards: Path)
     assert passed_over > 0, "the clip too short for any window"
 
 
-def test_a_stream_of_windows_is_resumed_from_its_state(shards: Path) -> None:
+def test_bucketed_stream_resumes_from_its_state(shards: Path) -> None:
     stream = opened(shards)
     resumed, position = SampleStream.resume(
         str(shards), json.loads(json.dumps(stream.state(5 * stream.sampler.batch)))
@@ -189,13 +189,13 @@ def test_a_stream_of_windows_is_resumed_from_its_state(shards: Path) -> None:
         ({"buckets": [SHORT], "latents": "require"}, "cached for one window only"),
     ],
 )
-def test_windows_that_cannot_be_are_named(changes: dict[str, object], says: str) -> None:
+def test_invalid_window_shapes_are_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         DataConfig(**changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("window", "fits"), [(4, True), (5, False), (12, False)])
-def test_the_shortest_window_must_be_longer_than_the_interactions(window: int, fits: bool) -> None:
+def test_shortest_window_must_exceed_the_interaction_window(window: int, fits: bool) -> None:
     model = SMALL_MODEL.model_copy(update={"interaction": InteractionConfig(window=window)})
     plan = {"model": model, "data": DATA, "stages": [STAGE]}
     if fits:
@@ -208,7 +208,7 @@ def test_the_shortest_window_must_be_longer_than_the_interactions(window: int, f
 
 
 @pytest.mark.slow
-def test_two_workers_train_on_the_batches_that_one_would_see(shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_on_the_batches_of_one_rank(shards: Path, tmp_path: Path) -> None:
     if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     square, wide = WindowShape(frames=13, height=192, width=192), WindowShape(frames=13, height=32, width=64)
@@ -225,17 +225,14 @@ def test_two_workers_train_on_the_batches_that_one_would_see(shards: Path, tmp_p
     assert sorted(step for step in read_metrics(tmp_path) if step) == [1, 2, 3, 4]
 
     stream = SampleStream(str(shards), seed=data.seed, buckets=buckets)
-    feed = make_feed(stream, data, stage, load_codecs(data.codecs, picture=False))
-    loader = BatchLoader(
-        stream, data, load_codecs(data.codecs, picture=False), feed.batch, feed.windows, feed.other
-    )
+    loader = make_loader(stream, data, stage, load_codecs(data.codecs, with_video=False))
     seen: dict[int, dict[str, str]] = {}
     for rank in range(2):
         for line in (tmp_path / "joint" / f"trace-{rank}.jsonl").read_text().splitlines():
             told = json.loads(line)
             seen.setdefault(told["step"], {}).update(told["keys"])
     batches = [
-        loader.load(step, range(stream.sampler.batch_size_at(step * feed.batch))).batch.keys
+        loader.load(step, range(stream.sampler.batch_size_at(step * loader.batch))).batch.keys
         for step in range(4)
     ]
     assert [

@@ -1,0 +1,279 @@
+"""Choose the window of a sample that training sees, and decode it: frames, audio and text of exactly the same span.
+
+A crop of a clip has all parts, a crop of an Emilia utterance has audio and text only. All random choices are a pure
+function of (seed, step, sample index), never of the rank. The paper does not say how windows, references and utterances
+are cut: the rules here are heuristics.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from uniavgen.shards.emilia.sample import Utterance
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio, decode_video, rasterise_oval
+from uniavgen.shards.timing import LATENT_STRIDE, VIDEO_FPS, samples_for_frames
+from uniavgen.train.codec.config import TOKEN_STRIDE
+from uniavgen.train.config import DataConfig
+
+REFERENCE_GAP = VIDEO_FPS // 2
+"""Frames between the window and its reference frame, if the clip is long enough: 0.5 s."""
+SHORTEST_REFERENCE = VIDEO_FPS // 4
+"""Frames of reference audio outside the window below which the window's own audio is used: 0.25 s says little of a voice."""
+
+
+class Window(NamedTuple):
+    """Start of a window and where its references come from, in pixel frames of the clip."""
+
+    start: int
+    reference_frame: int
+    reference_audio_start: int
+    reference_audio_frames: int
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One window of a sample, decoded, before the codecs.
+
+    frames uint8 [F, H, W, 3], reference_frame uint8 [1, H, W, 3] and face float32 [T, H/32, W/32] are None in audio-only
+    work; waveform float32 [1500 F] and reference_waveform float32 [1500 Fr] are at 24 kHz. `start` is the first frame of the
+    window, `reference_inside` says that a reference had to come from the window itself, `bucket` is the number of the
+    window's shape.
+    """
+
+    key: str
+    start: int
+    waveform: np.ndarray
+    reference_waveform: np.ndarray
+    speech_text: str
+    caption: str
+    frames: np.ndarray | None = None
+    reference_frame: np.ndarray | None = None
+    face: np.ndarray | None = None
+    reference_inside: bool = False
+    bucket: int = 0
+
+
+def random_for(seed: int, step: int, index: int) -> np.random.Generator:
+    """Generator of all random choices about sample `index` of the global batch at `step`."""
+    return np.random.default_rng([seed, step, index])
+
+
+def crop_sample(
+    sample: Sample, config: DataConfig, random: np.random.Generator, *, with_video: bool = True
+) -> Crop:
+    """Choose a random window and decode it. Raises UserError of kind `short-clip` or `damaged-sample`."""
+    start = int(random.integers(_count_starts(sample, config)))
+    window = choose_window(sample.face.score, start, config, random)
+    return cut_windows(sample, [window], config, with_video=with_video)[0]
+
+
+def fixed_windows(sample: Sample, config: DataConfig) -> list[Window]:
+    """The windows of a clip whose latents are cached: at most `config.cached.windows`, always the same for a clip.
+
+    The clip is divided into that many equal parts, and one window starts in each. All start at the same phase of their part;
+    the phase is drawn from the clip id, so over a corpus every start is as likely as under random crops. Raises UserError of
+    kind `short-clip`.
+    """
+    starts, windows = _count_starts(sample, config), config.cached.windows
+    random = np.random.default_rng(list(sample.key.encode()))
+    phase = random.random()
+    chosen = sorted({int((number + phase) / windows * starts) for number in range(windows)})
+    return [choose_window(sample.face.score, start, config, random) for start in chosen]
+
+
+def _count_starts(sample: Sample, config: DataConfig) -> int:
+    """Number of frames at which a window of the clip may start."""
+    total = len(sample.face.score)
+    if total < config.frames:
+        raise UserError(
+            f"clip {sample.key} has {total} frames, the window {config.frames}", kind="short-clip"
+        )
+    return total - config.frames + 1
+
+
+def choose_window(score: np.ndarray, start: int, config: DataConfig, random: np.random.Generator) -> Window:
+    """A window at `start` with random references. score [F]: face detection score of every frame."""
+    reference_frame = choose_reference_frame(score, start, config.frames, random)
+    audio = choose_reference_audio(len(score), start, config.frames, config.reference_frames, random)
+    return Window(start, reference_frame, *audio)
+
+
+def choose_reference_frame(score: np.ndarray, start: int, frames: int, random: np.random.Generator) -> int:
+    """A random frame with a face: at least `REFERENCE_GAP` away from the window, else outside it, else any frame."""
+    index = np.arange(len(score))
+    outside = (index < start) | (index >= start + frames)
+    away = (index < start - REFERENCE_GAP) | (index >= start + frames + REFERENCE_GAP)
+    for allowed in (away & (score > 0), outside & (score > 0), score > 0, score >= 0):
+        if allowed.any():
+            return int(random.choice(index[allowed]))
+    raise UserError("a clip without frames", kind="damaged-sample")
+
+
+def choose_reference_audio(
+    total: int, start: int, frames: int, wanted: int, random: np.random.Generator
+) -> tuple[int, int]:
+    """(first frame, frames) of the reference audio: from the longer part outside the window, else from the window."""
+    parts = [(0, start), (start + frames, total - start - frames)]
+    first, length = max(parts, key=lambda part: part[1])
+    if length < min(SHORTEST_REFERENCE, wanted):
+        first, length = start, frames
+    taken = min(length, wanted)
+    return first + int(random.integers(length - taken + 1)), taken
+
+
+def cut_windows(
+    sample: Sample, windows: Sequence[Window], config: DataConfig, *, with_video: bool = True
+) -> list[Crop]:
+    """Decode windows of a sample; its audio and its video are opened once. Raises UserError of kind `damaged-sample`."""
+    try:
+        waveform = decode_audio(sample.audio)
+        crops = [_cut_audio(sample, waveform, window, config) for window in windows]
+        return _add_video(crops, sample, windows, config) if with_video else crops
+    except (OSError, RuntimeError, ValueError) as error:  # raised by PyAV and soundfile for damaged media
+        raise UserError(f"sample {sample.key} cannot be decoded: {error}", kind="damaged-sample") from error
+
+
+def _cut_audio(sample: Sample, waveform: np.ndarray, window: Window, config: DataConfig) -> Crop:
+    """The crop of a window without its video parts."""
+    inside = range(window.start, window.start + config.frames)
+    reference = _audio_span(waveform, window.reference_audio_start, window.reference_audio_frames, sample.key)
+    return Crop(
+        key=sample.key,
+        start=window.start,
+        waveform=_audio_span(waveform, window.start, config.frames, sample.key),
+        reference_waveform=_repeat(reference, config.reference_frames),
+        speech_text=words_in_window(sample.meta.words, window.start, config.frames),
+        caption=sample.meta.caption,
+        reference_inside=window.reference_frame in inside or window.reference_audio_start in inside,
+    )
+
+
+def words_in_window(words: Sequence[Word], start: int, frames: int) -> str:
+    """Words whose middle lies within the window of pixel frames, joined by spaces."""
+    first, last = start / VIDEO_FPS, (start + frames) / VIDEO_FPS
+    return " ".join(word.text.strip() for word in words if first <= (word.start_s + word.end_s) / 2 < last)
+
+
+def _audio_span(waveform: np.ndarray, start: int, frames: int, key: str) -> np.ndarray:
+    """Audio of a span of pixel frames. Up to one frame may be missing at the end, as codecs round: it is zero-padded."""
+    first, length = samples_for_frames(start), samples_for_frames(frames)
+    part = waveform[first : first + length]
+    if length - len(part) > samples_for_frames(1):
+        raise UserError(
+            f"the audio of {key} is {(length - len(part)) / 24:.0f} ms shorter than its video",
+            kind="damaged-sample",
+        )
+    return np.pad(part, (0, length - len(part)))
+
+
+def _repeat(waveform: np.ndarray, frames: int) -> np.ndarray:
+    """A waveform of exactly `frames` pixel frames: longer audio is cut, shorter audio is repeated."""
+    return np.resize(waveform, samples_for_frames(frames))
+
+
+def _add_video(
+    crops: list[Crop], sample: Sample, windows: Sequence[Window], config: DataConfig
+) -> list[Crop]:
+    """The crops with frames, reference frame and face mask; every frame that a window needs is decoded once."""
+    spans = [range(window.start, window.start + config.frames) for window in windows]
+    indices = sorted(
+        {
+            index
+            for window, span in zip(windows, spans, strict=True)
+            for index in (window.reference_frame, *span)
+        }
+    )
+    pixels = decode_video(sample.video, indices)
+    fitted = np.stack([fit_frame(frame, config.height, config.width) for frame in pixels])
+    row_of = {index: row for row, index in enumerate(indices)}
+    sizes = (pixels.shape[1], pixels.shape[2]), (config.height, config.width)
+    return [
+        replace(
+            crop,
+            frames=fitted[[row_of[index] for index in span]],
+            reference_frame=fitted[[row_of[window.reference_frame]]],
+            face=face_mask(sample.face, span, *sizes),
+        )
+        for crop, window, span in zip(crops, windows, spans, strict=True)
+    ]
+
+
+def fit_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize uint8 [h, w, 3] to cover height x width and crop the centre, in one resampling."""
+    import cv2
+
+    scale, (top, left) = _scale_and_offset(frame.shape[:2], (height, width))
+    # crop in the source first, so that the part that stays maps onto the target exactly
+    y0, x0 = round(top / scale), round(left / scale)
+    part = frame[y0 : y0 + round(height / scale), x0 : x0 + round(width / scale)]
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def face_mask(face: FaceTrack, window: range, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """Share of each video token inside the face oval: float32 [T, H/32, W/32], mean over the frames of each latent.
+
+    `source` and `target` are (height, width) before and after `fit_frame`.
+    """
+    scale, (top, left) = _scale_and_offset(source, target)
+    size = np.array([source[1], source[0]]) * scale
+    frames = slice(window.start, window.stop)
+    oval = (face.oval[frames] * size - [left, top]) / [target[1], target[0]]
+    per_frame = rasterise_oval(oval, face.score[frames], target[0] // TOKEN_STRIDE, target[1] // TOKEN_STRIDE)
+    later = per_frame[1:].reshape(-1, LATENT_STRIDE, *per_frame.shape[1:]).mean(axis=1)
+    return np.concatenate([per_frame[:1], later])
+
+
+def _scale_and_offset(source: tuple[int, int], target: tuple[int, int]) -> tuple[float, tuple[float, float]]:
+    """Scale with which the source covers the target, and (top, left) margins that the centre crop removes, in scaled px."""
+    scale = max(target[0] / source[0], target[1] / source[1])
+    return scale, ((source[0] * scale - target[0]) / 2, (source[1] * scale - target[1]) / 2)
+
+
+def crop_utterance(
+    utterance: Utterance, other: Utterance | None, config: DataConfig, random: np.random.Generator
+) -> Crop:
+    """A crop of an Emilia utterance. `other`: a second utterance of the same speaker, for the reference audio.
+
+    An utterance that fits the window starts with it and is followed by silence, with its whole text: there are no word times
+    by which a text could be cut. Of a longer one (config `longer: crop`) a random part is taken, with the text that falls into
+    it if all characters take equally long. Without `other` the reference is a part of the utterance itself.
+    """
+    start, speech_text = 0, utterance.meta.text.strip()
+    if utterance.meta.duration > config.frames / VIDEO_FPS:
+        start = int(random.integers(max(1, _whole_frames(utterance.waveform) - config.frames + 1)))
+        speech_text = text_in_window(speech_text, utterance.meta.duration, start, config.frames)
+    part = utterance.waveform[samples_for_frames(start) :][: samples_for_frames(config.frames)]
+    reference = (other or utterance).waveform
+    first = int(random.integers(max(1, _whole_frames(reference) - config.reference_frames + 1)))
+    reference_part = reference[samples_for_frames(first) :][: samples_for_frames(config.reference_frames)]
+    return Crop(
+        key=utterance.key,
+        start=start,
+        waveform=np.pad(part, (0, samples_for_frames(config.frames) - len(part))),
+        reference_waveform=_repeat(reference_part, config.reference_frames),
+        speech_text=speech_text,
+        caption="",
+        reference_inside=other is None,
+    )
+
+
+def text_in_window(text: str, seconds: float, start: int, frames: int) -> str:
+    """Words whose middle lies within the window of pixel frames, if the characters of `text` take equal parts of `seconds`.
+
+    For a text without spaces: characters instead of words.
+    """
+    first, last = (edge / VIDEO_FPS / seconds * len(text) for edge in (start, start + frames))
+    if not re.search(r"\s", text):
+        return text[round(first) : round(last)]
+    words = re.finditer(r"\S+", text)
+    return " ".join(word.group() for word in words if first <= (word.start() + word.end()) / 2 < last)
+
+
+def _whole_frames(waveform: np.ndarray) -> int:
+    return len(waveform) // samples_for_frames(1)
