@@ -12,8 +12,8 @@ CELL_S = 0.02
 """Resolution of the power envelope."""
 
 PAUSES_S = (0.4, 0.2, 0.1)
-"""Pause lengths that are searched for, in this order: 0.4 s separates sentences, not syllables. Heuristic, as are the two
-constants below."""
+"""Pause lengths that are searched for, in this order: 0.4 s separates sentences, not syllables. Heuristic, as
+are the two constants below."""
 
 PAUSE_DB = 10.0
 """A pause is at least this far below the mean power of the searched stretch."""

@@ -1,7 +1,8 @@
-"""ffmpeg, kept on a short lead: every decoder is a child process with a wall-clock limit and an address-space limit.
+"""Run ffmpeg in a subprocess with wall-clock, CPU and memory limits, on one local file and never on the
+network.
 
-Goes in: a path and what shall become of it. Comes out: bytes, or files. A child reads one local file in a named container,
-never another file and never the network. Raises UserError (kinds: no-ffmpeg, timeout, memory; and what the caller names).
+Raises UserError (kinds: no-ffmpeg, timeout, memory, no-space, and the kind that a caller names for a failed
+command).
 """
 
 from __future__ import annotations
@@ -23,12 +24,22 @@ from uniavgen.ingest.io.uris import printable
 from uniavgen.shards.errors import UserError
 
 SEEK_MARGIN_S = 10.0
-"""A seek goes this far ahead of the asked place and drops exactly: some containers land seconds beside it."""
+"""A seek starts this far before the wanted time and drops frames exactly: in some containers a seek lands
+seconds off."""
+
+OUT_OF_MEMORY = ("Cannot allocate memory", "pthread_create() failed", "ff_frame_thread_encoder_init failed")
+"""Messages of ffmpeg at its memory limit."""
+
+NO_FRAME_BUFFER = "get_buffer() failed"
+"""Message of ffmpeg at its memory limit, but also for a frame with a damaged size; then it also says
+"invalid"."""
 
 
 @lru_cache(maxsize=1)
 def ffmpeg_path() -> str:
-    """The ffmpeg on PATH, else the one inside the imageio-ffmpeg wheel. Raises UserError where there is neither."""
+    """The ffmpeg on PATH, else the one in the imageio-ffmpeg wheel. Raises UserError where there is
+    neither.
+    """
     on_path = shutil.which("ffmpeg")
     if on_path:
         return on_path
@@ -43,7 +54,10 @@ def ffmpeg_path() -> str:
 
 
 def open_input(path: str, limits: LimitConfig, **options: Any) -> Any:
-    """A file as the input of a graph of ffmpeg-python: nothing but this file, no container that names others."""
+    """A file as the input of an ffmpeg-python graph.
+
+    Protocols and containers that open other files are refused.
+    """
     import ffmpeg
 
     return ffmpeg.input(
@@ -57,25 +71,31 @@ def open_input(path: str, limits: LimitConfig, **options: Any) -> Any:
 
 
 def open_input_at(path: str, start_s: float, limits: LimitConfig) -> tuple[Any, float]:
-    """The input from shortly before `start_s`, and what its clock shows at `start_s`."""
+    """The input from shortly before `start_s`, and the input's timestamp at `start_s`."""
     if start_s <= SEEK_MARGIN_S:
-        return open_input(path, limits), start_s  # not even a seek to 0: in an FLV it lands seconds later
-    # the clock is kept: a container may count time in whole frames, and a clock set anew at the seek would be rounded to them
-    kept = {"copyts": None, "start_at_zero": None}
-    return open_input(path, limits, ss=f"{start_s - SEEK_MARGIN_S:.6f}", **kept), start_s
+        return open_input(path, limits), start_s  # no seek at all: even one to 0 lands seconds late in an FLV
+    # timestamps are kept: a container may count time in whole frames, and timestamps restarted at the seek
+    # would be rounded
+    keep_timestamps = {"copyts": None, "start_at_zero": None}
+    return open_input(path, limits, ss=f"{start_s - SEEK_MARGIN_S:.6f}", **keep_timestamps), start_s
 
 
-def run_graph(graph: Any, path: str, duration_s: float, limits: LimitConfig, what: str, kind: str) -> bytes:
-    """Run a graph to its end and return what it wrote to its pipe. Raises UserError(`what`, kind=`kind`) if it fails."""
+def run_graph(
+    graph: Any, path: str, duration_s: float, limits: LimitConfig, message: str, kind: str
+) -> bytes:
+    """Run a graph to its end and return what it wrote to its pipe.
+
+    Raises UserError(message, kind=kind) if it fails.
+    """
     with graph_child(graph, duration_s, limits) as child:
         data = child.read()
-    child.check(path, what, kind)
+    child.check(path, message, kind)
     return data
 
 
 @contextmanager
 def graph_child(graph: Any, duration_s: float, limits: LimitConfig) -> Iterator[Child]:
-    """A running ffmpeg, whose time limit grows with the seconds of video that it has to decode."""
+    """A running ffmpeg. Its time limit grows with the seconds of video that it has to decode."""
     import ffmpeg
 
     command: list[str] = ffmpeg.compile(graph, cmd=ffmpeg_path(), overwrite_output=True)
@@ -84,28 +104,24 @@ def graph_child(graph: Any, duration_s: float, limits: LimitConfig) -> Iterator[
         yield child
 
 
-STARVED = ("Cannot allocate memory", "pthread_create() failed", "ff_frame_thread_encoder_init failed")
-"""What ffmpeg says where its memory ends."""
-
-NO_PICTURE = "get_buffer() failed"
-"""What ffmpeg says where its memory ends, and also of a picture whose stated size is damaged; then it says that too."""
-
-
 class Child:
-    """A running decoder: what it writes, and once it has ended its exit code and its last words."""
+    """A running decoder: its output, and after its end its exit code and its error message."""
 
     def __init__(self, command: list[str], log: IO[bytes]) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         self.log = log
         self.code = 0
-        self.complaint = ""
+        self.message = ""
+        self.out_of_memory = False
 
     def read(self, size: int = -1) -> bytes:
         assert self.process.stdout is not None
         return self.process.stdout.read(size)
 
     def finish(self) -> None:
-        """Close the pipe, so that one who still writes for nobody ends; wait; keep code and last words."""
+        """Close the pipe, so that a child that still writes ends; wait for it; keep its exit code and
+        message.
+        """
         assert self.process.stdout is not None
         self.process.stdout.close()
         try:
@@ -114,37 +130,43 @@ class Child:
             self.process.kill()
             self.code = self.process.wait()
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 4096))
-        lines = self.log.read().decode("utf-8", "replace").strip().splitlines()
-        # ffmpeg names the cause first and its consequences after it
-        self.complaint = (lines[0] if lines else f"exit code {self.code}")[:200]
-        said = "\n".join(lines)
-        self.starved = any(sign in said for sign in STARVED) or (
-            NO_PICTURE in said and "invalid" not in said.lower()
+        text = self.log.read().decode("utf-8", "replace").strip()
+        # ffmpeg prints the cause first, then its consequences
+        self.message = (text.splitlines()[0] if text else f"exit code {self.code}")[:200]
+        self.out_of_memory = any(sign in text for sign in OUT_OF_MEMORY) or (
+            NO_FRAME_BUFFER in text and "invalid" not in text.lower()
         )
 
-    def check(self, path: str, what: str, kind: str) -> None:
-        """Raise UserError if the child ended badly: `what` and its complaint, or that it met its memory limit."""
-        if self.code and "No space left" in self.complaint:
+    def check(self, path: str, message: str, kind: str) -> None:
+        """Raise UserError if the child failed: no-space, memory, else `message` with the child's own and
+        `kind`.
+        """
+        if self.code and "No space left" in self.message:
             raise UserError("the disk is full", where=printable(path), kind="no-space")
-        if self.starved:  # it may go on without the pictures that found no room, and call that a success
-            hint = "raise limits.memory_gb"
+        if self.out_of_memory:  # ffmpeg may drop the frames that found no memory and still exit with 0
             raise UserError(
-                "decoding needs more memory than its limit", where=printable(path), hint=hint, kind="memory"
+                "decoding needs more memory than its limit",
+                where=printable(path),
+                hint="raise limits.memory_gb",
+                kind="memory",
             )
         if self.code:
-            raise UserError(f"{what}: {self.complaint}", where=printable(path), kind=kind)
+            raise UserError(f"{message}: {self.message}", where=printable(path), kind=kind)
 
 
 @contextmanager
 def bounded_child(command: list[str], seconds: float, limits: LimitConfig) -> Iterator[Child]:
-    """A bounded child process; leaving the block ends it. Raises UserError (timeout) when its time was up."""
+    """A child process with limits; leaving the block ends it.
+
+    Raises UserError (timeout) when its time was over.
+    """
     expired = threading.Event()
-    # a file takes the complaints: a pipe that nobody drains would stop a decoder that complains a lot
+    # stderr goes to a file: a pipe that nobody reads would block a decoder with many messages
     with tempfile.TemporaryFile() as log:
-        # the shell sets the limits before the decoder is there: set from outside, they might come too late; that of processor
-        # time is for a decoder whose worker is killed, and with it the one who watches the clock
-        most_s = math.ceil(seconds) * (os.cpu_count() or 1)
-        limited = f'ulimit -v {int(limits.memory_gb * 2**20)}; ulimit -t {most_s}; exec "$0" "$@"'
+        # the shell sets the limits before the decoder starts. The CPU limit ends a decoder whose worker, and
+        # with it the timer below, was killed
+        cpu_seconds = math.ceil(seconds) * (os.cpu_count() or 1)
+        limited = f'ulimit -v {int(limits.memory_gb * 2**20)}; ulimit -t {cpu_seconds}; exec "$0" "$@"'
         child = Child(["/bin/sh", "-c", limited, *command], log)
 
         def expire() -> None:

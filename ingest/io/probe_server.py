@@ -1,9 +1,9 @@
-"""Opens files of unknown origin and says what is in them. Runs as a child process: `python -m uniavgen.ingest.io.probe_server`.
+"""Describe files of unknown origin. Runs as a child process: `python -P -m uniavgen.ingest.io.probe_server`.
 
-Goes in: a line of JSON per file on stdin (path, max_pixels, seconds, memory). Comes out: a line of JSON per file on stdout,
-the fields of `records.Probe`, or {"error", "kind"}. A hostile file can hang, crash or eat memory, so each is opened in a
-process of its own with limits, forked from this one, which has the library loaded already and never opens a file itself.
-Only named containers on local files are opened, which leaves out playlists and lists of other files.
+It reads one JSON object a line from stdin (path, max_pixels, seconds, memory) and answers each with one line:
+the fields of `records.Probe`, or {"error", "kind"}. A hostile file can hang, crash or exhaust memory, so each
+is opened in a fork with limits; the server itself has the library loaded and never opens a file. Only named
+containers on local files are opened, which excludes playlists and lists of other files.
 """
 
 from __future__ import annotations
@@ -21,30 +21,35 @@ from contextlib import suppress
 from typing import Any
 
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf"
-"""libavformat's names of the containers that are opened; `hls`, `concat`, `image2` and other openers of files are not."""
+"""libavformat's names of the containers that are opened: not `hls`, `concat`, `image2` and others that open
+more files."""
 
 TOO_LARGE = re.compile(r"Picture size (\d+x\d+)")
-"""What libavutil says of a picture beyond `max_pixels`, or beyond all measure."""
+"""Message of libavutil for a frame larger than `max_pixels`."""
 
-STARVED = {"error": "opening needs more memory than its limit; raise limits.memory_gb", "kind": "memory"}
+OUT_OF_MEMORY = {
+    "error": "opening needs more memory than its limit; raise limits.memory_gb",
+    "kind": "memory",
+}
 
-LOOKS = (0.25, 0.6)
-"""Where in a film fields are looked for, as shares of its length: beginnings are often black (our choice)."""
-LOOK_FRAMES = 8
-"""Frames in a row that are looked at in each place (our choice)."""
+FIELD_CHECKS = (0.25, 0.6)
+"""Positions, as shares of the duration, at which interlacing is checked: beginnings are often black.
+Heuristic."""
+FIELD_CHECK_FRAMES = 8
+"""Consecutive frames that are checked at each position. Heuristic."""
 
 
 def serve() -> None:
     """Answer requests until stdin ends."""
-    import av.subtitles.stream  # noqa: F401 - loaded once, for all the forks, with what it loads late itself
+    import av.subtitles.stream  # noqa: F401 - loaded once for all forks, with the part that av loads late
 
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(_in_a_fork(request)), flush=True)
+        print(json.dumps(_describe_in_fork(request)), flush=True)
 
 
 def describe(path: str, max_pixels: int, seconds: float) -> dict[str, Any]:
-    """Open the file, decode a few pictures, and report. Errors come back as `error` and `kind`."""
+    """Open the file, decode a few frames, and return the fields of a `Probe`, or `error` and `kind`."""
     import av
 
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS, "max_pixels": str(max_pixels)}
@@ -53,7 +58,7 @@ def describe(path: str, max_pixels: int, seconds: float) -> dict[str, Any]:
         try:
             with av.open(f"file:{path}", mode="r", options=options) as container:
                 if not container.streams.video:
-                    return {"error": "there is no picture in the file", "kind": "no-video"}
+                    return {"error": "the file has no video track", "kind": "no-video"}
                 facts = _streams(container, max_pixels)
                 if "error" not in facts:
                     facts["bytes"] = os.stat(path).st_size
@@ -61,34 +66,34 @@ def describe(path: str, max_pixels: int, seconds: float) -> dict[str, Any]:
                     facts |= _fields(container, facts["duration_s"], time.monotonic() + seconds / 4)
                 return facts
         except av.error.MemoryError:
-            return STARVED
+            return OUT_OF_MEMORY
         except av.error.FFmpegError as error:
-            said = [" ".join(message.split()) for _, _, message in log]
-            size = next((found[1] for text in said if (found := TOO_LARGE.match(text))), "")
+            messages = [" ".join(message.split()) for _, _, message in log]
+            size = next((match[1] for text in messages if (match := TOO_LARGE.match(text))), "")
             if size:
                 return {
-                    "error": f"a picture in it has {size} pixels, the limit is {max_pixels}",
+                    "error": f"a frame has {size} pixels, the limit is {max_pixels}",
                     "kind": "too-large",
                 }
-            why = said[0] if said else error.strerror
-            return {"error": f"not a video that can be opened: {why}"[:300], "kind": "not-a-video"}
+            reason = messages[0] if messages else error.strerror
+            return {"error": f"not a video that can be opened: {reason}"[:300], "kind": "not-a-video"}
 
 
 def _streams(container: Any, max_pixels: int) -> dict[str, Any]:
     video = container.streams.video[0]
     if video.codec_context is None:
-        return {"error": "the picture is coded in an unknown way", "kind": "decode-failed"}
+        return {"error": "the video track has an unknown codec", "kind": "decode-failed"}
     width, height = video.codec_context.width, video.codec_context.height
     if width * height > max_pixels:
         return {
-            "error": f"the picture has {width}x{height} pixels, the limit is {max_pixels}",
+            "error": f"a frame has {width}x{height} pixels, the limit is {max_pixels}",
             "kind": "too-large",
         }
-    # smooth edges of blocks, a quarter of the work, show nothing of fields
+    # the loop filter is a quarter of the work and does not affect the field check
     video.codec_context.options = {"max_pixels": str(max_pixels), "skip_loop_filter": "all"}
     frame = next(container.decode(video), None)
     if frame is None:
-        return {"error": "no picture can be decoded", "kind": "decode-failed"}
+        return {"error": "no frame can be decoded", "kind": "decode-failed"}
     aspect = (
         frame.sample_aspect_ratio
         if getattr(frame, "sample_aspect_ratio", None)
@@ -97,7 +102,7 @@ def _streams(container: Any, max_pixels: int) -> dict[str, Any]:
     shown_width, shown_height = round(frame.width * float(aspect or 1)), frame.height
     if shown_width < 1 or shown_width * shown_height > max_pixels:
         return {
-            "error": f"the picture is shown as {shown_width}x{shown_height} pixels, the limit is {max_pixels}",
+            "error": f"a frame is shown with {shown_width}x{shown_height} pixels, the limit is {max_pixels}",
             "kind": "too-large",
         }
     if abs(getattr(frame, "rotation", 0)) % 180 == 90:
@@ -118,7 +123,7 @@ def _streams(container: Any, max_pixels: int) -> dict[str, Any]:
 
 
 def _duration(container: Any, video: Any) -> float:
-    """Seconds by the container, else by the video stream, else 0 (unknown)."""
+    """Seconds according to the container, else the video stream, else 0 (unknown)."""
     if container.duration:
         return max(0.0, container.duration / 1e6)
     if video.duration and video.time_base:
@@ -127,39 +132,43 @@ def _duration(container: Any, video: Any) -> float:
 
 
 def _bit_rate(container: Any, facts: dict[str, Any]) -> float:
-    """Of the picture, as its stream says if the file is as large, else what its size leaves beside the sound's."""
-    said = float(container.streams.video[0].bit_rate or 0)
+    """Bit rate of the video: the stream's own if the file is large enough for it, else file size minus
+    audio.
+    """
+    declared = float(container.streams.video[0].bit_rate or 0)
     if not facts["duration_s"]:
-        return said
-    whole = facts["bytes"] * 8 / facts["duration_s"]
-    sound = sum(stream.bit_rate or 0 for stream in container.streams.audio)
-    return said if 0 < said <= whole else max(0.0, whole - sound)
+        return declared
+    total = facts["bytes"] * 8 / facts["duration_s"]
+    audio = sum(stream.bit_rate or 0 for stream in container.streams.audio)
+    return declared if 0 < declared <= total else max(0.0, total - audio)
 
 
 def _fields(container: Any, duration_s: float, until: float) -> dict[str, Any]:
-    """How many of the frames looked at show two fields, by ffmpeg's idet, and which field is first. A film whose second
-    half is damaged is told by what comes before; looking stops at the clock's `until`."""
+    """The share of checked frames that are interlaced (ffmpeg's idet), and which field is first.
+
+    Damaged parts are skipped; the check stops at the monotonic time `until`.
+    """
     import av
 
-    seen: list[str] = []
-    for share in LOOKS if duration_s > 2.0 else (0.0,):
+    orders: list[str] = []
+    for share in FIELD_CHECKS if duration_s > 2.0 else (0.0,):
         with suppress(av.error.FFmpegError):
             container.seek(int((container.start_time or 0) + share * duration_s * 1e6))
-            seen += _looks(container, until)
-    combed = [look for look in seen if look in ("tff", "bff")]
-    known = len(combed) + seen.count("progressive")
+            orders += _field_orders(container, until)
+    interlaced = [order for order in orders if order in ("tff", "bff")]
+    known = len(interlaced) + orders.count("progressive")
     return {
-        "interlaced_ratio": len(combed) / known if known else 0.0,
-        "top_field_first": combed.count("tff") >= combed.count("bff"),
+        "interlaced_ratio": len(interlaced) / known if known else 0.0,
+        "top_field_first": interlaced.count("tff") >= interlaced.count("bff"),
     }
 
 
-def _looks(container: Any, until: float) -> list[str]:
-    """What idet thinks of the next frames: tff, bff, progressive or undetermined each."""
+def _field_orders(container: Any, until: float) -> list[str]:
+    """idet's class of each of the next frames: tff, bff, progressive or undetermined."""
     import av
 
     graph: Any = None
-    looks: list[str] = []
+    orders: list[str] = []
     for count, frame in enumerate(container.decode(container.streams.video[0])):
         if graph is None:
             graph = av.filter.Graph()
@@ -170,25 +179,25 @@ def _looks(container: Any, until: float) -> list[str]:
             )
             graph.configure()
         graph.vpush(frame)
-        with suppress(BlockingIOError):  # it sees a frame's neighbours before it tells
+        with suppress(BlockingIOError):  # idet needs a frame's neighbours first
             while True:
-                looks.append(graph.vpull().metadata.get("lavfi.idet.multiple.current_frame", ""))
-        if count + 1 >= LOOK_FRAMES or time.monotonic() > until:
+                orders.append(graph.vpull().metadata.get("lavfi.idet.multiple.current_frame", ""))
+        if count + 1 >= FIELD_CHECK_FRAMES or time.monotonic() > until:
             break
-    return looks
+    return orders
 
 
-def _in_a_fork(request: dict[str, Any]) -> dict[str, Any]:
-    """`describe` in a forked process with limits on its memory, its processor time and the clock."""
+def _describe_in_fork(request: dict[str, Any]) -> dict[str, Any]:
+    """Run `describe` in a fork with limits on memory, CPU time and wall-clock time."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
         _describe_and_exit(request, writer)
     os.close(writer)
-    answer, until = b"", time.monotonic() + request["seconds"]
+    answer, deadline = b"", time.monotonic() + request["seconds"]
     try:
-        while select.select([reader], [], [], max(0.0, until - time.monotonic()))[0]:
+        while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
             block = os.read(reader, 65536)
             if not block:
                 break
@@ -196,33 +205,32 @@ def _in_a_fork(request: dict[str, Any]) -> dict[str, Any]:
         else:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            what = f"opening took longer than {request['seconds']:g} s; raise limits.probe_seconds"
-            return {"error": what, "kind": "timeout"}
+            message = f"opening took longer than {request['seconds']:g} s; raise limits.probe_seconds"
+            return {"error": message, "kind": "timeout"}
     finally:
         os.close(reader)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code or not answer:
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return {"error": f"opening the file ended the reader ({how})", "kind": "not-a-video"}
-    found: dict[str, Any] = json.loads(answer)
-    return found
+        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return {"error": f"opening the file crashed the decoder ({reason})", "kind": "not-a-video"}
+    facts: dict[str, Any] = json.loads(answer)
+    return facts
 
 
 def _describe_and_exit(request: dict[str, Any], writer: int) -> None:
-    """In the fork: limits, then the work; never returns."""
+    """In the fork: set limits, describe the file, exit. Never returns."""
     try:
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
         seconds = math.ceil(request["seconds"]) + 1
-        resource.setrlimit(
-            resource.RLIMIT_CPU, (seconds * 4, seconds * 4)
-        )  # should the one who watches the clock be gone
+        # in case the parent, which watches the wall clock, is killed
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds * 4, seconds * 4))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         try:
             facts = describe(request["path"], request["max_pixels"], request["seconds"])
         except MemoryError:
-            facts = STARVED
-        except Exception as error:  # a library's surprise is this file's failure
+            facts = OUT_OF_MEMORY
+        except Exception as error:  # any error of a library is this file's failure
             facts = {"error": f"opening failed: {type(error).__name__}: {error}"[:300], "kind": "not-a-video"}
         os.write(writer, json.dumps(facts).encode())
         os._exit(0)

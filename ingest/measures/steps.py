@@ -17,8 +17,9 @@ from uniavgen.ingest.engine.step import Step
 from uniavgen.ingest.engine.step_graph import SPECS
 from uniavgen.ingest.io import media
 from uniavgen.ingest.io.audio import AudioFile
-from uniavgen.ingest.io.download_cache import DownloadCache, files_in
-from uniavgen.ingest.io.sources import content_id
+from uniavgen.ingest.io.download_cache import DownloadCache
+from uniavgen.ingest.io.local_files import content_id, file_statuses
+from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.io.uris import Entry
 from uniavgen.ingest.measures.clip_rows import clip_face, clip_row, face_track, source_columns
 from uniavgen.ingest.measures.cutting import cut_clip
@@ -91,7 +92,7 @@ class Probing(Step):
     gives: ClassVar[dict[str, type]] = {"probe": Probe}
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
-        return {"probe": media.probe(record.result(LocalCopy).path, self.config.limits)}
+        return {"probe": probe_video(record.result(LocalCopy).path, self.config.limits)}
 
 
 class Hearing(Step):
@@ -113,7 +114,7 @@ class Hearing(Step):
         }
 
     def release(self, record: SourceRecord) -> None:
-        kept = sum(facts.st_size for facts in files_in(self.scratch, "*.s16").values())
+        kept = sum(facts.st_size for facts in file_statuses(self.scratch, "*.s16").values())
         if (
             kept > self.config.scratch_gb * 2**30
         ):  # the next stage is far behind: it decodes anew what it comes to

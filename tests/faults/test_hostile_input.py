@@ -24,7 +24,8 @@ from paths import ROOT
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.io.media import decode_audio, decode_frames, decode_shot_frames, probe
+from uniavgen.ingest.io.media import decode_audio, decode_frames, decode_shot_frames
+from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError
 
@@ -103,7 +104,7 @@ def canaries(tmp_path: Path) -> Iterator[Canaries]:
 
 def everything(path: Path, folder: Path, limits: LimitConfig = LIMITS) -> str:
     """Probe, sound and pictures of a file, each even if the one before failed; the probe's answer: "" or a failure's kind."""
-    facts = tried(probe, str(path), limits)
+    facts = tried(probe_video, str(path), limits)
     shape = Probe(2.0, 96, 64, 25.0, "", "", True) if isinstance(facts, UserError) else facts
     ends = [
         facts,
@@ -430,7 +431,7 @@ def test_pictures_beyond_the_memory_limit_name_it(tmp_path: Path) -> None:
     # a picture takes 162 MB: the decoder and its threads start below the limit, the next picture finds no room
     bomb = film_of(png(4_500, 4_500, 64), tmp_path / "a.mov", 4_500, 4)
     assert bomb.stat().st_size < 2_000_000
-    facts = probe(str(bomb), LIMITS)
+    facts = probe_video(str(bomb), LIMITS)
     with pytest.raises(UserError, match="limits.memory_gb") as caught:
         list(decode_frames(str(bomb), facts, 64, 25, None, LimitConfig(memory_gb=0.4)))
     assert caught.value.kind == "memory"
@@ -442,10 +443,10 @@ def test_a_million_tiny_pictures_end_at_the_limits(tmp_path: Path) -> None:
         tmp_path / "one.mkv", "-f", "lavfi", "-i", "color=s=16x16:r=1000:d=10", "-c:v", "mpeg4", "-g", "1000"
     )
     million = render(tmp_path / "million.mkv", "-stream_loop", "99", "-i", str(one), "-c", "copy")
-    found = probe(str(million), LIMITS)
+    found = probe_video(str(million), LIMITS)
     assert found.duration_s * found.fps == pytest.approx(1e6, rel=0.01)
     with pytest.raises(UserError) as caught:
-        probe(str(million), LimitConfig(max_duration_s=600))
+        probe_video(str(million), LimitConfig(max_duration_s=600))
     assert caught.value.kind == "too-long"
     began = time.monotonic()
     with pytest.raises(UserError) as caught:

@@ -106,7 +106,7 @@ def test_imports_point_down_and_private_names_are_not_imported(path: Path) -> No
 @pytest.mark.parametrize(
     ("floor", "source"),
     [
-        ("shards", "from uniavgen.ingest.io.media import probe"),
+        ("shards", "from uniavgen.ingest.io.probe_client import probe_video"),
         ("ingest", "import uniavgen.train.flow_matching"),
         ("curation", "def f():\n    from uniavgen.orchestration import cli"),
         ("train", "from uniavgen.shards.weights import _fetch"),

@@ -18,8 +18,8 @@ from pathlib import Path
 from scale import Usage
 
 from uniavgen.ingest.config import IngestConfig
-from uniavgen.ingest.io import media
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.pipeline import ingest
 from uniavgen.shards.corpus.tables import Corpus
 
@@ -35,7 +35,7 @@ def repeat(video: Path, target: Path, minutes: float) -> int:
 
 
 def length_s(video: Path) -> float:
-    return media.probe(str(video), IngestConfig().limits).duration_s
+    return probe_video(str(video), IngestConfig().limits).duration_s
 
 
 def steadiness(turns: list[dict], round_s: float) -> float:

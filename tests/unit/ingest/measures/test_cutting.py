@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from uniavgen.ingest.config import CutConfig, LimitConfig
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.io.media import decode_audio, decode_audio_span, decode_clip_frames, decode_frames, probe
+from uniavgen.ingest.io.media import decode_audio, decode_audio_span, decode_clip_frames, decode_frames
+from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.measures.cutting import cut_clip
 from uniavgen.ingest.measures.framing import Framing, framing, size_within
 from uniavgen.shards.errors import UserError
@@ -100,7 +101,7 @@ def cut(
     film: Path, start_s: float, frames: int, folder: Path, config: CutConfig | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The clip's pictures and its sound, as the files on disk hold them."""
-    found = probe(str(film), LIMITS)
+    found = probe_video(str(film), LIMITS)
     config = config or CutConfig(pixels=96 * 64)
     target = folder / "out" / "c.mp4", folder / "out" / "c.flac"
     shown = framing(found.width, found.height, np.zeros((0, 4)), config)
@@ -246,11 +247,11 @@ def test_fields_of_two_times_are_found_and_taken_apart(tmp_path: Path, top_first
     )
     # the marks in the coded frames say nothing: the picture must tell
     fields = flash_and_beep(tmp_path / "fields.mkv", "50", 9, *weave, moving=True)
-    found = probe(str(fields.path), LIMITS)
+    found = probe_video(str(fields.path), LIMITS)
     assert found.interlaced_ratio > 0.8
     assert found.top_field_first == top_first
     plain = flash_and_beep(tmp_path / "plain.mkv", "25", 4, "-c:v", "mpeg2video", "-q:v", "2", moving=True)
-    assert probe(str(plain.path), LIMITS).interlaced_ratio == 0.0
+    assert probe_video(str(plain.path), LIMITS).interlaced_ratio == 0.0
     check_together(
         fields.moved(fields.path, kept=np.arange(len(fields.times)) % 2 == 0), [0.0, 2.5], tmp_path
     )
@@ -327,7 +328,7 @@ def corner_film(target: Path, size: str, *extra: str) -> Path:
 def test_turned_pictures_are_cut_as_they_are_shown(tmp_path: Path, turn: str, corner: str) -> None:
     film = corner_film(tmp_path / "a.mp4", "160x120")
     turned = render(tmp_path / "turned.mp4", "-display_rotation", turn, "-i", str(film), "-c", "copy")
-    found = probe(str(turned), LIMITS)
+    found = probe_video(str(turned), LIMITS)
     upright = turn == "180"
     assert (found.width, found.height) == ((160, 120) if upright else (120, 160))
     picture = cut_picture(turned, tmp_path, CutConfig())
@@ -340,7 +341,7 @@ def test_turned_pictures_are_cut_as_they_are_shown(tmp_path: Path, turn: str, co
 
 def test_pixels_that_are_not_square_become_square(tmp_path: Path) -> None:
     wide = corner_film(tmp_path / "wide.mkv", "160x120", "-vf", "setsar=2/1")
-    assert (probe(str(wide), LIMITS).width, probe(str(wide), LIMITS).height) == (320, 120)
+    assert (probe_video(str(wide), LIMITS).width, probe_video(str(wide), LIMITS).height) == (320, 120)
     picture = cut_picture(wide, tmp_path, CutConfig())
     assert picture.shape == (120, 320)
     assert (picture[30] > 128).sum() == pytest.approx(160, abs=2)
@@ -356,7 +357,7 @@ def test_sound_of_six_channels_keeps_the_voice_in_the_middle(tmp_path: Path) -> 
 
 
 def test_a_cut_that_comes_too_short_is_an_error_and_leaves_nothing(tmp_path: Path, film: Film) -> None:
-    found, config = probe(str(film.path), LIMITS), CutConfig()
+    found, config = probe_video(str(film.path), LIMITS), CutConfig()
     whole = framing(found.width, found.height, np.zeros((0, 4)), config)
     (work := tmp_path / "work").mkdir()
     target = tmp_path / "c.mp4", tmp_path / "c.flac"
@@ -368,7 +369,7 @@ def test_a_cut_that_comes_too_short_is_an_error_and_leaves_nothing(tmp_path: Pat
 
 
 def test_pictures_of_a_stretch_stand_at_their_times(film: Film) -> None:
-    found = probe(str(film.path), LIMITS)
+    found = probe_video(str(film.path), LIMITS)
     pictures = decode_clip_frames(str(film.path), found, 2.0, 3.0, 25, 48, LIMITS)
     assert pictures.shape == (75, 32, 48, 3)
     np.testing.assert_array_equal(pictures.mean(axis=(1, 2, 3)) > 128, film.lit[50:125])
@@ -376,7 +377,7 @@ def test_pictures_of_a_stretch_stand_at_their_times(film: Film) -> None:
 
 def cut_picture(film: Path, folder: Path, config: CutConfig, boxes: np.ndarray | None = None) -> np.ndarray:
     """The first picture of a cut in grey."""
-    found = probe(str(film), LIMITS)
+    found = probe_video(str(film), LIMITS)
     shown = framing(found.width, found.height, np.zeros((0, 4)) if boxes is None else boxes, config)
     target = folder / "p.mp4", folder / "p.flac"
     cut_clip(str(film), found, 0.0, 8, shown, target, folder, config, LIMITS)

@@ -8,6 +8,7 @@ import pytest
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io import media
+from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.measures.picture_quality import (
     STILL,
     PictureMeter,
@@ -69,7 +70,7 @@ def encoded(path: Path, pictures: np.ndarray, **encoding: Any) -> tuple[np.ndarr
     """The pictures after a real encode and decode."""
     limits = LimitConfig()
     write_movie(path, pictures, pictures.shape[1:3], None, encoding={"vcodec": "libx264", **encoding})
-    probe = media.probe(str(path), limits)
+    probe = probe_video(str(path), limits)
     return np.stack(
         list(media.decode_frames(str(path), probe, 512, 25, path.with_suffix(".tiny"), limits))
     ), probe

@@ -9,6 +9,7 @@ from paths import MEDIA
 
 from uniavgen.ingest.config import FaceConfig, LimitConfig
 from uniavgen.ingest.io import media
+from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.models.face_reader import (
     OVAL,
     Detection,
@@ -265,7 +266,7 @@ def test_a_wrong_lock_on_a_real_profile_is_denied(reader: FaceReader) -> None:
     import cv2
 
     path, limits, config = str(MEDIA / "multi_shot_no_audio.mp4"), LimitConfig(), FaceConfig()
-    pictures = media.decode_frames(path, media.probe(path, limits), 1024, 25, None, limits)
+    pictures = media.decode_frames(path, probe_video(path, limits), 1024, 25, None, limits)
     wrong = []
     for picture in itertools.islice(pictures, 322, 334):
         for scale in (0.5, 0.75):

@@ -126,11 +126,12 @@ def test_lips_seen_by_the_landmarker_recover_the_shifts_too() -> None:
 @pytest.mark.parametrize("name", ["studio_english_16khz.mp4", "closeup_english.mp4"])
 def test_on_real_faces_what_it_claims_to_know_is_within_80_ms(name: str, tmp_path: Path) -> None:
     from uniavgen.ingest.io import media
+    from uniavgen.ingest.io.probe_client import probe_video
     from uniavgen.ingest.models.face_reader import FaceReader
 
     config = IngestConfig()
     path = str(MEDIA / name)
-    probe = media.probe(path, config.limits)
+    probe = probe_video(path, config.limits)
     sound = media.decode_audio(path, probe.duration_s, tmp_path / "sound.raw", config.limits)
     reader = FaceReader(config.faces)
     pictures = media.decode_frames(

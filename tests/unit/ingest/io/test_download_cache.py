@@ -1,4 +1,4 @@
-"""Remote videos come over whole or not at all, within the cache's size, from real servers on the loopback."""
+"""Download cache against real servers on the loopback: complete files or none, size limit, locks."""
 
 import hashlib
 import http.server
@@ -16,7 +16,8 @@ import pytest
 from uniavgen.ingest.config import IngestConfig, SourceConfig
 from uniavgen.ingest.io.download_cache import DownloadCache
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.io.sources import content_id, find_sources
+from uniavgen.ingest.io.local_files import content_id
+from uniavgen.ingest.io.sources import find_sources
 from uniavgen.ingest.io.uris import Entry
 from uniavgen.ingest.measures.steps import Hearing
 from uniavgen.ingest.records import SourceRecord
@@ -34,7 +35,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A bucket in a server that speaks S3; its address and keys are in the environment, where s3fs looks for them."""
+    """A bucket of a local S3 server; address and keys are in the environment, where s3fs reads them."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -59,20 +60,20 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> DownloadCache:
+def cache(tmp_path: Path) -> DownloadCache:
     return DownloadCache(SourceConfig(), tmp_path / "scratch")
 
 
-def test_a_bucket_s_folder_pattern_and_file_are_listed_like_local_ones(bucket: str) -> None:
+def test_bucket_folder_pattern_and_file_are_listed_like_local_ones(bucket: str) -> None:
     videos = {f"{bucket}/{name}" for name in FILES if not name.endswith(".md")}
-    found = find_sources([bucket])
-    assert set(found.videos) == videos
-    assert found.passed_over == {f"{bucket}/deep/notes.md": "no video by its name"}
-    assert [entry.bytes for entry in found.entries if entry.uri.endswith("b.mkv")] == [6000]
-    assert len({entry.stamp for entry in found.entries}) == len(videos)
-    assert "" not in {entry.stamp for entry in found.entries}
+    sources = find_sources([bucket])
+    assert set(sources.videos) == videos
+    assert sources.passed_over == {f"{bucket}/deep/notes.md": "not a video by its name"}
+    assert [entry.bytes for entry in sources.entries if entry.uri.endswith("b.mkv")] == [6000]
+    assert len({entry.stamp for entry in sources.entries}) == len(videos)
+    assert "" not in {entry.stamp for entry in sources.entries}
     assert find_sources([f"{bucket}/**/*.mkv"]).videos == [f"{bucket}/deep/er/b.mkv"]
-    for entry in found.entries:  # every one can be named alone, and says the same of itself
+    for entry in sources.entries:  # each named alone gives an equal entry
         assert find_sources([entry.uri]).entries == [entry]
     with pytest.raises(UserError, match="no such file or folder"):
         find_sources([f"{bucket}/nothing"])
@@ -80,9 +81,7 @@ def test_a_bucket_s_folder_pattern_and_file_are_listed_like_local_ones(bucket: s
         find_sources(["s3://nobody/x"])
 
 
-def test_a_list_may_name_remote_files_and_a_remote_list_only_its_own_store(
-    bucket: str, tmp_path: Path
-) -> None:
+def test_remote_list_may_only_name_its_own_store(bucket: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{bucket}/a.mp4\n{bucket}/gone.mp4\n")
     here, gone = find_sources([str(tmp_path / "list.txt")]).entries
     assert (here.bytes, gone.bytes, gone.stamp) == (5000, None, "")
@@ -98,21 +97,19 @@ def test_a_list_may_name_remote_files_and_a_remote_list_only_its_own_store(
         assert caught.value.kind == "bad-url"
 
 
-def test_a_remote_file_comes_over_whole_and_stays_while_it_is_held(bucket: str, stage: DownloadCache) -> None:
+def test_remote_file_is_fetched_completely_and_kept_while_held(bucket: str, cache: DownloadCache) -> None:
     for entry in find_sources([bucket]).entries:
         content = FILES[entry.uri.removeprefix(bucket + "/")]
-        with stage.hold(entry) as path:
+        with cache.hold(entry) as path:
             assert Path(path).read_bytes() == content
             assert content_id(path) == hashlib.sha256(content).hexdigest()[:32]
-            assert stage.fetch(entry) == path
-        assert Path(path).exists()  # for the next step that wants it
-        stage.drop(entry)
+            assert cache.fetch(entry) == path
+        assert Path(path).exists()  # for the next step
+        cache.drop(entry)
         assert not Path(path).exists()
 
 
-def test_a_missing_or_changed_remote_file_is_an_error_and_leaves_nothing(
-    bucket: str, stage: DownloadCache
-) -> None:
+def test_missing_or_changed_remote_file_raises_and_leaves_no_file(bucket: str, cache: DownloadCache) -> None:
     wrong = {
         "gone.mp4": Entry(f"{bucket}/gone.mp4"),
         "longer": Entry(f"{bucket}/a.mp4", "x", 4999),
@@ -121,10 +118,10 @@ def test_a_missing_or_changed_remote_file_is_an_error_and_leaves_nothing(
     kinds = {}
     for name, entry in wrong.items():
         with pytest.raises(UserError) as caught:
-            stage.fetch(entry)
+            cache.fetch(entry)
         kinds[name] = caught.value.kind
     assert kinds == {"gone.mp4": "unreadable", "longer": "incomplete", "shorter": "incomplete"}
-    assert [path.name for path in stage.folder.iterdir()] == ["lock"]
+    assert [path.name for path in cache.folder.iterdir()] == ["lock"]
 
 
 def big_files(bucket: str, count: int) -> list[Entry]:
@@ -136,32 +133,32 @@ def big_files(bucket: str, count: int) -> list[Entry]:
     return find_sources([bucket.replace("raw", "big")]).entries
 
 
-def test_the_cache_keeps_its_size_and_drops_the_longest_unused(bucket: str, tmp_path: Path) -> None:
+def test_cache_keeps_its_size_and_drops_least_recently_used(bucket: str, tmp_path: Path) -> None:
     entries = big_files(bucket, 4)
-    stage = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    cache = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
     paths = []
     for entry in entries[:2]:
-        with stage.hold(entry) as path:
+        with cache.hold(entry) as path:
             paths.append(path)
         time.sleep(0.02)
-    with stage.hold(entries[0]):  # used again, so the second is now the longest unused
+    with cache.hold(entries[0]):  # used again, so the second is now the least recently used
         pass
-    with stage.hold(entries[2]):
+    with cache.hold(entries[2]):
         assert [Path(path).exists() for path in paths] == [True, False]
-        assert sum(path.stat().st_size for path in stage.folder.iterdir()) <= 2.5 * MIB
+        assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 2.5 * MIB
 
 
-def test_a_fetch_waits_for_room_that_others_hold(bucket: str, tmp_path: Path) -> None:
+def test_fetch_waits_for_space_held_by_others(bucket: str, tmp_path: Path) -> None:
     entries = big_files(bucket, 4)
-    stage = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
+    cache = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
     other = DownloadCache(SourceConfig(cache_gb=2.5 / 1024, fetch_seconds=0.5), tmp_path)
     for entry in entries[:2]:
-        stage.fetch(entry)
+        cache.fetch(entry)
     with pytest.raises(UserError) as caught:
         other.fetch(entries[2])
     assert caught.value.kind == "no-room"
     assert "sources.cache_gb" in str(caught.value)
-    timer = threading.Timer(0.5, stage.release, [entries[0].uri])
+    timer = threading.Timer(0.5, cache.release, [entries[0].uri])
     timer.start()
     patient = DownloadCache(SourceConfig(cache_gb=2.5 / 1024), tmp_path)
     assert Path(patient.fetch(entries[2])).read_bytes() == b"\2" * MIB
@@ -169,7 +166,7 @@ def test_a_fetch_waits_for_room_that_others_hold(bucket: str, tmp_path: Path) ->
 
 
 class EmptiedWhileRead(PosixPath):
-    """A folder whose files others remove between its listing and a look at them."""
+    """A folder whose files another process removes between listing and stat."""
 
     def glob(self, pattern: str) -> Iterator[Path]:
         for path in list(super().glob(pattern)):
@@ -177,23 +174,23 @@ class EmptiedWhileRead(PosixPath):
             yield path
 
 
-def test_a_file_that_goes_while_room_is_counted_fails_nobody(web: str, tmp_path: Path) -> None:
-    stage = DownloadCache(SourceConfig(allow_http=True), tmp_path)
-    stage.folder.mkdir()
-    (stage.folder / "other.video").write_bytes(b"gone at once")
-    stage.folder = EmptiedWhileRead(stage.folder)
-    with stage.hold(Entry(f"{web}/film.mp4", "x", 4000)) as path:
+def test_file_removed_while_space_is_counted_raises_nothing(web: str, tmp_path: Path) -> None:
+    cache = DownloadCache(SourceConfig(allow_http=True), tmp_path)
+    cache.folder.mkdir()
+    (cache.folder / "other.video").write_bytes(b"gone at once")
+    cache.folder = EmptiedWhileRead(cache.folder)
+    with cache.hold(Entry(f"{web}/video.mp4", "x", 4000)) as path:
         assert Path(path).stat().st_size == 4000
     (tmp_path / "other.s16").write_bytes(b"gone at once")
-    record = SourceRecord(f"{web}/film.mp4", "0123")
+    record = SourceRecord(f"{web}/video.mp4", "0123")
     Hearing(IngestConfig(scratch_gb=0), EmptiedWhileRead(tmp_path), tmp_path).release(record)
     assert not (tmp_path / "other.s16").exists()
 
 
-def test_a_source_larger_than_the_cache_names_the_limit(tmp_path: Path) -> None:
-    stage = DownloadCache(SourceConfig(cache_gb=1 / 1024), tmp_path)
+def test_source_larger_than_the_cache_names_the_limit(tmp_path: Path) -> None:
+    cache = DownloadCache(SourceConfig(cache_gb=1 / 1024), tmp_path)
     with pytest.raises(UserError, match=r"sources\.cache_gb") as caught:
-        stage.fetch(Entry("s3://videos/huge.mp4", "x", 2 * MIB))
+        cache.fetch(Entry("s3://videos/huge.mp4", "x", 2 * MIB))
     assert caught.value.kind == "too-large"
 
 
@@ -209,12 +206,12 @@ print("fetched", flush=True)
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """What a web server may do to us, by the path asked for."""
+    """A web server that misbehaves according to the requested path."""
 
     protocol_version = "HTTP/1.1"
     asked: list[str] = []  # noqa: RUF012 - counted by the tests
     release = threading.Event()
-    film = b""
+    video = b""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -234,7 +231,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         if kind == "missing":
             self.send_error(404)
             return
-        content = self.film if kind == "film" else b"film" * 1000
+        content = self.video if kind == "video" else b"video" * 800
         self.send_response(200)
         self.send_header("ETag", '"e1"')
         if kind == "endless":
@@ -277,19 +274,19 @@ def web() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_web_address_is_read_when_allowed_and_not_otherwise(web: str, tmp_path: Path) -> None:
+def test_web_address_is_read_only_when_allowed(web: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        find_sources([f"{web}/film.mp4"])
+        find_sources([f"{web}/video.mp4"])
     assert (caught.value.kind, "ingest.sources.allow_http=true" in str(caught.value)) == ("http-off", True)
     with pytest.raises(UserError):
-        DownloadCache(SourceConfig(), tmp_path).fetch(Entry(f"{web}/film.mp4"))
+        DownloadCache(SourceConfig(), tmp_path).fetch(Entry(f"{web}/video.mp4"))
     assert Server.asked == []
     allowed = SourceConfig(allow_http=True)
-    (entry,) = find_sources([f"{web}/film.mp4"], allowed).entries
+    (entry,) = find_sources([f"{web}/video.mp4"], allowed).entries
     assert (entry.bytes, entry.stamp) == (4000, '4000-"e1"')
     with DownloadCache(allowed, tmp_path).hold(entry) as path:
-        assert Path(path).read_bytes() == b"film" * 1000
-    (moved,) = find_sources([f"{web}/redirect/film.mp4"], allowed).entries
+        assert Path(path).read_bytes() == b"video" * 800
+    (moved,) = find_sources([f"{web}/redirect/video.mp4"], allowed).entries
     with DownloadCache(allowed, tmp_path).hold(moved) as path:
         assert Path(path).stat().st_size == 4000
 
@@ -306,36 +303,36 @@ def test_a_web_address_is_read_when_allowed_and_not_otherwise(web: str, tmp_path
         ("endless/a.mp4", "incomplete"),
     ],
 )
-def test_a_web_server_s_tricks_end_as_errors_within_the_limits(
+def test_misbehaving_web_server_ends_as_error_within_limits(
     web: str, tmp_path: Path, path: str, kind: str
 ) -> None:
     config = SourceConfig(allow_http=True, source_gb=2 / 1024, cache_gb=4 / 1024, fetch_seconds=1.0)
-    stage = DownloadCache(config, tmp_path)
+    cache = DownloadCache(config, tmp_path)
     (entry,) = find_sources([f"{web}/{path}"], config).entries
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
-        stage.fetch(entry)
+        cache.fetch(entry)
     assert caught.value.kind == kind
     assert time.monotonic() - began < 5
-    assert [file.name for file in stage.folder.iterdir()] == ["lock"]
+    assert [file.name for file in cache.folder.iterdir()] == ["lock"]
 
 
-def test_two_who_want_the_same_source_fetch_it_once(web: str, tmp_path: Path) -> None:
+def test_same_source_is_fetched_once_by_parallel_workers(web: str, tmp_path: Path) -> None:
     config = SourceConfig(allow_http=True)
     entry = Entry(f"{web}/slow/a.mp4", "x", 4000)
-    stages = [DownloadCache(config, tmp_path) for _ in range(3)]
-    threads = [threading.Thread(target=stage.fetch, args=[entry]) for stage in stages]
+    caches = [DownloadCache(config, tmp_path) for _ in range(3)]
+    threads = [threading.Thread(target=cache.fetch, args=[entry]) for cache in caches]
     for thread in threads:
         thread.start()
     time.sleep(0.3)
     Server.release.set()
     for thread in threads:
         thread.join(timeout=20)
-    assert [Path(stage.fetch(entry)).stat().st_size for stage in stages] == [4000] * 3
+    assert [Path(cache.fetch(entry)).stat().st_size for cache in caches] == [4000] * 3
     assert Server.asked == ["/slow/a.mp4"]
 
 
-def test_a_fetch_that_was_killed_is_begun_anew_and_its_room_is_free(web: str, tmp_path: Path) -> None:
+def test_killed_fetch_is_restarted_and_its_space_is_freed(web: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", FETCHER, f"{web}/stuck/a.mp4", str(tmp_path), "4000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as killed:
         part = tmp_path / "staged"
@@ -346,25 +343,25 @@ def test_a_fetch_that_was_killed_is_begun_anew_and_its_room_is_free(web: str, tm
         assert killed.wait() == -signal.SIGKILL
     assert len(list(part.glob("*.part"))) == 1
     Server.release.set()
-    stage = DownloadCache(SourceConfig(allow_http=True, cache_gb=5000 / 2**30), tmp_path)
-    # room for one only: the dead part must go before anything else fits
-    with stage.hold(Entry(f"{web}/film.mp4", "x", 4000)) as path:
-        assert Path(path).read_bytes() == b"film" * 1000
+    cache = DownloadCache(SourceConfig(allow_http=True, cache_gb=5000 / 2**30), tmp_path)
+    # space for one file only: the part file of the killed fetch must be removed first
+    with cache.hold(Entry(f"{web}/video.mp4", "x", 4000)) as path:
+        assert Path(path).read_bytes() == b"video" * 800
     assert list(part.glob("*.part")) == []
-    with stage.hold(Entry(f"{web}/stuck/a.mp4", "x", 4000)) as path:
-        assert Path(path).read_bytes() == b"film" * 1000
+    with cache.hold(Entry(f"{web}/stuck/a.mp4", "x", 4000)) as path:
+        assert Path(path).read_bytes() == b"video" * 800
 
 
 @pytest.mark.slow
-def test_one_run_takes_files_a_bucket_and_the_web_alike_and_names_what_is_no_video(
+def test_one_ingest_reads_files_bucket_and_web_and_reports_failures(
     bucket: str, web: str, tmp_path: Path
 ) -> None:
     from uniavgen.ingest.pipeline import ingest
     from uniavgen.shards.corpus.tables import Corpus
 
-    films = []
+    videos = []
     for index in range(3):
-        films.append(tmp_path / f"film{index}.mkv")
+        videos.append(tmp_path / f"video{index}.mkv")
         picture = [
             "-f",
             "lavfi",
@@ -375,27 +372,27 @@ def test_one_run_takes_files_a_bucket_and_the_web_alike_and_names_what_is_no_vid
             "-i",
             f"sine=d={1 + index}",
         ]
-        command = [ffmpeg_path(), "-loglevel", "error", *picture, "-pix_fmt", "yuv420p", str(films[-1])]
+        command = [ffmpeg_path(), "-loglevel", "error", *picture, "-pix_fmt", "yuv420p", str(videos[-1])]
         subprocess.run(command, check=True, timeout=60)
     here = tmp_path / "here"
     (here / "folder.mp4").mkdir(parents=True)
     odd = os.fsencode(here) + b"/caf\xe9 'line\nbreak'.mkv"
-    os.rename(films[0], odd)
+    os.rename(videos[0], odd)
     (here / "zero.mp4").touch()
-    (here / "folder.mp4" / "text.mov").write_text("no film")
-    (here / "list.ts").write_text(f"#EXTM3U\n#EXTINF:1,\n{films[1]}\n#EXT-X-ENDLIST\n")
+    (here / "folder.mp4" / "text.mov").write_text("no video")
+    (here / "list.ts").write_text(f"#EXTM3U\n#EXTINF:1,\n{videos[1]}\n#EXT-X-ENDLIST\n")
     (here / "out.mp4").symlink_to("/etc/hostname")
     os.mkfifo(here / "pipe.mp4")
     import s3fs
 
-    s3fs.S3FileSystem().put(str(films[1]), "videos/run/in the bucket.mkv")
-    Server.film = films[2].read_bytes()
+    s3fs.S3FileSystem().put(str(videos[1]), "videos/run/in the bucket.mkv")
+    Server.video = videos[2].read_bytes()
     corpus = Corpus.create(tmp_path / "corpus")
     config = IngestConfig.model_validate({"sources": {"allow_http": True}})
     sources = [
         str(here),
         bucket.replace("raw", "run"),
-        f"{web}/film/at the web.mkv".replace(" ", "%20"),
+        f"{web}/video/at the web.mkv".replace(" ", "%20"),
         f"{web}/missing/a.mkv",
     ]
     summary = ingest(sources, corpus.root, config)

@@ -1,4 +1,4 @@
-"""What the user names becomes a list of videos: every one once, nothing dropped without a word."""
+"""Expanding arguments to videos: files, folders, patterns, lists, odd names, links."""
 
 import os
 import socket
@@ -10,8 +10,9 @@ import pytest
 from uniavgen.ingest.config import LimitConfig, SourceConfig
 from uniavgen.ingest.io.download_cache import DownloadCache
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.io.media import probe
-from uniavgen.ingest.io.sources import content_id, find_sources
+from uniavgen.ingest.io.local_files import content_id
+from uniavgen.ingest.io.probe_client import probe_video
+from uniavgen.ingest.io.sources import find_sources
 from uniavgen.ingest.io.uris import local_path, uri_of
 from uniavgen.shards.errors import UserError
 
@@ -26,18 +27,18 @@ def names(uris: list[str]) -> list[str]:
     return [Path(uri).name for uri in uris]
 
 
-def test_a_folder_gives_its_videos_at_any_depth_in_order_and_names_the_rest(tmp_path: Path) -> None:
+def test_folder_lists_videos_at_any_depth_and_reports_other_files(tmp_path: Path) -> None:
     for name in ("b.mp4", "a.MOV", "deep/er/c.mkv", "SHA256SUMS", "notes.txt"):
         touch(tmp_path / name)
-    found = find_sources([str(tmp_path)])
-    assert names(found.videos) == ["a.MOV", "b.mp4", "c.mkv"]
-    assert {Path(uri).name: why for uri, why in found.passed_over.items()} == {
-        "SHA256SUMS": "no video by its name",
-        "notes.txt": "no video by its name",
+    sources = find_sources([str(tmp_path)])
+    assert names(sources.videos) == ["a.MOV", "b.mp4", "c.mkv"]
+    assert {Path(uri).name: why for uri, why in sources.passed_over.items()} == {
+        "SHA256SUMS": "not a video by its name",
+        "notes.txt": "not a video by its name",
     }
 
 
-def test_an_entry_carries_what_shows_that_a_file_has_changed(tmp_path: Path) -> None:
+def test_stamp_changes_with_file_time(tmp_path: Path) -> None:
     video = touch(tmp_path / "v.mp4", "four")
     before = find_sources([str(video)]).entries[0]
     assert (before.uri, before.bytes) == (str(video), 4)
@@ -46,32 +47,32 @@ def test_an_entry_carries_what_shows_that_a_file_has_changed(tmp_path: Path) -> 
     assert find_sources([str(video)]).entries[0].stamp != before.stamp
 
 
-def test_a_file_named_outright_is_taken_whatever_its_name(tmp_path: Path) -> None:
+def test_named_file_is_taken_with_any_extension(tmp_path: Path) -> None:
     odd = touch(tmp_path / "speech.bin")
     assert find_sources([str(odd)]).videos == [str(odd)]
 
 
-def test_a_video_named_in_four_ways_is_taken_once(tmp_path: Path) -> None:
+def test_video_named_in_four_ways_is_taken_once(tmp_path: Path) -> None:
     video = touch(tmp_path / "v.mp4")
-    listing = touch(tmp_path / "list.txt", f"# mine\nv.mp4\r\n\nfile://{tmp_path}/v.mp4\n")
-    found = find_sources(
+    listing = touch(tmp_path / "list.txt", f"# comment\nv.mp4\r\n\nfile://{tmp_path}/v.mp4\n")
+    sources = find_sources(
         [str(video), str(tmp_path / "*.mp4"), str(listing), str(tmp_path), f"file://{video}"]
     )
-    assert found.videos == [str(video)]
+    assert sources.videos == [str(video)]
 
 
-def test_a_listed_file_that_is_missing_stops_nobody(tmp_path: Path) -> None:
+def test_missing_file_in_a_list_does_not_stop_others(tmp_path: Path) -> None:
     touch(tmp_path / "here.mp4")
     listing = touch(tmp_path / "list.txt", "gone.mp4\nhere.mp4\n")
-    found = find_sources([str(listing)])
-    assert names(found.videos) == ["gone.mp4", "here.mp4"]
-    assert (found.entries[0].stamp, found.entries[0].bytes) == ("", None)
+    sources = find_sources([str(listing)])
+    assert names(sources.videos) == ["gone.mp4", "here.mp4"]
+    assert (sources.entries[0].stamp, sources.entries[0].bytes) == ("", None)
     with pytest.raises(UserError, match="cannot be read"):
         content_id(str(tmp_path / "gone.mp4"))
 
 
 @pytest.mark.parametrize("argument", ["nowhere", "*.nothing", "empty", "no_videos", "blank.txt"])
-def test_a_source_without_videos_is_one_clear_error(tmp_path: Path, argument: str) -> None:
+def test_argument_without_videos_is_a_one_line_error(tmp_path: Path, argument: str) -> None:
     (tmp_path / "empty").mkdir()
     touch(tmp_path / "no_videos" / "readme.md")
     touch(tmp_path / "blank.txt", "\n# nothing\n")
@@ -81,14 +82,14 @@ def test_a_source_without_videos_is_one_clear_error(tmp_path: Path, argument: st
     assert "\n" not in str(caught.value)
 
 
-def test_content_not_name_is_a_source_s_identity(tmp_path: Path) -> None:
+def test_content_id_depends_on_content_not_name(tmp_path: Path) -> None:
     one, same, other = touch(tmp_path / "1"), touch(tmp_path / "2"), touch(tmp_path / "3", "y")
     assert content_id(str(one)) == content_id(str(same)) != content_id(str(other))
 
 
 @pytest.fixture(scope="module")
-def small_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    film = tmp_path_factory.mktemp("film") / "a.mp4"
+def small_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    video = tmp_path_factory.mktemp("video") / "a.mp4"
     inputs = [
         "-f",
         "lavfi",
@@ -101,8 +102,8 @@ def small_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-pix_fmt",
         "yuv420p",
     ]
-    subprocess.run([ffmpeg_path(), "-loglevel", "error", *inputs, str(film)], check=True, timeout=60)
-    return film
+    subprocess.run([ffmpeg_path(), "-loglevel", "error", *inputs, str(video)], check=True, timeout=60)
+    return video
 
 
 ODD_NAMES = [
@@ -117,21 +118,21 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_are_only_names(tmp_path: Path, name: bytes, small_film: Path) -> None:
+def test_odd_names_are_listed_fetched_and_probed(tmp_path: Path, name: bytes, small_video: Path) -> None:
     path = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
-    os.link(small_film, path)
+    os.link(small_video, path)
     for argument in (str(tmp_path), path, os.path.join(os.path.relpath(tmp_path), os.fsdecode(name))):
         entry = find_sources([argument]).entries[0]
-        entry.uri.encode("utf-8")  # as the tables need it
+        entry.uri.encode("utf-8")  # the tables need UTF-8
         local = DownloadCache(SourceConfig(), tmp_path).fetch(entry)
         local.encode("utf-8")
         assert os.path.samefile(local, path)
-        assert probe(local, LimitConfig()).has_audio
-        # what a table shows can be given to the next run
+        assert probe_video(local, LimitConfig()).has_audio
+        # a URI from a table can be an argument of the next run
         assert find_sources([entry.uri]).entries == [entry]
 
 
-def test_a_name_that_is_no_utf8_comes_back_as_it_was() -> None:
+def test_uri_of_non_utf8_name_round_trips() -> None:
     path = os.fsdecode(b"/videos/caf\xe9 100%\n.mp4")
     assert uri_of(path) == "file:///videos/caf%E9%20100%25%0A.mp4"
     assert local_path(uri_of(path)) == path
@@ -139,9 +140,7 @@ def test_a_name_that_is_no_utf8_comes_back_as_it_was() -> None:
     assert local_path("s3://bucket/100%25.mp4") is None
 
 
-def test_a_folder_that_cannot_be_listed_is_named_and_not_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unlistable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open/a.mp4", "shut/b.mp4"):
         touch(tmp_path / name)
     scan = os.scandir
@@ -152,9 +151,11 @@ def test_a_folder_that_cannot_be_listed_is_named_and_not_dropped(
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    found = find_sources([str(tmp_path)])
-    assert names(found.videos) == ["a.mp4"]
-    assert found.passed_over == {str(tmp_path / "shut"): "a folder that cannot be listed: Permission denied"}
+    sources = find_sources([str(tmp_path)])
+    assert names(sources.videos) == ["a.mp4"]
+    assert sources.passed_over == {
+        str(tmp_path / "shut"): "a folder that cannot be listed: Permission denied"
+    }
     with pytest.raises(UserError, match="cannot be listed"):
         find_sources([str(tmp_path / "shut")])
 
@@ -167,28 +168,28 @@ def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
     (inside / "dangling.mp4").symlink_to("nothing.mp4")
     (inside / "in.mp4").symlink_to("a.mp4")
     for argument in (str(inside), str(inside / "*"), str(inside / "**" / "*.mp4")):
-        found = find_sources([argument])
-        assert names(found.videos) == ["a.mp4", "in.mp4"], argument
-        passed_over = {Path(uri).name: why for uri, why in found.passed_over.items()}
+        sources = find_sources([argument])
+        assert names(sources.videos) == ["a.mp4", "in.mp4"], argument
+        passed_over = {Path(uri).name: why for uri, why in sources.passed_over.items()}
         passed_over.pop("secret.mp4", None)  # a pattern with ** may look through a linked folder
         assert passed_over == {
-            "dangling.mp4": "a link to nothing",
+            "dangling.mp4": "a broken link",
             "folder.mp4": "a link that leads out of the folder",
             "out.mp4": "a link that leads out of the folder",
         }
-    # a link that the user names is what the user means
+    # a link that the user names is followed
     assert names(find_sources([str(inside / "out.mp4")]).videos) == ["out.mp4"]
 
 
-def test_what_is_no_file_is_passed_over_in_a_folder_and_fails_when_named(tmp_path: Path) -> None:
+def test_pipes_sockets_devices_are_passed_over_in_folders_and_fail_when_named(tmp_path: Path) -> None:
     touch(tmp_path / "f" / "a.mp4")
     touch(tmp_path / "f" / "folder.mp4" / "b.mp4")
     os.mkfifo(tmp_path / "f" / "pipe.mp4")
     with socket.socket(socket.AF_UNIX) as plug:
         plug.bind(str(tmp_path / "f" / "socket.mp4"))
-        found = find_sources([str(tmp_path / "f")])
-        assert names(found.videos) == ["a.mp4", "b.mp4"]
-        assert {Path(uri).name: why for uri, why in found.passed_over.items()} == {
+        sources = find_sources([str(tmp_path / "f")])
+        assert names(sources.videos) == ["a.mp4", "b.mp4"]
+        assert {Path(uri).name: why for uri, why in sources.passed_over.items()} == {
             "pipe.mp4": "a pipe",
             "socket.mp4": "a socket",
         }
@@ -218,7 +219,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("argument", "kind"), REFUSED.items())
-def test_addresses_that_are_not_read_say_so_at_once(argument: str, kind: str, tmp_path: Path) -> None:
+def test_refused_urls_raise_before_any_read(argument: str, kind: str, tmp_path: Path) -> None:
     for named in (argument, str(touch(tmp_path / "list.txt", argument + "\n"))):
         with pytest.raises(UserError) as caught:
             find_sources([named])
