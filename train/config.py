@@ -13,7 +13,8 @@ from uniavgen.shards.buckets import WindowShape
 from uniavgen.shards.config import EmiliaConfig, ErrorBudgetConfig
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import latents_for_frames, mels_for_frames
-from uniavgen.train.codec.config import TOKEN_STRIDE, VIDEO_CHANNELS, CodecConfig
+from uniavgen.train.codec.config import TOKEN_STRIDE, VIDEO_CHANNELS
+from uniavgen.train.codec.registry import CodecConfig
 from uniavgen.train.model.config import FaceConfig, ModelConfig
 from uniavgen.train.options import PAPER_MIX, ObjectiveConfig, Task
 

@@ -27,8 +27,6 @@ BUCKET = 500_000_000
 """Numbers in the buffer in which ZeRO gathers gradients: DeepSpeed's default, which the trainer leaves alone."""
 LIVE = 1_000_000_000
 """Most parameters that ZeRO-3 holds gathered at once: DeepSpeed's default."""
-CODEC_BYTES = {"wan2.2": 0.705e9 * FP32, "umt5": 5.68e9 * FP32, "minilm": 22.7e6 * FP32, "dct": 0.0}
-"""Frozen codecs that stand on every worker's device beside the model, in fp32: published parameter counts."""
 PEAK_TFLOPS = {"h100": 989.4, "h200": 989.4, "a100": 312.0}
 """Dense bf16 peak by what a card's name contains (NVIDIA's data sheets, SXM)."""
 RESERVE, FRAGMENTED = 2 * 2**30, 0.05
@@ -294,6 +292,5 @@ def device_memory(device: str, workers: int) -> float:
 
 
 def _codecs(config: TrainConfig, stage: StageConfig) -> float:
-    if not stage.picture:
-        return 0.0
-    return CODEC_BYTES[config.data.codecs.video] + CODEC_BYTES[config.data.codecs.caption]
+    """Bytes of the frozen codecs on every worker's device, in fp32."""
+    return config.data.codecs.parameters * FP32 if stage.picture else 0.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uniavgen.orchestration import console
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.weights import REGISTRY, cache_folder, is_cached
+from uniavgen.train.codec.registry import CAPTION_ENCODERS, VIDEO_CODECS, VOCODERS
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
@@ -157,28 +158,17 @@ def _weights(settings: Config) -> list[Finding]:
             Finding("embedded weights", name, ok, found, "" if ok else "fetched on first use", needed=False)
         )
     codecs = settings.train.data.codecs
-    named = {
-        "wan2.2": (
-            codecs.video == "wan2.2",
-            "video codec; `dct` stands in",
-            "train.data.codecs.video=wan2.2",
-        ),
-        "umt5": (
-            codecs.caption == "umt5",
-            "caption encoder; `minilm` stands in",
-            "train.data.codecs.caption=umt5",
-        ),
-        "vocos": (
-            codecs.vocoder == "vocos",
-            "vocoder; `griffin-lim` stands in",
-            "train.data.codecs.vocoder=vocos",
-        ),
-    }
-    for name, (chosen, purpose, setting) in named.items():
-        found = f"{purpose}: {'named' if chosen else 'not named'}"
-        findings.append(
-            Finding("named weights", name, chosen, found, "" if chosen else f"--set {setting}", needed=False)
-        )
+    for key, purpose, table in (
+        ("video", "video codec", VIDEO_CODECS),
+        ("caption", "caption encoder", CAPTION_ENCODERS),
+        ("vocoder", "vocoder", VOCODERS),
+    ):
+        stand_in = type(codecs).model_fields[key].default
+        for name in (name for name, spec in table.items() if spec.needs_weights):
+            chosen = getattr(codecs, key) == name
+            found = f"{purpose}; `{stand_in}` stands in: {'named' if chosen else 'not named'}"
+            hint = "" if chosen else f"--set train.data.codecs.{key}={name}"
+            findings.append(Finding("named weights", name, chosen, found, hint, needed=False))
     return findings
 
 

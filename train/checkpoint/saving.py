@@ -1,7 +1,8 @@
-"""Write and read one checkpoint: every rank writes its files at once, each file is hashed while it is written.
+"""Write and read one checkpoint: every rank writes its files at once, each file is hashed while it is
+written.
 
-A checkpoint appears whole or not at all. `RunFolder.begin` and `RunFolder.commit` make the folder; DeepSpeed's own state
-stands in its subfolder `STATE_TAG`.
+A checkpoint appears whole or not at all. `RunFolder.begin` and `RunFolder.commit` make the folder;
+DeepSpeed's own state stands in its subfolder `STATE_TAG`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def save_checkpoint(
     keep: CheckpointConfig,
     tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write the checkpoint of `step`. All ranks call this. Raises UserError on all ranks if the disk refuses on one.
+    """Write the checkpoint of `step`. All ranks call this. Raises UserError on all ranks if the disk refuses
+    on one.
 
     `tensors`: further safetensors files by name; each rank passes those that it writes.
     """
@@ -103,7 +105,8 @@ def on_all_ranks(action: Callable[[], Any], folder: RunFolder, step: int) -> lis
 
 
 def load_checkpoint(engine: Any, path: Path) -> None:
-    """Restore model, optimizer and counters from a checkpoint folder. Raises UserError if it cannot be read."""
+    """Restore model, optimizer and counters from a checkpoint folder. Raises UserError if it cannot be
+    read."""
     try:
         loaded, _ = engine.load_checkpoint(str(path), tag=STATE_TAG)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError) as error:
@@ -121,7 +124,8 @@ def load_checkpoint(engine: Any, path: Path) -> None:
 def write_hashed(path: Path, write: Callable[[HashedFile], Any]) -> str:
     """Call `write` with a new open file, fsync it, and return the SHA-256 of its bytes. Raises OSError.
 
-    `write` is a function such as `torch.save`. The digest is of what was meant to be written, nothing is read back.
+    `write` is a function such as `torch.save`. The digest is of what was meant to be written, nothing is read
+    back.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="hashing") as hashing, HashedFile(path, hashing) as file:
         write(file)
@@ -147,7 +151,8 @@ class HashedFile:
         try:
             self._file.close()
         except OSError:
-            # close() writes buffered bytes once more; `finish` raised already, or another error is being raised
+            # close() writes buffered bytes once more; `finish` raised already, or another error is being
+            # raised
             if kind is None:
                 raise
 
@@ -162,7 +167,8 @@ class HashedFile:
         """Do nothing: `finish` flushes."""
 
     def finish(self) -> str:
-        """Flush, fsync, and return the SHA-256 as hexadecimal. Raises OSError if the bytes are not on the disk."""
+        """Flush, fsync, and return the SHA-256 as hexadecimal. Raises OSError if the bytes are not on the
+        disk."""
         if self._error is not None:
             raise self._error
         self._file.flush()

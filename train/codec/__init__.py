@@ -1,1 +1,1 @@
-"""What stands between media and tokens: video, audio and text codecs."""
+"""Frozen codecs: video, audio and text to latents and back."""

@@ -1,6 +1,7 @@
-"""Sound codecs: 24 kHz waveforms in, normalised log-mels out (the audio latent), and vocoders that turn them back.
+"""Audio codec: waveform to normalised log-mel (the audio latent), and vocoders for the way back.
 
-    waveform [B, n] float in -1..1     mel [B, 100, L] of about unit variance; frame j is centred on sample j * hop
+    waveform [B, n] float in -1..1 at 24 kHz
+    mel [B, 100, L] of about unit variance; frame j is centred on sample j * hop
 
 `GriffinLim` needs no weights and stands in for `Vocos`, the paper's vocoder.
 """
@@ -19,7 +20,8 @@ from uniavgen.train.codec.config import MelConfig
 
 
 class MelCodec:
-    """Vocos-compatible log-mel: magnitude STFT with a Hann window and centred frames, HTK mel bands, natural logarithm."""
+    """Vocos-compatible log-mel: magnitude STFT, Hann window, centred frames, HTK mel bands, natural
+    logarithm."""
 
     name = "mel"
 
@@ -40,7 +42,7 @@ class MelCodec:
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, frames: int) -> Tensor:
-        """Waveform [B, n] -> mel [B, mels, frames]. Raises UserError where the sound is too short to give so many."""
+        """Waveform [B, n] -> mel [B, mels, frames]. Raises UserError if the waveform is too short."""
         log_mel = self.spectrogram(waveform.to(self.filters.device)).clamp(min=self.config.floor).log()
         if log_mel.shape[-1] < frames:
             raise UserError(
@@ -50,26 +52,27 @@ class MelCodec:
         return (log_mel[..., :frames] - self.config.mean) / self.config.std
 
     def log_mel(self, mel: Tensor) -> Tensor:
-        """The normalised mel as plain log-mel, as vocoders take it."""
+        """Log-mel of a normalised mel: the input of vocoders."""
         return mel * self.config.std + self.config.mean
 
 
 class Vocoder(Protocol):
-    """Turns a mel back into sound."""
+    """Converts a mel to a waveform."""
 
     name: str
     description: str
 
     def decode(self, mel: Tensor, samples: int) -> Tensor:
-        """Normalised mel [B, mels, L] -> waveform float32 [B, samples] in -1..1, cut or zero-padded at the end."""
+        """Normalised mel [B, mels, L] -> waveform float32 [B, samples] in -1..1, cut or zero-padded at the
+        end."""
         ...
 
 
 class GriffinLim:
-    """Mel inverted by non-negative least squares, phase found by torchaudio's fast Griffin-Lim."""
+    """Non-negative least squares for the magnitudes, then torchaudio's fast Griffin-Lim for the phase."""
 
     name = "griffin-lim"
-    description = "Griffin-Lim phase reconstruction without weights, metallic by nature: a stand-in for Vocos"
+    description = "Griffin-Lim phase reconstruction without weights, sounds metallic: a stand-in for Vocos"
 
     def __init__(self, codec: MelCodec, iterations: int = 64) -> None:
         self.codec = codec
@@ -77,13 +80,13 @@ class GriffinLim:
 
     @torch.no_grad()
     def decode(self, mel: Tensor, samples: int) -> Tensor:
-        """See Vocoder. The same mel always gives the same sound."""
+        """See Vocoder. Deterministic."""
         from torchaudio.functional import griffinlim
 
         config = self.codec.config
         magnitude = invert_filters(self.codec.log_mel(mel.float()).exp(), self.codec.filters)
         with torch.random.fork_rng(devices=[mel.device] if mel.is_cuda else []):
-            torch.manual_seed(0)  # it starts from random phases
+            torch.manual_seed(0)  # griffinlim starts from random phases
             waveform = griffinlim(
                 magnitude,
                 window=torch.hann_window(config.n_fft, device=mel.device),
@@ -100,10 +103,11 @@ class GriffinLim:
 
 
 def invert_filters(mel: Tensor, filters: Tensor, iterations: int = 32) -> Tensor:
-    """Magnitudes [B, bins, L] >= 0 whose mel [B, mels, L] comes closest, by multiplicative updates (Lee & Seung)."""
+    """Magnitudes [B, bins, L] >= 0 whose mel is closest to `mel` [B, mels, L]: multiplicative updates (Lee &
+    Seung)."""
     target = filters @ mel
     gram = filters @ filters.T
-    # a bin that no filter sees stays silent; the others start from the bands around them
+    # a bin under no filter stays silent; the others start from the bands around them
     magnitude = target / (filters.sum(1)[:, None] ** 2).clamp(min=1e-6)
     for _ in range(iterations):
         magnitude = magnitude * target / (gram @ magnitude).clamp(min=1e-8)
@@ -111,7 +115,7 @@ def invert_filters(mel: Tensor, filters: Tensor, iterations: int = 32) -> Tensor
 
 
 def fit_length(waveform: Tensor, samples: int) -> Tensor:
-    """Cut or zero-pad [B, n] at the end to [B, samples], and hold it within -1..1."""
+    """Cut or zero-pad [B, n] at the end to [B, samples], and clamp to -1..1."""
     short = max(0, samples - waveform.shape[-1])
     return torch.nn.functional.pad(waveform[..., :samples], (0, short)).clamp(-1, 1)
 
@@ -128,8 +132,12 @@ class Vocos:
 
     @staticmethod
     def load(source: str, codec: MelCodec, device: str = "cpu") -> Vocos:
-        """Load from a folder with `config.yaml` and `pytorch_model.bin`, or from a hub id. Raises UserError where it cannot."""
-        hint = "name train.data.codecs.vocoder_weights (charactr/vocos-mel-24khz), or use train.data.codecs.vocoder=griffin-lim"
+        """Load a folder with `config.yaml` and `pytorch_model.bin`, or a hub id. Raises UserError if it
+        cannot."""
+        hint = (
+            "name train.data.codecs.vocoder_weights (charactr/vocos-mel-24khz), "
+            "or use train.data.codecs.vocoder=griffin-lim"
+        )
         try:
             from vocos import Vocos as Model
         except ImportError as error:

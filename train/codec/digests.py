@@ -1,4 +1,4 @@
-"""Identity of loaded weights: a hash that changes whenever a number of the model does, wherever it was loaded from."""
+"""Digest of loaded weights, independent of the place from which they were loaded."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 def weights_digest(model: nn.Module, settings: Mapping[str, Any]) -> str:
-    """Hash of all parameters and buffers by name, type, shape and bytes, and of the settings that go with them.
+    """Hash of all parameters and buffers (name, dtype, shape, bytes) and of the model's settings.
 
-    Settings that only say where the weights came from (`_name_or_path`) or which release loads them are left out.
+    Settings that only name the place of the weights (`_name_or_path`) or the loading release are left out.
     """
     import torch
 
-    told = {
+    kept = {
         name: value
         for name, value in settings.items()
         if not name.startswith("_") and name != "transformers_version"
     }
-    whole = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # bytes as they are: numpy has no bfloat16
-        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return whole.hexdigest()[:16]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # as bytes: numpy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

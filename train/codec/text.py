@@ -1,7 +1,7 @@
-"""Text: captions to features for the video branch's cross-attention, speech text to byte ids for the audio branch.
+"""Text codecs: captions to features for the video branch, speech text to byte ids for the audio branch.
 
 captions: B strings -> features [B, Lc, Dc] and mask bool [B, Lc]      (minilm: Dc 384, umt5: Dc 4096)
-speech:   B strings -> ids int64 [B, Ls], 1..256 for bytes and 0 where there is none, and mask bool [B, Ls]
+speech:   B strings -> ids int64 [B, Ls], 1..256 for bytes and 0 for padding, and mask bool [B, Ls]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uniavgen.train.codec.digests import weights_digest
 
 
 class CaptionEncoder:
-    """A frozen transformer whose token features (last hidden state, before any pooling) condition the video branch."""
+    """A frozen transformer. Its last hidden states, before any pooling, condition the video branch."""
 
     def __init__(self, name: str, description: str, tokenizer: Any, model: Any) -> None:
         self.name = name
@@ -29,30 +29,31 @@ class CaptionEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """Changes whenever the features would: of the weights, their configuration and the tokenizer's vocabulary."""
+        """Digest of weights, their configuration and the tokenizer's vocabulary: changes if the features
+        would."""
         return weights_digest(
             self.model, self.model.config.to_dict() | {"vocabulary": self.tokenizer.get_vocab()}
         )
 
     @torch.no_grad()
     def encode(self, captions: list[str], tokens: int) -> tuple[Tensor, Tensor]:
-        """Features [B, tokens, Dc] (zero where there is no token, as Wan does) and mask bool [B, tokens].
+        """Features [B, tokens, Dc] (zero where there is no token, as in Wan) and mask bool [B, tokens].
 
-        The length is fixed, not the longest of the batch, so that a caption's features do not depend on its neighbours.
+        The length is fixed, so that a caption's features do not depend on the other captions of the batch.
         """
-        given = self.tokenizer(
+        inputs = self.tokenizer(
             captions, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
         )
-        given = given.to(self.model.device)
+        inputs = inputs.to(self.model.device)
         features = self.model(
-            input_ids=given.input_ids, attention_mask=given.attention_mask
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
         ).last_hidden_state
-        mask = given.attention_mask.bool()
+        mask = inputs.attention_mask.bool()
         return features.float() * mask[..., None], mask
 
 
 def load_minilm(source: str = "", device: str = "cpu") -> CaptionEncoder:
-    """MiniLM sentence encoder from a named folder, or the embedded weights. Raises UserError where they cannot be had."""
+    """MiniLM from a named folder, or the embedded weights. Raises UserError if they cannot be fetched."""
     from transformers import AutoModel, AutoTokenizer
 
     folder = weights.resolve("minilm", source or None)
@@ -63,10 +64,14 @@ def load_minilm(source: str = "", device: str = "cpu") -> CaptionEncoder:
 
 
 def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
-    """umT5-XXL encoder from a folder or hub id (Wan's diffusers repositories hold it as `text_encoder` and `tokenizer`)."""
+    """umT5-XXL encoder from a folder or hub id; a Wan diffusers folder has it as `text_encoder` and
+    `tokenizer`."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    hint = "name train.data.codecs.caption_weights (umt5-xxl or a Wan2.2 folder), or use train.data.codecs.caption=minilm"
+    hint = (
+        "name train.data.codecs.caption_weights (umt5-xxl or a Wan2.2 folder), "
+        "or use train.data.codecs.caption=minilm"
+    )
     if not source:
         raise UserError(
             "caption encoder umt5 needs weights",
@@ -87,7 +92,7 @@ def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
 
 
 def encode_speech(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Byte ids [B, length] and mask; UTF-8 bytes shifted by one, what is longer than `length` is cut at the end."""
+    """Byte ids int64 [B, length] and mask bool [B, length]: UTF-8 bytes plus one, cut at `length`."""
     ids = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in enumerate(texts):
         data = text.encode()[:length]

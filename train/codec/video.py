@@ -1,9 +1,9 @@
-"""Video codecs: pixel frames in, latents of Wan2.2's shape out, and back.
+"""Video codecs: pixel frames to latents of Wan2.2's shape, and back.
 
     frames [B, F, H, W, 3]  uint8, or float in -1..1; F = 4n + 1, H and W multiples of 16
     latent [B, 48, T, H/16, W/16]  float32 of about unit variance; T = 1 + (F - 1) / 4
 
-`DctCodec` is a fixed linear transform without weights, the embedded stand-in; `WanCodec` is the paper's VAE.
+`WanCodec` is the paper's VAE. `DctCodec`, a fixed linear transform without weights, stands in for it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from uniavgen.train.codec.digests import weights_digest
 
 
 class VideoCodec(Protocol):
-    """What training and sampling need of a video codec."""
+    """The methods of a video codec that training and sampling use."""
 
     name: str
     description: str
-    """One honest sentence about what it is, for reports and model cards."""
+    """One sentence for reports and model cards. A stand-in says that it is one."""
 
     @property
     def digest(self) -> str:
-        """Changes whenever the latents would: the key under which they may be cached."""
+        """Changes if the latents would; part of the key of cached latents."""
         ...
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class VideoCodec(Protocol):
 
 
 def to_unit(frames: Tensor) -> Tensor:
-    """Frames as float32 in -1..1; uint8 is mapped, float is taken as it is."""
+    """Frames as float32 in -1..1; float frames must be in that range already."""
     return frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames.float()
 
 
@@ -56,7 +56,7 @@ def to_pixels(frames: Tensor) -> Tensor:
 
 
 def check_frames(frames: Tensor) -> None:
-    """Raise UserError naming the side that does not fit the codec's strides."""
+    """Raise UserError naming the side that is no multiple of the codec's stride."""
     latents_for_frames(frames.shape[1])
     for side, length in zip(("height", "width"), frames.shape[2:4], strict=True):
         if length % VIDEO_STRIDE or not length:
@@ -67,13 +67,14 @@ def check_frames(frames: Tensor) -> None:
             )
 
 
-# Spread of the coefficients of talking-head footage in -1..1, measured on eight real clips at 128, 256 and 480 px: the three
-# colour means of a 4x16x16 block, and for the rest AC_STD / cost ** AC_POWER. A block of one frame has half of each, as it
-# sums a quarter of the pixels. Dividing by them gives latents of about unit variance.
+# Standard deviations of the DCT coefficients of talking-head clips in -1..1, measured on eight real clips at
+# 128, 256 and 480 px: the three colour means of a 4x16x16 block, and AC_STD / cost ** AC_POWER for all
+# others. A block of one frame has half of each, as it sums a quarter of the pixels. Divided by them, latents
+# have about unit variance.
 DC_STD = (22.0, 10.7, 3.5)
 AC_STD, AC_POWER = 5.5, 1.1
-# How far a coefficient is from "lowest": half-cycles in height and width count 1, in time 3 and in colour 2.5, since along
-# each of them the measured energy falls about alike.
+# Cost of a coefficient: half-cycles in height and width count 1, in time 3, in colour 2.5. With these weights
+# the measured energy falls about equally along each axis.
 TIME_COST, COLOUR_COST = 3.0, 2.5
 
 
@@ -87,10 +88,11 @@ def dct_matrix(n: int) -> Tensor:
 
 
 def lowest_coefficients(frames: int) -> list[tuple[float, tuple[int, int, int, int]]]:
-    """The 48 cheapest (cost, (time, height, width, colour)) of a frames x 16 x 16 x 3 block, cheapest first."""
+    """The 48 cheapest (cost, (time, height, width, colour)) of a frames x 16 x 16 x 3 block, cheapest
+    first."""
     n = VIDEO_STRIDE
     indices = [(t, y, x, c) for t in range(frames) for y in range(n) for x in range(n) for c in range(3)]
-    # among equals motion and colour come first: they are what a face lacks soonest
+    # among equal costs, motion and colour first: a face lacks them soonest
     ranked = sorted(
         (TIME_COST * t + y + x + COLOUR_COST * c, -t, -c, abs(y - x), y, x) for t, y, x, c in indices
     )
@@ -98,7 +100,8 @@ def lowest_coefficients(frames: int) -> list[tuple[float, tuple[int, int, int, i
 
 
 def block_basis(frames: int) -> tuple[Tensor, Tensor]:
-    """Basis float32 [48, frames * 16 * 16 * 3] with orthonormal rows, and the expected spread [48] of each coefficient."""
+    """Orthonormal basis float32 [48, frames * 16 * 16 * 3] and the expected standard deviation [48] of each
+    row."""
     time, space, colour = dct_matrix(frames), dct_matrix(VIDEO_STRIDE), dct_matrix(3)
     rows, spread = [], []
     for cost, (t, y, x, c) in lowest_coefficients(frames):
@@ -108,7 +111,8 @@ def block_basis(frames: int) -> tuple[Tensor, Tensor]:
 
 
 class DctCodec:
-    """Keeps the lowest 48 DCT coefficients of each block; the first frame is a block of its own (as in Wan's causal VAE)."""
+    """Lowest 48 DCT coefficients of each 4 x 16 x 16 block; the first frame is its own block, as in Wan's
+    VAE."""
 
     name = "dct"
     description = (
@@ -123,7 +127,7 @@ class DctCodec:
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """See VideoCodec. Raises UserError for frames that are no 4n + 1 or sides that are no multiples of 16."""
+        """See VideoCodec. Raises UserError if F is not 4n + 1 or a side is no multiple of 16."""
         check_frames(frames)
         pixels = to_unit(frames.to(self.first[0].device))
         parts = [_project(pixels[:, :1], 1, self.first)]
@@ -142,7 +146,7 @@ class DctCodec:
 
 
 def _project(pixels: Tensor, depth: int, block: tuple[Tensor, ...]) -> Tensor:
-    """[B, n * depth, H, W, 3] -> [B, 48, n, H/16, W/16]."""
+    """Frames [B, n * depth, H, W, 3] -> latent [B, 48, n, H/16, W/16]."""
     basis, spread = block
     b, f, height, width, _ = pixels.shape
     h, w = height // VIDEO_STRIDE, width // VIDEO_STRIDE
@@ -153,7 +157,7 @@ def _project(pixels: Tensor, depth: int, block: tuple[Tensor, ...]) -> Tensor:
 
 
 def _rebuild(latent: Tensor, depth: int, block: tuple[Tensor, ...]) -> Tensor:
-    """[B, 48, n, h, w] -> [B, n * depth, 16h, 16w, 3]: the transpose of `_project`."""
+    """Latent [B, 48, n, h, w] -> frames [B, n * depth, 16h, 16w, 3]: the transpose of `_project`."""
     basis, spread = block
     b, _, n, h, w = latent.shape
     blocks = (latent.permute(0, 2, 3, 4, 1) * spread) @ basis
@@ -162,7 +166,8 @@ def _rebuild(latent: Tensor, depth: int, block: tuple[Tensor, ...]) -> Tensor:
 
 
 class WanCodec:
-    """Wan2.2's VAE (diffusers' AutoencoderKLWan), latents normalised by the statistics published in its configuration."""
+    """Wan2.2's VAE (diffusers' AutoencoderKLWan); latents are normalised by the statistics in its
+    configuration."""
 
     name = "wan2.2"
     description = "the Wan2.2 VAE, as in the paper"
@@ -183,12 +188,12 @@ class WanCodec:
 
     @cached_property
     def digest(self) -> str:
-        """See VideoCodec: of the weights and their configuration."""
+        """See VideoCodec: digest of the weights and their configuration."""
         return weights_digest(self.vae, dict(self.vae.config))
 
     @staticmethod
     def load(folder: str, device: str = "cpu") -> WanCodec:
-        """Load from a folder in diffusers layout (or one with a `vae` subfolder). Raises UserError where it is not there."""
+        """Load a folder in diffusers layout, or its subfolder `vae`. Raises UserError if it is missing."""
         from diffusers import AutoencoderKLWan
 
         path = Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else Path(folder)
@@ -196,7 +201,8 @@ class WanCodec:
             raise UserError(
                 "no Wan2.2 VAE here" if folder else "codec wan2.2 needs weights",
                 where=folder or "train.data.codecs.video_weights",
-                hint="download Wan-AI/Wan2.2-TI2V-5B-Diffusers (folder vae) and name it, or use train.data.codecs.video=dct",
+                hint="download Wan-AI/Wan2.2-TI2V-5B-Diffusers (folder vae) and name it, "
+                "or use train.data.codecs.video=dct",
                 kind="missing-weights",
             )
         vae = AutoencoderKLWan.from_pretrained(path, torch_dtype=torch.float32).to(device)
@@ -204,7 +210,7 @@ class WanCodec:
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """See VideoCodec; the posterior's mode, so that equal frames give equal latents."""
+        """See VideoCodec. Takes the mode of the posterior, so that equal frames give equal latents."""
         check_frames(frames)
         pixels = to_unit(frames.to(self.vae.device)).permute(0, 4, 1, 2, 3)
         latent = self.vae.encode(pixels).latent_dist.mode()

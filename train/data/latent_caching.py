@@ -1,7 +1,9 @@
-"""Compute the cached latents of a corpus's shards, in this process or in Ray actors that load the codecs once.
+"""Compute the cached latents of a corpus's shards, in this process or in Ray actors that load the codecs
+once.
 
-A sidecar (`shards.latents`) whose shard has not changed is kept, so a run that was killed, or that finds new shards, does what
-is missing. Only the driver, which holds the lock, gives a sidecar its final name. Few shards are done in this process.
+A sidecar (`shards.latents`) whose shard has not changed is kept, so a run that was killed, or that finds new
+shards, does what is missing. Only the driver, which holds the lock, gives a sidecar its final name. Few
+shards are done in this process.
 """
 
 from __future__ import annotations
@@ -59,9 +61,11 @@ SKIP_KINDS = ("short-clip", "damaged-sample", "not-finite")
 
 @dataclass(frozen=True)
 class CacheSummary:
-    """State of the cache (`shards`, `samples`, `bytes`, clips `passed_over` by reason), and the work of this run.
+    """State of the cache (`shards`, `samples`, `bytes`, clips `passed_over` by reason), and the work of this
+    run.
 
-    `made`, `stood` and `removed` count sidecars: new, kept, stale. `failed` has a line for every shard that could not be read.
+    `made`, `stood` and `removed` count sidecars: new, kept, stale. `failed` has a line for every shard that
+    could not be read.
     """
 
     digest: str
@@ -81,10 +85,12 @@ class CacheSummary:
 def cache_latents(
     shards_dir: Path, config: DataConfig, *, on_progress: Callable[[int, int], None] | None = None
 ) -> CacheSummary:
-    """Make the sidecars that are missing for this configuration, and remove stale ones. Doing it again does nothing.
+    """Make the sidecars that are missing for this configuration, and remove stale ones. Doing it again does
+    nothing.
 
-    `on_progress(done, total)` is called for every shard to be done. Raises UserError if there are no shards, weights are
-    missing, Ray has too few resources, another run holds the lock, or the disk refuses; finished sidecars stay.
+    `on_progress(done, total)` is called for every shard to be done. Raises UserError if there are no shards,
+    weights are missing, Ray has too few resources, another run holds the lock, or the disk refuses; finished
+    sidecars stay.
     """
     started = time.monotonic()
     manifest = read_manifest(shards_dir)
@@ -185,7 +191,8 @@ class EncodedShard:
 
 
 class ShardEncoder:
-    """Encodes whole shards; the body of a Ray actor. `device` is `cpu` or `cuda`. The codecs are loaded once, on first use."""
+    """Encodes whole shards; the body of a Ray actor. `device` is `cpu` or `cuda`. The codecs are loaded once,
+    on first use."""
 
     def __init__(self, shards_dir: Path, config: DataConfig, device: str) -> None:
         torch.set_num_threads(max(1, int(config.cached.num_cpus)))
@@ -207,7 +214,8 @@ class ShardEncoder:
         return cache_fields(self.config, codecs), described
 
     def encode(self, folder: Path, shard: ShardEntry) -> EncodedShard:
-        """Write the sidecar of one shard under a temporary name. A shard that cannot be read is a result, not an error."""
+        """Write the sidecar of one shard under a temporary name. A shard that cannot be read is a result, not
+        an error."""
         try:
             self._check_digest(shard)
             stream = SampleStream(
@@ -223,7 +231,8 @@ class ShardEncoder:
             return EncodedShard(None, f"{shard.name}: {error}")
 
     def _check_digest(self, shard: ShardEntry) -> None:
-        """Raise UserError if a tar is not the one of the manifest: its latents would stay wrong after a repair."""
+        """Raise UserError if a tar is not the one of the manifest: its latents would stay wrong after a
+        repair."""
         tar = self.shards_dir / shard.name
         try:
             with tar.open("rb") as file:
@@ -304,7 +313,8 @@ class LocalEncoder:
 
 
 class RayEncoders:
-    """A pool of Ray actors, each with a `ShardEncoder`. Raises UserError if the cluster is too small for them."""
+    """A pool of Ray actors, each with a `ShardEncoder`. Raises UserError if the cluster is too small for
+    them."""
 
     def __init__(self, shards_dir: Path, config: DataConfig) -> None:
         import ray
@@ -352,8 +362,9 @@ def _actor_errors() -> Iterator[None]:
         if isinstance(cause, UserError | OSError):
             raise cause from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1][:200] if lines else "it exited without an error message"
         raise UserError(
-            f"an actor that makes latents was lost: {(lines or ['it exited without an error message'])[-1][:200]}",
+            f"an actor that makes latents was lost: {reason}",
             hint="run the same command again: finished shards are kept",
             kind="worker-lost",
         ) from error

@@ -1,7 +1,8 @@
 """Batches of latents for a training stage: stream of samples -> windows -> codecs -> `LatentBatch`.
 
-Step s of a stage takes the positions [s * batch, (s + 1) * batch) of the stream. The content of a global batch is a pure
-function of (seed, step, sample index), never of the rank, so any number of ranks trains on the same batches.
+Step s of a stage takes the positions [s * batch, (s + 1) * batch) of the stream. The content of a global
+batch is a pure function of (seed, step, sample index), never of the rank, so any number of ranks trains on
+the same batches.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Windows(Protocol):
 
 @dataclass
 class LoadedBatch:
-    """A batch, and counts of its samples: `short` and `damaged` clips that were replaced, `reference_inside` the window,
-    `speech_cut` texts."""
+    """A batch, and counts of its samples: `short` and `damaged` clips that were replaced, `reference_inside`
+    the window, `speech_cut` texts."""
 
     batch: LatentBatch
     counts: Counter[str]
@@ -101,9 +102,9 @@ def make_loader(
 class BatchLoader:
     """Makes the part of a global batch that a rank needs.
 
-    `batch`: positions of the stream per step. `replacement(position, attempt)`: position to try instead of one whose sample
-    cannot be used. `latents`: digest of the cached latents that are read, "" if none. `source`: one line for people that says
-    where the latents come from.
+    `batch`: positions of the stream per step. `replacement(position, attempt)`: position to try instead of
+    one whose sample cannot be used. `latents`: digest of the cached latents that are read, "" if none.
+    `source`: one line for people that says where the latents come from.
     """
 
     def __init__(
@@ -134,7 +135,8 @@ class BatchLoader:
         return LoadedBatch(batch, counts)
 
     def _take(self, step: int, index: int, counts: Counter[str]) -> Any:
-        """The window of one sample. A short or damaged clip is counted and replaced by another, always the same one."""
+        """The window of one sample. A short or damaged clip is counted and replaced by another, always the
+        same one."""
         random = random_for(self.config.seed, step, index)
         reasons = []
         for attempt in range(MAX_REPLACEMENTS):
@@ -205,7 +207,8 @@ class UtteranceWindows:
         self.stream, self.config, self.encoder = stream, config, CropEncoder(config, codecs)
 
     def take(self, position: int, random: np.random.Generator) -> Crop:
-        """See Windows. Raises UserError of kind `damaged-sample` for the utterance or the reference of its speaker."""
+        """See Windows. Raises UserError of kind `damaged-sample` for the utterance or the reference of its
+        speaker."""
         utterance = self.stream.sample_at(position)
         return crop_utterance(utterance, self.stream.other_by_speaker(position, random), self.config, random)
 
@@ -222,7 +225,8 @@ class CropEncoder:
         self._captions: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     def encode(self, crops: list[Crop]) -> LatentBatch:
-        """The batch: latents on the codecs' device, texts in host memory, no video members without a video codec."""
+        """The batch: latents on the codecs' device, texts in host memory, no video members without a video
+        codec."""
         config, mel = self.config, self.codecs.mel
         waveforms = torch.from_numpy(np.stack([crop.waveform for crop in crops]))
         references = torch.from_numpy(np.stack([crop.reference_waveform for crop in crops]))
@@ -242,7 +246,8 @@ class CropEncoder:
         return batch
 
     def _encode_captions(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and masks of captions. The last captions are kept, in host memory: on a GPU they would take gigabytes."""
+        """Features and masks of captions. The last captions are kept, in host memory: on a GPU they would
+        take gigabytes."""
         assert self.codecs.caption is not None
         for caption in captions:
             if caption not in self._captions:

@@ -1,9 +1,10 @@
-"""The samples of a training stage: their stream, the window shapes they are cut to, and each rank's share of a step.
+"""The samples of a training stage: their stream, the window shapes they are cut to, and each rank's share of
+a step.
 
-A step has windows of one shape, the same on all ranks. The `batch` of a stage is that of its most expensive window shape.
-With `balance: flops`, a shape that costs at most half of that (by `train.model.flops`) takes a whole multiple of the batch, in
-as many micro-steps with that many times the samples: batches split over the ranks as before, and every step costs between
-half and all of the most expensive one. Imports no torch.
+A step has windows of one shape, the same on all ranks. The `batch` of a stage is that of its most expensive
+window shape. With `balance: flops`, a shape that costs at most half of that (by `train.model.flops`) takes a
+whole multiple of the batch, in as many micro-steps with that many times the samples: batches split over the
+ranks as before, and every step costs between half and all of the most expensive one. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def open_stream(
 ) -> SampleStream | EmiliaStream:
     """The training samples of a stage: clips of the corpus, or utterances of the stage's own audio shards.
 
-    `shards` (name to SHA-256): the shards with which an interrupted stage began. Raises UserError as `SampleStream` and
-    `EmiliaStream` do.
+    `shards` (name to SHA-256): the shards with which an interrupted stage began. Raises UserError as
+    `SampleStream` and `EmiliaStream` do.
     """
     data = config.data
     if stage.emilia.shards:
@@ -56,7 +57,8 @@ def stage_buckets(config: TrainConfig, stage: StageConfig) -> WindowBuckets | No
 
 
 def window_flops(config: TrainConfig, stage: StageConfig, shape: WindowShape) -> float:
-    """FLOPs of the forward pass of one sample in a window, references included, with the branches that the stage has."""
+    """FLOPs of the forward pass of one sample in a window, references included, with the branches that the
+    stage has."""
     data = data_for(config.data, shape)
     latents, height, width = data.latent_shape
     sizes = Shapes(
@@ -82,8 +84,8 @@ def micro_batches(
 ) -> list[tuple[int, ...]]:
     """Sample indices in the global batch of `step` that a rank computes, one tuple per forward pass.
 
-    The number of tuples is the same at every step. With buckets, a step may have a multiple of the stage's batch: then each
-    tuple has that many times `micro` samples.
+    The number of tuples is the same at every step. With buckets, a step may have a multiple of the stage's
+    batch: then each tuple has that many times `micro` samples.
     """
     times = stream.sampler.batch_size_at(step * stream.sampler.batch) // stage.batch if stream.buckets else 1
     return split_batch(stage.batch * times, world, rank, micro * times)

@@ -23,7 +23,7 @@ from uniavgen.train.checkpoint.run_folder import (
     write_tensors,
 )
 from uniavgen.train.checkpoint.trained_model import load_trained
-from uniavgen.train.codec.config import CodecConfig
+from uniavgen.train.codec.registry import CodecConfig
 from uniavgen.train.config import CheckpointConfig, TrainConfig
 
 SAVED = Path("state") / "weights.pt"

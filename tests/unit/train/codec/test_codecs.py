@@ -1,18 +1,55 @@
-"""Codecs: shapes, orthonormality, round trips, clocks, and clear errors where weights are absent."""
+"""Codecs: registry, shapes, orthonormality, round trips, timing, and clear errors if weights are missing."""
 
 from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from typing import get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import latents_for_frames, mels_for_frames, samples_for_frames
 from uniavgen.train.codec import audio, text, video
-from uniavgen.train.codec.config import CodecConfig, MelConfig
-from uniavgen.train.codec.registry import load_codecs, load_vocoder
+from uniavgen.train.codec.config import MelConfig
+from uniavgen.train.codec.registry import (
+    CAPTION_ENCODERS,
+    VIDEO_CODECS,
+    VOCODERS,
+    CodecConfig,
+    load_codecs,
+    load_vocoder,
+)
+
+
+def test_registry_names_are_the_choices_of_the_configuration() -> None:
+    assert get_args(CodecConfig.model_fields["video"].annotation) == tuple(VIDEO_CODECS)
+    assert get_args(CodecConfig.model_fields["caption"].annotation) == tuple(CAPTION_ENCODERS)
+    assert get_args(CodecConfig.model_fields["vocoder"].annotation) == tuple(VOCODERS)
+    with pytest.raises(ValidationError, match="'dct' or 'wan2.2'"):
+        CodecConfig(video="other")
+
+
+def test_registry_names_are_the_names_of_the_classes() -> None:
+    assert [video.DctCodec.name, video.WanCodec.name] == list(VIDEO_CODECS)
+    assert [audio.GriffinLim.name, audio.Vocos.name] == list(VOCODERS)
+
+
+def test_codecs_without_named_weights_load() -> None:
+    assert load_codecs(CodecConfig(), with_video=False).video is None
+    for spec in VIDEO_CODECS.values():
+        if not spec.needs_weights:
+            assert spec.load("", "cpu").encode(torch.zeros(1, 1, 32, 32, 3)).shape == (1, 48, 1, 2, 2)
+
+
+def test_registry_imports_nothing_heavy() -> None:
+    code = "import sys, uniavgen.train.codec.registry; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def smooth_frames(frames: int, height: int, width: int) -> torch.Tensor:
@@ -25,7 +62,7 @@ def smooth_frames(frames: int, height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("frames", [1, video.LATENT_STRIDE])
-def test_the_dct_basis_is_orthonormal_and_keeps_48_of_each_block(frames: int) -> None:
+def test_dct_basis_is_orthonormal_with_48_rows(frames: int) -> None:
     basis, spread = video.block_basis(frames)
     assert basis.shape == (48, frames * 16 * 16 * 3)
     wide = basis.double()
@@ -33,16 +70,14 @@ def test_the_dct_basis_is_orthonormal_and_keeps_48_of_each_block(frames: int) ->
     assert (spread > 0).all()
 
 
-def test_the_dct_keeps_low_frequencies_first() -> None:
+def test_dct_keeps_low_frequencies() -> None:
     kept = {index for _, index in video.lowest_coefficients(4)}
     assert {(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2), (0, 1, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0)} <= kept
     assert not any(y > 7 or x > 7 for _, y, x, _ in kept)
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 16, 48), (5, 32, 32), (17, 64, 32)])
-def test_dct_latents_have_wan_shapes_and_encoding_undoes_decoding(
-    frames: int, height: int, width: int
-) -> None:
+def test_dct_latents_have_wan_shapes_and_encode_inverts_decode(frames: int, height: int, width: int) -> None:
     codec = video.DctCodec()
     latent = torch.randn(2, 48, latents_for_frames(frames), height // 16, width // 16) * 0.05
     frames_out = codec.decode(latent)
@@ -50,7 +85,7 @@ def test_dct_latents_have_wan_shapes_and_encoding_undoes_decoding(
     torch.testing.assert_close(codec.encode(frames_out), latent, atol=1e-4, rtol=1e-4)
 
 
-def test_dct_round_trip_of_a_smooth_clip_is_close_and_of_uint8_the_same() -> None:
+def test_dct_round_trip_of_smooth_frames() -> None:
     codec, frames = video.DctCodec(), smooth_frames(9, 64, 96)
     error = (codec.decode(codec.encode(frames)) - frames).square().mean()
     assert 10 * math.log10(4 / error) > 35  # peak-to-peak 2
@@ -59,7 +94,7 @@ def test_dct_round_trip_of_a_smooth_clip_is_close_and_of_uint8_the_same() -> Non
 
 
 @pytest.mark.parametrize(("frames", "height"), [(4, 32), (5, 40)])
-def test_a_codec_refuses_lengths_and_sides_that_do_not_fit(frames: int, height: int) -> None:
+def test_codec_refuses_lengths_and_sides_that_do_not_fit(frames: int, height: int) -> None:
     with pytest.raises(UserError, match=r"4n \+ 1|multiples of 16"):
         video.DctCodec().encode(torch.zeros(1, frames, height, 32, 3))
 
@@ -86,7 +121,7 @@ def small_wan():
     )
 
 
-def test_the_wan_codec_has_the_published_strides_and_normalises(small_wan, tmp_path) -> None:
+def test_wan_codec_strides_and_normalisation(small_wan, tmp_path) -> None:
     small_wan.save_pretrained(tmp_path / "vae")
     codec = video.WanCodec.load(str(tmp_path))
     frames = smooth_frames(5, 32, 48)
@@ -101,7 +136,7 @@ def test_the_wan_codec_has_the_published_strides_and_normalises(small_wan, tmp_p
     )
 
 
-def test_another_vae_is_refused() -> None:
+def test_wan_codec_refuses_another_vae() -> None:
     from types import SimpleNamespace
 
     config = SimpleNamespace(z_dim=16, scale_factor_temporal=4, scale_factor_spatial=8)
@@ -117,50 +152,50 @@ def test_another_vae_is_refused() -> None:
         CodecConfig(video="wan2.2", video_weights="/nowhere"),
     ],
 )
-def test_missing_weights_are_told_with_what_to_do(config: CodecConfig) -> None:
+def test_missing_weights_raise_with_a_hint(config: CodecConfig) -> None:
     with pytest.raises(UserError, match="needs weights|no Wan2.2 VAE") as caught:
         load_codecs(config)
     assert "data.codecs" in str(caught.value)
 
 
-def test_a_missing_vocoder_is_told_with_what_to_do() -> None:
+def test_missing_vocoder_raises_with_a_hint() -> None:
     with pytest.raises(UserError, match="vocos") as caught:
         load_vocoder(CodecConfig(vocoder="vocos"), audio.MelCodec(MelConfig()))
     assert "griffin-lim" in str(caught.value)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 17, 81])
-def test_a_mel_of_f_pixel_frames_has_the_clocks_length(frames: int) -> None:
+def test_mel_length_of_f_pixel_frames(frames: int) -> None:
     codec = audio.MelCodec(MelConfig())
     mel = codec.encode(torch.zeros(2, samples_for_frames(frames)), mels_for_frames(frames))
     assert mel.shape == (2, 100, mels_for_frames(frames))
 
 
-def test_a_sound_too_short_for_its_mel_is_refused() -> None:
+def test_mel_refuses_a_short_waveform() -> None:
     with pytest.raises(UserError, match="mel frames"):
         audio.MelCodec(MelConfig()).encode(torch.zeros(1, 2560), 100)
 
 
-def test_a_click_falls_into_the_mel_frame_of_its_instant() -> None:
+def test_mel_frame_of_a_click() -> None:
     waveform = torch.zeros(1, 24_000)
     waveform[0, 40 * 256] = 1.0
     mel = audio.MelCodec(MelConfig()).encode(waveform, 93)
     assert mel[0].mean(0).argmax() == 40
 
 
-def test_griffin_lim_gives_a_tone_back_at_its_pitch_and_level() -> None:
+def test_griffin_lim_restores_pitch_and_level_of_a_tone() -> None:
     config = CodecConfig()
     codec = audio.MelCodec(config.mel)
     time = torch.arange(24_000) / 24_000
     tone = 0.5 * torch.sin(2 * math.pi * 1000 * time)[None]
     vocoder = load_vocoder(config, codec)
-    sound = vocoder.decode(codec.encode(tone, 94), 24_000)
-    assert sound.shape == tone.shape
+    waveform = vocoder.decode(codec.encode(tone, 94), 24_000)
+    assert waveform.shape == tone.shape
     inner = slice(4000, 20_000)
-    spectrum = torch.fft.rfft(sound[0, inner]).abs()
+    spectrum = torch.fft.rfft(waveform[0, inner]).abs()
     assert abs(spectrum.argmax().item() * 24_000 / 16_000 - 1000) < 30
-    assert 0.5 < sound[0, inner].std() / tone[0, inner].std() < 1.5
-    assert torch.equal(sound, vocoder.decode(codec.encode(tone, 94), 24_000))
+    assert 0.5 < waveform[0, inner].std() / tone[0, inner].std() < 1.5
+    assert torch.equal(waveform, vocoder.decode(codec.encode(tone, 94), 24_000))
 
 
 def test_speech_bytes_are_shifted_by_one_and_padded_with_zero() -> None:
@@ -170,7 +205,7 @@ def test_speech_bytes_are_shifted_by_one_and_padded_with_zero() -> None:
     assert text.encode_speech(["abcdef"], 4)[0].tolist() == [[98, 99, 100, 101]]
 
 
-def test_umt5_loads_from_a_folder_in_diffusers_layout(tmp_path) -> None:
+def test_umt5_loads_from_a_diffusers_folder(tmp_path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -190,7 +225,7 @@ def test_umt5_loads_from_a_folder_in_diffusers_layout(tmp_path) -> None:
     assert features[1, 1:].abs().sum() == 0
 
 
-def test_minilm_features_have_their_width_and_do_not_depend_on_neighbours() -> None:
+def test_minilm_features_do_not_depend_on_other_captions() -> None:
     from uniavgen.shards import weights
 
     if not weights.is_cached("minilm"):

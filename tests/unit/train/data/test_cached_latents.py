@@ -1,4 +1,5 @@
-"""Cached latents: the batches of the same windows encoded during training, without media; used only where everything agrees."""
+"""Cached latents: the batches of the same windows encoded during training, without media; used only where
+everything agrees."""
 
 from __future__ import annotations
 
@@ -24,8 +25,7 @@ from uniavgen.shards.latents.cache import LATENTS_FOLDER, cache_folders
 from uniavgen.shards.latents.verify import latent_checks, verify_sidecar
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.tar.manifest import read_manifest
-from uniavgen.train.codec.config import CodecConfig
-from uniavgen.train.codec.registry import Codecs, load_codecs
+from uniavgen.train.codec.registry import CodecConfig, Codecs, load_codecs
 from uniavgen.train.config import CacheConfig, DataConfig
 from uniavgen.train.data import crops
 from uniavgen.train.data.cached_latents import CachedWindow, find_latents
@@ -53,7 +53,8 @@ def codecs() -> Codecs:
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory: pytest.TempPathFactory, codecs: Codecs) -> tuple[Path, CacheSummary]:
-    """Two train tars and a val tar: six usable clips, one too short for a window, one whose video is damaged."""
+    """Two train tars and a val tar: six usable clips, one too short for a window, one whose video is
+    damaged."""
     from dataclasses import replace
 
     folder = tmp_path_factory.mktemp("corpus") / "shards"
@@ -313,7 +314,8 @@ def test_damaged_shard_is_reported_and_the_others_are_cached(
 def test_full_disk_raises_and_finished_sidecars_stay(
     cached: tuple[Path, CacheSummary], tmp_path: Path
 ) -> None:
-    """The system refuses files over 100 kB, as a full disk would: the val sidecar is smaller, those of train are not."""
+    """The system refuses files over 100 kB, as a full disk would: the val sidecar is smaller, those of train
+    are not."""
     folder = copied(cached, tmp_path)
     (small,) = folder.glob(f"{LATENTS_FOLDER}/*/val-000000.tar")
     assert small.stat().st_size < 100_000 < (small.parent / "train-000001.tar").stat().st_size
@@ -363,7 +365,6 @@ from pathlib import Path
 import uniavgen.train.data.latent_caching
 from uniavgen.train.config import CacheConfig, DataConfig
 from uniavgen.train.data.latent_caching import cache_latents
-from uniavgen.train.codec.config import CodecConfig
 from uniavgen.train.codec.registry import load_codecs
 
 seen = 0

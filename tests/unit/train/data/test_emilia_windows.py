@@ -1,4 +1,5 @@
-"""The audio stage on Emilia's tars: what each batch holds, the rule for lengths, exact resume, and a run without clips."""
+"""The audio stage on Emilia's tars: what each batch holds, the rule for lengths, exact resume, and a run
+without clips."""
 
 import json
 from dataclasses import replace

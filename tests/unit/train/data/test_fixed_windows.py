@@ -1,4 +1,5 @@
-"""The windows of a clip that are cached: always the same, evenly over the clip, and over many clips everywhere."""
+"""The windows of a clip that are cached: always the same, evenly over the clip, and over many clips
+everywhere."""
 
 from __future__ import annotations
 

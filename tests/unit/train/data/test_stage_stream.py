@@ -1,4 +1,5 @@
-"""Buckets in training: each clip in the window that fits it, each step of one window, batches that cost alike."""
+"""Buckets in training: each clip in the window that fits it, each step of one window, batches that cost
+alike."""
 
 from __future__ import annotations
 
