@@ -1,160 +1,94 @@
-"""The command line: every command under its name, in the order in which they are used. Nothing heavy is imported here.
+"""The command line: lists the commands and starts one of them. Only that command's module is imported.
 
-Exit codes: 0 done; 1 the input or the environment is at fault (one clear line); 2 the command was typed wrongly.
+The overview, the version and a misspelt name are answered before Typer is imported.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from uniavgen.orchestration.command import (
-    ConfigOption,
-    Fault,
-    JsonOption,
-    PresetOption,
-    SetOption,
-    run_command,
-    with_settings,
-)
-from uniavgen.orchestration.commands import corpus_commands, training_commands
+from uniavgen import __version__
 
 if TYPE_CHECKING:
-    from uniavgen.orchestration.config import Config
+    import typer
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-)
-
-
-@app.callback()
-def uniavgen() -> None:
-    """From raw talking-head videos to a trained joint audio-video generator."""
-
-
-def demo(
-    folder: Annotated[Path, typer.Option("--folder", help="Where everything is made.", metavar="DIR")] = Path(
-        "demo-output"
-    ),
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-    preset: PresetOption = "tiny",
-) -> None:
-    """The whole road on a small real corpus, then where to look."""
-
-    def work(settings: Config) -> dict[str, Any]:
-        from uniavgen.orchestration.demo.run import run_demo
-
-        return run_demo(folder, settings)
-
-    run_command(work, preset, config, [f"tracking.folder={folder / 'mlflow'}", *(set_ or [])], json_)
-
-
-def submit(
-    settings: Config,
-    command: Annotated[
-        list[str],
-        typer.Argument(help="A command of this program with its options, after `--`.", metavar="COMMAND..."),
-    ],
-    address: Annotated[
-        str,
-        typer.Option(
-            "--address",
-            help="Ray's dashboard; default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS.",
-            metavar="URL",
-        ),
-    ] = "",
-    follow: Annotated[bool, typer.Option(help="Show the job's output to its end.")] = True,
-) -> dict[str, Any]:
-    """Run a command as a Ray job on a cluster.
-
-    For example: uniavgen submit -- ingest s3://bucket/raw --corpus /data/corpus
-    """
-    from uniavgen.orchestration.commands.submit import submit
-
-    return submit(command, sorted(COMMANDS), address, follow=follow)
-
-
-def settings(
-    settings: Config,
-    json_: bool,
-    part: Annotated[
-        str, typer.Argument(help="Only what is below it, as train.deepspeed; default: all.", metavar="PART")
-    ] = "",
-) -> dict[str, Any]:
-    """Every setting, its value and its meaning, in a file for --config."""
-    from uniavgen.orchestration.commands.settings import commented, values
-
-    text = commented(settings, part)
-    if not json_:
-        typer.echo(text, nl=False)
-    return {part or "settings": values(settings, part)}
-
-
-def doctor(settings: Config) -> dict[str, Any]:
-    """What this machine can run, what is missing, how to get it."""
-    from uniavgen.orchestration.commands.doctor import examine
-
-    summary = examine(settings)
-    if summary["missing"]:
-        raise Fault(summary)
-    return summary
-
-
-def ui(
-    folder: Annotated[
-        Path | None, typer.Option("--folder", help="Folder of mlflow.db; default: tracking.folder.")
-    ] = None,
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 5000,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-    preset: PresetOption = "tiny",
-) -> None:
-    """Open MLflow on the runs recorded here; Ctrl-C ends it."""
-
-    def work(settings: Config) -> dict[str, Any]:
-        from uniavgen.orchestration.commands.ui import serve
-
-        return serve(settings.tracking, port)
-
-    places = [f"tracking.folder={folder}"] if folder else []
-    run_command(work, preset, config, [*places, *(set_ or [])], json_)
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "ingest": with_settings(corpus_commands.ingest),
-    "curate": with_settings(corpus_commands.curate),
-    "caption": with_settings(corpus_commands.caption),
-    "shard": with_settings(corpus_commands.shard),
-    "cache-latents": with_settings(corpus_commands.cache_latents),
-    "report": with_settings(corpus_commands.report),
-    "forget": with_settings(corpus_commands.forget),
-    "plan": with_settings(training_commands.plan),
-    "train": with_settings(training_commands.train),
-    "verify-resume": with_settings(training_commands.verify_resume),
-    "sample": with_settings(training_commands.sample),
-    "export": with_settings(training_commands.export),
-    "ablate": training_commands.ablate,
-    "submit": with_settings(submit),
-    "settings": with_settings(settings),
-    "doctor": with_settings(doctor),
-    "ui": ui,
+COMMANDS = {
+    "demo": "Run every step on a small corpus with known truth.",
+    "ingest": "Measure raw videos and cut clips into a corpus.",
+    "curate": "Decide which clips to keep, with a reason for each.",
+    "caption": "Describe the kept clips with a vision-language model.",
+    "shard": "Write the kept clips as WebDataset shards.",
+    "cache-latents": "Encode the shards once, so that training skips the codecs.",
+    "report": "Write the corpus report: funnel, signals, playable clips.",
+    "forget": "Delete a source or a person from corpus and shards, for good.",
+    "plan": "Estimate memory, time and cost of a training.",
+    "train": "Train a stage, or all stages, with DeepSpeed on Ray Train.",
+    "verify-resume": "Prove that an interrupted training loses nothing.",
+    "sample": "Generate a video with sound from a trained model.",
+    "export": "Write a trained model as safetensors with a model card.",
+    "ablate": "Repeat the paper's ablations on a small synthetic data set.",
+    "submit": "Run a command as a Ray job on a cluster.",
+    "settings": "Print every setting with its value and meaning, as YAML.",
+    "doctor": "Check what this machine can run and what is missing.",
+    "ui": "Open MLflow on the runs recorded here; Ctrl-C ends it.",
 }
-for name, command in COMMANDS.items():
-    app.command(name)(command)
+"""Commands and their summaries, in the order of use. `a-b` is the function `a_b` in `commands/a_b.py`."""
+
+USAGE = "Usage: uniavgen COMMAND [OPTIONS]"
+HELP = f"""{USAGE}
+
+  From raw talking-head videos to a trained joint audio-video generator.
+
+Options:
+  --version   Print the version.
+  -h, --help  Print this text; after a command: its arguments and options.
+
+Commands:
+""" + "".join(f"  {name:13}  {summary}\n" for name, summary in COMMANDS.items())
 
 
-def main() -> None:
-    """Entry point of the `uniavgen` command."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Exits with the command's exit code."""
     # Ray and DeepSpeed start helpers (ninja, workers) from this environment's bin
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no child takes code from the current folder
-    app()
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no child imports from the current folder
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else ""
+    if name in ("-h", "--help"):
+        print(HELP, end="")
+    elif name == "--version":
+        print(f"uniavgen {__version__}")
+    elif name in COMMANDS:
+        typer_app(name)(words[1:], prog_name=f"uniavgen {name}")
+    elif name:
+        print(
+            f"{USAGE}\nTry 'uniavgen --help'.\n\nError: no such command: {name}{nearest(name)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    else:
+        print(HELP, end="", file=sys.stderr)
+        sys.exit(2)
+
+
+def typer_app(name: str) -> typer.Typer:
+    """The Typer application of one command of `COMMANDS`."""
+    import typer
+
+    function = name.replace("-", "_")
+    module = importlib.import_module(f"uniavgen.orchestration.commands.{function}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(getattr(module, function))
+    return app
+
+
+def nearest(name: str) -> str:
+    """A question that names the command with the most similar name; "" if none is similar."""
+    similar = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""

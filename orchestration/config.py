@@ -1,7 +1,8 @@
-"""One configuration for every command: the sections of the five floors, composed from preset, file and `--set`.
+"""The configuration of every command: sections of the floors, composed from preset, file and `--set`.
 
-Each section is defined beside the component that it configures; this module only joins them. Order, later wins:
-defaults in code (the `tiny` preset) -> `--preset NAME` -> `--config FILE` -> `--set a.b=c`.
+Each section is defined beside the component that it configures; this module joins them. Order, later
+overrides earlier: defaults in code (the `tiny` preset) -> `--preset NAME` -> `--config FILE` -> `--set
+a.b=c`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uniavgen.curation.config import CaptionConfig, CurateConfig, ReportConfig
 from uniavgen.ingest.config import IngestConfig
-from uniavgen.orchestration.tracking.mlflow_runs import TrackingConfig
+from uniavgen.orchestration.tracking.config import TrackingConfig
 from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.ablation.config import AblateConfig
@@ -26,7 +27,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 class Config(BaseModel):
-    """Every setting of the product, by command."""
+    """Every setting, by command."""
 
     model_config = ConfigDict(extra="forbid")
     ingest: IngestConfig = Field(default_factory=IngestConfig)
@@ -41,7 +42,7 @@ class Config(BaseModel):
 
 
 def load_config(preset: str = "tiny", file: Path | None = None, assignments: Sequence[str] = ()) -> Config:
-    """Compose the configuration. Raises UserError for a bad file and UsageError for a bad preset or `--set`."""
+    """Compose the configuration. Raises UserError for a bad file, UsageError for a bad preset or `--set`."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -73,12 +74,12 @@ def load_config(preset: str = "tiny", file: Path | None = None, assignments: Seq
 
 
 def preset_names() -> list[str]:
-    """Presets that ship with the package."""
+    """Names of the presets that are installed with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def preset_file(name: str) -> Path:
-    """The file of a preset. Raises UsageError naming the known ones."""
+    """The file of a preset. Raises UsageError, which lists the known ones, for any other name."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(f"unknown preset {name!r}", hint=f"known: {', '.join(preset_names())}")
@@ -97,23 +98,31 @@ def _layer(path: Path) -> Any:
         ) from error
     except yaml.YAMLError as error:
         raise UserError(
-            f"the configuration is no YAML: {' '.join(str(error).split())}", where=path, hint="correct it"
+            f"the configuration is not valid YAML: {' '.join(str(error).split())}",
+            where=path,
+            hint="correct it",
         ) from error
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first validation problem as a sentence, with the nearest known key for a misspelt one."""
+    """The first validation problem in one line, with the most similar key for an unknown one."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     if problem["type"] != "extra_forbidden":
         return f"{key}: {problem['msg']} (got {problem.get('input')!r})"
-    near = difflib.get_close_matches(key, known_keys(Config), n=1, cutoff=0.4)
-    return f"unknown setting {key}" + (f", did you mean {near[0]}?" if near else "")
+    question = nearest_key(key)
+    return f"unknown setting {key}" + (f", {question}" if question else "")
 
 
-def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every setting's dotted name."""
+def nearest_key(key: str) -> str:
+    """`did you mean KEY?` with the most similar setting; "" if none is similar."""
+    similar = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.4)
+    return f"did you mean {similar[0]}?" if similar else ""
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all sections and settings."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(f"{prefix}{name}")

@@ -145,10 +145,10 @@ class Video:
 
     def save(self, path: str | Path) -> Path:
         """Write an .mp4 file. Raises UserError where ffmpeg fails."""
-        from uniavgen.orchestration.video_file import write_movie
+        from uniavgen.orchestration.output.video_file import write_video
 
         size = self.frames.shape[1], self.frames.shape[2]
-        return write_movie(
+        return write_video(
             Path(path), self.frames, size, self.waveform, fps=self.fps, sample_rate=self.sample_rate
         )
 

@@ -1,7 +1,7 @@
-"""`uniavgen ablate`: the paper's ablations on the small world, side by side, resumable, tracked, and judged against the paper.
+"""`uniavgen ablate`: repeat the paper's ablations on a small synthetic data set, and compare the outcome.
 
-In: the `ablate` settings and a run folder. Out, in that folder: `trainings/`, `experiments/<key>/result.json` (what exists is
-not done again), `summary.json` and `index.html`; in MLflow a parent run with a child for every experiment.
+The run folder gets `trainings/`, `experiments/<key>/result.json`, `summary.json` and `index.html`. Existing
+results are not computed again. MLflow gets a parent run with a child run per experiment.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ import json
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
+import typer
 
-from uniavgen.orchestration import console
-from uniavgen.orchestration.ablation_page import write_page
-from uniavgen.orchestration.tracking.mlflow_runs import Run, flat, open_run
-from uniavgen.shards.atomic_files import locked, replace_file
+from uniavgen.orchestration.commands.common import ConfigOption, JsonOption, SetOption, run_command
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.tracking.mlflow_runs import Run
     from uniavgen.train.ablation.config import AblateConfig
     from uniavgen.train.ablation.experiment import Job
     from uniavgen.train.ablation.plan import Experiment
     from uniavgen.train.ablation.verdict import Verdict
 
 Results = dict[str, dict[str, Any]]
-"""What every experiment's result.json holds, by the experiment's key."""
+"""Content of every experiment's result.json, by the experiment's key."""
 
 MEASURES = {
     "sync": "sync",
@@ -39,25 +37,56 @@ MEASURES = {
     "audio_loss": "audio loss",
     "mask_iou": "mask IoU",
 }
-"""Measures of the tables and how they are headed."""
+"""Measures of the tables and their headings."""
+
+JUDGEMENTS = ("reproduced", "undecided", "reversed")
+
+
+def ablate(
+    run: Annotated[Path, typer.Option("--run", help="Folder of trainings, results and page.", metavar="DIR")],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: Annotated[
+        str, typer.Option("--preset", help="quick: the interaction rows; full: every table.", metavar="NAME")
+    ] = "quick",
+) -> None:
+    """Repeat the paper's ablations on a small synthetic data set.
+
+    A small model is trained for every row of the paper's tables and several seeds. The data set has a known
+    law that relates video and audio, so every measure has a reference value.
+
+    Example: uniavgen ablate --run data/ablation --preset full
+    """
+
+    def body(settings: Config) -> dict[str, Any]:
+        return run_ablation(run, settings)
+
+    run_command(body, f"ablate-{preset}", config, set_, json_)
 
 
 def run_ablation(run_dir: Path, settings: Config) -> dict[str, Any]:
-    """Do what is missing of the plan, then read every result, judge, print, draw and record.
+    """Run the missing experiments, then read all results, compare, print, draw and record them.
 
-    Raises UserError where another process works in the folder, or a training's loss leaves the numbers.
+    Raises UserError if another process works in the folder, or the loss of a training became NaN or Inf.
     """
+    from rich.markup import escape
+
+    from uniavgen.orchestration.output import console
+    from uniavgen.orchestration.output.ablation_page import write_page
+    from uniavgen.orchestration.tracking.mlflow_runs import flatten, open_run
+    from uniavgen.shards.atomic_files import locked, replace_file
     from uniavgen.train.ablation.plan import experiments
 
     config = settings.ablate
-    plan = experiments(config)
+    planned = experiments(config)
     run_dir.mkdir(parents=True, exist_ok=True)
-    busy = locked(run_dir / ".lock", "another ablation works in this folder")
-    with busy, open_run(settings.tracking, run_dir, f"ablation {run_dir.name}") as parent:
-        parent.params(flat(config.model_dump(mode="json"), "ablate."))
-        done = _work(plan.values(), run_dir, settings, parent)
-        results = {each.key: _read(run_dir, each) for each in plan.values()}
-        summary = summarise(config, results) | {"trained": done}
+    lock = locked(run_dir / ".lock", "another ablation runs in this folder")
+    with lock, open_run(settings.tracking, run_dir, f"ablation {run_dir.name}") as parent:
+        parent.params(flatten(config.model_dump(mode="json"), "ablate."))
+        trained = _run_missing(planned.values(), run_dir, settings, parent)
+        results = {each.key: _read_result(run_dir, each) for each in planned.values()}
+        summary = summarise(config, results) | {"trained": trained}
         _show(summary)
         replace_file(run_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
         page = write_page(run_dir / "index.html", summary)
@@ -68,29 +97,29 @@ def run_ablation(run_dir: Path, settings: Config) -> dict[str, Any]:
     return {"command": "ablate", "run": str(run_dir), "page": str(page), **summary}
 
 
-def missing_jobs(plan: Iterable[Experiment], run_dir: Path) -> tuple[list[Job], list[Job]]:
-    """What is still to do: trainings of the branches alone, then those of the rows with what is to be measured of them."""
+def missing_jobs(experiments: Iterable[Experiment], run_dir: Path) -> tuple[list[Job], list[Job]]:
+    """Jobs without a result: trainings of single branches; trainings of rows with their measurements."""
     from uniavgen.train.ablation.experiment import Job, result_file, weights_file
 
     by_training: dict[str, list[Experiment]] = {}
-    for entry in {each.key: each for each in plan}.values():
+    for entry in {each.key: each for each in experiments}.values():
         if not result_file(run_dir, entry.key).is_file():
             by_training.setdefault(entry.training.key, []).append(entry)
     folder = str(run_dir.absolute())
     rows = [Job(group[0].training, tuple(group), folder) for group in by_training.values()]
-    begun = {
+    initial = {
         job.training.begins_with.key: job.training.begins_with for job in rows if job.training.begins_with
     }
     branches = [
         Job(training, (), folder)
-        for key, training in begun.items()
+        for key, training in initial.items()
         if not weights_file(run_dir, key).is_file()
     ]
     return branches, rows
 
 
 def summarise(config: AblateConfig, results: Results) -> dict[str, Any]:
-    """Rows with their means and intervals, the paper's figures, and the verdict on every order that the paper reports."""
+    """Rows with means and intervals, the paper's values, a verdict on every order that the paper reports."""
     from uniavgen.train.ablation.experiment import reference_levels
     from uniavgen.train.ablation.plan import TABLES, experiment
 
@@ -112,8 +141,7 @@ def summarise(config: AblateConfig, results: Results) -> dict[str, Any]:
         tables.append({"table": name, "title": TABLES[name].title, "rows": rows})
         verdicts += [{"table": name, **entry} for entry in _verdicts(name, values)]
     counts = {
-        judgement: sum(entry["judgement"] == judgement for entry in verdicts)
-        for judgement in ("reproduced", "undecided", "reversed")
+        judgement: sum(entry["judgement"] == judgement for entry in verdicts) for judgement in JUDGEMENTS
     }
     return {
         "seeds": config.seeds,
@@ -124,36 +152,39 @@ def summarise(config: AblateConfig, results: Results) -> dict[str, Any]:
     }
 
 
-def _work(plan: Iterable[Experiment], run_dir: Path, settings: Config, parent: Run) -> int:
-    """Run the missing jobs as Ray tasks, as many side by side as there are CPUs; the number of trainings done."""
+def _run_missing(experiments: Iterable[Experiment], run_dir: Path, settings: Config, parent: Run) -> int:
+    """Run the missing jobs as Ray tasks, one per CPU at a time, and return the number of trainings."""
+    from uniavgen.orchestration.output import console
     from uniavgen.shards.cluster import map_unordered, ray_running
     from uniavgen.train.ablation.experiment import run_job
 
-    branches, rows = missing_jobs(plan, run_dir)
-    by_key = {entry.key: entry for entry in plan}
+    branches, rows = missing_jobs(experiments, run_dir)
+    by_key = {entry.key: entry for entry in experiments}
     with (
         ray_running() if rows else nullcontext(),
         console.progress("trainings", len(branches) + len(rows)) as bar,
     ):
-        # rows begin with the branches, so those come first
+        # the rows start from the branches' weights, so the branches come first
         for jobs in (branches, rows):
             for keys in map_unordered(run_job, jobs, on_ray=bool(jobs)):
-                bar.advance(bar.task_ids[0])
+                bar.advance()
                 for key in keys:
                     _record(by_key[key], run_dir, settings, parent)
     for key, entry in by_key.items():
-        if not (_home(run_dir, key) / "tracking.json").is_file():
+        if not (_result_folder(run_dir, key) / "tracking.json").is_file():
             _record(entry, run_dir, settings, parent)
     return len(branches) + len(rows)
 
 
 def _record(entry: Experiment, run_dir: Path, settings: Config, parent: Run) -> None:
-    """A child run with an experiment's settings, measures and loss curve."""
-    result = _read(run_dir, entry)
+    """Write a child run with the experiment's settings, measures and loss curve."""
+    from uniavgen.orchestration.tracking.mlflow_runs import flatten, open_run
+
+    result = _read_result(run_dir, entry)
     with open_run(
-        settings.tracking, _home(run_dir, entry.key), f"ablation {entry.key}", parent=parent
+        settings.tracking, _result_folder(run_dir, entry.key), f"ablation {entry.key}", parent=parent
     ) as child:
-        child.params(flat(entry.model_dump(mode="json", exclude={"training": {"begins_with"}})))
+        child.params(flatten(entry.model_dump(mode="json", exclude={"training": {"begins_with"}})))
         for point in result["curve"]:
             child.metrics(
                 {f"loss/{name}": value for name, value in point.items() if name != "step"}, int(point["step"])
@@ -161,13 +192,13 @@ def _record(entry: Experiment, run_dir: Path, settings: Config, parent: Run) -> 
         child.metrics(result["measures"])
 
 
-def _home(run_dir: Path, key: str) -> Path:
+def _result_folder(run_dir: Path, key: str) -> Path:
     from uniavgen.train.ablation.experiment import result_file
 
     return result_file(run_dir, key).parent
 
 
-def _read(run_dir: Path, entry: Experiment) -> dict[str, Any]:
+def _read_result(run_dir: Path, entry: Experiment) -> dict[str, Any]:
     from uniavgen.train.ablation.experiment import result_file
 
     document: dict[str, Any] = json.loads(result_file(run_dir, entry.key).read_text())
@@ -188,24 +219,29 @@ def _verdicts(table: Any, values: dict[str, list[dict[str, float]]]) -> list[dic
     from uniavgen.train.ablation.plan import ROLES, TABLES
     from uniavgen.train.ablation.verdict import compare
 
-    found = []
+    verdicts = []
     for better, worse, role in TABLES[table].orders():
         pair = [[measures[ROLES[role]] for measures in values[row]] for row in (better, worse)]
         verdict: Verdict = compare(better, worse, role, *pair)
         paper = {row.name: row.paper.get(role) for row in TABLES[table].rows}
         entry = {"paper": [paper[better], paper[worse]], "judgement": verdict.judgement}
-        found.append(dataclasses.asdict(verdict) | entry)
-    return found
+        verdicts.append(dataclasses.asdict(verdict) | entry)
+    return verdicts
 
 
 def _show(summary: dict[str, Any]) -> None:
+    from uniavgen.orchestration.output import console
+
     for table in summary["tables"]:
         names = [name for name in MEASURES if any(name in row["measures"] for row in table["rows"])]
         roles = [role for role in ("LS", "TC", "EC") if any(role in row["paper"] for row in table["rows"])]
         rows = [
             (
                 row["row"],
-                *(spread(row["measures"][name]) if name in row["measures"] else None for name in names),
+                *(
+                    format_interval(row["measures"][name]) if name in row["measures"] else None
+                    for name in names
+                ),
                 *(row["paper"].get(role) for role in roles),
             )
             for row in table["rows"]
@@ -231,16 +267,16 @@ def _show(summary: dict[str, Any]) -> None:
                 v["role"],
                 v["better"],
                 v["worse"],
-                spread(v["difference"]),
+                format_interval(v["difference"]),
                 f"{v['confidence']:.3f}",
                 v["judgement"],
             )
             for v in summary["verdicts"]
         ],
     )
-    console.console.print("; ".join(f"{count} {name}" for name, count in summary["judgements"].items()))
+    console.print_line("; ".join(f"{count} {name}" for name, count in summary["judgements"].items()))
 
 
-def spread(found: dict[str, float]) -> str:
-    """An interval as people read it: mean and half width."""
-    return f"{found['mean']:.3g} ±{(found['high'] - found['low']) / 2:.2g}"
+def format_interval(interval: dict[str, float]) -> str:
+    """Mean and half width of an interval, as `0.53 ±0.04`."""
+    return f"{interval['mean']:.3g} ±{(interval['high'] - interval['low']) / 2:.2g}"

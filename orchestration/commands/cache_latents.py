@@ -1,4 +1,4 @@
-"""`uniavgen cache-latents`: latents, mels and caption features of every shard, once; progress, a summary, figures in MLflow."""
+"""`uniavgen cache-latents`: encode every shard once; training then reads latents and runs no codec."""
 
 from __future__ import annotations
 
@@ -6,52 +6,68 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniavgen.orchestration import console
-from uniavgen.shards.errors import UserError
+from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, command
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
 
 
+@command
+def cache_latents(settings: Config, corpus: CorpusOption) -> dict[str, Any]:
+    """Encode the shards once, so that training skips the codecs.
+
+    Video latents, mels and caption features are written as sidecar tars beside the shards.
+
+    Example: uniavgen cache-latents --corpus data/corpus
+    """
+    summary = cache_corpus_latents(corpus, settings)
+    if summary["failed"]:
+        raise CheckFailed(summary)
+    return summary
+
+
 def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
     """Bring the cached latents in line with the shards and with `train.data`.
 
-    Raises UserError for several windows, whose latents no training would read.
+    Raises UserError if several windows are configured: training encodes those while it runs.
     """
-    from uniavgen.orchestration.commands.corpus_jobs import corpus_run
+    from uniavgen.orchestration.output import console
+    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
+    from uniavgen.shards.errors import UserError
     from uniavgen.train.data.latent_caching import cache_latents
 
     corpus, data = Corpus.open(root), settings.train.data
     if data.buckets:
-        what = (
-            f"training takes {len(data.buckets)} windows and encodes them on line; latents are cached for one"
+        raise UserError(
+            f"latents can be cached for one window, {len(data.buckets)} are configured; "
+            "training encodes them while it runs",
+            where="train.data.buckets",
+            hint="skip cache-latents, or train on one window: train.data.buckets=[]",
+            kind="several-windows",
         )
-        hint = "leave cache-latents out, or train on one window: train.data.buckets=[]"
-        raise UserError(what, where="train.data.buckets", hint=hint, kind="several-windows")
     with console.progress("latents, by shard") as bar:
-        summary = cache_latents(
-            corpus.root / "shards",
-            data,
-            on_progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
-        )
+        summary = cache_latents(corpus.root / "shards", data, on_progress=bar.update)
     rows = [
         ("shards with latents", summary.shards),
-        ("made now", summary.made),
-        ("stood already", summary.stood),
-        ("stale ones removed", summary.removed),
+        ("encoded now", summary.made),
+        ("encoded before", summary.stood),
+        ("outdated, removed", summary.removed),
         ("samples", summary.samples),
-        *((f"clips passed over: {reason}", count) for reason, count in sorted(summary.passed_over.items())),
+        *((f"clips skipped: {reason}", count) for reason, count in sorted(summary.passed_over.items())),
         ("MB", summary.bytes / 1e6),
         ("seconds", summary.seconds),
     ]
-    window = f"{data.cached.windows} windows of {data.frames} frames, {data.width} x {data.height} px, {data.cached.dtype}"
-    console.table(f"latents {summary.digest}: {window}", ("what", "figure"), rows)
+    window = (
+        f"{data.cached.windows} windows of {data.frames} frames, "
+        f"{data.width} x {data.height} px, {data.cached.dtype}"
+    )
+    console.table(f"latents {summary.digest}: {window}", ("what", "count"), rows)
     for part, description in summary.described.items():
-        console.console.print(f"  {part}: {description}", style="dim", markup=False)
+        console.print_line(f"  {part}: {description}", style="dim")
     for failure in summary.failed:
-        console.console.print(f"no latents: {failure}", style="red", markup=False, soft_wrap=True)
-    with corpus_run(corpus, settings) as run:
+        console.print_line(f"no latents: {failure}", style="red")
+    with open_corpus_run(corpus, settings.tracking) as run:
         run.params({f"latents.{summary.digest}": window})
         run.metrics(
             {

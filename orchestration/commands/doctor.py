@@ -1,4 +1,4 @@
-"""What this machine can run, which weights it has, what is missing and how to get it."""
+"""`uniavgen doctor`: check what this machine can run, which weights it has, and what is missing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniavgen.orchestration import console
-from uniavgen.shards.errors import UserError
-from uniavgen.shards.weights import REGISTRY, cache_folder, is_cached
-from uniavgen.train.codec.registry import CAPTION_ENCODERS, VIDEO_CODECS, VOCODERS
+from uniavgen.orchestration.commands.common import CheckFailed, command
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
@@ -31,12 +28,16 @@ PACKAGES = (
     "mlflow",
 )
 LIBRARIES = {"libEGL.so.1": "libegl1", "libGLESv2.so.2": "libgles2", "libGL.so.1": "libgl1"}
-DISK_NEEDED_GB = 5
+"""Shared libraries -> the Debian package of each."""
+MIN_DISK_GIB = 5
+MIN_MEMORY_GIB = 8
+MIN_CORES = 2
+"""Training starts two ranks by default."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination; `needed` findings that are not `ok` make the command exit with 1."""
+    """One checked thing. A `needed` one that is not `ok` makes the command exit with 1."""
 
     topic: str
     name: str
@@ -46,11 +47,27 @@ class Finding:
     needed: bool = True
 
 
-def examine(settings: Config) -> dict[str, Any]:
-    """Look at everything, print it, and return it as a summary; `missing` lists what the machine must still get."""
+@command
+def doctor(settings: Config) -> dict[str, Any]:
+    """Check what this machine can run and what is missing.
+
+    Every missing thing is printed with the way to get it. Exit code 1 if something necessary is missing.
+
+    Example: uniavgen doctor --preset paper
+    """
+    summary = check_machine(settings)
+    if summary["missing"]:
+        raise CheckFailed(summary)
+    return summary
+
+
+def check_machine(settings: Config) -> dict[str, Any]:
+    """Check everything and print it. In the summary, `missing` lists what is necessary and missing."""
+    from uniavgen.orchestration.output import console
+
     findings = [*_machine(), *_programs(), *_packages(), *_weights(settings)]
     rows = [
-        (f.topic, f.name, "ok" if f.ok else "MISSING" if f.needed else "later", f.found, f.hint)
+        (f.topic, f.name, "ok" if f.ok else "MISSING" if f.needed else "optional", f.found, f.hint)
         for f in findings
     ]
     console.table("this machine", ("topic", "name", "state", "found", "what to do"), rows)
@@ -59,7 +76,7 @@ def examine(settings: Config) -> dict[str, Any]:
         console.console.print(f"[red]missing: {', '.join(missing)}")
     else:
         console.console.print(
-            "[green]ready:[/] try `uniavgen demo`, or `uniavgen ingest VIDEOS --corpus DIR`"
+            "[green]ready:[/] run `uniavgen demo`, or `uniavgen ingest VIDEOS --corpus DIR`"
         )
     return {"missing": missing, "findings": [vars(finding) for finding in findings]}
 
@@ -76,21 +93,27 @@ def _machine() -> list[Finding]:
         Finding(
             "machine", "python", (3, 11) <= sys.version_info[:2] < (3, 13), python, "use Python 3.11 or 3.12"
         ),
-        Finding("machine", "cores", cores >= 2, str(cores), "training starts two workers; give two cores"),
-        Finding("machine", "memory", memory >= 8, f"{memory:.0f} GiB", "8 GiB at least"),
+        Finding("machine", "cores", cores >= MIN_CORES, str(cores), f"at least {MIN_CORES} cores"),
+        Finding(
+            "machine",
+            "memory",
+            memory >= MIN_MEMORY_GIB,
+            f"{memory:.0f} GiB",
+            f"at least {MIN_MEMORY_GIB} GiB",
+        ),
         Finding(
             "machine",
             "disk",
-            free >= DISK_NEEDED_GB,
+            free >= MIN_DISK_GIB,
             f"{free:.0f} GiB free",
-            f"{DISK_NEEDED_GB} GiB at least",
+            f"at least {MIN_DISK_GIB} GiB",
         ),
         Finding(
             "machine",
             "gpu",
             bool(gpus),
             ", ".join(gpus) or "none",
-            "the CPU serves; presets above tiny want GPUs",
+            "tiny runs on the CPU; larger presets need GPUs",
             False,
         ),
     ]
@@ -98,6 +121,7 @@ def _machine() -> list[Finding]:
 
 def _programs() -> list[Finding]:
     from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+    from uniavgen.shards.errors import UserError
 
     try:
         ffmpeg, ok = ffmpeg_path(), True
@@ -107,33 +131,33 @@ def _programs() -> list[Finding]:
     ninja = shutil.which("ninja")
     return [
         Finding("program", "ffmpeg", ok, ffmpeg, "pip install imageio-ffmpeg, or put ffmpeg on PATH"),
-        _chromaprint(ok),
+        _chromaprint(has_ffmpeg=ok),
         Finding(
             "program",
             "g++",
             bool(compiler),
             compiler or "none",
-            "apt-get install g++ (DeepSpeed builds with it)",
+            "apt-get install g++ (DeepSpeed compiles with it)",
         ),
         Finding("program", "ninja", bool(ninja), ninja or "none", "pip install ninja"),
         *(
-            Finding("library", name, _loads(name), package, f"apt-get install {package}")
+            Finding("library", name, _can_load(name), package, f"apt-get install {package}")
             for name, package in LIBRARIES.items()
         ),
     ]
 
 
-def _chromaprint(with_ffmpeg: bool) -> Finding:
+def _chromaprint(*, has_ffmpeg: bool) -> Finding:
     from uniavgen.ingest.measures.fingerprints import fingerprinting_ffmpeg
 
-    ffmpeg = fingerprinting_ffmpeg() if with_ffmpeg else None
-    remedy = "pip install imageio-ffmpeg: without it copies are known by their picture alone"
+    ffmpeg = fingerprinting_ffmpeg() if has_ffmpeg else None
+    hint = "pip install imageio-ffmpeg: without chromaprint, duplicates are found by their frames only"
     return Finding(
         "program",
         "chromaprint",
         bool(ffmpeg),
-        ffmpeg or "no ffmpeg here has it",
-        "" if ffmpeg else remedy,
+        ffmpeg or "no ffmpeg here has chromaprint",
+        "" if ffmpeg else hint,
         needed=False,
     )
 
@@ -149,13 +173,18 @@ def _packages() -> list[Finding]:
 
 
 def _weights(settings: Config) -> list[Finding]:
-    """Embedded weights (fetched on first use) and the larger ones that the user may name."""
+    """Embedded weights, which are downloaded on first use, and larger ones that a setting selects."""
+    from uniavgen.shards.weights import REGISTRY, cache_folder, is_cached
+    from uniavgen.train.codec.registry import CAPTION_ENCODERS, VIDEO_CODECS, VOCODERS
+
     findings = []
     for name, weights in REGISTRY.items():
         ok = is_cached(name)
-        found = f"{weights.purpose}: {cache_folder() / name if ok else 'not fetched yet'}"
+        found = f"{weights.purpose}: {cache_folder() / name if ok else 'not downloaded yet'}"
         findings.append(
-            Finding("embedded weights", name, ok, found, "" if ok else "fetched on first use", needed=False)
+            Finding(
+                "embedded weights", name, ok, found, "" if ok else "downloaded on first use", needed=False
+            )
         )
     codecs = settings.train.data.codecs
     for key, purpose, table in (
@@ -163,16 +192,16 @@ def _weights(settings: Config) -> list[Finding]:
         ("caption", "caption encoder", CAPTION_ENCODERS),
         ("vocoder", "vocoder", VOCODERS),
     ):
-        stand_in = type(codecs).model_fields[key].default
+        configured = getattr(codecs, key)
         for name in (name for name, spec in table.items() if spec.needs_weights):
-            chosen = getattr(codecs, key) == name
-            found = f"{purpose}; `{stand_in}` stands in: {'named' if chosen else 'not named'}"
+            chosen = configured == name
+            found = f"{purpose}, `{configured}` is configured"
             hint = "" if chosen else f"--set train.data.codecs.{key}={name}"
-            findings.append(Finding("named weights", name, chosen, found, hint, needed=False))
+            findings.append(Finding("optional weights", name, chosen, found, hint, needed=False))
     return findings
 
 
-def _loads(library: str) -> bool:
+def _can_load(library: str) -> bool:
     try:
         ctypes.CDLL(library)
     except OSError:

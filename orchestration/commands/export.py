@@ -1,28 +1,33 @@
-"""`uniavgen export`: a run's weights as plain files, with a model card that says what they are."""
+"""`uniavgen export`: write a run's weights as safetensors, with a model card."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from uniavgen.orchestration import console
-from uniavgen.orchestration.tracking.mlflow_runs import code_version
+import typer
+
+from uniavgen.orchestration.commands.common import RunOption, command
+
+if TYPE_CHECKING:
+    from uniavgen.orchestration.config import Config
 
 CARD = """# {name}
 
-A joint audio-video generator of UniAVGen's architecture (arXiv 2511.03334), {parameters} parameters, exported from stage
-`{stage}` of a training run by uniavgen {version}.
+A joint audio-video generator of UniAVGen's architecture (arXiv 2511.03334), {parameters} parameters,
+exported from stage `{stage}` of a training run by uniavgen {version}.
 
 ## Files
 
-| file | what |
+| file | content |
 |---|---|
 | `video.safetensors` | video branch, names and shapes of the original Wan repository |
-| `audio.safetensors` | audio branch, likewise; it makes log-mel frames |
-| `interaction.safetensors` | the cross-modal interaction, the face masks and the speech text encoder |
+| `audio.safetensors` | audio branch, likewise; it generates log-mel frames |
+| `interaction.safetensors` | cross-modal interaction, face masks and speech text encoder |
 | `config.json` | the configuration, and a SHA-256 of each file |
 
-All weights are fp32{averaged}. To sample: `uniavgen sample --run <this folder> --corpus <corpus> --task joint`.
+All weights are fp32{averaged}.
+To sample: `uniavgen sample --run <this folder> --corpus <corpus> --task joint`.
 
 ## Model
 
@@ -30,7 +35,8 @@ All weights are fp32{averaged}. To sample: `uniavgen sample --run <this folder> 
 |---|---|
 {parts}
 
-Video: {frames} frames of {width} x {height} px at 16 fps through the codec `{video_codec}`. Sound: 24 kHz mono, log-mel.
+Video: {frames} frames of {width} x {height} px at 16 fps through the codec `{video_codec}`.
+Audio: 24 kHz mono, log-mel.
 
 ## Training
 
@@ -38,48 +44,66 @@ Video: {frames} frames of {width} x {height} px at 16 fps through the codec `{vi
 |---|---|---|---|---|---|---|
 {stages}
 
-Losses are means over the same draws before and after the stage, per modality.
+Losses are means over the same fixed draws before and after the stage, per modality.
 
 ## Licence and limits
 
-The code is under Apache-2.0. These weights are not covered by it of themselves: the licences of the weights that training
-started from, and of the videos in the corpus, apply. The model makes voices and faces of people: use it with the consent of
-whoever can be recognised, and mark what it makes as made.
+The code is under Apache-2.0. That licence does not cover these weights: the licences of the weights that
+training started from, and of the videos in the corpus, apply. The model generates voices and faces of people:
+use it with the consent of every recognisable person, and label its output as generated.
 """
 
 
+@command
+def export(
+    settings: Config,
+    run: RunOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.", metavar="DIR")],
+) -> dict[str, Any]:
+    """Write a trained model as safetensors with a model card.
+
+    One file per branch in the layout of the original Wan repository, and one for the interaction.
+
+    Example: uniavgen export --run data/run --out data/model
+    """
+    return export_run(run, out)
+
+
 def export_run(run_dir: Path, out: Path) -> dict[str, Any]:
-    """Write the weights and the card of a run's last finished two-branch stage. Raises UserError where there is none."""
+    """Write weights and card of the last finished two-branch stage. Raises UserError if there is none."""
+    from uniavgen.orchestration.output import console
     from uniavgen.train.checkpoint.trained_model import export_weights
 
     described = export_weights(run_dir, out)
-    (out / "README.md").write_text(card(run_dir, described))
+    (out / "README.md").write_text(model_card(run_dir, described))
     counts = described["parameters"]
     console.table(f"exported to {out}", ("part", "parameters"), list(counts.items()))
     return {"command": "export", "out": str(out), "stage": described["stage"], "parameters": counts}
 
 
-def card(run_dir: Path, described: dict[str, Any]) -> str:
-    """The model card, in Markdown."""
+def model_card(run_dir: Path, described: dict[str, Any]) -> str:
+    """The model card, in Markdown. `described` is what `export_weights` returned."""
+    from uniavgen.orchestration.tracking.environment import code_version
     from uniavgen.train.checkpoint.run_folder import RunFolder
     from uniavgen.train.config import TrainConfig
 
     config = TrainConfig.model_validate(described["config"])
     counts = {part: f"{count:,}" for part, count in described["parameters"].items()}
     rows = []
-    for plan in config.stages:
-        known = RunFolder(run_dir, plan.name).read()
-        if not known.get("done"):
+    for configured in config.stages:
+        state = RunFolder(run_dir, configured.name).read()
+        if not state.get("done"):
             continue
-        stage, outcome = TrainConfig.model_validate(known["config"]).stage(plan.name), known["outcome"]
-        losses = (_losses(outcome[moment]) for moment in ("fixed_start", "fixed_end"))
+        stage = TrainConfig.model_validate(state["config"]).stage(configured.name)
+        outcome = state["outcome"]
         cells = [
-            plan.name,
+            stage.name,
             outcome["steps"],
             stage.batch,
             stage.lr,
-            *losses,
-            known.get("corpus_version", "not recorded"),
+            _format_losses(outcome["fixed_start"]),
+            _format_losses(outcome["fixed_end"]),
+            state.get("corpus_version", "not recorded"),
         ]
         rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return CARD.format(
@@ -87,7 +111,7 @@ def card(run_dir: Path, described: dict[str, Any]) -> str:
         stage=described["stage"],
         version=code_version(),
         parameters=counts["total"],
-        averaged=", the moving average of those in training" if config.ema else "",
+        averaged=", an exponential moving average of the trained ones" if config.ema else "",
         parts="\n".join(f"| {part} | {count} |" for part, count in counts.items()),
         frames=config.data.frames,
         width=config.data.width,
@@ -97,5 +121,5 @@ def card(run_dir: Path, described: dict[str, Any]) -> str:
     )
 
 
-def _losses(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in values.items()) or "-"
+def _format_losses(losses: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in losses.items()) or "-"

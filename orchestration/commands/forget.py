@@ -1,4 +1,4 @@
-"""`uniavgen forget`: a source or a person goes from the corpus and its shards; says what went, and which trainings saw it."""
+"""`uniavgen forget`: delete a source or a person from corpus and shards, and name the trainings on it."""
 
 from __future__ import annotations
 
@@ -6,80 +6,96 @@ import dataclasses
 import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from uniavgen.orchestration import console
-from uniavgen.shards.errors import UsageError, UserError
+import typer
+
+from uniavgen.orchestration.commands.common import CorpusOption, command
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.tracking.config import TrackingConfig
     from uniavgen.shards.corpus.tables import Corpus
 
+SHARDS_BUSY = "nothing was deleted: another process writes, copies (shard --to) or deletes in these shards"
 
-SHARDS_BUSY = "nothing was forgotten: another run writes shards here, or copies them (shard --to), or forgets"
+
+@command
+def forget(
+    settings: Config,
+    corpus: CorpusOption,
+    source: Annotated[
+        str | None, typer.Argument(help="Id, path, URL or file name of a source.", metavar="SOURCE")
+    ] = None,
+    speaker: Annotated[
+        str | None,
+        typer.Option(
+            "--speaker", help="A speaker; the same person in other sources is deleted too.", metavar="ID"
+        ),
+    ] = None,
+) -> dict[str, Any]:
+    """Delete a source or a person from corpus and shards, for good.
+
+    Tables, media, step results, captions, latents and shards are cleaned, and the deleted source cannot be
+    ingested again. Trainings that may have used it are named.
+
+    Example: uniavgen forget interview.mp4 --corpus data/corpus
+    """
+    return forget_from_corpus(corpus, settings, source, speaker)
 
 
 def forget_from_corpus(
     root: Path, settings: Config, source: str | None, speaker: str | None
 ) -> dict[str, Any]:
-    """Forget one source, or one speaker with all who are surely the same person."""
+    """Delete one source, or one speaker with every speaker that is certainly the same person."""
     from uniavgen.curation.deletion import AGAIN, find_source, find_speaker, forget, summary_rows
-    from uniavgen.orchestration.commands.corpus_jobs import corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
     from uniavgen.shards.atomic_files import locked
     from uniavgen.shards.corpus.tables import Corpus
+    from uniavgen.shards.errors import UsageError
     from uniavgen.shards.write.publish import published
     from uniavgen.shards.write.writer import SHARDS_LOCK
 
     if (source is None) == (speaker is None):
-        raise UsageError("name either a source or a speaker", where="forget", hint="SOURCE, or --speaker ID")
+        raise UsageError("name a source or a speaker", where="forget", hint="SOURCE, or --speaker ID")
     corpus = Corpus.open(root)
     split = settings.curate.split
     target = find_source(corpus, source) if source is not None else find_speaker(corpus, speaker or "", split)
-    seen_by = trainings_on(corpus, settings)
+    trainings = trainings_on(corpus, settings.tracking)
     copies = published(corpus.root)
     with locked(corpus.root / SHARDS_LOCK, SHARDS_BUSY, AGAIN):
-        done = forget(corpus, target)
-        with corpus_run(corpus, settings) as run:
+        deleted = forget(corpus, target)
+        with open_corpus_run(corpus, settings.tracking) as run:
             run.remove_artifacts("report")
-        rows = [*summary_rows(done), *_rewritten(corpus, settings)]
-    console.table("forgotten", ("what", "count"), rows)
-    if len(target.speakers) > 1:
-        console.console.print(
-            f"the same person under other names, forgotten too: {', '.join(sorted(target.speakers))}"
-        )
-    if target.perhaps:
-        console.console.print(
-            f"[yellow]perhaps the same person, not forgotten; look:[/] {', '.join(sorted(target.perhaps))}"
-        )
-    if seen_by:
-        console.table(
-            "trainings on this corpus, which may have seen it",
-            ("run", "stage", "started", "corpus version"),
-            seen_by,
-        )
-    else:
-        console.console.print("no training on this corpus is recorded in MLflow")
-    for url in copies:
-        again = shlex.join(["uniavgen", "shard", "--corpus", str(root), "--to", url])
-        console.console.print(
-            f"its copy still holds it until you run: {again}", markup=False, soft_wrap=True, style="yellow"
-        )
-    console.console.print("the report was removed with it; make it again: uniavgen report")
-    named = {name: sorted(value) for name, value in vars(target).items() if name != "clips"}
-    runs = [dict(zip(("run", "stage", "started", "corpus_version"), row, strict=True)) for row in seen_by]
+        rows = [*summary_rows(deleted), *_rewrite_shards(corpus, settings)]
+    _show(rows, target, trainings, root, copies)
+    names = {name: sorted(value) for name, value in vars(target).items() if name != "clips"}
+    runs = [dict(zip(("run", "stage", "started", "corpus_version"), row, strict=True)) for row in trainings]
     return {
         "command": "forget",
         "corpus": str(corpus.root),
-        **named,
-        **dataclasses.asdict(done),
+        **names,
+        **dataclasses.asdict(deleted),
         "trainings": runs,
         "copies": copies,
     }
 
 
-def _rewritten(corpus: Corpus, settings: Config) -> list[tuple[str, Any]]:
-    """Take what is in no table any more out of the shards, whose lock is held; what that did, for people."""
+def trainings_on(corpus: Corpus, tracking: TrackingConfig) -> list[tuple[str, str, str, str]]:
+    """Name, stage, start and corpus version of the training runs on this corpus, as recorded in MLflow.
+
+    Any of them may have used any clip that was kept at its start, so all are named.
+    """
+    from uniavgen.orchestration.tracking.mlflow_runs import training_runs_on
+
+    runs = training_runs_on(tracking, corpus.root)
+    return [(run["name"], run["stage"], run["started"], run["corpus_version"]) for run in runs]
+
+
+def _rewrite_shards(corpus: Corpus, settings: Config) -> list[tuple[str, Any]]:
+    """Write the shards without the deleted clips; the caller holds their lock. Returns rows to print."""
     from uniavgen.curation.captions.vlm_captions import captions_of
+    from uniavgen.shards.errors import UserError
     from uniavgen.shards.write.writer import write_shards
 
     shards = corpus.root / "shards"
@@ -87,23 +103,49 @@ def _rewritten(corpus: Corpus, settings: Config) -> list[tuple[str, Any]]:
         return []
     if not corpus.query("SELECT count(*) AS n FROM decisions WHERE kept").to_pylist()[0]["n"]:
         shutil.rmtree(shards)
-        return [("shards", "all removed: no clip is left")]
+        return [("shards", "all deleted: no kept clip is left")]
     try:
         written = write_shards(
             corpus, settings.shard, caption=captions_of(corpus, settings.caption), held=True
         )
     except UserError as error:
-        what = f"it is forgotten everywhere but in the shards, which cannot be written: {error.what}"
         raise UserError(
-            what, where=error.where, hint=f"{error.hint}; then run uniavgen shard", kind="still-in-shards"
+            f"deleted everywhere except in the shards, which cannot be written: {error.what}",
+            where=error.where,
+            hint=f"{error.hint}; then run uniavgen shard",
+            kind="still-in-shards",
         ) from error
-    return [("shards rewritten", written.written), ("shards untouched", written.reused)]
+    return [("shards rewritten", written.written), ("shards unchanged", written.reused)]
 
 
-def trainings_on(corpus: Corpus, settings: Config) -> list[tuple[str, str, str, str]]:
-    """Training runs whose MLflow dataset is this corpus: name, stage, start, corpus version. Any of them may have seen any
-    clip that was kept then, so all are named."""
-    from uniavgen.orchestration.tracking.mlflow_runs import runs_on
+def _show(
+    rows: list[tuple[str, Any]],
+    target: Any,
+    trainings: list[tuple[str, str, str, str]],
+    root: Path,
+    copies: list[str],
+) -> None:
+    """Print what was deleted, and what the user must still do."""
+    from uniavgen.orchestration.output import console
 
-    runs = runs_on(settings.tracking, corpus.root)
-    return [(run["name"], run["stage"], run["started"], run["corpus_version"]) for run in runs]
+    console.table("deleted", ("what", "count"), rows)
+    if len(target.speakers) > 1:
+        console.print_line(
+            f"the same person under other ids, deleted too: {', '.join(sorted(target.speakers))}"
+        )
+    if target.perhaps:
+        console.print_warning(
+            f"possibly the same person, not deleted, please check: {', '.join(sorted(target.perhaps))}"
+        )
+    if trainings:
+        console.table(
+            "trainings on this corpus, which may have used it",
+            ("run", "stage", "started", "corpus version"),
+            trainings,
+        )
+    else:
+        console.print_line("no training on this corpus is recorded in MLflow")
+    for url in copies:
+        again = shlex.join(["uniavgen", "shard", "--corpus", str(root), "--to", url])
+        console.print_warning(f"the copy at {url} still contains it until you run: {again}")
+    console.print_line("the report was deleted too; write it again: uniavgen report")

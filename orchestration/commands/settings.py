@@ -1,86 +1,116 @@
-"""Every setting with its value and its meaning, as YAML that `--config` takes back.
-
-Goes in: a configuration, and the part of it that is asked for. Comes out: lines of YAML with a comment over each setting.
-"""
+"""`uniavgen settings`: print every setting with its value and meaning, as YAML that `--config` accepts."""
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+import typer
 
-from uniavgen.orchestration.config import Config, known_keys
-from uniavgen.shards.errors import UsageError
+from uniavgen.orchestration.commands.common import command
 
-WIDTH = 120
-"""Columns of a comment."""
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+    from uniavgen.orchestration.config import Config
+
+COMMENT_WIDTH = 120
+"""Columns of a comment, without its indentation."""
 
 
-def commented(config: Config, part: str = "") -> str:
-    """The settings below `part` (a dotted name; empty: all) as a YAML document. Raises UsageError for an unknown part."""
-    known = known_keys(Config)
-    if part and part not in known:
-        near = difflib.get_close_matches(part, known, n=1, cutoff=0.4)
+@command
+def settings(
+    settings: Config,
+    json_: bool,
+    section: Annotated[
+        str,
+        typer.Argument(help="A section or a setting, as train.deepspeed; default: all.", metavar="SECTION"),
+    ] = "",
+) -> dict[str, Any]:
+    """Print every setting with its value and meaning, as YAML.
+
+    The values are those after preset, --config and --set. The output is a file for --config.
+
+    Example: uniavgen settings train.deepspeed --preset paper
+    """
+    text = settings_as_yaml(settings, section)
+    if not json_:
+        typer.echo(text, nl=False)
+    return {section or "settings": setting_value(settings, section)}
+
+
+def settings_as_yaml(config: Config, section: str = "") -> str:
+    """Settings below `section` ("" for all) as commented YAML. Raises UsageError for an unknown section."""
+    from uniavgen.orchestration.config import known_keys, nearest_key
+    from uniavgen.shards.errors import UsageError
+
+    if section and section not in known_keys():
         raise UsageError(
-            f"unknown setting {part}",
-            hint=f"did you mean {near[0]}?" if near else "ask without a name for all",
+            f"unknown setting {section}",
+            hint=nearest_key(section) or "without a name all settings are printed",
         )
-    return "\n".join(_section(config, part, "")) + "\n"
+    return "\n".join(_section_lines(config, section, "")) + "\n"
 
 
-def values(config: Config, part: str = "") -> Any:
-    """The value below a known `part`, as JSON has it."""
-    found: Any = config.model_dump(mode="json")
-    for name in part.split(".") if part else ():
-        found = found[name]
-    return found
+def setting_value(config: Config, section: str = "") -> Any:
+    """The value of a known `section`, as JSON types."""
+    value: Any = config.model_dump(mode="json")
+    for name in section.split(".") if section else ():
+        value = value[name]
+    return value
 
 
-def _section(model: BaseModel, part: str, prefix: str, comments: bool = True) -> Iterator[str]:
+def _section_lines(model: BaseModel, section: str, prefix: str, comments: bool = True) -> Iterator[str]:
+    from pydantic import BaseModel
+
     for name, field in type(model).model_fields.items():
         key, value = f"{prefix}{name}", getattr(model, name)
-        if part and not f"{part}.".startswith(f"{key}.") and not key.startswith(f"{part}."):
+        if section and not f"{section}.".startswith(f"{key}.") and not key.startswith(f"{section}."):
             continue
         if comments:
-            yield from _comment(field, value)
+            yield from _comment_lines(field, value)
         if isinstance(value, BaseModel):
             yield f"{name}:"
-            yield from (f"  {line}" for line in _section(value, part, f"{key}.", comments))
-        elif _is_plan(value):
+            yield from (f"  {line}" for line in _section_lines(value, section, f"{key}.", comments))
+        elif _is_list_of_sections(value):
             yield f"{name}:"
             for number, item in enumerate(value):
                 yield "  -"
-                yield from (f"    {line}" for line in _section(item, "", "", comments and not number))
+                # only the first one has comments
+                yield from (f"    {line}" for line in _section_lines(item, "", "", comments and not number))
         else:
-            yield f"{name}: {_written(value)}"
+            yield f"{name}: {_as_yaml(value)}"
 
 
-def _comment(field: FieldInfo, value: Any) -> Iterator[str]:
-    """What a setting means, what it may be, and its default in code where the value is another one."""
-    said = field.description or ""
+def _comment_lines(field: FieldInfo, value: Any) -> Iterator[str]:
+    """Meaning and choices of a setting, and its default in code if the value is another one."""
+    from pydantic import BaseModel
+
+    text = field.description or ""
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    if any(str(choice) not in said for choice in choices):
-        said += f" [{' | '.join(map(str, choices))}]"
+    if any(str(choice) not in text for choice in choices):
+        text += f" [{' | '.join(map(str, choices))}]"
     if isinstance(value, BaseModel):
-        said = (type(value).__doc__ or "").strip().split("\n\n")[0]
-    elif not field.is_required() and not _is_plan(value):
+        text = (type(value).__doc__ or "").strip().split("\n\n")[0]
+    elif not field.is_required() and not _is_list_of_sections(value):
         default = field.get_default(call_default_factory=True)
-        said += f" (default: {_written(default)})" if default != value else ""
-    for line in textwrap.wrap(" ".join(said.split()), WIDTH, break_long_words=False, break_on_hyphens=False):
+        text += f" (default: {_as_yaml(default)})" if default != value else ""
+    words = " ".join(text.split())
+    for line in textwrap.wrap(words, COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False):
         yield f"# {line}"
 
 
-def _is_plan(value: Any) -> bool:
-    """Whether it is a list of sections, as the stages are."""
+def _is_list_of_sections(value: Any) -> bool:
+    """Whether it is a list of sections, as `train.stages` is."""
+    from pydantic import BaseModel
+
     return isinstance(value, list) and bool(value) and isinstance(value[0], BaseModel)
 
 
-def _written(value: Any) -> str:
-    """A value in one line of YAML."""
+def _as_yaml(value: Any) -> str:
+    """A value as one line of YAML."""
     import yaml
     from pydantic_core import to_jsonable_python
 

@@ -1,8 +1,8 @@
-"""`uniavgen verify-resume`: proves on this machine, with this configuration, that an interrupted run loses nothing.
+"""`uniavgen verify-resume`: prove on this machine that an interrupted training loses nothing.
 
-In: a corpus, a configuration, a folder. It trains a stage 2 N steps straight, and again with everything killed (-9) once the
-checkpoint after N steps stands; both from random weights, through the same command that a user types. Out: losses, sample ids
-and weights of both, compared bit for bit.
+It trains a stage for 2N steps without interruption, and again with every process killed (-9) after the
+checkpoint of step N. Both start from random weights and run `uniavgen train`. Losses, sample ids and weights
+are compared bit for bit.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from uniavgen.orchestration import console
-from uniavgen.shards.errors import UserError
+import typer
+
+from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, RunOption, command
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
 
-COMMAND = "from uniavgen.orchestration.cli import main; main()"
+POLL_S = 0.02
+"""Seconds between two looks for the checkpoint."""
+KILL_TIMEOUT_S = 30
+"""Seconds until killed processes must have ended."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing compared: how many there are, and the first that differs (None: none does)."""
+    """A comparison: number of compared items, and the first one that differs (None: all are equal)."""
 
     what: str
     compared: int
@@ -40,48 +44,81 @@ class Comparison:
         return self.compared > 0 and self.difference is None
 
 
-def verify_resume(root: Path, run_dir: Path, settings: Config, *, stage: str, steps: int) -> dict[str, Any]:
-    """Run both trials under `run_dir`/verify-resume and compare them. Raises UserError where a trial fails by itself."""
+@command
+def verify_resume(
+    settings: Config,
+    corpus: CorpusOption,
+    run: RunOption,
+    stage: Annotated[
+        str, typer.Option("--stage", help="Training stage to try.", metavar="STAGE")
+    ] = "multitask",
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Steps before and after the kill.", metavar="N")
+    ] = 5,
+) -> dict[str, Any]:
+    """Prove that an interrupted training loses nothing.
+
+    2N steps without interruption against N steps, kill -9 and N more steps: losses, sample ids and weights
+    must be equal bit for bit. Exit code 1 if they are not.
+
+    Example: uniavgen verify-resume --corpus data/corpus --run data/run
+    """
+    summary = compare_runs(corpus, run, settings, stage=stage, steps=steps)
+    if not summary["equal"]:
+        raise CheckFailed(summary)
+    return summary
+
+
+def compare_runs(root: Path, run_dir: Path, settings: Config, *, stage: str, steps: int) -> dict[str, Any]:
+    """Run both trainings in `run_dir`/verify-resume and compare them. Raises UserError if one fails."""
+    from uniavgen.orchestration.output import console
+
     home = run_dir / "verify-resume"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    trial_settings(settings, stage, steps, home)
+    write_trial_config(settings, stage, steps, home)
     straight, interrupted = home / "straight", home / "interrupted"
-    with console.progress("straight", 3) as bar:
+    with console.progress("without interruption", 3) as bar:
         _train(home, root, straight, stage)
-        bar.update(bar.task_ids[0], completed=1, description=f"killed after {steps}")
+        bar.update(1, label=f"killed after step {steps}")
         _train_until(home, root, interrupted, stage, steps)
-        bar.update(bar.task_ids[0], completed=2, description="resumed")
+        bar.update(2, label="resumed")
         _train(home, root, interrupted, stage)
-        bar.update(bar.task_ids[0], completed=3)
-    found = compare(straight / stage, interrupted / stage)
+        bar.update(3)
+    results = compare(straight / stage, interrupted / stage)
     rows = [
-        (one.what, one.compared, "yes" if one.equal else f"no: {one.difference or 'nothing to compare'}")
-        for one in found
+        (
+            result.what,
+            result.compared,
+            "yes" if result.equal else f"no: {result.difference or 'nothing to compare'}",
+        )
+        for result in results
     ]
     console.table(
-        f"{2 * steps} steps straight, and {steps} + kill -9 + {steps}",
-        ("compared", "count", "bit for bit"),
+        f"{2 * steps} steps without interruption, and {steps} + kill -9 + {steps}",
+        ("compared", "count", "equal bit for bit"),
         rows,
     )
-    comparisons = {one.what: {"compared": one.compared, "difference": one.difference} for one in found}
+    comparisons = {
+        result.what: {"compared": result.compared, "difference": result.difference} for result in results
+    }
     return {
         "command": "verify-resume",
-        "equal": all(one.equal for one in found),
+        "equal": all(result.equal for result in results),
         "stage": stage,
         "comparisons": comparisons,
     }
 
 
-def trial_settings(settings: Config, stage: str, steps: int, home: Path) -> Path:
-    """The configuration of the trials, as a file: the stage alone, from random weights, saved in its middle."""
+def write_trial_config(settings: Config, stage: str, steps: int, home: Path) -> Path:
+    """Write the configuration of both trainings: one stage, from random weights, a checkpoint at `steps`."""
     import yaml
 
-    plan = settings.train.stage(stage).model_copy(
+    trial = settings.train.stage(stage).model_copy(
         update={"takes_from": None, "starts_fresh": [], "steps": 2 * steps}
     )
     checkpoint = settings.train.checkpoint.model_copy(update={"every": steps, "keep": 2})
-    update = {"stages": [plan], "checkpoint": checkpoint, "trace": True, "fixed_steps": 0}
+    update = {"stages": [trial], "checkpoint": checkpoint, "trace": True, "fixed_steps": 0}
     document = settings.model_copy(update={"train": settings.train.model_copy(update=update)}).model_dump(
         mode="json"
     )
@@ -92,39 +129,35 @@ def trial_settings(settings: Config, stage: str, steps: int, home: Path) -> Path
 
 
 def compare(straight: Path, interrupted: Path) -> list[Comparison]:
-    """Losses, sample ids and weights that two runs of a stage left in their folders."""
-    one, other = read_traces(straight), read_traces(interrupted)
-    steps = sorted({*one, *other})
-    compared = [
-        Comparison(
-            what,
-            len(steps),
-            next((f"step {s + 1}" for s in steps if _part(one, s, key) != _part(other, s, key)), None),
-        )
-        for what, key in (("losses", "losses"), ("sample ids", "keys"))
-    ]
+    """Compare losses, sample ids and weights in the folders of two runs of a stage."""
+    traces = read_traces(straight), read_traces(interrupted)
+    steps = sorted({*traces[0], *traces[1]})
+    results = []
+    for what, key in (("losses", "losses"), ("sample ids", "keys")):
+        pairs = ((step, *(trace.get(step, {}).get(key) for trace in traces)) for step in steps)
+        first = next((f"step {step + 1}" for step, one, other in pairs if one != other), None)
+        results.append(Comparison(what, len(steps), first))
     return [
-        *compared,
+        *results,
         *(_compare_tensors(straight / name, interrupted / name) for name in _weight_files(straight)),
     ]
 
 
 def read_traces(folder: Path) -> dict[int, dict[str, Any]]:
-    """Of each step (0-based) the losses and the keys by worker; where a step was run twice, both must have been the same."""
-    found: dict[int, dict[str, Any]] = {}
+    """By step (0-based), the losses and sample keys of every rank.
+
+    A step that ran twice with different values has a list of both.
+    """
+    traces: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob("trace-*.jsonl")):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            step = found.setdefault(entry["step"], {"losses": {}, "keys": {}})
+            step = traces.setdefault(entry["step"], {"losses": {}, "keys": {}})
             for name in step:
                 before = step[name].setdefault(path.stem, entry[name])
                 if before != entry[name]:
                     step[name][path.stem] = [before, entry[name]]
-    return found
-
-
-def _part(trace: dict[int, dict[str, Any]], step: int, key: str) -> Any:
-    return trace.get(step, {}).get(key)
+    return traces
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -138,17 +171,20 @@ def _compare_tensors(one: Path, other: Path) -> Comparison:
     what = "weights" if one.stem == "model" else "averaged weights"
     if not other.is_file():
         return Comparison(what, 0, f"{other} is missing")
-    these, those = load_file(one), load_file(other)
-    differing = [name for name in {**these, **those} if name not in these or name not in those]
-    differing += [name for name in these if name in those and not torch.equal(these[name], those[name])]
-    return Comparison(what, len(these), differing[0] if differing else None)
+    left, right = load_file(one), load_file(other)
+    differing = [name for name in {**left, **right} if name not in left or name not in right]
+    differing += [name for name in left if name in right and not torch.equal(left[name], right[name])]
+    return Comparison(what, len(left), differing[0] if differing else None)
 
 
 @contextmanager
-def _trial(home: Path, root: Path, run_dir: Path, stage: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`uniavgen train` in a process of its own; its words go to a file. Raises UserError where it fails by itself."""
-    said = run_dir.with_suffix(".log")
+def _training(home: Path, root: Path, run_dir: Path, stage: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `uniavgen train` as a process with its output in a file. Raises UserError if it fails by itself."""
+    from uniavgen.shards.errors import UserError
+
+    log = run_dir.with_suffix(".log")
     arguments = [
+        *("-P", "-m", "uniavgen"),  # -P: do not import from the current folder
         "train",
         stage,
         "--corpus",
@@ -158,8 +194,8 @@ def _trial(home: Path, root: Path, run_dir: Path, stage: str) -> Iterator[subpro
         "--config",
         str(home / "config.yaml"),
     ]
-    with said.open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stdout=log, stderr=log)
+    with log.open("ab") as output:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=output)
     try:
         yield process
     finally:
@@ -167,37 +203,43 @@ def _trial(home: Path, root: Path, run_dir: Path, stage: str) -> Iterator[subpro
             kill_all(process.pid)
             process.wait()
     if process.returncode > 0:
-        last = (said.read_text(errors="replace").strip().splitlines() or ["no word"])[-1]
+        last = (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"a trial failed: {last}", where=said, hint="make this command work first", kind="trial-failed"
+            f"the training failed by itself: {last}",
+            where=log,
+            hint="make `uniavgen train` work first",
+            kind="trial-failed",
         )
 
 
 def _train(home: Path, root: Path, run_dir: Path, stage: str) -> None:
-    with _trial(home, root, run_dir, stage) as process:
+    with _training(home, root, run_dir, stage) as process:
         process.wait()
 
 
 def _train_until(home: Path, root: Path, run_dir: Path, stage: str, step: int) -> None:
-    """Train, and kill everything as soon as the checkpoint after `step` steps stands.
+    """Train, and kill every process as soon as the checkpoint of `step` is complete.
 
-    Raises UserError where the training was over before that: then nothing would be proved.
+    Raises UserError if the training ended before the kill, because then nothing would be proved.
     """
+    from uniavgen.shards.errors import UserError
     from uniavgen.train.checkpoint.run_folder import RunFolder
 
     folder = RunFolder(run_dir, stage)
-    with _trial(home, root, run_dir, stage) as process:
+    with _training(home, root, run_dir, stage) as process:
         while process.poll() is None and step not in folder.steps():
-            time.sleep(0.02)
+            time.sleep(POLL_S)
     if process.returncode == 0:
-        hint = "raise --steps, so that there is time between the checkpoint and the end"
         raise UserError(
-            "the training ended before it could be killed", where=run_dir, hint=hint, kind="trial-failed"
+            "the training ended before it could be killed",
+            where=run_dir,
+            hint="raise --steps, so that more time passes between the checkpoint and the end",
+            kind="trial-failed",
         )
 
 
 def kill_all(pid: int) -> None:
-    """SIGKILL to a process and all that it started, Ray's workers among them."""
+    """Send SIGKILL to a process and to all its descendants, Ray's workers included."""
     import psutil
 
     try:
@@ -210,4 +252,4 @@ def kill_all(pid: int) -> None:
             member.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(family[:-1], timeout=30)  # the process itself is its parent's to wait for
+    psutil.wait_procs(family[:-1], timeout=KILL_TIMEOUT_S)  # the caller waits for the process itself

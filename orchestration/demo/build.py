@@ -1,7 +1,7 @@
 """Build the demo corpus: make every source video of the script, good and bad, with the truth beside them.
 
-In: a folder. Out: the videos and truth.json in it. A finished corpus is reused, an interrupted one goes on where it was:
-each video has its own piece of truth in `.parts/`, which is the proof that it is done.
+In: a folder. Out: the videos and truth.json in it. A finished corpus is reused, an interrupted one goes on
+where it was: each video has its own piece of truth in `.parts/`, which is the proof that it is done.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import multiprocessing
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.orchestration.demo import face, film, speech
+from uniavgen.orchestration.demo import face, speech
 from uniavgen.orchestration.demo.script import PLANS, SENTENCES, SOUND_LATE_MS, SourcePlan
 from uniavgen.orchestration.demo.truth import (
     FACE_RATE_HZ,
@@ -32,6 +32,7 @@ from uniavgen.orchestration.demo.truth import (
     WordTruth,
     source_from_json,
 )
+from uniavgen.orchestration.output.video_file import write_video
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.weights import resolve
 
@@ -39,6 +40,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTS = ".parts"
+
+_VIDEO_OPTIONS: dict[str, dict[str, Any]] = {
+    "libx264": {"preset": "veryfast", "crf": 21},
+    "mpeg4": {"q:v": 4},
+    "libvpx": {"deadline": "good", "cpu-used": 5, "b:v": "1500k"},
+}
+"""Options by video codec that give the same bytes every time (libvpx's realtime mode does not)."""
+
+_REPEATABLE = {"threads": 1, "fflags": "+bitexact", "flags": "+bitexact", "map_metadata": -1}
+"""Options that keep dates and versions out of the file."""
+
 _TRUNCATED_AT = 0.6  # share of the bytes that are left of the truncated file: its index, at the end, is gone
 
 
@@ -83,7 +95,7 @@ def build_demo(
 
 def demo_digest(plans: tuple[SourcePlan, ...] = PLANS) -> str:
     """Names what the corpus is made by: the code of this package that makes it, and the plans."""
-    names = ("build", "face", "film", "portrait", "reading", "script", "speech", "truth", "visemes")
+    names = ("build", "face", "portrait", "reading", "script", "speech", "truth", "visemes")
     code = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(code + repr(plans).encode()).hexdigest()[:20]
 
@@ -100,7 +112,7 @@ def make_source(folder: Path, plan: SourcePlan) -> SourceTruth:
     waveform = _delayed(track.waveform, late_s)
     count = math.ceil(len(waveform) / speech.RATE * plan.fps)
     ovals: list[np.ndarray] = []
-    film.write_film(path, plan, _frames(plan, track, cuts, count, seed, ovals), waveform)
+    _write(path, plan, _frames(plan, track, cuts, count, seed, ovals), waveform)
     if plan.defect == "truncated":
         os.truncate(path, int(path.stat().st_size * _TRUNCATED_AT))
     heard = bool(plan.audio)
@@ -124,6 +136,23 @@ def make_source(folder: Path, plan: SourcePlan) -> SourceTruth:
         face=_face_truth(ovals, plan.fps),
         shift_ms=late_s * 1000,
         fate=plan.defect or KEPT,
+    )
+
+
+def _write(path: Path, plan: SourcePlan, frames: Iterable[np.ndarray], waveform: np.ndarray) -> None:
+    """Encode frames uint8 [size, size, 3] and a waveform float32 [n] at `speech.RATE` as the plan says."""
+    encoding = {"vcodec": plan.video, **_VIDEO_OPTIONS[plan.video], **_REPEATABLE}
+    if plan.audio:
+        encoding |= {"acodec": plan.audio, "ar": plan.rate, "ac": plan.channels}
+    audio = waveform if plan.audio else None
+    write_video(
+        path,
+        frames,
+        (plan.size, plan.size),
+        audio,
+        fps=plan.fps,
+        sample_rate=speech.RATE,
+        encoding=encoding,
     )
 
 

@@ -1,8 +1,8 @@
 """A photograph brought to speak: lips by phones, blinks, head motion, and the true face oval of every frame.
 
-In: the portrait photograph, a look (a recoloured and reshaped variant of it) and mouth tracks. Out: RGB frames with what
-is true about them. A Delaunay mesh over MediaPipe's 478 landmarks is moved and the photograph follows it, triangle by
-triangle, with `cv2.remap`; the mouth's inside is painted between the lips.
+In: the portrait photograph, a look (a recoloured and reshaped variant of it) and mouth tracks. Out: RGB
+frames with what is true about them. A Delaunay mesh over MediaPipe's 478 landmarks is moved and the
+photograph follows it, triangle by triangle, with `cv2.remap`; the mouth's inside is painted between the lips.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ _ABOVE_LIDS = ((247, 30, 29, 27, 28, 56, 190), (467, 260, 259, 257, 258, 286, 41
 
 @dataclass(frozen=True)
 class FaceFrame:
-    """One frame uint8 [size, size, 3] RGB; the face oval float32 [36, 2] in fractions of width and height; and the
-    distance between the inner lips as a share of the face height."""
+    """One frame uint8 [size, size, 3] RGB; the face oval float32 [36, 2] in fractions of width and height;
+    and the distance between the inner lips as a share of the face height."""
 
     picture: np.ndarray
     oval: np.ndarray

@@ -1,6 +1,7 @@
 """The portrait at rest: the photograph cut, recoloured and reshaped for a look, with a mesh over it and its lips shut.
 
-In: the name of a look and a size. Out: a `Portrait`, which `face.py` animates, and `warp`, which carries a texture by a mesh.
+In: the name of a look and a size. Out: a `Portrait`, which `face.py` animates, and `warp`, which carries a
+texture by a mesh.
 """
 
 from __future__ import annotations

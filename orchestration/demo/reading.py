@@ -1,8 +1,8 @@
 """When the words and phones of the recorded reading (the weights "two-cities") are said.
 
-The recording never changes (its SHA-256 is checked), so its times are data: forced alignment by pocketsphinx, phrase by
-phrase, the median of 30 runs with other margins; word starts agreed within 10-20 ms in nearly all. They are aligned
-and not planted, so nothing that measures word times counts them.
+The recording never changes (its SHA-256 is checked), so its times are data: forced alignment by pocketsphinx,
+phrase by phrase, the median of 30 runs with other margins; word starts agreed within 10-20 ms in nearly all.
+They are aligned and not planted, so nothing that measures word times counts them.
 """
 
 PHRASES: tuple[tuple[tuple[str, int, str], ...], ...] = (

@@ -1,7 +1,7 @@
 """How well an ingested corpus matches the truth about the demo videos.
 
-In: a corpus (ingested, perhaps curated) and the truth. Out: one `DemoScore`. Nothing is decoded: tables and face tracks
-are compared with what was planted.
+In: a corpus (ingested, perhaps curated) and the truth. Out: one `DemoScore`. Nothing is decoded: tables and
+face tracks are compared with what was planted.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Caught:
 class DemoScore:
     """Measured against the truth; None where there was nothing to measure.
 
-    Words, faces and sync are measured in the clips of sources with nothing wrong (words also where only the picture is
-    wrong), turns and cuts over whole sources. Rates and IoU are 0..1.
+    Words, faces and sync are measured in the clips of sources with nothing wrong (words also where only the
+    picture is wrong), turns and cuts over whole sources. Rates and IoU are 0..1.
     """
 
     word_error_rate: float | None

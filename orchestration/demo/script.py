@@ -1,8 +1,8 @@
 """What the demo's people say and what each source video is: sentences, casting, shots, containers and planted defects.
 
-Every sentence is our own. Each lasts about five seconds when spoken, so that two seldom fit one ten-second clip, and
-most videos cut to another shot between them. The pronunciation must keep one token a word (espeak joins "of the" and
-the like); a unit test holds that.
+Every sentence is our own. Each lasts about five seconds when spoken, so that two seldom fit one ten-second
+clip, and most videos cut to another shot between them. The pronunciation must keep one token a word (espeak
+joins "of the" and the like); a unit test holds that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The demo's voices: speech whose words, phones and turns are known.
 
-In: sentences. Out: utterances with word and phone times, and sound tracks put together from them.
-Three voices come from one Piper model: played faster or slower (with the speaking rate set against it) pitch and
+In: sentences. Out: utterances with word and phone times, and sound tracks put together from them. Three
+voices come from one Piper model: played faster or slower (with the speaking rate set against it) pitch and
 formants move together, and a speaker embedder hears different people. The fourth is a real recorded reading.
 A sentence in a voice gives the same samples every time: the model's noise is a fixed array.
 """
@@ -36,7 +36,8 @@ VOICES: dict[str, tuple[Fraction, float]] = {
 }
 """Piper voices by name: how much faster than spoken they are played, and how slowly Piper is told to speak for it.
 
-To an ECAPA speaker embedder two of them are below 0.5 alike (cosine), two sentences of one above 0.55 (a test holds both).
+To an ECAPA speaker embedder two of them are below 0.5 alike (cosine), two sentences of one above 0.55 (a test
+holds both).
 """
 
 NOISE = 0.4
@@ -76,8 +77,9 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Track:
-    """A whole sound track: sound float32 [n] at `RATE`, its utterances' words and phones on the track's clock,
-    one turn (voice, start, end) for each utterance, and the instants between utterances where a picture may cut."""
+    """A whole sound track: sound float32 [n] at `RATE`, its utterances' words and phones on the track's
+    clock, one turn (voice, start, end) for each utterance, and the instants between utterances where a
+    picture may cut."""
 
     waveform: np.ndarray
     words: tuple[SpokenWord, ...]

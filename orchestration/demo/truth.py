@@ -41,9 +41,10 @@ class TurnTruth:
 class SourceTruth:
     """What is true about one video file.
 
-    `exact_times` is False where words are true but their times were aligned by a program. `face[i]` is the oval (36
-    points, fractions of width and height) at i / FACE_RATE_HZ seconds; empty where there is no face. `shift_ms` is how
-    late the sound is against the picture. `fate` is "kept" or the name of the planted defect.
+    `exact_times` is False where words are true but their times were aligned by a program. `face[i]` is the
+    oval (36 points, fractions of width and height) at i / FACE_RATE_HZ seconds; empty where there is no face.
+    `shift_ms` is how late the sound is against the picture. `fate` is "kept" or the name of the planted
+    defect.
     """
 
     name: str

@@ -1,8 +1,9 @@
 """How the mouth stands while a phone is spoken, and how it moves from one to the next.
 
-In: phones with their times (IPA from Piper, ARPABET from pocketsphinx). Out: mouth opening and rounding at any instant.
-The lips follow the phones and never the loudness of the sound, so that a sync measure has something real to find.
-Openings are our choice, ordered as in phonetics: open vowels widest, lips shut for p, b, m.
+In: phones with their times (IPA from Piper, ARPABET from pocketsphinx). Out: mouth opening and rounding at
+any instant. The lips follow the phones and never the loudness of the sound, so that a sync measure has
+something real to find. Openings are our choice, ordered as in phonetics: open vowels widest, lips shut for p,
+b, m.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def mouth_track(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Opening float64 [n] (0..1) and rounding float64 [n] (-1..1) at the instants `times` [n] in seconds.
 
-    Each phone holds its shape over its middle 40 %, the mouth moves in straight lines between, and a Gaussian of
-    `smooth_s` (one sigma) rounds the corners: lips have mass (our choice).
+    Each phone holds its shape over its middle 40 %, the mouth moves in straight lines between, and a Gaussian
+    of `smooth_s` (one sigma) rounds the corners: lips have mass (our choice).
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter1d

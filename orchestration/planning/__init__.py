@@ -1,1 +1,1 @@
-"""Forecasts before money is spent: ingest and training."""
+"""Estimates before a run: memory, time and cost of a training; results and cost of an ingest."""

@@ -1,7 +1,6 @@
-"""`uniavgen ingest --forecast N`: measure a few sources, say what the rest will give and cost, and later how true that was.
+"""Forecast of an ingest from a few measured sources (`uniavgen ingest --forecast N`), and how well it held.
 
-Goes in: sources, a corpus, settings. Comes out: N sources measured like any others, `forecast.json` in the corpus, tables.
-A later ingest of the rest compares what it finds with that file.
+The forecast is stored as `forecast.json` in the corpus. Every later ingest compares the corpus with it.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniavgen.orchestration import console
-from uniavgen.orchestration.ingest_display import duration
+from uniavgen.orchestration.output import console
+from uniavgen.orchestration.output.ingest_display import format_duration
 from uniavgen.shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,23 +26,26 @@ if TYPE_CHECKING:
 FORECAST_NAME = "forecast.json"
 VERSION = 1
 
-SAYS = {
-    "video_h": ("length of video", "h"),
-    "wall_h": ("time on this machine", "h"),
+LABELS = {
+    "video_h": ("duration of the videos", "h"),
+    "wall_h": ("wall-clock time on this machine", "h"),
     "work_h": ("working time of all workers", "h"),
     "clips": ("clips", ""),
-    "clip_h": ("length of clips", "h"),
-    "kept_h": ("length of clips that the policy keeps", "h"),
-    "kept_share": ("kept share of that length", "%"),
-    "media_gb": ("storage: cut clips", "GB"),
-    "stored_gb": ("storage: results of the steps", "GB"),
-    "failures": ("failures and copies", ""),
+    "clip_h": ("duration of the clips", "h"),
+    "kept_h": ("duration of the clips that the policy keeps", "h"),
+    "kept_share": ("kept share of the clips' duration", "%"),
+    "media_gb": ("storage: clips", "GB"),
+    "stored_gb": ("storage: step cache", "GB"),
+    "failures": ("failures and duplicates", ""),
 }
-"""What each figure of a forecast is called, and its unit; in the order in which they are shown."""
+"""Name and unit of every predicted quantity, in the order in which they are printed."""
+
+FEW_SOURCES = 5
+"""Below this number of measured sources a warning is printed. Heuristic."""
 
 
 def waiting_sources(sources: list[str], corpus: Corpus, settings: Config) -> dict[str, Entry]:
-    """The sources named that have neither a sources nor a failures row under these settings, by URI."""
+    """By URI, the named sources that have no row in sources or failures under these settings."""
     from uniavgen.ingest.io.sources import find_sources
 
     digest = settings.ingest.digest()
@@ -61,11 +63,11 @@ def waiting_sources(sources: list[str], corpus: Corpus, settings: Config) -> dic
 
 
 def sampled_sources(corpus: Corpus, entries: Iterable[Entry], policy: str) -> list[Sampled]:
-    """What the corpus knows of these measured sources; `policy` decides which clips count as kept."""
+    """Results of these measured sources in the corpus; `policy` decides which clips count as kept."""
     from uniavgen.ingest.engine.forecast import Sampled
 
-    wanted = {entry.uri: entry for entry in entries}
-    rows = {row["uri"]: row for row in corpus.read("sources", only=("uri", list(wanted))).to_pylist()}
+    by_uri = {entry.uri: entry for entry in entries}
+    rows = {row["uri"]: row for row in corpus.read("sources", only=("uri", list(by_uri))).to_pylist()}
     kept = kept_clips(corpus, policy)
     clips: dict[str, list[dict[str, Any]]] = {}
     ids = [row["source_id"] for row in rows.values()]
@@ -73,32 +75,32 @@ def sampled_sources(corpus: Corpus, entries: Iterable[Entry], policy: str) -> li
         "clips", ["clip_id", "source_id", "start_s", "end_s"], only=("source_id", ids)
     ).to_pylist():
         clips.setdefault(clip["source_id"], []).append(clip)
-    found = []
-    for uri, entry in wanted.items():
+    sampled = []
+    for uri, entry in by_uri.items():
         row = rows.get(uri)
         if row is None:
-            found.append(Sampled(entry.bytes or 0, failed=True))
+            sampled.append(Sampled(entry.bytes or 0, failed=True))
             continue
-        own = clips.get(row["source_id"], [])
-        found.append(
+        of_source = clips.get(row["source_id"], [])
+        sampled.append(
             Sampled(
                 bytes=entry.bytes or row["bytes"] or 0,
                 video_s=row["duration_s"] or 0.0,
-                clips=len(own),
-                clip_s=sum(clip["end_s"] - clip["start_s"] for clip in own),
-                kept_s=sum(clip["end_s"] - clip["start_s"] for clip in own if clip["clip_id"] in kept),
-                media_bytes=sum(_media_bytes(corpus, clip["clip_id"]) for clip in own),
+                clips=len(of_source),
+                clip_s=sum(clip["end_s"] - clip["start_s"] for clip in of_source),
+                kept_s=sum(clip["end_s"] - clip["start_s"] for clip in of_source if clip["clip_id"] in kept),
+                media_bytes=sum(_media_bytes(corpus, clip["clip_id"]) for clip in of_source),
                 stored_bytes=_folder_bytes(
                     corpus.root / "measured" / row["source_id"][:2] / row["source_id"]
                 ),
                 step_seconds=dict(row["step_seconds"] or ()),
             )
         )
-    return found
+    return sampled
 
 
 def kept_clips(corpus: Corpus, policy: str) -> set[str]:
-    """Clips that a policy keeps, without deciding anything in the corpus."""
+    """Ids of the clips that a policy keeps; no decision is written."""
     from uniavgen.curation.policy.rules import columns_needed, judge, load_policy
 
     rules = load_policy(policy)
@@ -114,7 +116,7 @@ def kept_clips(corpus: Corpus, policy: str) -> set[str]:
 
 
 def corpus_totals(corpus: Corpus, policy: str) -> dict[str, float]:
-    """What a corpus holds now, under the names of a forecast's figures, and `sources`: all that ended, failed or not."""
+    """Totals of a corpus, under the names of `LABELS`, and `sources`: all that ended, failed or not."""
     import pyarrow.compute as pc
 
     kept = kept_clips(corpus, policy)
@@ -141,13 +143,13 @@ def make_forecast(
     corpus: Corpus,
     settings: Config,
     chosen: list[Entry],
-    rest: list[Entry],
+    others: list[Entry],
     history: list[tuple[float, float]],
 ) -> dict[str, Any]:
-    """Predict the rest from the chosen, write `forecast.json`, print it; what is written is returned.
+    """Predict the results of `others` from the `chosen` sources; write, print and return the forecast.
 
-    `history` is the pace at which the chosen were measured (see `ingest.forecast.pace`). Raises UserError where none of
-    them could be measured.
+    `history` is `IngestDisplay.history` of the ingest that measured the chosen ones. Raises UserError if none
+    of them could be measured.
     """
     from uniavgen.ingest.engine.forecast import pace, predict
 
@@ -157,10 +159,10 @@ def make_forecast(
         raise UserError(
             "none of the sources tried could be measured",
             where=corpus.root,
-            hint="see the failures; then try more",
+            hint="read the failures above, then name more sources",
         )
     start_s, workers_busy = pace(history)
-    forecast = predict(sampled, [entry.bytes for entry in rest], start_s, workers_busy)
+    forecast = predict(sampled, [entry.bytes for entry in others], start_s, workers_busy)
     document = {
         "version": VERSION,
         "digest": settings.ingest.digest(),
@@ -172,71 +174,71 @@ def make_forecast(
         "wall_s": 0.0,
     }
     _write(corpus, document)
-    _show(forecast)
+    _show_forecast(forecast)
     return document
 
 
 def show_actual(corpus: Corpus, summary: IngestSummary) -> dict[str, Any] | None:
-    """After an ingest: what came true of the corpus's forecast so far; None where none was made.
+    """Compare the corpus with its forecast after an ingest and print both; None if there is no forecast.
 
-    Wall time is added up over the ingests since the forecast, in `forecast.json`.
+    Wall-clock time is added up in `forecast.json` over the ingests since the forecast.
     """
     path = corpus.root / FORECAST_NAME
     try:
         document = json.loads(path.read_text())
-        before, figures = document["before"], document["figures"]
+        before, predicted = document["before"], document["figures"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     document["wall_s"] += summary.seconds
     _write(corpus, document)
-    actual = compared(before, corpus_totals(corpus, document["policy"]), document["wall_s"])
+    actual = difference(before, corpus_totals(corpus, document["policy"]), document["wall_s"])
     done = round(actual.pop("sources"))
     if not done:
         return None
     rows = [
         (
-            SAYS[name][0],
-            _shown(name, figures[name]["mid"]),
-            _shown_range(name, figures[name]),
-            _shown(name, actual[name]),
+            LABELS[name][0],
+            _format(name, predicted[name]["mid"]),
+            _format_range(name, predicted[name]),
+            _format(name, actual[name]),
         )
-        for name in SAYS
+        for name in LABELS
         if name in actual
     ]
-    title = f"forecast and actual ({done:,} of the {document['sources']:,} sources that were to come)"
+    title = f"forecast and actual ({done:,} of {document['sources']:,} predicted sources)"
     console.table(title, ("what", "forecast", "range", "actual"), rows)
-    return {"sources": document["sources"], "done": done, "figures": figures, "actual": actual}
+    return {"sources": document["sources"], "done": done, "figures": predicted, "actual": actual}
 
 
-def compared(before: dict[str, float], now: dict[str, float], wall_s: float) -> dict[str, float]:
-    """What was added between two totals, as figures of a forecast."""
+def difference(before: dict[str, float], now: dict[str, float], wall_s: float) -> dict[str, float]:
+    """What was added between two totals, under the names of `LABELS`."""
     added = {name: now[name] - before[name] for name in before}
     share = added["kept_h"] / added["clip_h"] if added["clip_h"] else 0.0
     return added | {"kept_share": share, "wall_h": wall_s / 3600}
 
 
-def _show(forecast: Forecast) -> None:
+def _show_forecast(forecast: Forecast) -> None:
     rows = [
         (
-            SAYS[name][0],
-            _shown(name, forecast.figures[name].mid),
-            _shown_range(name, asdict(forecast.figures[name])),
+            LABELS[name][0],
+            _format(name, forecast.figures[name].mid),
+            _format_range(name, asdict(forecast.figures[name])),
         )
-        for name in SAYS
+        for name in LABELS
     ]
-    title = f"forecast for the other {forecast.sources:,} sources, from {forecast.sampled:,} measured"
+    title = f"forecast for the other {forecast.sources:,} sources, from {forecast.sampled:,} measured ones"
     console.table(title, ("what", "forecast", "range"), rows)
     work = sorted(forecast.work_share.items(), key=lambda item: -item[1])[:3]
-    told = ", ".join(f"{name} {share:.0%}" for name, share in work)
-    console.console.print(f"slowest step: [bold]{forecast.slowest_step}[/] (working time: {told})")
-    if forecast.sampled < 5:
-        console.console.print("few sources were measured: take the range for a hint only", style="yellow")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in work)
+    console.console.print(f"slowest step: [bold]{forecast.slowest_step}[/] (working time: {shares})")
+    if forecast.sampled < FEW_SOURCES:
+        console.print_warning("few sources were measured: the ranges are rough")
 
 
-def _shown(name: str, value: float) -> str:
-    unit = SAYS[name][1]
+def _format(name: str, value: float) -> str:
+    unit = LABELS[name][1]
     if unit == "h" and value < 1:
-        return duration(value * 3600)
+        return format_duration(value * 3600)
     if unit == "GB" and value < 0.1:
         return f"{value * 1000:,.1f} MB"
     if unit == "%":
@@ -244,14 +246,14 @@ def _shown(name: str, value: float) -> str:
     return f"{value:,.1f} {unit}" if unit else f"{value:,.0f}"
 
 
-def _shown_range(name: str, estimate: dict[str, float]) -> str:
-    return f"{_shown(name, estimate['low'])} to {_shown(name, estimate['high'])}"
+def _format_range(name: str, estimate: dict[str, float]) -> str:
+    return f"{_format(name, estimate['low'])} to {_format(name, estimate['high'])}"
 
 
 def _write(corpus: Corpus, document: dict[str, Any]) -> None:
-    part = corpus.root / f".{FORECAST_NAME}.part"
-    part.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(part, corpus.root / FORECAST_NAME)
+    unfinished = corpus.root / f".{FORECAST_NAME}.part"
+    unfinished.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(unfinished, corpus.root / FORECAST_NAME)
 
 
 def _media_bytes(corpus: Corpus, clip: str) -> int:

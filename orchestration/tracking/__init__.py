@@ -1,1 +1,1 @@
-"""MLflow: runs, stages, metrics and notes."""
+"""MLflow: runs, their metrics, descriptions and artifacts."""

@@ -1,8 +1,8 @@
-"""The runs of a training in MLflow, which never stand in its way: what a tracker that is down does not take is kept.
+"""MLflow runs of a training that tolerate an unreachable tracker.
 
-In: the run folder or a stage's, what is to be said of it, and its result. Out: the training's run, and below it one of each
-stage, opened at the start, else as soon as the tracker answers: at a stage's start or end, or by the next `uniavgen train`,
-which also sends the metrics that waited.
+A training has one run, and each stage a child run. A run is opened at the start; if the tracker does not
+answer then, it is opened at the start or the end of a stage, or by the next `uniavgen train`, which also
+sends the metrics that waited.
 """
 
 from __future__ import annotations
@@ -13,50 +13,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from uniavgen.orchestration.tracking.mlflow_runs import Run, TrackingConfig, impatient, open_run, survivable
+from uniavgen.orchestration.tracking.mlflow_runs import Run, fail_fast, open_run, warn_on_error
 from uniavgen.orchestration.tracking.step_log import Backlog, StepLogger
 
 if TYPE_CHECKING:
+    from uniavgen.orchestration.tracking.config import TrackingConfig
     from uniavgen.train.launch import StageResult
 
 
 @dataclass
 class Record:
-    """What a run is made of. `about` tells it, once, what it is; `note` describes it as it stands, with the error that ended
-    it or ""; `parent` is the one above it."""
+    """A run that may not be open yet.
+
+    `log_inputs` is called once on the new run. `note` returns the description for an error message ("" for
+    none).
+    """
 
     config: TrackingConfig
     home: Path
     name: str
-    about: Callable[[Run], None]
+    log_inputs: Callable[[Run], None]
     note: Callable[[str], str]
     parent: Record | None = None
     run: Run | None = None
 
     def open(self) -> Run | None:
-        """The run; None while the tracker does not answer."""
+        """The run, opened if needed; None while the tracker does not answer."""
         if self.run or (self.parent and not self.parent.open()):
             return self.run
-        with survivable(self.what):
+        with warn_on_error(self.label):
             self.run = open_run(
                 self.config, self.home, self.name, parent=self.parent.run if self.parent else None
             )
-            self.about(self.run)
+            self.log_inputs(self.run)
             self.run.describe(self.note)
         return self.run
 
     @property
-    def what(self) -> str:
-        """What the tracker did not take where it is away."""
+    def label(self) -> str:
+        """What the warning says was not recorded."""
         return f"the run of {self.name}"
 
     def describe(self) -> None:
-        """Say anew how it stands."""
+        """Update the description."""
         if run := self.open():
             run.describe(self.note)
 
     def end(self, error: BaseException | None) -> None:
-        """Say how it ended."""
+        """Describe and end the run; `error` is what ended the work, None if it succeeded."""
         if run := self.open():
             run.describe(self.note, error)
             run.end(type(error) if error else None)
@@ -64,15 +68,15 @@ class Record:
 
 @dataclass
 class StageRecord(Record):
-    """A stage's run; `home` is the stage's folder."""
+    """The run of a stage; `home` is the stage's folder."""
 
     @property
-    def what(self) -> str:
-        return f"{self.name}, whose metrics wait in {self.log}"
+    def label(self) -> str:
+        return f"{self.name}; its metrics are kept in {self.log}"
 
     @property
     def log(self) -> Path:
-        """Where every metric goes first."""
+        """The file that gets every metric first."""
         return (self.home / "metrics.jsonl").absolute()
 
     @property
@@ -80,36 +84,36 @@ class StageRecord(Record):
         return StepLogger(self.run, self.log)
 
     def end(self, error: BaseException | None) -> None:
-        """Send what waits and say how the stage ended."""
+        """Send the metrics that wait, then describe and end the run."""
         if run := self.open():
-            with survivable(f"all metrics; the next run of this stage sends the rest of {self.log}"):
+            with warn_on_error(f"all metrics of {self.log}; the next run of this stage sends the others"):
                 Backlog(run, self.log).send()
         super().end(error)
 
-    def finished(self, result: StageResult) -> None:
-        """What the stage came to, and its weights as the next version of the registered model."""
+    def log_result(self, result: StageResult) -> None:
+        """Record the stage's outcome, and its weights as the next version of the registered model."""
         run = self.open()
         if not run:
             return
         stage = self.home.name
-        with survivable(f"what {self.name} came to"):
+        with warn_on_error(f"the outcome of {self.name}"):
             run.params({f"parameters.{part}": count for part, count in result.parameters.items()})
-            figures = {"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share}
-            run.metrics({f"outcome/{name}": value for name, value in figures.items()})
-            after = {f"loss_{name}": value for name, value in result.fixed_end.items()}
+            speed = {"samples_per_s": result.samples_per_s, "data_wait_share": result.data_wait_share}
+            run.metrics({f"outcome/{name}": value for name, value in speed.items()})
+            losses = {f"loss_{name}": value for name, value in result.fixed_end.items()}
             if self.parent and self.parent.run:
                 self.parent.run.metrics(
-                    {f"{stage}/{name}": value for name, value in (figures | after).items()}
+                    {f"{stage}/{name}": value for name, value in (speed | losses).items()}
                 )
             model = self.config.registered_model
-            # a tracker that was down when the stage ended has none of it yet
-            if model and (result.ran or not run.registered(model)):
-                run.register(model, result.weights, stage)
+            # a tracker that was down when the stage ended has no version yet
+            if model and (result.ran or not run.has_registered_model(model)):
+                run.register_model(model, result.weights, stage)
 
-    def films(self, folder: Path) -> None:
-        """Store the films of val that the stage made."""
+    def log_validation_videos(self, folder: Path) -> None:
+        """Store the stage's validation videos as artifacts."""
         run = self.open()
-        with survivable(f"the films of {self.name}, which stand in {folder}"):
+        with warn_on_error(f"the validation videos of {self.name}; they are in {folder}"):
             if run:
                 run.artifact(folder, "validation")
 
@@ -119,8 +123,8 @@ Kind = TypeVar("Kind", bound=Record)
 
 @contextmanager
 def recorded(record: Kind) -> Iterator[Kind]:
-    """Open the run, and end it as the block ends."""
-    impatient()  # workers and their GPUs would wait for a client that waits for its server
+    """Open the run, and end it at the end of the block."""
+    fail_fast()  # training workers with their GPUs would wait for the client
     record.open()
     try:
         yield record

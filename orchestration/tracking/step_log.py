@@ -1,8 +1,8 @@
-"""A stage's metrics: lines of a file first, then MLflow's. A tracker that is down gets them once it answers again.
+"""Metrics of a stage: first a line in `metrics.jsonl`, then MLflow.
 
-Goes in: steps and their figures, from the first training worker. Comes out: `metrics.jsonl`, one line a call with step, time
-and figures, and how far MLflow has it in `metrics.sent`. A thread sends, so that training never waits for a tracker; what it
-has not sent when the worker ends, or when that is killed, `Backlog.send` sends from whoever comes next.
+The first training rank writes one line per call: step, time, values. `metrics.sent` holds how many bytes of
+the file MLflow has. A thread sends the lines, so training never waits for the tracker. Lines that were not
+sent when the process ended are sent by the next one (`Backlog.send`).
 """
 
 from __future__ import annotations
@@ -15,111 +15,117 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniavgen.orchestration.tracking.mlflow_runs import Run, impatient
+from uniavgen.orchestration.output.console import first_line
+from uniavgen.orchestration.tracking.mlflow_runs import Run, fail_fast
 from uniavgen.shards.jsonl import append_row, read_rows
 
 SMOOTHED = ("loss/", "task/")
-"""Beginnings of figures that are also logged smoothed."""
-KEEP = 0.98
-"""Share of the smoothed figure that a step keeps: about the last 50 steps count; our choice."""
+"""Prefixes of metrics that are also logged smoothed."""
+DECAY = 0.98
+"""Decay of the exponential moving average: about the last 50 steps count. Heuristic."""
 BATCH = 500
-"""Lines that are read and sent at once at most."""
-LONGEST_PAUSE_S = 60.0
+"""Maximum number of lines that are read and sent at once."""
+MAX_PAUSE_S = 60.0
+"""Longest pause between two attempts to reach the tracker."""
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """The lines of a metrics file that MLflow has not got yet."""
+    """The lines of a metrics file that MLflow does not have yet."""
 
     run: Run
     log: Path
 
     @property
-    def mark(self) -> Path:
-        """The file that tells how many bytes of the log were sent."""
+    def offset_file(self) -> Path:
+        """The file with the number of bytes of the log that were sent."""
         return self.log.with_suffix(".sent")
 
     def send(self) -> int:
-        """Send what waits, oldest first, and say how many lines that were. Raises what the tracker raises; what was sent
-        before that stays sent."""
+        """Send the waiting lines, oldest first, and return their number.
+
+        Raises what MLflow raises; lines sent before the error count as sent.
+        """
         count = 0
-        while (found := read_rows(self.log, self._sent(), BATCH)).end > self._sent():
-            if found.damaged:
-                print(f"warning: {found.damaged} damaged lines of {self.log} are passed over", flush=True)
-            self.run.metrics_of([(row.pop("step"), row.pop("time", time.time()), row) for row in found.rows])
-            part = self.mark.with_suffix(".part")
-            part.write_text(str(found.end))
-            os.replace(part, self.mark)
-            count += len(found.rows)
+        while (batch := read_rows(self.log, self._offset(), BATCH)).end > self._offset():
+            if batch.damaged:
+                print(f"warning: {batch.damaged} damaged lines of {self.log} are skipped", flush=True)
+            self.run.metrics_of_steps(
+                [(row.pop("step"), row.pop("time", time.time()), row) for row in batch.rows]
+            )
+            unfinished = self.offset_file.with_suffix(".part")
+            unfinished.write_text(str(batch.end))
+            os.replace(unfinished, self.offset_file)
+            count += len(batch.rows)
         return count
 
-    def _sent(self) -> int:
-        return int(self.mark.read_text()) if self.mark.is_file() else 0
+    def _offset(self) -> int:
+        return int(self.offset_file.read_text()) if self.offset_file.is_file() else 0
 
 
 @dataclass(frozen=True)
 class StepLogger:
-    """Builds the trainer's `on_metrics`: picklable, sent to the first worker, which calls it to get the function.
+    """Picklable factory of the trainer's `on_metrics`: the first training rank calls it to get the function.
 
-    Without a run the lines wait for whoever opens one.
+    Without a run the lines wait in the file.
     """
 
     run: Run | None
     log: Path
 
     def __call__(self) -> Callable[[int, dict[str, float]], None]:
-        impatient()  # a tracker that does not answer is asked again by the thread, not by the client
-        news, smooth = threading.Event(), last_smoothed(self.log)
+        fail_fast()  # the sending thread repeats failed requests, not the client
+        new_lines, smoothed = threading.Event(), read_smoothed(self.log)
         if self.run:
             threading.Thread(
-                target=_keep_sending, args=(Backlog(self.run, self.log), news), daemon=True
+                target=_send_in_background, args=(Backlog(self.run, self.log), new_lines), daemon=True
             ).start()
 
         def on_metrics(step: int, values: dict[str, float]) -> None:
             for name, value in values.items():
                 if name.startswith(SMOOTHED) and math.isfinite(value):
-                    known = smooth.get(name, value)
-                    smooth[name] = KEEP * known + (1 - KEEP) * value
-            smoothed = {f"smoothed/{name}": smooth[name] for name in values if name in smooth}
-            append_row(self.log, {"step": step, "time": time.time(), **values, **smoothed})
-            news.set()
+                    before = smoothed.get(name, value)
+                    smoothed[name] = DECAY * before + (1 - DECAY) * value
+            averages = {f"smoothed/{name}": smoothed[name] for name in values if name in smoothed}
+            append_row(self.log, {"step": step, "time": time.time(), **values, **averages})
+            new_lines.set()
 
         return on_metrics
 
 
-def last_smoothed(log: Path) -> dict[str, float]:
-    """Where the smoothed figures of an earlier process stand, without their prefix."""
-    found: dict[str, float] = {}
+def read_smoothed(log: Path) -> dict[str, float]:
+    """Latest smoothed metrics in the log, without the prefix `smoothed/`: a resumed stage continues them."""
+    latest: dict[str, float] = {}
     end = -1
-    while (part := read_rows(log, max(end, 0), BATCH)).end > end:
-        end = part.end
-        for row in part.rows:
-            found |= {
+    while (batch := read_rows(log, max(end, 0), BATCH)).end > end:
+        end = batch.end
+        for row in batch.rows:
+            latest |= {
                 name.removeprefix("smoothed/"): value
                 for name, value in row.items()
                 if name.startswith("smoothed/")
             }
-    return found
+    return latest
 
 
-def _keep_sending(backlog: Backlog, news: threading.Event) -> None:
-    """Send whenever there is news; while the tracker is away, ask again after longer and longer pauses."""
+def _send_in_background(backlog: Backlog, new_lines: threading.Event) -> None:
+    """Send whenever there are new lines. While the tracker does not answer, retry with growing pauses."""
     pause = 0.0
     while True:
-        news.wait()
-        news.clear()
+        new_lines.wait()
+        new_lines.clear()
         try:
             backlog.send()
-        except Exception as error:  # any defect of the tracker is survivable
+        except Exception as error:  # no error of the tracker may stop the training
             if not pause:
-                reason = (str(error).strip().splitlines() or ["no message"])[0][:200]
                 print(
-                    f"warning: MLflow does not take metrics ({reason}); {backlog.log} keeps them until it does",
+                    f"warning: MLflow does not accept metrics ({first_line(error)}); "
+                    f"they are kept in {backlog.log} and sent later",
                     flush=True,
                 )
-            pause = min(LONGEST_PAUSE_S, max(1.0, 2 * pause))
+            pause = min(MAX_PAUSE_S, max(1.0, 2 * pause))
             time.sleep(pause)
-            news.set()
+            new_lines.set()
             continue
         if pause:
             print("MLflow answers again and has all metrics", flush=True)

@@ -11,7 +11,7 @@ import soundfile
 from paths import MEDIA
 
 from uniavgen.ingest.config import CutConfig
-from uniavgen.orchestration.commands.corpus_jobs import forecast_corpus, ingest_corpus
+from uniavgen.orchestration.commands.ingest import forecast_corpus, ingest_corpus
 from uniavgen.orchestration.config import Config
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.sample import FaceTrack, decode_video

@@ -16,7 +16,7 @@ import torch
 from in_memory import Clocks, InMemory, plan
 
 from uniavgen.orchestration.config import load_config
-from uniavgen.orchestration.planning.training_plan import gpu_named, stage_cost
+from uniavgen.orchestration.planning.training_plan import find_gpu, stage_cost
 from uniavgen.train.checkpoint import saving
 from uniavgen.train.checkpoint.run_folder import RunFolder, digest
 from uniavgen.train.checkpoint.saving import write_hashed
@@ -185,7 +185,7 @@ def at_the_papers_size(rate: float) -> None:
     print(f"{'under 2 % from':>18}")
     for stage in config.stages:
         whole, learns = stage_parameters(config, stage)
-        between = config.checkpoint.every * stage_cost(config, stage, WORKERS, gpu_named(CARD), MFU, 0).step_s
+        between = config.checkpoint.every * stage_cost(config, stage, WORKERS, find_gpu(CARD), MFU, 0).step_s
         size = 12 * learns + 2 * whole
         own = max(12 * learns / WORKERS, 2 * whole) * (1 / rate + 1 / COPY)
         stalls = [own, *(max(own, size / store) for store in STORES)]

@@ -1,4 +1,4 @@
-"""Settings: what composes, what is refused and what the refusal says."""
+"""Configuration: layers, presets, and errors for unknown or wrong settings."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.options import PAPER_MIX
 
 
-def test_the_tiny_preset_is_the_defaults_in_code() -> None:
+def test_tiny_preset_is_the_defaults_in_code() -> None:
     assert load_config("tiny") == Config()
 
 
@@ -20,7 +20,7 @@ def test_every_preset_is_valid(name: str) -> None:
     assert [stage.name for stage in load_config(name).train.stages] == ["audio", "joint", "multitask"]
 
 
-def test_the_paper_preset_is_the_published_model_and_table() -> None:
+def test_paper_preset_is_the_published_model_and_table() -> None:
     train = load_config("paper").train
     assert train.model == ModelConfig.paper()
     table = [(stage.name, stage.batch, stage.lr, stage.steps, stage.takes_from) for stage in train.stages]
@@ -38,15 +38,15 @@ def test_the_paper_preset_is_the_published_model_and_table() -> None:
     assert lambdas == [(0.1, 0.0), (0.0, 0.0)]
 
 
-def test_the_audio_shards_of_the_paper_preset_can_be_elsewhere() -> None:
-    there = load_config(
+def test_audio_shards_of_the_paper_preset_can_be_replaced() -> None:
+    config = load_config(
         "paper", assignments=["train.stages.0.emilia.shards=[/data/Emilia/EN, s3://bucket/EN]"]
     )
-    emilia = there.train.stage("audio").emilia
+    emilia = config.train.stage("audio").emilia
     assert (emilia.shards, emilia.languages) == (["/data/Emilia/EN", "s3://bucket/EN"], ["en"])
 
 
-def test_later_layers_win(tmp_path: Path) -> None:
+def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("train: {seed: 5, workers: 1}\n")
     train = load_config("tiny", file, ["train.seed=7", "train.stages.1.steps=3"]).train
@@ -64,16 +64,16 @@ def test_later_layers_win(tmp_path: Path) -> None:
         ("train.stages.joint.steps=3", "train.stages.joint"),
     ],
 )
-def test_a_wrong_assignment_is_a_usage_error_in_one_line(assignment: str, message: str) -> None:
+def test_wrong_assignment_is_a_usage_error_in_one_line(assignment: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_config("tiny", None, [assignment])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_file_names_the_file(tmp_path: Path) -> None:
+def test_error_in_a_file_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    for content, message in (("train: {sed: 1}", "did you mean train.seed"), ("a: [", "no YAML")):
+    for content, message in (("train: {sed: 1}", "did you mean train.seed"), ("a: [", "not valid YAML")):
         file.write_text(content)
         with pytest.raises(UserError, match=message) as caught:
             load_config("tiny", file)
@@ -82,11 +82,10 @@ def test_a_wrong_file_names_the_file(tmp_path: Path) -> None:
         load_config("tiny", tmp_path / "absent.yaml")
 
 
-def test_an_unknown_preset_lists_the_known_ones() -> None:
+def test_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="laptop, paper, tiny"):
         load_config("huge")
 
 
-def test_known_keys_reach_into_every_section() -> None:
-    keys = known_keys(Config)
-    assert {"train.seed", "curate.split.val_share", "tracking.uri"} <= set(keys)
+def test_known_keys_include_nested_settings() -> None:
+    assert {"train.seed", "curate.split.val_share", "tracking.uri"} <= set(known_keys())

@@ -19,7 +19,7 @@ from uniavgen.ingest.measures.picture_quality import (
 from uniavgen.ingest.records import FrameTable, Probe
 from uniavgen.orchestration.demo.face import animate
 from uniavgen.orchestration.demo.visemes import Phone
-from uniavgen.orchestration.video_file import write_movie
+from uniavgen.orchestration.output.video_file import write_video
 
 PROBE = Probe(2.0, 256, 256, 16.0, "h264", "", False, bit_rate=100_000.0, interlaced_ratio=0.25)
 
@@ -69,7 +69,7 @@ def shifted(picture: np.ndarray, step: int) -> np.ndarray:
 def encoded(path: Path, pictures: np.ndarray, **encoding: Any) -> tuple[np.ndarray, Probe]:
     """The pictures after a real encode and decode."""
     limits = LimitConfig()
-    write_movie(path, pictures, pictures.shape[1:3], None, encoding={"vcodec": "libx264", **encoding})
+    write_video(path, pictures, pictures.shape[1:3], None, encoding={"vcodec": "libx264", **encoding})
     probe = probe_video(str(path), limits)
     return np.stack(
         list(media.decode_frames(str(path), probe, 512, 25, path.with_suffix(".tiny"), limits))

@@ -1,4 +1,4 @@
-"""Tables and progress show texts as they are, whatever signs are in them; in a log a table's words stay whole."""
+"""Console output: brackets in texts are not markup; wide tables stay complete in a log."""
 
 import os
 import subprocess
@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from uniavgen.orchestration import console
+from uniavgen.orchestration.output import console
 
 
-def test_brackets_in_titles_and_cells_are_shown_and_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_tables_are_not_markup(capfd: pytest.CaptureFixture[str]) -> None:
     # a name with a closing tag would end the command with an error of the display
     console.table("shards in /data/[new]", ("file", "hours"), [("show [1080p].mp4", 1.5), ("[/x]", None)])
     said = capfd.readouterr().err
@@ -17,13 +17,13 @@ def test_brackets_in_titles_and_cells_are_shown_and_are_no_markup(capfd: pytest.
         assert text in said
 
 
-def test_brackets_in_a_progress_label_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_progress_labels_are_not_markup(capfd: pytest.CaptureFixture[str]) -> None:
     with console.progress("to s3://bucket/[new]", total=1) as bar:
-        bar.advance(bar.task_ids[0])
+        bar.advance()
     assert "to s3://bucket/[new]" in capfd.readouterr().err
 
 
-WIDE = "from uniavgen.orchestration.console import table; table('orders', [f'measure {n}' for n in range(9)], [['reproduced'] * 9])"
+WIDE = "from uniavgen.orchestration.output.console import table; table('orders', [f'measure {n}' for n in range(9)], [['reproduced'] * 9])"
 
 
 def in_a_log(**environment: str) -> list[str]:
@@ -34,6 +34,6 @@ def in_a_log(**environment: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-def test_a_wide_table_is_whole_in_a_log_unless_columns_say_how_wide_it_is() -> None:
+def test_wide_table_is_complete_in_a_log_unless_columns_is_set() -> None:
     assert any(line.count("reproduced") == 9 for line in in_a_log())
     assert max(map(len, in_a_log(COLUMNS="60"))) == 60

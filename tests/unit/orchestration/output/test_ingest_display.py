@@ -1,4 +1,4 @@
-"""What a person sees of an ingest: every count, the time left where it can be known, and the line to type next."""
+"""Ingest display: counts, time left, log lines, failures, and the commands to run next."""
 
 import io
 import shlex
@@ -12,16 +12,16 @@ from rich.text import Text
 
 from uniavgen.ingest.engine.forecast import pace
 from uniavgen.ingest.engine.progress import IngestSummary, Lost, Progress, StepProgress, StepSummary
-from uniavgen.orchestration import ingest_display
-from uniavgen.orchestration.ingest_display import (
+from uniavgen.orchestration.output import ingest_display
+from uniavgen.orchestration.output.ingest_display import (
     IngestDisplay,
-    line,
+    live_view,
+    log_line,
     lost_rows,
     next_steps,
+    share_done,
     step_rows,
-    steps_done,
     time_left_s,
-    view,
 )
 
 STEPS = (
@@ -51,13 +51,13 @@ def text_of(renderable: RenderableType, width: int = 120) -> str:
     return written.getvalue()
 
 
-def test_the_display_tells_every_step_with_its_counts_and_speed() -> None:
-    shown = text_of(view(progress(), 61.0))
+def test_live_view_shows_counts_and_speed_of_every_step() -> None:
+    shown = text_of(live_view(progress(), 61.0))
     rows = {row.split()[0]: row.split()[1:6] for row in shown.splitlines() if row.split()}
     assert rows["probe"] == ["7", "·", "·", "1", "70.0"]
     assert rows["faces"] == ["4", "1", "2", "·", "2.0"]
     assert rows["cut"] == ["3", "1", "3", "·", "5.0"]
-    for words in (
+    for text in (
         "4 of 8 sources",
         "about 1:01 left",
         "12 clips",
@@ -65,18 +65,18 @@ def test_the_display_tells_every_step_with_its_counts_and_speed() -> None:
         "1.20 video s/s",
         "/v/a.mp4",
     ):
-        assert words in shown
+        assert text in shown
 
 
-def test_the_bar_moves_while_one_long_source_is_measured() -> None:
+def test_share_done_grows_during_one_long_source() -> None:
     steps = (StepProgress("probe", done=1), StepProgress("faces", running=1), StepProgress("cut", queued=2))
-    assert steps_done(progress(done=0, total=1, steps=steps)) == 0.25
-    assert steps_done(progress(done=3, total=4, steps=())) == 0.75
-    assert steps_done(progress(done=0, total=0, steps=())) == 0.0
+    assert share_done(progress(done=0, total=1, steps=steps)) == 0.25
+    assert share_done(progress(done=3, total=4, steps=())) == 0.75
+    assert share_done(progress(done=0, total=0, steps=())) == 0.0
 
 
-def test_the_pace_of_weeks_is_kept_in_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest_display, "HISTORY", 50)
+def test_history_of_a_long_ingest_is_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_display, "MAX_HISTORY", 50)
     display = IngestDisplay(Console(file=io.StringIO()))
     for second in range(5000):
         display.update(
@@ -87,10 +87,10 @@ def test_the_pace_of_weeks_is_kept_in_little_room(monkeypatch: pytest.MonkeyPatc
     assert pace(display.history) == pytest.approx((0.0, 2.0), abs=1e-6)
 
 
-def test_a_narrow_terminal_gets_no_broken_rows() -> None:
-    told = text_of(view(progress(latest="/a/very/long/path" * 20), 5.0), width=80)
-    assert all(len(row) <= 80 for row in told.splitlines())
-    assert len(told.splitlines()) == len(text_of(view(progress(), 5.0), width=80).splitlines())
+def test_live_view_fits_a_narrow_terminal() -> None:
+    shown = text_of(live_view(progress(latest="/a/very/long/path" * 20), 5.0), width=80)
+    assert all(len(row) <= 80 for row in shown.splitlines())
+    assert len(shown.splitlines()) == len(text_of(live_view(progress(), 5.0), width=80).splitlines())
 
 
 @given(
@@ -98,26 +98,26 @@ def test_a_narrow_terminal_gets_no_broken_rows() -> None:
     st.floats(0.5, 16),
     st.floats(0, 60),
 )
-def test_time_left_is_the_waiting_work_over_the_rate(
+def test_time_left_is_waiting_work_over_rate(
     rows: list[tuple[int, int, float]], workers: float, start_s: float
 ) -> None:
-    """Steps of constant cost, `workers` always busy: what is left takes waiting work / workers."""
+    """With steps of constant cost and `workers` always busy, the time left is waiting work / workers."""
     steps = tuple(
         StepProgress(str(i), done=d, queued=q, seconds=d * cost) for i, (d, q, cost) in enumerate(rows)
     )
     spent = sum(step.seconds for step in steps)
-    news = progress(done=1, total=100, steps=steps, elapsed_s=start_s + spent / workers)
+    report = progress(done=1, total=100, steps=steps, elapsed_s=start_s + spent / workers)
     waiting = sum(queued * cost for _, queued, cost in rows)
-    assert time_left_s(news, start_s) == pytest.approx(waiting / workers, rel=1e-6, abs=1e-6)
+    assert time_left_s(report, start_s) == pytest.approx(waiting / workers, rel=1e-6, abs=1e-6)
 
 
-def test_time_left_is_unknown_before_a_step_has_ended_once_and_zero_at_the_end() -> None:
+def test_time_left_is_unknown_before_every_step_finished_once_and_zero_at_the_end() -> None:
     assert time_left_s(progress(steps=(*STEPS, StepProgress("new", queued=8))), 0.0) is None
     assert time_left_s(progress(steps=()), 0.0) is None
     assert time_left_s(progress(done=8), 0.0) == 0.0
 
 
-def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_gets_one_line_every_ten_seconds_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(ingest_display.time, "monotonic", lambda: now)
     written = io.StringIO()
@@ -127,11 +127,11 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(monkeypatch: pyt
             now += 0.5
     lines = written.getvalue().splitlines()
     assert len(lines) == 3 + 1
-    assert all("ingest 4/8 sources" in told and "\x1b" not in told for told in lines)
-    assert "running: faces 1, cut 1" in line(progress(), None)
+    assert all("ingest 4/8 sources" in line and "\x1b" not in line for line in lines)
+    assert "running: faces 1, cut 1" in log_line(progress(), None)
 
 
-def test_failures_are_told_once_each_and_not_without_end() -> None:
+def test_each_failure_is_printed_once_up_to_a_limit() -> None:
     written = io.StringIO()
     with IngestDisplay(Console(file=written, width=200)) as display:
         for number in range(100):
@@ -139,12 +139,12 @@ def test_failures_are_told_once_each_and_not_without_end() -> None:
                 display.update(
                     progress(latest=f"/v/{number}.mp4", failure=f"no video here (/v/{number}.mp4)")
                 )
-    told = [row for row in written.getvalue().splitlines() if row.startswith("failed: ")]
-    assert len(told) == len(set(told)) == ingest_display.FAILURES_TOLD
+    lines = [line for line in written.getvalue().splitlines() if line.startswith("failed: ")]
+    assert len(lines) == len(set(lines)) == ingest_display.MAX_FAILURE_LINES
     assert "failures table" in written.getvalue()
 
 
-def test_a_terminal_shows_the_moving_display_and_keeps_one_line_of_it() -> None:
+def test_terminal_shows_the_live_view_and_keeps_one_line() -> None:
     written = io.StringIO()
     with IngestDisplay(Console(file=written, width=300, height=40, force_terminal=True)) as display:
         display.update(progress())
@@ -156,7 +156,7 @@ def test_a_terminal_shows_the_moving_display_and_keeps_one_line_of_it() -> None:
     )
 
 
-def test_the_cost_table_adds_up_and_the_costliest_failure_comes_first() -> None:
+def test_cost_table_adds_up_and_the_costliest_failure_is_first() -> None:
     steps = {"probe": StepSummary(4, 1, 1, 1.0, 40.0), "faces": StepSummary(4, 0, 0, 9.0, 40.0)}
     lost = {"no-video": Lost(3, 0, 0.0), "timeout": Lost(1, 5, 7200.0)}
     summary = IngestSummary(sources=4, video_seconds=40.0, seconds=8.0, steps=steps, lost=lost)
@@ -169,7 +169,7 @@ def test_the_cost_table_adds_up_and_the_costliest_failure_comes_first() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=3))
-def test_the_next_line_can_be_typed_as_it_stands(sources: list[str]) -> None:
+def test_next_command_can_be_pasted_into_a_shell(sources: list[str]) -> None:
     hints = next_steps(IngestSummary(failures={"timeout": 1}, clips=3), sources, "my corpus")
     typed = shlex.split(hints[0].partition(": ")[2])
     assert typed == ["uniavgen", "ingest", *sources, "--corpus", "my corpus", "--retry"]

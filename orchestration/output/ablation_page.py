@@ -1,7 +1,4 @@
-"""The ablation's page: our figures drawn beside the paper's, table by table, and the verdicts. Works offline.
-
-In: the summary of `orchestration.ablation`. Out: one HTML file.
-"""
+"""The HTML page of `uniavgen ablate`: measured values beside the paper's, and verdicts. It works offline."""
 
 from __future__ import annotations
 
@@ -11,32 +8,38 @@ from typing import Any
 from uniavgen.shards.atomic_files import replace_file
 
 SHOWN = {"sync": "LS", "timbre": "TC", "expression": "EC"}
-"""Measures that are drawn, and the paper's whose roles they take."""
+"""Drawn measures -> the measure of the paper that each corresponds to."""
 
-OURS, SEED, PAPER, LEVEL = "#1f5fa8", "#6fa3dc", "#b5651d", "#999999"
+MEASURED, SEED, PAPER, LEVEL = "#1f5fa8", "#6fa3dc", "#b5651d", "#999999"
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Ablations on the small world</title>
+<html lang="en"><head><meta charset="utf-8"><title>Ablations on the synthetic data set</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+body {
+  font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em;
+}
 h1 { font-size: 1.6em; } h2 { font-size: 1.15em; margin: 2em 0 0.3em; }
 table { border-collapse: collapse; font-size: 0.9em; } th, td { padding: 0.2em 0.8em; text-align: left; }
 th { border-bottom: 2px solid #ccc; } td { border-bottom: 1px solid #eee; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
-.reproduced { color: #1a7f37; font-weight: 600; } .reversed { color: #b42318; font-weight: 600; } .undecided { color: #777; }
+.reproduced { color: #1a7f37; font-weight: 600; } .reversed { color: #b42318; font-weight: 600; }
+.undecided { color: #777; }
 </style></head><body>
-<h1>Ablations on the small world</h1>
-<p>{{ counts }} of the {{ total }} orders that the paper reports, over {{ seeds }} seeds. Dots are seeds, diamonds their
-mean with Student's 95 % interval; dotted lines are unrelated picture and sound (left) and the world's own law (right). Ours
-and the paper's figures measure the same idea on different scales: compare orders, not numbers. With so many comparisons
-about {{ chance }} would pass by luck at this confidence if nothing were there.</p>
+<h1>Ablations on the synthetic data set</h1>
+<p>The paper reports {{ total }} orders between two rows of a table.
+Here: {{ counts }}, over {{ seeds }} seeds.
+Dots are seeds. Diamonds are their means, with the 95 % interval of Student's t.
+Dotted lines are reference levels: unrelated video and audio (left), the law of the data set (right).
+Measured and published values are on different scales: compare orders, not numbers.
+If no row were better than another, about {{ chance }} comparisons would still count as reproduced.</p>
 {% for figure in figures %}<h2>{{ figure.title }}</h2>{{ figure.html }}
 {% endfor %}
 <h2>Orders</h2>
 <table><tr><th>table</th><th>measure</th><th>better</th><th>worse</th><th class="n">paper</th>
-<th class="n">ours, difference</th><th class="n">confidence</th><th></th></tr>
-{% for v in verdicts %}<tr><td>{{ v.table }}</td><td>{{ v.role }}</td><td>{{ v.better }}</td><td>{{ v.worse }}</td>
-<td class="n">{{ v.paper }}</td><td class="n">{{ v.ours }}</td><td class="n">{{ "%.3f" % v.confidence }}</td>
+<th class="n">measured difference</th><th class="n">confidence</th><th>verdict</th></tr>
+{% for v in verdicts %}<tr><td>{{ v.table }}</td><td>{{ v.role }}</td>
+<td>{{ v.better }}</td><td>{{ v.worse }}</td><td class="n">{{ v.paper }}</td>
+<td class="n">{{ v.measured }}</td><td class="n">{{ "%.3f" % v.confidence }}</td>
 <td class="{{ v.judgement }}">{{ v.judgement }}</td></tr>
 {% endfor %}</table>
 </body></html>
@@ -44,11 +47,11 @@ about {{ chance }} would pass by luck at this confidence if nothing were there.<
 
 
 def write_page(path: Path, summary: dict[str, Any]) -> Path:
-    """Draw every table and write the page; returns its path."""
+    """Draw every table, write the page, and return its path."""
     from jinja2 import Environment
 
     figures = [
-        {"title": table["title"], "html": draw(table, summary["levels"], first=number == 0)}
+        {"title": table["title"], "html": draw_table(table, summary["levels"], first=number == 0)}
         for number, table in enumerate(summary["tables"])
     ]
     verdicts = [
@@ -56,8 +59,8 @@ def write_page(path: Path, summary: dict[str, Any]) -> Path:
             **verdict,
             "paper": "best"
             if None in verdict["paper"]
-            else " > ".join(f"{figure:g}" for figure in verdict["paper"]),
-            "ours": "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**verdict["difference"]),
+            else " > ".join(f"{value:g}" for value in verdict["paper"]),
+            "measured": "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**verdict["difference"]),
         }
         for verdict in summary["verdicts"]
     ]
@@ -74,14 +77,16 @@ def write_page(path: Path, summary: dict[str, Any]) -> Path:
     return path
 
 
-def draw(table: dict[str, Any], levels: dict[str, dict[str, float]], *, first: bool) -> str:
-    """One table as HTML: ours in the upper panels, the paper's below where it gives figures. Only the first carries the
-    drawing code."""
+def draw_table(table: dict[str, Any], levels: dict[str, dict[str, float]], *, first: bool) -> str:
+    """One table as HTML: measured values in the upper panels, the paper's below if it gives any.
+
+    Only the `first` one includes plotly's JavaScript.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     published = any(row["paper"] for row in table["rows"])
-    titles = [f"{name} (role of {role})" for name, role in SHOWN.items()]
+    titles = [f"{name} (corresponds to {role})" for name, role in SHOWN.items()]
     titles += [f"paper: {role}" for role in SHOWN.values()] if published else []
     figure = make_subplots(
         rows=2 if published else 1,
@@ -102,20 +107,22 @@ def draw(table: dict[str, Any], levels: dict[str, dict[str, float]], *, first: b
                 1,
                 column,
             )
-        found = [row["measures"][measure] for row in table["rows"]]
-        means = [entry["mean"] for entry in found]
-        half = [entry["high"] - entry["mean"] for entry in found]
-        marker = {"color": OURS, "size": 10, "symbol": "diamond"}
-        bars = {"type": "data", "array": half, "color": OURS}
+        intervals = [row["measures"][measure] for row in table["rows"]]
+        means = [entry["mean"] for entry in intervals]
+        half = [entry["high"] - entry["mean"] for entry in intervals]
+        marker = {"color": MEASURED, "size": 10, "symbol": "diamond"}
+        bars = {"type": "data", "array": half, "color": MEASURED}
         figure.add_trace(go.Scatter(x=means, y=names, mode="markers", marker=marker, error_x=bars), 1, column)
         for level in levels.values():
             figure.add_vline(x=level[measure], line={"dash": "dot", "color": LEVEL}, row=1, col=column)
-        seen = [seed[measure] for row in table["rows"] for seed in row["seeds"]]
-        figure.update_xaxes(range=span(seen), row=1, col=column)
+        values = [seed[measure] for row in table["rows"] for seed in row["seeds"]]
+        figure.update_xaxes(range=axis_range(values), row=1, col=column)
         if published:
-            figures = [row["paper"].get(role) for row in table["rows"]]
+            published_values = [row["paper"].get(role) for row in table["rows"]]
             marker = {"color": PAPER, "size": 10, "symbol": "diamond"}
-            figure.add_trace(go.Scatter(x=figures, y=names, mode="markers", marker=marker), 2, column)
+            figure.add_trace(
+                go.Scatter(x=published_values, y=names, mode="markers", marker=marker), 2, column
+            )
     figure.update_yaxes(autorange="reversed")
     height = (150 + 34 * len(names)) * (2 if published else 1)
     figure.update_layout(
@@ -124,6 +131,6 @@ def draw(table: dict[str, Any], levels: dict[str, dict[str, float]], *, first: b
     return str(figure.to_html(full_html=False, include_plotlyjs=first, config={"displayModeBar": False}))
 
 
-def span(values: list[float]) -> list[float]:
-    """An axis that shows 0, 1 and every value."""
+def axis_range(values: list[float]) -> list[float]:
+    """Range of an axis that shows 0, 1 and every value."""
     return [min(-0.05, *values) - 0.02, max(1.05, *values) + 0.02]

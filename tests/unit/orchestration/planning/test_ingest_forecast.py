@@ -1,4 +1,4 @@
-"""From a corpus's tables to a forecast, and from the forecast to what came true."""
+"""Forecast from a corpus's tables, and its comparison with the result."""
 
 import json
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def corpus(tmp_path: Path, make_clip: Make, clip_media: dict[str, bytes]) -> Cor
     return made
 
 
-def test_a_sample_is_read_from_the_tables_and_the_files(corpus: Corpus, clip_media: dict[str, bytes]) -> None:
+def test_sampled_sources_are_read_from_tables_and_files(corpus: Corpus, clip_media: dict[str, bytes]) -> None:
     one, bad = sampled_sources(corpus, entries("one", "bad"), "default")
     assert (one.bytes, one.video_s, one.clips, one.clip_s, one.kept_s) == (MEGABYTE, 20.0, 2, 4.0, 2.0)
     assert one.media_bytes == 2 * sum(map(len, clip_media.values()))
@@ -78,28 +78,30 @@ def test_a_sample_is_read_from_the_tables_and_the_files(corpus: Corpus, clip_med
     assert (bad.failed, bad.clips) == (True, 0)
 
 
-def test_a_forecast_comes_true_when_the_rest_is_alike(
+def test_forecast_is_exact_if_the_other_sources_are_alike(
     corpus: Corpus, make_clip: Make, clip_media: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = make_forecast(corpus, Config(), entries("one", "two"), entries("three", "four", "five"), HISTORY)
-    assert json.loads((corpus.root / "forecast.json").read_text()) == told
-    assert (told["sources"], told["sampled"], told["slowest_step"]) == (3, 2, "faces")
-    assert told["figures"]["wall_h"]["mid"] == pytest.approx((10 + 45 / 1.5) / 3600), (
+    forecast = make_forecast(
+        corpus, Config(), entries("one", "two"), entries("three", "four", "five"), HISTORY
+    )
+    assert json.loads((corpus.root / "forecast.json").read_text()) == forecast
+    assert (forecast["sources"], forecast["sampled"], forecast["slowest_step"]) == (3, 2, "faces")
+    assert forecast["figures"]["wall_h"]["mid"] == pytest.approx((10 + 45 / 1.5) / 3600), (
         "three sources of 15 s, 1.5 workers busy"
     )
-    assert show_actual(corpus, IngestSummary()) is None, "nothing came since"
+    assert show_actual(corpus, IngestSummary()) is None, "no ingest since the forecast"
     for source in ("three", "four", "five"):
         add(corpus, make_clip, clip_media, source)
     actual = show_actual(corpus, IngestSummary(sources=3, seconds=42.0))
     assert actual is not None
     assert actual["done"] == 3
     for name in ("video_h", "clips", "clip_h", "kept_h", "kept_share", "media_gb", "stored_gb", "failures"):
-        assert actual["actual"][name] == pytest.approx(told["figures"][name]["mid"]), name
+        assert actual["actual"][name] == pytest.approx(forecast["figures"][name]["mid"]), name
     assert actual["actual"]["wall_h"] == pytest.approx(42 / 3600)
-    assert "3 of the 3 sources" in capsys.readouterr().err
+    assert "3 of 3 predicted sources" in capsys.readouterr().err
 
 
-def test_only_sources_that_were_not_tried_are_foreseen(corpus: Corpus, tmp_path: Path) -> None:
+def test_only_sources_that_were_not_tried_are_predicted(corpus: Corpus, tmp_path: Path) -> None:
     videos = tmp_path / "v"
     videos.mkdir()
     (videos / "new.mp4").write_bytes(b"0123456789")
@@ -112,6 +114,6 @@ def test_only_sources_that_were_not_tried_are_foreseen(corpus: Corpus, tmp_path:
     assert {uri: entry.bytes for uri, entry in waiting.items()} == {str(videos / "new.mp4"): 10}
 
 
-def test_a_sample_of_failures_only_is_no_forecast(corpus: Corpus) -> None:
+def test_no_forecast_from_failures_only(corpus: Corpus) -> None:
     with pytest.raises(UserError, match="none of the sources tried"):
         make_forecast(corpus, Config(), entries("bad"), entries("one"), HISTORY)

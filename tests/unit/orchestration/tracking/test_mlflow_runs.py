@@ -1,23 +1,25 @@
-"""Runs in a real MLflow store: they end as their work ended, and a second command continues the first one's run."""
+"""Runs in a real MLflow store: final status, continued runs, damaged `tracking.json`, code version."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from uniavgen.orchestration.tracking.mlflow_runs import TrackingConfig, code_version, open_run
+from uniavgen import __version__
+from uniavgen.orchestration.tracking.config import TrackingConfig
+from uniavgen.orchestration.tracking.environment import code_version
+from uniavgen.orchestration.tracking.mlflow_runs import open_run
 
 
-def test_a_run_ends_as_its_work_did_and_is_continued(tmp_path: Path) -> None:
+def test_run_is_finished_then_continued_and_failed(tmp_path: Path) -> None:
     config = TrackingConfig(folder=str(tmp_path / "mlflow"))
     client = MlflowClient(config.resolved_uri())
     with open_run(config, tmp_path / "home", "first") as run:
         run.params({"seed": 1})
         run.metrics({"loss": 2.0, "broken": float("nan")}, step=3)
-    found = client.get_run(run.id)
-    assert (found.info.status, found.data.params, found.data.metrics) == (
+    stored = client.get_run(run.id)
+    assert (stored.info.status, stored.data.params, stored.data.metrics) == (
         "FINISHED",
         {"seed": "1"},
         {"loss": 2.0},
@@ -29,7 +31,7 @@ def test_a_run_ends_as_its_work_did_and_is_continued(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"uri": "elsewhere"}', ""])
-def test_a_note_that_names_no_run_of_the_store_is_written_anew(tmp_path: Path, content: str) -> None:
+def test_tracking_file_without_a_run_of_the_store_is_replaced(tmp_path: Path, content: str) -> None:
     config = TrackingConfig(folder=str(tmp_path / "mlflow"))
     note = tmp_path / "tracking.json"
     note.write_text(content)
@@ -38,7 +40,7 @@ def test_a_note_that_names_no_run_of_the_store_is_written_anew(tmp_path: Path, c
     assert json.loads(note.read_text())["run_id"] == run.id
 
 
-def test_a_machine_without_git_tells_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert code_version().startswith(version("uniavgen"))
+def test_code_version_is_the_release_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert code_version().startswith(__version__)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert code_version() == version("uniavgen")
+    assert code_version() == __version__

@@ -1,4 +1,4 @@
-"""A command out of a function of the settings: its own options, the common ones behind them, and how it ends."""
+"""The frame of commands: their own options and the common ones, summary, errors, exit codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from uniavgen.orchestration.command import CorpusOption, Fault, with_settings
+from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, command
 from uniavgen.shards.errors import Stopped, UsageError, UserError
 
 if TYPE_CHECKING:
@@ -36,19 +36,19 @@ def look(
         raise ERRORS[end]
     summary = {"corpus": str(corpus), "times": times, "seed": settings.train.seed}
     if end == "fault":
-        raise Fault(summary)
+        raise CheckFailed(summary)
     return summary
 
 
 @pytest.fixture(scope="module")
 def app() -> typer.Typer:
     made = typer.Typer(rich_markup_mode=None)
-    made.command("look")(with_settings(look))
-    made.command("other")(with_settings(look))
+    made.command("look")(command(look))
+    made.command("other")(command(look))
     return made
 
 
-def test_it_gets_its_own_options_and_the_settings_of_all_layers(app: typer.Typer, tmp_path: Path) -> None:
+def test_body_gets_its_options_and_the_composed_settings(app: typer.Typer, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("train: {seed: 5}")
     words = ["look", "--corpus", "c", "--times", "3", "--config", str(tmp_path / "mine.yaml"), "--json"]
     done = CliRunner().invoke(app, words)
@@ -58,7 +58,7 @@ def test_it_gets_its_own_options_and_the_settings_of_all_layers(app: typer.Typer
     assert CliRunner().invoke(app, ["look", "--corpus", "c"]).stdout == ""
 
 
-def test_a_fault_prints_the_summary_and_exits_with_1(app: typer.Typer) -> None:
+def test_failed_check_prints_the_summary_and_exits_with_1(app: typer.Typer) -> None:
     done = CliRunner().invoke(app, ["look", "--corpus", "c", "--end", "fault", "--json"])
     assert (done.exit_code, json.loads(done.stdout)["corpus"]) == (1, "c")
 
@@ -69,14 +69,14 @@ def test_a_fault_prints_the_summary_and_exits_with_1(app: typer.Typer) -> None:
         ("user", 1, "error: no sound (a.mp4)\n"),
         ("usage", 2, "error: no such thing\n"),
         ("stopped", 143, "stopped after step 3\n"),
-        ("system", 1, "error: No space left on device (/data/x); check path, rights and space\n"),
+        ("system", 1, "error: No space left on device (/data/x); check path, permissions and disk space\n"),
         (
             "bug",
             1,
-            "error: unexpected ZeroDivisionError: division by zero; set UNIAVGEN_TRACE=1 for the trace\n",
+            "error: unexpected ZeroDivisionError: division by zero; set UNIAVGEN_TRACE=1 to see the traceback\n",
         ),
     ],
 )
-def test_every_error_is_one_line_and_an_exit_code(app: typer.Typer, end: str, code: int, said: str) -> None:
+def test_every_error_is_one_line_with_an_exit_code(app: typer.Typer, end: str, code: int, said: str) -> None:
     done = CliRunner().invoke(app, ["look", "--corpus", "c", "--end", end])
     assert (done.exit_code, done.stderr, done.stdout) == (code, said, "")

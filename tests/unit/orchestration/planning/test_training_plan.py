@@ -1,4 +1,4 @@
-"""`uniavgen plan`: the paper's figures, advice that holds, and clear words for what is no cluster."""
+"""`uniavgen plan`: the paper's numbers, the smallest cluster, storage, and errors."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 from made_shards import sample_named, write_tars
 from typer.testing import CliRunner
 
-from uniavgen.orchestration.cli import app
+from uniavgen.orchestration.cli import typer_app
 from uniavgen.orchestration.config import load_config
-from uniavgen.orchestration.planning.training_plan import data_needs, gpu_named, plan_training
+from uniavgen.orchestration.planning.training_plan import data_needs, find_gpu, plan_training
 from uniavgen.shards.buckets import WindowShape
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.config import TrainConfig
@@ -32,36 +32,36 @@ def paper(**deepspeed: object) -> TrainConfig:
     return config.model_copy(update={"deepspeed": config.deepspeed.model_copy(update=deepspeed)})
 
 
-def test_the_paper_size_on_eight_cards_has_the_published_figures() -> None:
-    found = plan_training(load_config("paper"), 8, "h200", 0.4, None, None)
-    assert found["parameters"]["total"] == pytest.approx(7.05e9, rel=0.01)
-    states = found["memory"]["joint"]["zero-2"]["with_checkpointing"]
+def test_paper_preset_on_eight_gpus_has_the_published_numbers() -> None:
+    summary = plan_training(load_config("paper").train, 8, "h200", 0.4, None, None)
+    assert summary["parameters"]["total"] == pytest.approx(7.05e9, rel=0.01)
+    states = summary["memory"]["joint"]["zero-2"]["with_checkpointing"]
     # 2 bytes of weights, and an eighth of 2 + 12 of gradients and optimizer (arXiv 1910.02054)
     assert states["weights"] + states["gradients"] + states["optimizer"] == pytest.approx(
         7.055e9 * (2 + 14 / 8), rel=0.01
     )
-    joint = next(stage for stage in found["stages"] if stage["stage"] == "joint")
+    joint = next(stage for stage in summary["stages"] if stage["stage"] == "joint")
     assert joint["step_s"] == pytest.approx(32 / 8 * 0.86, rel=0.05)
     assert joint["days"] == pytest.approx(joint["step_s"] * 30_000 / 86_400)
-    assert found["deepspeed"]["joint"]["gradient_accumulation_steps"] == 4
-    assert found["fits"] == {"audio": True, "joint": True, "multitask": True}
+    assert summary["deepspeed"]["joint"]["gradient_accumulation_steps"] == 4
+    assert summary["fits"] == {"audio": True, "joint": True, "multitask": True}
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_more_cards_never_need_more_memory_and_zero_saves(zero: int) -> None:
-    config, less = paper(zero_stage=zero), paper(zero_stage=max(zero - 1, 0))
+def test_memory_falls_with_more_gpus_and_higher_zero_stages(zero: int) -> None:
+    config, lower = paper(zero_stage=zero), paper(zero_stage=max(zero - 1, 0))
     stage = config.stage("joint")
     peaks = [stage_memory(config, stage, workers).peak for workers in (1, 2, 4, 8, 16, 32)]
     assert peaks == sorted(peaks, reverse=True)
-    assert peaks[3] <= stage_memory(less, stage, 8).peak
+    assert peaks[3] <= stage_memory(lower, stage, 8).peak
 
 
-def test_the_smallest_cluster_fits_and_half_of_it_does_not() -> None:
+def test_smallest_cluster_fits_and_half_of_it_does_not() -> None:
     config, limit = paper(), usable(79.6 * GIB)
     stage = config.stage("joint")
-    found = smallest_cluster(config, stage, limit, offload=False)
-    assert found
-    workers, setting = found
+    smallest = smallest_cluster(config, stage, limit, offload=False)
+    assert smallest
+    workers, setting = smallest
     assert stage_memory(config.model_copy(update={"deepspeed": setting}), stage, workers).peak <= limit
     assert workers > 1
     assert fitting(config, stage, workers // 2, limit, offload=False) is None
@@ -70,19 +70,19 @@ def test_the_smallest_cluster_fits_and_half_of_it_does_not() -> None:
 def test_out_of_memory_names_settings_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = paper(zero_stage=0)
     monkeypatch.setattr("uniavgen.train.planning.device_memory", lambda device, workers: 79.6 * GIB)
-    told = out_of_memory(
+    error = out_of_memory(
         RuntimeError("CUDA out of memory. Tried to allocate"), config, config.stage("joint"), "cuda"
     )
-    assert isinstance(told, UserError)
-    named = [part for part in told.hint.split() if "=" in part]
-    advised = load_config("paper", assignments=["train.deepspeed.zero_stage=0", *named]).train
+    assert isinstance(error, UserError)
+    assignments = [part for part in error.hint.split() if "=" in part]
+    advised = load_config("paper", assignments=["train.deepspeed.zero_stage=0", *assignments]).train
     workers = advised.workers
     assert stage_memory(advised, advised.stage("joint"), workers).peak <= usable(79.6 * GIB)
     assert out_of_memory(RuntimeError("shapes do not match"), config, config.stage("joint"), "cuda") is None
 
 
-def test_storage_is_what_the_shards_and_the_latents_of_a_clip_take(tmp_path: Path) -> None:
-    """Against arrays of the shapes that `LatentSample` documents, and a corpus without a val split."""
+def test_storage_is_the_size_of_shards_and_latents(tmp_path: Path) -> None:
+    """Reference: arrays of the shapes that `LatentSample` documents, and a corpus without a val split."""
     data = load_config().train.data
     (t, h, w), windows = data.latent_shape, data.cached.windows
     shapes = [(48, t, h, w), (48, 1, h, w), (t, h // 2, w // 2), (100, data.mels), (100, data.reference_mels)]
@@ -99,7 +99,7 @@ def test_storage_is_what_the_shards_and_the_latents_of_a_clip_take(tmp_path: Pat
         data_needs(load_config().train, tmp_path / "absent", None)
 
 
-def test_of_several_windows_the_dearest_is_planned() -> None:
+def test_of_several_windows_the_costliest_is_planned() -> None:
     buckets = [
         WindowShape(frames=f, height=h, width=w) for f, h, w in ((9, 256, 256), (49, 256, 320), (81, 96, 96))
     ]
@@ -114,20 +114,20 @@ def test_of_several_windows_the_dearest_is_planned() -> None:
         assert sample_flops(several, stage) == sample_flops(alone, stage)
 
 
-def test_a_card_may_be_given_by_its_figures() -> None:
-    assert gpu_named("24,165,1008").memory_gib == 24
+def test_gpu_can_be_given_by_its_numbers() -> None:
+    assert find_gpu("24,165,1008").memory_gib == 24
     for wrong in ("h900", "24,165", "24,-1,1008"):
         with pytest.raises(UsageError, match=r"GPU"):
-            gpu_named(wrong)
+            find_gpu(wrong)
 
 
-def test_the_command_prints_one_summary_and_refuses_a_batch_that_does_not_split() -> None:
-    run = CliRunner()
-    done = run.invoke(app, ["plan", "--gpus", "1", "--gpu", "24,165,1008", "--json"])
+def test_command_prints_a_summary_and_refuses_a_batch_that_cannot_be_divided() -> None:
+    run, app = CliRunner(), typer_app("plan")
+    done = run.invoke(app, ["--gpus", "1", "--gpu", "24,165,1008", "--json"])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
     assert {stage["stage"] for stage in summary["stages"]} == {"audio", "joint", "multitask"}
-    wrong = run.invoke(app, ["plan", "--gpus", "3"])
+    wrong = run.invoke(app, ["--gpus", "3"])
     assert wrong.exit_code == 1
     assert "train.stages.audio.batch" in wrong.stderr
-    assert run.invoke(app, ["plan", "--mfu", "2"]).exit_code == 2
+    assert run.invoke(app, ["--mfu", "2"]).exit_code == 2

@@ -1,4 +1,4 @@
-"""A stage's run in MLflow: opened late where the tracker was away, ended as the stage ended, described for people."""
+"""A stage's run in MLflow: opened late if the tracker was down, final status, registered weights, descriptions."""
 
 import json
 import socket
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from uniavgen.orchestration.tracking.mlflow_runs import MOST_TEXT, Run, TrackingConfig
-from uniavgen.orchestration.tracking.run_notes import plan_note, stage_note
+from uniavgen.orchestration.tracking.config import TrackingConfig
+from uniavgen.orchestration.tracking.mlflow_runs import MAX_TAG_LENGTH, Run
+from uniavgen.orchestration.tracking.run_notes import stage_note, training_note
 from uniavgen.orchestration.tracking.stage_record import Record, StageRecord, recorded
 from uniavgen.shards.errors import Stopped
 from uniavgen.train.checkpoint.run_folder import RunFolder
@@ -18,8 +19,8 @@ from uniavgen.train.config import TrainConfig
 from uniavgen.train.launch import StageResult
 
 
-def nowhere() -> str:
-    """The address of a server that is not there."""
+def dead_address() -> str:
+    """An address where no server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -30,7 +31,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRecord:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = TrackingConfig(folder=str(tmp_path / "mlflow"))
 
-    def about(run: Run) -> None:
+    def log_inputs(run: Run) -> None:
         run.params({"stage": "joint"})
 
     def note(error: str) -> str:
@@ -38,51 +39,51 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRecord:
 
     parent = Record(config, tmp_path, "training", lambda run: None, note)
     assert parent.open()
-    return StageRecord(config, tmp_path / "joint", "stage joint", about, note, parent)
+    return StageRecord(config, tmp_path / "joint", "stage joint", log_inputs, note, parent)
 
 
-def test_a_tracker_that_is_away_all_the_time_gets_the_stage_from_the_next_command(
+def test_next_command_sends_a_stage_that_the_tracker_missed(
     record: StageRecord,
 ) -> None:
-    away = replace(record, config=TrackingConfig(uri=nowhere()))
+    offline = replace(record, config=TrackingConfig(uri=dead_address()))
     record.home.mkdir()
-    with recorded(away) as running:
+    with recorded(offline) as running:
         assert running.run is None
         running.logger()(1, {"loss/total": 2.0})
-    assert json.loads(away.log.read_text())["loss/total"] == 2.0
+    assert json.loads(offline.log.read_text())["loss/total"] == 2.0
     with recorded(record) as again:
         assert again.run
-    found = MlflowClient(again.run.uri).get_run(again.run.id)
-    assert found.data.metrics["loss/total"] == 2.0
-    assert (found.info.status, found.data.params) == ("FINISHED", {"stage": "joint"})
-    assert found.data.tags["mlflow.note.content"] == "so far: "
+    stored = MlflowClient(again.run.uri).get_run(again.run.id)
+    assert stored.data.metrics["loss/total"] == 2.0
+    assert (stored.info.status, stored.data.params) == ("FINISHED", {"stage": "joint"})
+    assert stored.data.tags["mlflow.note.content"] == "so far: "
     assert record.parent
     assert record.parent.run
-    assert found.data.tags["mlflow.parentRunId"] == record.parent.run.id
+    assert stored.data.tags["mlflow.parentRunId"] == record.parent.run.id
 
 
-def test_a_tracker_that_is_back_at_the_end_gets_all_of_it_then(record: StageRecord) -> None:
-    there = record.config
-    record.config = TrackingConfig(uri=nowhere())
+def test_tracker_that_answers_at_the_end_gets_everything(record: StageRecord) -> None:
+    online = record.config
+    record.config = TrackingConfig(uri=dead_address())
     record.home.mkdir()
     with recorded(record) as running:
         running.logger()(1, {"loss/total": 2.0})
-        running.config = there
+        running.config = online
     assert record.run
     assert MlflowClient(record.run.uri).get_run(record.run.id).data.metrics["loss/total"] == 2.0
 
 
-def test_a_tracker_that_is_away_at_the_start_keeps_no_training_from_its_start(record: StageRecord) -> None:
-    """Neither run is opened then; both are when it is back, the stage's below the training's."""
+def test_training_starts_without_a_tracker(record: StageRecord) -> None:
+    """Neither run is opened at the start; both are once the tracker answers, the stage's as a child."""
     assert record.parent
-    there, nobody = record.config, TrackingConfig(uri=nowhere())
-    parent = replace(record.parent, run=None, home=record.home.parent / "other", config=nobody)
-    stage = replace(record, parent=parent, config=nobody)
+    online, offline = record.config, TrackingConfig(uri=dead_address())
+    parent = replace(record.parent, run=None, home=record.home.parent / "other", config=offline)
+    stage = replace(record, parent=parent, config=offline)
     record.home.mkdir()
     with recorded(parent), recorded(stage) as running:
         assert (parent.run, running.run) == (None, None)
         parent.describe()
-        parent.config = running.config = there
+        parent.config = running.config = online
     assert parent.run
     assert running.run
     tags = MlflowClient(running.run.uri).get_run(running.run.id).data.tags
@@ -91,54 +92,54 @@ def test_a_tracker_that_is_away_at_the_start_keeps_no_training_from_its_start(re
 
 
 def result_of(record: StageRecord, *, ran: bool) -> StageResult:
-    """A finished stage, whose weights stand in its folder."""
+    """A finished stage with weights in its folder."""
     weights = record.home / "model.safetensors"
     weights.write_bytes(b"weights")
-    figures: dict[str, Any] = {entry.name: {} for entry in fields(StageResult)}
-    figures |= {
+    values: dict[str, Any] = {entry.name: {} for entry in fields(StageResult)}
+    values |= {
         "stage": "joint",
         "ran": ran,
         "samples_per_s": 1.0,
         "data_wait_share": 0.0,
         "weights": weights,
     }
-    return StageResult(**figures)
+    return StageResult(**values)
 
 
-def test_weights_that_a_tracker_missed_are_registered_by_the_next_command_and_then_not_again(
+def test_weights_are_registered_once_by_the_next_command_if_the_tracker_missed_them(
     record: StageRecord,
 ) -> None:
     record.home.mkdir()
-    away = replace(record, config=TrackingConfig(uri=nowhere()))
-    with recorded(away):
-        away.finished(result_of(away, ran=True))
+    offline = replace(record, config=TrackingConfig(uri=dead_address()))
+    with recorded(offline):
+        offline.log_result(result_of(offline, ran=True))
     for _ in range(2):
         with recorded(replace(record, run=None)) as again:
-            again.finished(result_of(record, ran=False))
+            again.log_result(result_of(record, ran=False))
     assert again.run
     versions = MlflowClient(again.run.uri).search_model_versions("name='uniavgen'")
     assert [(version.version, version.run_id) for version in versions] == [(1, again.run.id)]
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "note"),
     [
         (Stopped("stopped after step 4"), "KILLED", "so far: stopped after step 4"),
         (KeyboardInterrupt(), "KILLED", "so far: KeyboardInterrupt"),
         (ValueError("planted"), "FAILED", "so far: planted"),
     ],
 )
-def test_a_run_ends_as_its_stage_did_and_says_why(
-    record: StageRecord, error: BaseException, status: str, said: str
+def test_run_has_the_status_and_the_reason_of_its_stage(
+    record: StageRecord, error: BaseException, status: str, note: str
 ) -> None:
     with pytest.raises(type(error)), recorded(record):
         raise error
     assert record.run
-    found = MlflowClient(record.run.uri).get_run(record.run.id)
-    assert (found.info.status, found.data.tags["mlflow.note.content"]) == (status, said)
+    stored = MlflowClient(record.run.uri).get_run(record.run.id)
+    assert (stored.info.status, stored.data.tags["mlflow.note.content"]) == (status, note)
 
 
-def test_a_run_says_what_made_it_and_where(record: StageRecord) -> None:
+def test_run_has_tags_of_code_and_environment(record: StageRecord) -> None:
     run = record.open()
     assert run
     tags = MlflowClient(run.uri).get_run(run.id).data.tags
@@ -160,9 +161,9 @@ OUTCOME = {
 }
 
 
-def test_descriptions_tell_what_came_of_every_stage(tmp_path: Path) -> None:
+def test_descriptions_hold_settings_state_and_outcome_of_stages(tmp_path: Path) -> None:
     config = TrainConfig()
-    before = plan_note(config, tmp_path, "/corpus")
+    before = training_note(config, tmp_path, "/corpus")
     assert before.count("| waiting |") == 3
     folder = RunFolder(tmp_path, "joint")
     folder.write(outcome=OUTCOME, done=True)
@@ -170,25 +171,27 @@ def test_descriptions_tell_what_came_of_every_stage(tmp_path: Path) -> None:
     for text in ["using latents", *(f"step {step} is left out" for step in range(9)), "using latents"]:
         folder.tell("any", text)
     (row,) = [
-        line for line in plan_note(config, tmp_path, "/corpus").splitlines() if line.startswith("| joint |")
+        line
+        for line in training_note(config, tmp_path, "/corpus").splitlines()
+        if line.startswith("| joint |")
     ]
     assert row == (
         "| joint | stage audio | clips | joint | 40 x 4 | 0.001 | done | video 1.500 → 1.250, audio 2.000 → 1.000 |"
     )
     note = stage_note(config, "joint", tmp_path, ["s3://bucket/shards"], "cl4-so2")
-    for said in (
+    for text in (
         "**done**",
-        "from stage audio; trains all its parts on joint: 40 steps of 4 samples, lr 0.001, 2 workers, ZeRO 2, fp32",
+        "starts from stage audio; trains all parts on joint: 40 steps of 4 samples, lr 0.001, 2 workers, ZeRO 2, fp32",
         "Data: `s3://bucket/shards`, corpus version `cl4-so2`.",
-        "40 steps in 12 s, 3.21 samples/s, 1.5% of it waiting for data. Clips: damaged 2. Parameters: 1.50 million.",
-        f"- (2 earlier ones are in `{folder.events}`)\n- step 1 is left out",
+        "40 steps in 12 s, 3.21 samples/s, 1.5% of the time waiting for data. Clips: damaged 2. Parameters: 1.50 million.",
+        f"- (2 older ones are in `{folder.events}`)\n- step 1 is left out",
         "| `smoothed/loss/` | does it learn",
         "| `mask_iou/` |",
     ):
-        assert said in note
-    sound = stage_note(config, "audio", tmp_path, [], "v", "out of memory")
-    assert sound.startswith("**ended: out of memory**")
-    assert "mask_iou" not in sound
+        assert text in note
+    audio = stage_note(config, "audio", tmp_path, [], "v", "out of memory")
+    assert audio.startswith("**ended: out of memory**")
+    assert "mask_iou" not in audio
     mixed = stage_note(config, "multitask", tmp_path, [], "v")
     assert "joint 4, reference 1, continuation 1, dubbing 2, audio-driven 2" in mixed
-    assert len(note) < MOST_TEXT
+    assert len(note) < MAX_TAG_LENGTH

@@ -1,4 +1,4 @@
-"""`uniavgen ablate` at two steps: what it writes, what it records, and that a second run does only what is missing."""
+"""`uniavgen ablate` with trainings of two steps: results, MLflow runs, resuming, lock, presets."""
 
 import json
 from collections.abc import Iterator
@@ -43,11 +43,11 @@ def run_dir(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.mark.slow
-def test_every_row_and_seed_has_a_result_and_the_summary_follows_from_them(
+def test_every_row_and_seed_has_a_result_and_the_summary_holds_their_means(
     run_dir: Path, settings: Config
 ) -> None:
-    plan = experiments(settings.ablate)
-    for entry in plan.values():
+    planned = experiments(settings.ablate)
+    for entry in planned.values():
         measures = json.loads(result_file(run_dir, entry.key).read_text())["measures"]
         assert {
             "sync",
@@ -60,16 +60,16 @@ def test_every_row_and_seed_has_a_result_and_the_summary_follows_from_them(
             "mask_iou",
         } == set(measures)
     summary = json.loads((run_dir / "summary.json").read_text())
-    # three places, one of them trained on for all guidances, two seeds, and the branches of both
+    # three positions (one of them serves all guidances), two seeds, and the branches of each seed
     assert summary["trained"] == 3 * 2 + 2
     row = summary["tables"][1]["rows"][2]
-    own = [
-        json.loads(result_file(run_dir, plan["guidance", row["row"], seed].key).read_text())["measures"][
+    syncs = [
+        json.loads(result_file(run_dir, planned["guidance", row["row"], seed].key).read_text())["measures"][
             "sync"
         ]
         for seed in range(2)
     ]
-    assert row["measures"]["sync"]["mean"] == pytest.approx(sum(own) / 2)
+    assert row["measures"]["sync"]["mean"] == pytest.approx(sum(syncs) / 2)
     assert len(summary["verdicts"]) == 2 * 3 + 3 * 3
     assert sum(summary["judgements"].values()) == len(summary["verdicts"])
     page = (run_dir / "index.html").read_text()
@@ -77,15 +77,15 @@ def test_every_row_and_seed_has_a_result_and_the_summary_follows_from_them(
 
 
 @pytest.mark.slow
-def test_mlflow_has_a_child_for_every_experiment(run_dir: Path, settings: Config) -> None:
+def test_mlflow_has_a_child_run_for_every_experiment(run_dir: Path, settings: Config) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(settings.tracking.resolved_uri())
     parent = json.loads((run_dir / "tracking.json").read_text())["run_id"]
     experiment_ids = [each.experiment_id for each in client.search_experiments()]
     children = client.search_runs(experiment_ids, f"tags.mlflow.parentRunId = '{parent}'")
-    plan = {each.key: each for each in experiments(settings.ablate).values()}
-    assert len(children) == len(plan) == 2 * (3 + 3)
+    planned = {each.key: each for each in experiments(settings.ablate).values()}
+    assert len(children) == len(planned) == 2 * (3 + 3)
     assert {child.info.status for child in children} == {"FINISHED"}
     assert all({"sync", "loss/total"} <= set(child.data.metrics) for child in children)
     assert {item.path for item in client.list_artifacts(parent, "ablation")} == {
@@ -95,16 +95,16 @@ def test_mlflow_has_a_child_for_every_experiment(run_dir: Path, settings: Config
 
 
 @pytest.mark.slow
-def test_a_second_run_does_only_what_is_missing(run_dir: Path, settings: Config) -> None:
-    plan = experiments(settings.ablate)
-    lost, kept = plan["position", "before-ffn", 1], plan["position", "before-cross-attention", 1]
-    written = {each.key: result_file(run_dir, each.key).stat().st_mtime_ns for each in plan.values()}
+def test_second_run_trains_only_what_is_missing(run_dir: Path, settings: Config) -> None:
+    planned = experiments(settings.ablate)
+    lost, kept = planned["position", "before-ffn", 1], planned["position", "before-cross-attention", 1]
+    written = {each.key: result_file(run_dir, each.key).stat().st_mtime_ns for each in planned.values()}
     assert run_ablation(run_dir, settings)["trained"] == 0
     before = result_file(run_dir, lost.key).read_text()
     result_file(run_dir, lost.key).unlink()
     weights_file(run_dir, lost.training.key).unlink()
     assert run_ablation(run_dir, settings)["trained"] == 1
-    again = {each.key: result_file(run_dir, each.key).stat().st_mtime_ns for each in plan.values()}
+    again = {each.key: result_file(run_dir, each.key).stat().st_mtime_ns for each in planned.values()}
     assert {key for key in written if written[key] != again[key]} == {lost.key}
     assert (
         json.loads(result_file(run_dir, lost.key).read_text())["measures"] == json.loads(before)["measures"]
@@ -113,9 +113,7 @@ def test_a_second_run_does_only_what_is_missing(run_dir: Path, settings: Config)
 
 
 @pytest.mark.slow
-def test_rows_begin_with_the_same_branches_and_an_interaction_of_their_own(
-    run_dir: Path, settings: Config
-) -> None:
+def test_rows_start_from_the_same_branches_with_a_new_interaction(run_dir: Path, settings: Config) -> None:
     entry = experiment(settings.ablate, TABLES["position"].rows[0], 0)
     assert entry.training.begins_with is not None
     begun = load_file(weights_file(run_dir, entry.training.begins_with.key))
@@ -132,15 +130,15 @@ def test_rows_begin_with_the_same_branches_and_an_interaction_of_their_own(
 
 
 @pytest.mark.slow
-def test_a_folder_in_use_is_refused(run_dir: Path, settings: Config) -> None:
+def test_folder_in_use_is_refused(run_dir: Path, settings: Config) -> None:
     with (
         locked(run_dir / ".lock", "taken"),
-        pytest.raises(UserError, match="another ablation works in this folder"),
+        pytest.raises(UserError, match="another ablation runs in this folder"),
     ):
         run_ablation(run_dir, settings)
 
 
-def test_the_presets_are_the_papers_tables() -> None:
+def test_presets_are_the_papers_tables() -> None:
     assert load_config("ablate-quick").ablate == Config().ablate
     assert set(load_config("ablate-full").ablate.tables) == set(TABLES)
     with pytest.raises(UsageError, match="ablate-full, ablate-quick"):

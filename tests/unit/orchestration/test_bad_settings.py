@@ -1,4 +1,4 @@
-"""Settings of a training run that do not fit one another are refused before anything starts, in one line that names them."""
+"""Training settings that contradict one another are refused before anything starts, in one line that names them."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from uniavgen.shards.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    ("assignments", "said"),
+    ("assignments", "message"),
     [
         (["train.data.frames=16"], r"train\.data\.frames: .*4n \+ 1, got 16; use frames=17"),
         (["train.data.frames=9"], r"model\.interaction\.window is 12 frames, data\.frames make only 9"),
@@ -28,12 +28,12 @@ from uniavgen.shards.errors import UsageError
         (["train.stages=[{name: joint, takes_from: audio}]"], "takes from audio, which does not come before"),
     ],
 )
-def test_what_does_not_fit_is_named(assignments: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_contradicting_settings_are_named(assignments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         load_config(assignments=assignments)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "laptop", "paper"])
-def test_every_preset_fits_itself(preset: str) -> None:
+def test_presets_have_no_contradictions(preset: str) -> None:
     assert load_config(preset).train.stages

@@ -1,4 +1,4 @@
-"""Metrics reach a real MLflow server with a database and an artifact store, also when it was down in between."""
+"""Metrics reach a real MLflow server (database and artifact store), also after it was down."""
 
 import json
 import os
@@ -15,22 +15,17 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from uniavgen.orchestration.tracking.mlflow_runs import (
-    Run,
-    TrackingConfig,
-    open_run,
-    survivable,
-    system_metrics,
-)
-from uniavgen.orchestration.tracking.step_log import Backlog, StepLogger, last_smoothed
+from uniavgen.orchestration.tracking.config import TrackingConfig
+from uniavgen.orchestration.tracking.mlflow_runs import Run, open_run, system_metrics, warn_on_error
+from uniavgen.orchestration.tracking.step_log import Backlog, StepLogger, read_smoothed
 
-START_S = 300.0
-"""A busy machine may take minutes for what is 20 s of work."""
+START_TIMEOUT_S = 300.0
+"""A busy machine may need minutes for what is 20 s of work."""
 
 
 @contextmanager
 def server(folder: Path, port: int) -> Iterator[str]:
-    """`mlflow server` on loopback over the folder's database and artifact store, once it answers."""
+    """Start `mlflow server` on loopback with database and artifacts in the folder; yields once it answers."""
     store = [
         "--backend-store-uri",
         f"sqlite:///{folder}/mlflow.db",
@@ -53,10 +48,10 @@ def server(folder: Path, port: int) -> Iterator[str]:
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *store], cwd=folder, stdout=log, stderr=log, env=environment)
     try:
-        given_up = time.monotonic() + START_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not answers(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < given_up, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, (folder / "server.log").read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -84,20 +79,22 @@ def history(client: MlflowClient, run: Run, name: str) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_a_server_that_was_down_gets_every_metric_once_it_answers(
+def test_server_that_was_down_gets_every_metric_once_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     home, port, log = tmp_path / "mlflow", free_port(), tmp_path / "metrics.jsonl"
-    begun = open_run(TrackingConfig(folder=str(home)), tmp_path / "home", "begun before the server went down")
-    run = Run(f"http://127.0.0.1:{port}", begun.id)
-    on_metrics, began = StepLogger(run, log)(), time.monotonic()
+    before = open_run(
+        TrackingConfig(folder=str(home)), tmp_path / "home", "opened before the server went down"
+    )
+    run = Run(f"http://127.0.0.1:{port}", before.id)
+    on_metrics, started = StepLogger(run, log)(), time.monotonic()
     for step in (1, 2, 3):
         on_metrics(step, {"loss/total": 4.0 / step, "broken": float("nan")})
-    assert time.monotonic() - began < 2  # training does not wait for it
+    assert time.monotonic() - started < 2  # training does not wait for it
     with pytest.raises(MlflowException):
         Backlog(run, log).send()
-    with survivable("a tag"), run:
+    with warn_on_error("a tag"), run:
         run.tags({"a": "tag"})
     with server(home, port) as uri:
         Backlog(run, log).send()
@@ -105,13 +102,16 @@ def test_a_server_that_was_down_gets_every_metric_once_it_answers(
         assert history(client, run, "loss/total") == {1: 4.0, 2: 2.0, 3: pytest.approx(4 / 3)}
         assert set(history(client, run, "smoothed/loss/total")) == {1, 2, 3}
         assert Backlog(run, log).send() == 0
-        # a run that begins on the server has its artifacts in the server's store
+        # a run that was created on the server has its artifacts in the server's store
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(b"weights")
         with open_run(
             TrackingConfig(uri=uri, experiment="served"), tmp_path / "other", "stage joint"
         ) as served:
-            assert [served.register("generator", weights, alias) for alias in ("audio", "joint")] == [1, 2]
+            assert [served.register_model("generator", weights, alias) for alias in ("audio", "joint")] == [
+                1,
+                2,
+            ]
         assert client.get_model_version_by_alias("generator", "joint").run_id == served.id
         assert [item.path for item in client.list_artifacts(served.id, "model-joint")] == [
             "model-joint/model.safetensors"
@@ -120,7 +120,7 @@ def test_a_server_that_was_down_gets_every_metric_once_it_answers(
         assert client.get_run(served.id).info.status == "FINISHED"
 
 
-def test_the_backlog_begins_where_it_stopped_and_leaves_half_a_line(tmp_path: Path) -> None:
+def test_backlog_continues_where_it_stopped_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage") as run:
         backlog = Backlog(run, log)
@@ -137,10 +137,10 @@ def test_the_backlog_begins_where_it_stopped_and_leaves_half_a_line(tmp_path: Pa
     client = MlflowClient(run.uri)
     assert history(client, run, "loss/total") == {1: 2.0, 2: 1.0}
     assert history(client, run, "system/cpu_utilization_percentage")
-    assert os.path.getsize(log) == int(backlog.mark.read_text())
+    assert os.path.getsize(log) == int(backlog.offset_file.read_text())
 
 
-def test_half_a_line_of_a_full_disk_stops_neither_the_backlog_nor_the_next_process(tmp_path: Path) -> None:
+def test_incomplete_line_is_skipped_by_backlog_and_next_process(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "smoothed/loss/total": 3.0, "loss/total": 3.0}\n{"step": 2, "ti')
     with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage") as run:
@@ -151,8 +151,8 @@ def test_half_a_line_of_a_full_disk_stops_neither_the_backlog_nor_the_next_proce
     assert history(MlflowClient(run.uri), run, "smoothed/loss/total")[3] == pytest.approx(3.0)
 
 
-def test_smoothing_goes_on_where_an_earlier_process_left_it(tmp_path: Path) -> None:
+def test_smoothing_continues_from_the_log_of_an_earlier_process(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "smoothed/loss/total": 3.0}\n{"step": 2, "smoothed/loss/total": 2.5}\n')
-    assert last_smoothed(log) == {"loss/total": 2.5}
-    assert last_smoothed(tmp_path / "none") == {}
+    assert read_smoothed(log) == {"loss/total": 2.5}
+    assert read_smoothed(tmp_path / "none") == {}

@@ -1,0 +1,217 @@
+"""`uniavgen curate`: decide every clip by a policy, or answer questions about a policy without writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uniavgen.orchestration.commands.common import CorpusOption, command
+
+if TYPE_CHECKING:
+    from uniavgen.curation.policy.decisions import CurationSummary
+    from uniavgen.curation.policy.rules import Policy
+    from uniavgen.orchestration.config import Config
+    from uniavgen.shards.corpus.tables import Corpus
+
+SENSITIVITY_STEPS = 11
+"""Thresholds that `--sensitivity` tries for each bound."""
+
+
+@command
+def curate(
+    settings: Config,
+    corpus: CorpusOption,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Name or YAML file of a policy.", metavar="FILE|NAME")
+    ] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if",
+            help="Show what another threshold would keep; write nothing.",
+            metavar="RULE[.min|.max]=VALUE",
+        ),
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain", help="Show every rule's verdict on one clip; write nothing.", metavar="CLIP"
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Show how each threshold changes the yield; write nothing.")
+    ] = False,
+) -> dict[str, Any]:
+    """Decide which clips to keep, with a reason for each.
+
+    No video is opened: a policy compares columns of the clips table with thresholds. Deciding again takes
+    seconds.
+
+    Example: uniavgen curate --corpus data/corpus --what-if snr=20
+    """
+    from uniavgen.shards.errors import UsageError
+
+    if sum((bool(what_if), explain is not None, sensitivity)) > 1:
+        raise UsageError("give one of them at a time", where="--what-if, --explain, --sensitivity")
+    if what_if:
+        return show_what_if(corpus, settings, policy, what_if)
+    if explain is not None:
+        return explain_clip(corpus, settings, policy, explain)
+    if sensitivity:
+        return show_sensitivity(corpus, settings, policy)
+    return curate_corpus(corpus, settings, policy)
+
+
+def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) -> dict[str, Any]:
+    """Decide every clip by a policy, print the funnel and record it in MLflow."""
+    from uniavgen.curation.policy.decisions import decide
+    from uniavgen.curation.policy.rules import load_policy
+    from uniavgen.orchestration.tracking.corpus_run import corpus_version, open_corpus_run
+    from uniavgen.shards.corpus.tables import Corpus
+
+    corpus = Corpus.open(root)
+    policy = load_policy(policy_name or settings.curate.policy)
+    summary = decide(corpus, policy, settings.curate.split, settings.curate.duplicates)
+    _show_funnel(summary)
+    with open_corpus_run(corpus, settings.tracking) as run:
+        run.params({"policy": summary.policy, "policy_digest": summary.policy_digest})
+        run.tags({"policy_digest": summary.policy_digest, "corpus_version": corpus_version(corpus)})
+        run.metrics(
+            {
+                "corpus/kept": summary.kept,
+                "corpus/kept_hours": summary.kept_hours,
+                "corpus/train": summary.train,
+            }
+        )
+        run.metrics(
+            {f"rejected/{reason.replace(':', ' ')}": count for reason, count in summary.reasons.items()}
+        )
+        funnel = corpus.root / "policies" / f"funnel-{summary.policy_digest}.json"
+        funnel.write_text(json.dumps([dataclasses.asdict(row) for row in summary.funnel], indent=1) + "\n")
+        run.artifact(funnel, "funnel")
+    return {"command": "curate", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
+
+
+def show_what_if(
+    root: Path, settings: Config, policy_name: str | None, assignments: list[str]
+) -> dict[str, Any]:
+    """Print what other thresholds would keep, beside what the policy keeps now."""
+    from uniavgen.curation.policy.what_if import what_if
+    from uniavgen.orchestration.output import console
+
+    corpus, policy = _corpus_and_policy(root, settings, policy_name)
+    answer = what_if(corpus, policy, assignments)
+    rows = [
+        (before.rule, before.failed_first, after.failed_first, after.failed_first - before.failed_first)
+        for before, after in zip(answer.funnel_before, answer.funnel_after, strict=True)
+        if before.failed_first != after.failed_first
+    ]
+    columns = ("rejected first by", "now", "then", "change")
+    console.table(f"{policy.name} with {', '.join(assignments)}", columns, rows)
+    before, after = answer.before, answer.after
+    console.console.print(
+        f"kept now: {before.clips:,} clips, {before.hours:.2f} h; "
+        f"then: [bold]{after.clips:,} clips, {after.hours:.2f} h[/] "
+        f"({after.clips - before.clips:+,} clips, {after.hours - before.hours:+.2f} h); nothing was written"
+    )
+    return {
+        "command": "curate",
+        "question": "what-if",
+        "assignments": assignments,
+        **dataclasses.asdict(answer),
+    }
+
+
+def explain_clip(root: Path, settings: Config, policy_name: str | None, clip: str) -> dict[str, Any]:
+    """Print every rule's verdict on one clip, with the values that it compared."""
+    from uniavgen.curation.policy.what_if import explain
+    from uniavgen.orchestration.output import console
+
+    corpus, policy = _corpus_and_policy(root, settings, policy_name)
+    verdicts = explain(corpus, policy, clip)
+    rows = [
+        (
+            row["rule"],
+            row["verdict"],
+            ", ".join(f"{name} = {console.format_value(value)}" for name, value in row["values"].items()),
+            row["says"],
+        )
+        for row in verdicts
+    ]
+    columns = ("rule", "verdict", "values", "requires that")
+    console.table(f"clip {clip} under policy {policy.name}", columns, rows)
+    failed = [row["rule"] for row in verdicts if row["verdict"] in ("failed", "missing")]
+    console.console.print(f"rejected, first by [bold]{failed[0]}[/]" if failed else "[bold]kept[/]")
+    return {
+        "command": "curate",
+        "question": "explain",
+        "clip": clip,
+        "policy": policy.name,
+        "rules": verdicts,
+    }
+
+
+def show_sensitivity(root: Path, settings: Config, policy_name: str | None) -> dict[str, Any]:
+    """Print how the number of kept clips changes with each threshold, over the range of its values."""
+    from uniavgen.curation.policy.what_if import clips_for, sensitivity
+    from uniavgen.orchestration.output import console
+
+    corpus, policy = _corpus_and_policy(root, settings, policy_name)
+    bounds = sensitivity(clips_for(corpus, policy), policy, steps=SENSITIVITY_STEPS)
+    rows = []
+    for bound in bounds:
+        if len(set(bound.clips)) == 1:  # no threshold changes anything
+            continue
+        kept = dict(zip(bound.thresholds, bound.clips, strict=True))
+        ends = [bound.thresholds[0], bound.thresholds[-1]]
+        loose, tight = [f"{kept[at]:,} at {at:.3g}" for at in (ends if bound.bound == "min" else ends[::-1])]
+        rows.append((f"{bound.rule}.{bound.bound}", bound.threshold, 100 * bound.gain, loose, tight))
+    kept_now = bounds[0].clips_now if bounds else 0
+    console.table(
+        f"sensitivity of {policy.name} ({kept_now:,} clips kept now)",
+        ("bound", "threshold", "rejected by it alone, % of kept", "kept at loosest", "kept at tightest"),
+        rows,
+    )
+    return {
+        "command": "curate",
+        "question": "sensitivity",
+        "policy": policy.name,
+        "bounds": [dataclasses.asdict(bound) for bound in bounds],
+    }
+
+
+def _corpus_and_policy(root: Path, settings: Config, policy_name: str | None) -> tuple[Corpus, Policy]:
+    """The corpus, and the named policy, else the one that made the decisions, else the configured one."""
+    from uniavgen.curation.policy.decisions import decided_policy
+    from uniavgen.curation.policy.rules import load_policy
+    from uniavgen.shards.corpus.tables import Corpus
+
+    corpus = Corpus.open(root)
+    if policy_name is None and len(corpus.read("decisions", ["clip_id"])):
+        return corpus, decided_policy(corpus)
+    return corpus, load_policy(policy_name or settings.curate.policy)
+
+
+def _show_funnel(summary: CurationSummary) -> None:
+    from uniavgen.orchestration.output import console
+
+    rows = [
+        (row.rule, row.clips_in, row.failed_first, round(row.hours_failed_first * 60, 2), row.says)
+        for row in summary.funnel
+        if row.failed_first
+    ]
+    columns = ("rule", "clips in", "rejected", "minutes", "requires that")
+    console.table(f"policy {summary.policy}: rules that rejected clips", columns, rows)
+    console.console.print(
+        f"kept [bold]{summary.kept}[/] of {summary.clips} clips, {summary.kept_hours * 60:.2f} of "
+        f"{summary.hours * 60:.2f} minutes; "
+        f"train {summary.train}, val {summary.val}" + ("" if summary.written else " (nothing changed)")
+    )
+    for name, cosine in summary.near_cut.items():
+        console.print_warning(
+            f"{name} similarity threshold raised to cosine {cosine:.2f} to cap chance matches of speakers"
+        )

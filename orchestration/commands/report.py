@@ -1,0 +1,39 @@
+"""`uniavgen report`: write the corpus report, one HTML page that works offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniavgen.orchestration.commands.common import CorpusOption, command
+
+if TYPE_CHECKING:
+    from uniavgen.orchestration.config import Config
+
+
+@command
+def report(settings: Config, corpus: CorpusOption) -> dict[str, Any]:
+    """Write the corpus report: funnel, signals, playable clips.
+
+    The page is CORPUS/report/index.html. It works offline.
+
+    Example: uniavgen report --corpus data/corpus
+    """
+    return report_corpus(corpus, settings)
+
+
+def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
+    """Write the page and store it as an artifact of the corpus's run."""
+    from rich.markup import escape
+
+    from uniavgen.curation.report.page import write_report
+    from uniavgen.orchestration.output import console
+    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
+    from uniavgen.shards.corpus.tables import Corpus
+
+    corpus = Corpus.open(root)
+    page = write_report(corpus, settings.report, settings.curate.duplicates).page
+    console.console.print(f"report: open [bold]{escape(str(page))}[/] in a browser")
+    with open_corpus_run(corpus, settings.tracking) as run:
+        run.artifact(page.parent, "report")
+    return {"command": "report", "corpus": str(corpus.root), "page": str(page)}

@@ -1,0 +1,1 @@
+"""What people see: console text, progress, tables, the ablation page, video files."""

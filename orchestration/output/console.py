@@ -1,0 +1,119 @@
+"""Console output: progress and tables on stderr, the JSON summary on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+LOG_WIDTH = 140
+"""Width in columns where stderr is no terminal."""
+
+MAX_REASON = 200
+"""Characters of another library's error message that are shown."""
+
+# a terminal, or COLUMNS, sets its own width
+_width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
+console = Console(stderr=True, highlight=False, soft_wrap=True, width=_width)
+
+
+class ProgressBar:
+    """A progress line. On a terminal it is redrawn; in a log it is printed once, at its end."""
+
+    def __init__(self, view: Progress, task: TaskID) -> None:
+        self._view, self._task = view, task
+
+    def update(self, done: int, total: int | None = None, *, label: str | None = None) -> None:
+        """Set the count; `None` keeps the total or the label."""
+        self._view.update(self._task, completed=done, total=total, description=label)
+
+    def advance(self) -> None:
+        self._view.advance(self._task)
+
+    def print_warning(self, text: str) -> None:
+        """Print a line above the progress line."""
+        self._view.console.print(text, style="yellow", markup=False)
+
+
+@contextmanager
+def progress(label: str, total: int | None = None) -> Iterator[ProgressBar]:
+    """Show one progress line while the block runs."""
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console) as view:
+        yield ProgressBar(view, view.add_task(label, total=total))
+
+
+@contextmanager
+def timed_section(label: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Print a heading, run the block, and store its duration in `seconds[label]`."""
+    console.rule(f"[bold]{escape(label)}", align="left")
+    started = time.monotonic()
+    yield
+    seconds[label] = round(time.monotonic() - started, 1)
+
+
+def print_line(text: str, style: str | None = None) -> None:
+    """Print a line as it is: brackets are not markup."""
+    console.print(text, style=style, markup=False)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning in one line."""
+    print_line(f"warning: {text}", style="yellow")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a small table: numbers are right-aligned, None is a dash, brackets in texts are not markup."""
+    view = Table(title=escape(title), title_justify="left", title_style="bold")
+    numeric = [
+        all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(columns))
+    ]
+    for name, right in zip(columns, numeric, strict=True):
+        view.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*(escape(format_value(value)) for value in row))
+    console.print(view)
+
+
+def format_value(value: object) -> str:
+    """A value for people: three significant digits, thousands separated, None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened; the name of its type where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_REASON]
+
+
+def emit_json(document: dict[str, Any]) -> None:
+    """Print the summary as one JSON object on stdout."""
+    print(json.dumps(document, default=str, sort_keys=True))
