@@ -1,1 +1,4 @@
-"""Decides: policy, captions, splits and the report. Never opens a video."""
+"""Decide which clips become samples: policy, duplicates, splits, captions, report, deletion.
+
+Opens no source video.
+"""

@@ -113,7 +113,7 @@ class Corpus:
         `--set` values, as `["curate.split.val_share=0.1"]`. Nothing is written unless `write` is true; then
         the decisions are committed. Raises UserError where the corpus has no clips or the policy is wrong.
         """
-        from uniavgen.curation.policy.decisions import decide, decisions_by
+        from uniavgen.curation.policy.decisions import compute_decisions, decide
         from uniavgen.curation.policy.rules import load_policy
         from uniavgen.orchestration.config import load_config
 
@@ -122,7 +122,7 @@ class Corpus:
         if write:
             summary = decide(self._corpus, chosen, curate.split, curate.duplicates)
             return Decisions(self._corpus.read("decisions"), summary)
-        table, summary = decisions_by(self._corpus, chosen, curate.split, curate.duplicates, cache=False)
+        table, summary = compute_decisions(self._corpus, chosen, curate.split, curate.duplicates, cache=False)
         return Decisions(table, replace(summary, written=False))
 
     def _stream(self, split: str, shards: str | None) -> SampleStream:

@@ -1,1 +1,1 @@
-"""Captions of the kept clips: from measurements, or by a vision-language model."""
+"""Captions of the kept clips: from measurements, or from a vision-language model."""

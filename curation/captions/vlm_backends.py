@@ -1,7 +1,8 @@
-"""What describes a clip from its pictures: an OpenAI-compatible endpoint (vLLM, SGLang and others) or a local model.
+"""Vision-language models that caption a clip from a few frames: an OpenAI-compatible endpoint (vLLM, SGLang
+and others) or a local transformers model.
 
-Goes in: JPEG pictures and a prompt. Comes out: a `Description`, checked to be one. Raises `BadAnswerError` where the model's
-answer is no caption, UserError where nothing can be asked at all (no server, wrong key, unknown model, missing weights).
+A backend raises `BadAnswerError` if the answer is not a caption, `UnreachableError` if the endpoint does not
+answer, and UserError if no request can succeed (wrong key, unknown model, missing weights).
 """
 
 from __future__ import annotations
@@ -21,42 +22,45 @@ REFUSALS = re.compile(
     r"^\W*(i('m| am) (sorry|unable|not able)|sorry\b|as an ai\b|i can('t|not)\b|unfortunately\b)",
     re.IGNORECASE,
 )
-"""How models begin when they decline (our choice, from answers of common instruction-tuned models)."""
+"""Openings of refusals. Heuristic, from answers of common instruction-tuned models."""
 
 
 class BadAnswerError(Exception):
-    """The model answered, and the answer is no caption."""
+    """The model's answer is not a caption."""
 
 
 class UnreachableError(Exception):
-    """The endpoint did not answer, after the client's own retries."""
+    """The endpoint did not answer, after the client's retries."""
 
 
 @dataclass(frozen=True)
-class Description:
-    """A caption and the tokens that it cost, prompt and answer together."""
+class VlmAnswer:
+    """A caption, and the tokens of prompt and answer together."""
 
     text: str
     tokens: int
 
 
-class Describer(Protocol):
-    """`model` is stored with every caption."""
+class VlmBackend(Protocol):
+    """Captions one clip from JPEG frames. `model` is stored with every caption."""
 
     model: str
 
-    async def describe(self, pictures: Sequence[bytes], prompt: str) -> Description: ...
+    async def caption(self, frames: Sequence[bytes], prompt: str) -> VlmAnswer: ...
 
 
-def make_describer(config: CaptionConfig) -> Describer:
-    """The backend that the configuration names. Raises UserError where it cannot be made."""
+def make_backend(config: CaptionConfig) -> VlmBackend:
+    """The configured backend. Raises UserError if it cannot be made."""
     if not config.model:
-        raise UserError("no captioning model is named", hint="--set caption.model=NAME", kind="no-model")
-    return Endpoint(config) if config.backend == "openai" else LocalModel(config)
+        raise UserError("no captioning model is configured", hint="--set caption.model=NAME", kind="no-model")
+    return OpenAIBackend(config) if config.backend == "openai" else TransformersBackend(config)
 
 
-def checked(text: str | None, config: CaptionConfig) -> str:
-    """The caption in an answer: one paragraph. Raises BadAnswerError for an empty, refusing, short or endless one."""
+def parse_caption(text: str | None, config: CaptionConfig) -> str:
+    """The caption in an answer, as one paragraph.
+
+    Raises BadAnswerError if it is empty, a refusal, too short or too long.
+    """
     caption = " ".join((text or "").split()).strip('"“” ')
     words = len(caption.split())
     if not caption:
@@ -70,8 +74,8 @@ def checked(text: str | None, config: CaptionConfig) -> str:
     return caption
 
 
-class Endpoint:
-    """A chat-completions endpoint that takes pictures. Waiting, backing off and trying again are the client library's."""
+class OpenAIBackend:
+    """A chat-completions endpoint that accepts images. The client library waits, backs off and retries."""
 
     def __init__(self, config: CaptionConfig) -> None:
         from openai import AsyncOpenAI
@@ -80,16 +84,16 @@ class Endpoint:
         self.model = config.model
         self._client = AsyncOpenAI(
             base_url=config.base_url,
-            api_key=os.environ.get(config.api_key_variable)
-            or "none",  # local servers ask for none, the library does
+            # local servers need no key, the library does
+            api_key=os.environ.get(config.api_key_variable) or "none",
             timeout=config.timeout_s,
             max_retries=config.retries,
         )
 
-    async def describe(self, pictures: Sequence[bytes], prompt: str) -> Description:
+    async def caption(self, frames: Sequence[bytes], prompt: str) -> VlmAnswer:
         import openai
 
-        urls = [f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
+        urls = [f"data:image/jpeg;base64,{base64.b64encode(frame).decode()}" for frame in frames]
         content: list[Any] = [{"type": "text", "text": prompt}]
         content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         try:
@@ -101,26 +105,25 @@ class Endpoint:
             )
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise UserError(
-                f"the endpoint refuses: {_told(error)}",
+                f"the endpoint refuses: {_first_line(error)}",
                 where=self.config.base_url,
                 hint=f"check caption.model, caption.base_url and ${self.config.api_key_variable}",
                 kind="endpoint-refuses",
             ) from error
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-            raise UnreachableError(_told(error)) from error
+            raise UnreachableError(_first_line(error)) from error
         except (openai.OpenAIError, ValueError) as error:
-            raise BadAnswerError(_told(error)) from error
+            raise BadAnswerError(_first_line(error)) from error
         choices = getattr(answer, "choices", None)
         if not choices or choices[0].message is None:
-            raise BadAnswerError("the answer holds no message")
+            raise BadAnswerError("the answer contains no message")
         usage = getattr(answer, "usage", None)
-        return Description(
-            checked(choices[0].message.content, self.config), getattr(usage, "total_tokens", 0) or 0
-        )
+        caption = parse_caption(choices[0].message.content, self.config)
+        return VlmAnswer(caption, getattr(usage, "total_tokens", 0) or 0)
 
 
-class LocalModel:
-    """A transformers image-text-to-text model from a folder or by name; chat models get their own template."""
+class TransformersBackend:
+    """A transformers image-text-to-text model from a folder or by name. Chat models use their template."""
 
     def __init__(self, config: CaptionConfig) -> None:
         import torch
@@ -134,36 +137,36 @@ class LocalModel:
             self._network = AutoModelForImageTextToText.from_pretrained(config.model).eval().to(config.device)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"the captioning model cannot be loaded: {_told(error)}",
+                f"the captioning model cannot be loaded: {_first_line(error)}",
                 where=config.model,
                 hint="name a folder with a transformers image-text-to-text model",
                 kind="missing-weights",
             ) from error
 
-    async def describe(self, pictures: Sequence[bytes], prompt: str) -> Description:
-        return await asyncio.to_thread(self._describe, pictures, prompt)
+    async def caption(self, frames: Sequence[bytes], prompt: str) -> VlmAnswer:
+        return await asyncio.to_thread(self._caption, frames, prompt)
 
-    def _describe(self, pictures: Sequence[bytes], prompt: str) -> Description:
+    def _caption(self, frames: Sequence[bytes], prompt: str) -> VlmAnswer:
         import io
 
         from PIL import Image
 
-        images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+        images = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
         if getattr(self._processor, "chat_template", None):
             content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
             inputs = self._processor.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             )
-        else:  # models without a chat, such as BLIP, continue a sentence about one picture
+        else:  # models without a chat template, such as BLIP, continue a sentence about one image
             inputs = self._processor(images=images[len(images) // 2], return_tensors="pt")
         inputs = inputs.to(self.config.device)
         with self._torch.inference_mode():
-            made = self._network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False)
-        before = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        text = self._processor.batch_decode(made[:, before:], skip_special_tokens=True)[0]
-        return Description(checked(text, self.config), int(before + made.shape[1] - before))
+            tokens = self._network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False)
+        prompt_tokens = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        text = self._processor.batch_decode(tokens[:, prompt_tokens:], skip_special_tokens=True)[0]
+        return VlmAnswer(parse_caption(text, self.config), int(tokens.shape[1]))
 
 
-def _told(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,1 +1,1 @@
-"""Copies of one recording: candidate pairs and groups."""
+"""Duplicate clips: pairs of similar clips, and groups of which one clip is kept."""

@@ -1,1 +1,1 @@
-"""Who is one person across sources, and the train/val split by person."""
+"""Persons across sources, and the train/val split by person."""

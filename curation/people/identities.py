@@ -1,16 +1,18 @@
-"""Who is who across sources: speakers whose voices or faces are surely, or perhaps, one person's.
+"""Compare the speakers of a corpus: which are the same person, and which may be.
 
-In: the clips table (a voice embedding per speaker, a face vector per clip) and two cosines for each. Out: for every speaker
-a group (surely the same person: connected components above the upper cosine) and the pairs of groups that come nearer than
-the lower one. Comparing is exact and done once: vectors and pairs stay in the corpus, and only speakers that are new, or
-measured anew, are compared again, whatever the policy.
+Every speaker has a speaker embedding (`voice`) and face embeddings (`face`). Two cosine thresholds for each
+divide pairs into `same` (one person), `near` (may be one person) and unrelated. Comparison is exact.
+Embeddings and pairs are stored in `identities/` of the corpus, so only new or re-measured speakers are
+compared in later runs.
 
-Comparisons grow with the square of the persons, and with them the pairs that come near by luck: where everybody is near
-somebody of either side, nobody could be put on one. So of more persons the nearest pairs count alone (`most_near`).
+The number of chance matches grows with the square of the number of persons. In a large corpus most persons
+would be near somebody in train and somebody in val, so only the nearest pairs count (`max_near_pairs`): the
+similarity threshold is raised to cap chance matches.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -27,344 +29,375 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPEAKER = "coalesce(nullif(speaker, ''), 'source:' || source_id)"
-"""SQL of a clip's speaker; clips without speech stand together by source."""
+"""SQL of a clip's speaker. Clips without speech are grouped by source."""
 
 KINDS = ("voice", "face")
-"""What is compared."""
+"""Embeddings that are compared; `NearPairs.kind` is an index into this."""
 
-LEAST_NEAR = 1000
-"""Pairs of persons that may be near one another in a corpus of any size (our choice: all pairs of 45)."""
+MIN_NEAR_PAIRS = 1000
+"""Near pairs allowed in a corpus of any size: all pairs of 45 persons. Heuristic."""
 
-NEAR_EACH = 0.5
-"""Pairs a person beyond that (our choice: each is near one other on average, and few are near both sides)."""
+NEAR_PAIRS_PER_PERSON = 0.5
+"""Near pairs allowed beyond that: one near person each on average, so that few persons are near both sides.
+Heuristic."""
 
-_HELD_EACH = 64  # pairs a speaker that are held at most while all are compared, and kept
-_BLOCK, _TILE = (
-    2048,
-    16384,
-)  # speakers compared at a time, the later with the earlier: 128 MiB of similarities
+_STORED_PAIRS_PER_SPEAKER = 64
+_BLOCK, _TILE = 2048, 16384  # speakers compared at a time: 128 MiB of similarities
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """What is known of the likeness of n speakers, by their place in `speakers`.
+class SpeakerPairs:
+    """Pairs among `speakers` by index: int64 [m, 2], (i, j) with i < j.
 
-    `same` and `near`: int64 [m, 2], pairs (i, j) that are surely, or perhaps (but not surely), one person; i < j. `cut`: by
-    what is compared the cosine from which pairs are near, where so many come nearer than the configured one that it tells
-    nothing.
+    `same`: one person. `near`: may be one person. `raised`: by kind, the cosine from which pairs count as
+    near where the configured one was raised to cap chance matches.
     """
 
     speakers: tuple[str, ...]
     same: np.ndarray
     near: np.ndarray
-    cut: dict[str, float]
-
-
-def likeness(corpus: Corpus, config: SplitConfig, *, cache: bool = True) -> Likeness:
-    """Compare all speakers of the corpus, those already compared with one another excepted. With `cache` it stores the
-    pairs in `identities/` of the corpus. Raises UserError where vectors come from two models."""
-    import numpy as np
-
-    speakers = _speakers(corpus)
-    store = corpus.root / "identities"
-    cosines = {"voice": (config.same_voice, config.near_voice), "face": (config.same_face, config.near_face)}
-    key = json.dumps({name: cosines[name] for name in sorted(config.people_by)})
-    known = _load(store, key)
-    fresh = [name for name, digest in speakers.items() if known.digests.get(name) != digest]
-    stays = [name for name in known.digests if name in speakers and known.digests[name] == speakers[name]]
-    if not fresh and len(stays) == len(known.digests):
-        return _told(known)
-    _require_one_face_model(corpus)
-    order = [*stays, *fresh]
-    place = {name: i for i, name in enumerate(order)}
-    staying = set(stays)
-    moved = np.array([place[name] if name in staying else -1 for name in known.digests], np.int64)
-    voices = _merged(known.voices, moved, _vectors(corpus, "voice", fresh, place))
-    faces = _merged(known.faces, moved, _vectors(corpus, "face", fresh, place))
-    staying_pairs = _renamed(known.same, moved)
-    found_same = [staying_pairs[(staying_pairs >= 0).all(axis=1)]]
-    found_near = [known.near.moved(moved)]
-    vectors = {"voice": voices, "face": faces}
-    for name in config.people_by:
-        same, near = cosines[name]
-        most = max(LEAST_NEAR, _HELD_EACH * len(order))
-        pairs, likely = pairs_above(
-            vectors[name], min(same, near), first_new=len(stays), most=most, always=same
-        )
-        found_same.append(pairs[likely >= same])
-        found_near.append(
-            Near(
-                pairs[likely < same], likely[likely < same], np.full((likely < same).sum(), KINDS.index(name))
-            )
-        )
-    result = _Known(
-        {n: speakers[n] for n in order}, voices, faces, _unique(found_same), Near.joined(found_near)
-    )
-    if cache:
-        _save(store, key, result)
-    return _told(result)
-
-
-def _told(known: _Known) -> Likeness:
-    labels = components(len(known.digests), [known.same])
-    near, cut = nearest(labels, known.near)
-    return Likeness(tuple(known.digests), known.same, near, cut)
-
-
-def most_near(persons: int) -> int:
-    """Pairs of persons that may be near one another, by voice and by face each."""
-    return max(LEAST_NEAR, int(NEAR_EACH * persons))
-
-
-def nearest(labels: np.ndarray, near: Near) -> tuple[np.ndarray, dict[str, float]]:
-    """Of pairs of speakers whose persons (`labels` int64 [n], by speaker) differ, those of the `most_near` nearest pairs of
-    persons, by voice and by face each: int64 [m, 2]; and the cosine from which pairs are taken, where some are not."""
-    import numpy as np
-
-    persons = int(labels.max(initial=-1)) + 1
-    most, kept, cut = most_near(persons), [np.zeros((0, 2), np.int64)], {}
-    one, other = np.sort(labels[near.pairs], axis=1).T
-    for number, name in enumerate(KINDS):
-        rows = np.flatnonzero((near.by == number) & (one != other))
-        names, place = np.unique(one[rows] * persons + other[rows], return_inverse=True)
-        best = np.full(len(names), -np.inf, np.float32)
-        np.maximum.at(best, place, near.cosine[rows])
-        if len(best) > most:
-            cut[name] = float(np.partition(best, -most)[-most])
-            rows = rows[best[place] >= cut[name]]
-        kept.append(near.pairs[rows])
-    return _unique(kept), cut
+    raised: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Rows of unit vectors: `of` int64 [n] names the speaker's place of each row of `matrix` float32 [n, d]."""
+class Embeddings:
+    """Unit vectors: row i of `matrix` float32 [n, d] belongs to speaker `speaker[i]` int64 [n]."""
 
-    of: np.ndarray
+    speaker: np.ndarray
     matrix: np.ndarray
 
 
 @dataclass(frozen=True)
-class Near:
-    """Pairs of speakers that come near: `pairs` int64 [m, 2], `cosine` float32 [m], `by` int64 [m], the place in `KINDS`."""
+class NearPairs:
+    """Near pairs of speakers: `pairs` int64 [m, 2], `cosine` float32 [m], `kind` int64 [m] (index into
+    `KINDS`).
+    """
 
     pairs: np.ndarray
     cosine: np.ndarray
-    by: np.ndarray
+    kind: np.ndarray
 
     @staticmethod
-    def joined(parts: Sequence[Near]) -> Near:
+    def concatenate(parts: Sequence[NearPairs]) -> NearPairs:
         import numpy as np
 
-        return Near(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("pairs", "cosine", "by"))
-        )
+        names = ("pairs", "cosine", "kind")
+        return NearPairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def moved(self, places: np.ndarray) -> Near:
-        """With speakers at new places; pairs of one that has none (-1) go."""
-        renamed = _renamed(self.pairs, places)
-        stays = (renamed >= 0).all(axis=1)
-        return Near(renamed[stays], self.cosine[stays], self.by[stays])
+    def reindex(self, new_index: np.ndarray) -> NearPairs:
+        """With speakers at their new indices; pairs with a removed speaker (-1) are dropped."""
+        pairs = _reindex(self.pairs, new_index)
+        stays = (pairs >= 0).all(axis=1)
+        return NearPairs(pairs[stays], self.cosine[stays], self.kind[stays])
 
 
 @dataclass(frozen=True)
-class _Known:
+class _Comparison:
+    """The stored state: every speaker with its source's digest, the embeddings, and all pairs."""
+
     digests: dict[str, str]
-    voices: Vectors
-    faces: Vectors
+    voices: Embeddings
+    faces: Embeddings
     same: np.ndarray
-    near: Near
+    near: NearPairs
 
 
-def pairs_above(
-    vectors: Vectors, cosine: float, first_new: int = 0, most: float = math.inf, always: float = math.inf
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of speakers with a cosine of at least `cosine`: int64 [m, 2] with i < j, and the cosines float32 [m].
+def compare_speakers(corpus: Corpus, config: SplitConfig, *, cache: bool = True) -> SpeakerPairs:
+    """Same and near pairs among all speakers of the corpus. Stored pairs are reused; `cache`: store new ones.
 
-    Only pairs whose later speaker is at place `first_new` or beyond are looked at; a speaker is not paired with itself. Of
-    more than twice `most` pairs the nearest `most` are held, and all of at least `always`: memory stays bounded.
+    Raises UserError if embeddings come from two models.
     """
     import numpy as np
 
-    order = np.argsort(vectors.of, kind="stable")
-    of, matrix = vectors.of[order], vectors.matrix[order]
-    begin = int(np.searchsorted(of, first_new))
+    digests = _speaker_digests(corpus)
+    folder = corpus.root / "identities"
+    cosines = {"voice": (config.same_voice, config.near_voice), "face": (config.same_face, config.near_face)}
+    key = json.dumps({name: cosines[name] for name in sorted(config.people_by)})
+    stored = _load(folder, key)
+    new = [name for name, digest in digests.items() if stored.digests.get(name) != digest]
+    unchanged = [name for name, digest in stored.digests.items() if digests.get(name) == digest]
+    if not new and len(unchanged) == len(stored.digests):
+        return _speaker_pairs(stored)
+    _require_one_face_model(corpus)
+    speakers = [*unchanged, *new]
+    index = {name: i for i, name in enumerate(speakers)}
+    still_valid = set(unchanged)
+    new_index = np.array([index[name] if name in still_valid else -1 for name in stored.digests], np.int64)
+    embeddings = {
+        "voice": _merge(stored.voices, new_index, _read_embeddings(corpus, "voice", new, index)),
+        "face": _merge(stored.faces, new_index, _read_embeddings(corpus, "face", new, index)),
+    }
+    same_reindexed = _reindex(stored.same, new_index)
+    same_parts = [same_reindexed[(same_reindexed >= 0).all(axis=1)]]
+    near_parts = [stored.near.reindex(new_index)]
+    for kind in config.people_by:
+        same, near = cosines[kind]
+        pairs, cosine = find_pairs_above(
+            embeddings[kind],
+            min(same, near),
+            first_new=len(unchanged),
+            max_pairs=max(MIN_NEAR_PAIRS, _STORED_PAIRS_PER_SPEAKER * len(speakers)),
+            always=same,
+        )
+        is_near = cosine < same
+        same_parts.append(pairs[~is_near])
+        near_parts.append(
+            NearPairs(pairs[is_near], cosine[is_near], np.full(is_near.sum(), KINDS.index(kind)))
+        )
+    comparison = _Comparison(
+        {name: digests[name] for name in speakers},
+        embeddings["voice"],
+        embeddings["face"],
+        _unique_pairs(same_parts),
+        NearPairs.concatenate(near_parts),
+    )
+    if cache:
+        _save(folder, key, comparison)
+    return _speaker_pairs(comparison)
+
+
+def _speaker_pairs(comparison: _Comparison) -> SpeakerPairs:
+    persons = connected_components(len(comparison.digests), [comparison.same])
+    near, raised = limit_near_pairs(persons, comparison.near)
+    return SpeakerPairs(tuple(comparison.digests), comparison.same, near, raised)
+
+
+def max_near_pairs(persons: int) -> int:
+    """Near pairs of persons that count, per kind."""
+    return max(MIN_NEAR_PAIRS, int(NEAR_PAIRS_PER_PERSON * persons))
+
+
+def limit_near_pairs(persons: np.ndarray, near: NearPairs) -> tuple[np.ndarray, dict[str, float]]:
+    """The nearest pairs of different persons, at most `max_near_pairs` of each kind.
+
+    `persons` int64 [n] labels the speakers. Returns pairs of speakers int64 [m, 2], and by kind the raised
+    cosine where pairs were left out.
+    """
+    import numpy as np
+
+    count = int(persons.max(initial=-1)) + 1
+    limit, kept, raised = max_near_pairs(count), [np.zeros((0, 2), np.int64)], {}
+    one, other = np.sort(persons[near.pairs], axis=1).T
+    for number, kind in enumerate(KINDS):
+        rows = np.flatnonzero((near.kind == number) & (one != other))
+        person_pairs, pair_of_row = np.unique(one[rows] * count + other[rows], return_inverse=True)
+        best = np.full(len(person_pairs), -np.inf, np.float32)
+        np.maximum.at(best, pair_of_row, near.cosine[rows])
+        if len(best) > limit:
+            raised[kind] = float(np.partition(best, -limit)[-limit])
+            rows = rows[best[pair_of_row] >= raised[kind]]
+        kept.append(near.pairs[rows])
+    return _unique_pairs(kept), raised
+
+
+def find_pairs_above(
+    embeddings: Embeddings,
+    cosine: float,
+    first_new: int = 0,
+    max_pairs: float = math.inf,
+    always: float = math.inf,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of speakers with a cosine of at least `cosine`: int64 [m, 2] with i < j, and the cosines float32
+    [m].
+
+    Only pairs whose later speaker has an index of at least `first_new` are compared. Once more than twice
+    `max_pairs` were found, only the nearest `max_pairs` and all of at least `always` are held: memory stays
+    bounded.
+    """
+    import numpy as np
+
+    order = np.argsort(embeddings.speaker, kind="stable")
+    speaker, matrix = embeddings.speaker[order], embeddings.matrix[order]
+    begin = int(np.searchsorted(speaker, first_new))
     rows, columns, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for start in range(begin, len(matrix), _BLOCK):
         block = matrix[start : start + _BLOCK]
         for first in range(0, start + len(block), _TILE):
             cosines = block @ matrix[first : min(first + _TILE, start + len(block))].T
-            i, j = np.divmod(
-                np.flatnonzero(cosines >= cosine), cosines.shape[1]
-            )  # far faster than nonzero in two dimensions
-            later, earlier = of[start + i], of[first + j]
+            # nonzero in one dimension is many times as fast as in two
+            i, j = np.divmod(np.flatnonzero(cosines >= cosine), cosines.shape[1])
+            later, earlier = speaker[start + i], speaker[first + j]
             wanted = earlier < later
             rows.append(earlier[wanted])
             columns.append(later[wanted])
             values.append(cosines[i, j][wanted])
-        if sum(map(len, values)) > 2 * most:
-            every = np.concatenate(values)
-            cosine = max(cosine, min(always, float(np.partition(every, -int(most))[-int(most)])))
-            near = every >= cosine
+        if sum(map(len, values)) > 2 * max_pairs:
+            all_values = np.concatenate(values)
+            limit = int(max_pairs)
+            cosine = max(cosine, min(always, float(np.partition(all_values, -limit)[-limit])))
+            near = all_values >= cosine
             rows, columns, values = (
                 [np.concatenate(rows)[near]],
                 [np.concatenate(columns)[near]],
-                [every[near]],
+                [all_values[near]],
             )
     return np.stack([np.concatenate(rows), np.concatenate(columns)], axis=1), np.concatenate(values)
 
 
-def components(count: int, pairs: Sequence[np.ndarray]) -> np.ndarray:
-    """Label int64 [count] of the connected component of each of `count` nodes, joined by int64 [m, 2] pairs."""
+def connected_components(count: int, pairs: Sequence[np.ndarray]) -> np.ndarray:
+    """Component label int64 [count] of each of `count` nodes, joined by int64 [m, 2] pairs."""
     import numpy as np
     from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse.csgraph import connected_components as scipy_components
 
     rows, columns = np.concatenate([np.zeros((0, 2), np.int64), *pairs]).T
     graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+    return np.asarray(scipy_components(graph, directed=False)[1], np.int64)
 
 
-def unit_vectors(of: Sequence[int], vectors: Sequence[np.ndarray | None], what: str) -> Vectors:
-    """Unit rows of the vectors that are usable (finite, not zero, not None). Raises UserError for two lengths."""
+def unit_embeddings(speakers: Sequence[int], vectors: Sequence[np.ndarray | None], column: str) -> Embeddings:
+    """The usable vectors (finite, not zero, not None) with unit length.
+
+    Raises UserError if their lengths differ.
+    """
     import numpy as np
 
     usable = [
-        (i, v)
-        for i, v in zip(of, vectors, strict=True)
-        if v is not None and len(v) and 0 < np.linalg.norm(v) < np.inf
+        (speaker, vector)
+        for speaker, vector in zip(speakers, vectors, strict=True)
+        if vector is not None and len(vector) and 0 < np.linalg.norm(vector) < np.inf
     ]
     if len({len(vector) for _, vector in usable}) > 1:
-        raise UserError(
-            f"{what} vectors in this corpus come from two models",
-            hint="ingest its sources again with one of them",
-        )
+        raise _two_models(f"{column} embeddings in this corpus come from two models")
     if not usable:
-        return Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+        return _no_embeddings()
     matrix = np.stack([vector for _, vector in usable]).astype(np.float32)
-    return Vectors(
-        np.array([i for i, _ in usable], np.int64), matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
-    )
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    return Embeddings(np.array([speaker for speaker, _ in usable], np.int64), matrix)
 
 
-def _speakers(corpus: Corpus) -> dict[str, str]:
-    """Every speaker and the digest of the settings that measured its source: another digest, another voice."""
-    found = corpus.query(
+def _no_embeddings() -> Embeddings:
+    import numpy as np
+
+    return Embeddings(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+
+
+def _two_models(what: str) -> UserError:
+    return UserError(what, hint="ingest its sources again with one of them")
+
+
+def _speaker_digests(corpus: Corpus) -> dict[str, str]:
+    """Every speaker with its source's digest. A changed digest means a re-measured embedding."""
+    table = corpus.query(
         f"""SELECT {SPEAKER} AS speaker, coalesce(max(sources.digest), '') AS digest
         FROM clips LEFT JOIN sources USING (source_id) GROUP BY 1 ORDER BY 1"""
     )
-    return dict(zip(found["speaker"].to_pylist(), found["digest"].to_pylist(), strict=True))
+    return dict(zip(table["speaker"].to_pylist(), table["digest"].to_pylist(), strict=True))
 
 
 def _require_one_face_model(corpus: Corpus) -> None:
-    """Face vectors of two models may be of one length, and then tell nothing of one another."""
-    found = corpus.query(
+    """Raise UserError for face embeddings of two models: they can have one length and are still not
+    comparable.
+    """
+    table = corpus.query(
         "SELECT DISTINCT versions['face_vectors'] AS model FROM clips WHERE len(face) > 0 ORDER BY 1"
     )
-    models = [name for name in found["model"].to_pylist() if name]
+    models = [name for name in table["model"].to_pylist() if name]
     if len(models) > 1:
         raise UserError(
-            f"face vectors in this corpus come from two models: {', '.join(models)}",
+            f"face embeddings in this corpus come from two models: {', '.join(models)}",
             where=corpus.root,
             hint="ingest its sources again with one ingest.faces.vectors",
             kind="two-models",
         )
 
 
-def _vectors(corpus: Corpus, column: str, wanted: list[str], place: dict[str, int]) -> Vectors:
-    """Of each wanted speaker, the vector of its first clip that has one (ingest gives a speaker one voice per source)."""
+def _read_embeddings(corpus: Corpus, column: str, speakers: list[str], index: dict[str, int]) -> Embeddings:
+    """Per speaker the embedding of its first clip that has one (ingest stores one voice per speaker and
+    source).
+    """
     import pyarrow as pa
 
-    found = corpus.query(
-        f"""SELECT {SPEAKER} AS who, arg_min({column}, clip_id) AS vector FROM clips
-        WHERE len({column}) > 0 AND {SPEAKER} IN (SELECT who FROM wanted) GROUP BY 1 ORDER BY 1""",
-        wanted=pa.table({"who": pa.array(wanted, pa.string())}),
+    table = corpus.query(
+        f"""SELECT {SPEAKER} AS speaker, arg_min({column}, clip_id) AS vector FROM clips
+        WHERE len({column}) > 0 AND {SPEAKER} IN (SELECT speaker FROM wanted) GROUP BY 1 ORDER BY 1""",
+        wanted=pa.table({"speaker": pa.array(speakers, pa.string())}),
     )
-    rows = [row.values.to_numpy() for row in found["vector"]]
-    return unit_vectors([place[name] for name in found["who"].to_pylist()], rows, column)
+    vectors = [row.values.to_numpy() for row in table["vector"]]
+    return unit_embeddings([index[name] for name in table["speaker"].to_pylist()], vectors, column)
 
 
-def _merged(known: Vectors, moved: np.ndarray, fresh: Vectors) -> Vectors:
-    """Known rows at their speakers' new places, and the fresh ones."""
+def _merge(stored: Embeddings, new_index: np.ndarray, new: Embeddings) -> Embeddings:
+    """Stored rows at their speakers' new indices (-1: dropped), then the new rows."""
     import numpy as np
 
-    of = moved[known.of] if len(known.of) else known.of
-    stays = of >= 0
-    parts = [(of[stays], known.matrix[stays]), (fresh.of, fresh.matrix)]
-    parts = [(places, matrix) for places, matrix in parts if len(places)]
+    speaker = new_index[stored.speaker] if len(stored.speaker) else stored.speaker
+    stays = speaker >= 0
+    candidates = [(speaker[stays], stored.matrix[stays]), (new.speaker, new.matrix)]
+    parts = [part for part in candidates if len(part[0])]
     if len({matrix.shape[1] for _, matrix in parts}) > 1:
-        raise UserError(
-            "vectors in this corpus come from two models", hint="ingest its sources again with one of them"
-        )
+        raise _two_models("embeddings in this corpus come from two models")
     if not parts:
-        return Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
-    return Vectors(
-        np.concatenate([places for places, _ in parts]), np.concatenate([matrix for _, matrix in parts])
+        return _no_embeddings()
+    return Embeddings(
+        np.concatenate([speakers for speakers, _ in parts]), np.concatenate([matrix for _, matrix in parts])
     )
 
 
-def _renamed(pairs: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """Pairs with speakers at their new places; -1 is none."""
+def _reindex(pairs: np.ndarray, new_index: np.ndarray) -> np.ndarray:
+    """Pairs with speakers at their new indices; -1 for a removed speaker."""
     import numpy as np
 
-    return np.sort(moved[pairs], axis=1) if len(pairs) else pairs
+    return np.sort(new_index[pairs], axis=1) if len(pairs) else pairs
 
 
-def _unique(parts: list[np.ndarray]) -> np.ndarray:
+def _unique_pairs(parts: list[np.ndarray]) -> np.ndarray:
     import numpy as np
 
     return np.unique(np.concatenate(parts), axis=0)
 
 
-def _load(store: Path, key: str) -> _Known:
-    """What was found before under the same cosines; nothing where there is nothing, or it cannot be read."""
+def _load(folder: Path, key: str) -> _Comparison:
+    """The stored comparison with these thresholds; empty if there is none or it cannot be read."""
     import numpy as np
     import pyarrow.parquet as pq
 
-    empty = Vectors(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
-    none = np.zeros((0, 2), np.int64)
     try:
-        table = pq.read_table(store / "speakers.parquet")
+        table = pq.read_table(folder / "speakers.parquet")
         if (table.schema.metadata or {}).get(b"cosines") != key.encode():
-            raise ValueError("made under other cosines")
-        with np.load(store / f"likeness-{table.schema.metadata[b'part'].decode()}.npz") as saved:
-            voices = Vectors(saved["voice_of"], saved["voice"])
-            faces = Vectors(saved["face_of"], saved["face"])
-            digests = dict(zip(table["speaker"].to_pylist(), table["digest"].to_pylist(), strict=True))
-            near = Near(saved["near"], saved["near_cosine"], saved["near_by"])
-            return _Known(digests, voices, faces, saved["same"], near)
+            raise ValueError("stored with other thresholds")
+        with np.load(folder / f"likeness-{table.schema.metadata[b'part'].decode()}.npz") as saved:
+            return _Comparison(
+                dict(zip(table["speaker"].to_pylist(), table["digest"].to_pylist(), strict=True)),
+                Embeddings(saved["voice_of"], saved["voice"]),
+                Embeddings(saved["face_of"], saved["face"]),
+                saved["same"],
+                NearPairs(saved["near"], saved["near_cosine"], saved["near_by"]),
+            )
     except (OSError, ValueError, KeyError):
-        return _Known({}, empty, empty, none, Near(none, np.zeros(0, np.float32), np.zeros(0, np.int64)))
+        no_pairs = np.zeros((0, 2), np.int64)
+        near = NearPairs(no_pairs, np.zeros(0, np.float32), np.zeros(0, np.int64))
+        return _Comparison({}, _no_embeddings(), _no_embeddings(), no_pairs, near)
 
 
-def _save(store: Path, key: str, known: _Known) -> None:
-    """Arrays first, under a name of their own; the table of speakers names them and is the proof."""
-    import hashlib
-
+def _save(folder: Path, key: str, comparison: _Comparison) -> None:
+    """Write the arrays under a new name, then the table that names them: a killed run leaves the old pair
+    valid.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    store.mkdir(exist_ok=True)
-    part = hashlib.sha256((key + json.dumps(known.digests)).encode()).hexdigest()[:16]
-    arrays = store / f"likeness-{part}.npz"
+    folder.mkdir(exist_ok=True)
+    part = hashlib.sha256((key + json.dumps(comparison.digests)).encode()).hexdigest()[:16]
+    arrays = folder / f"likeness-{part}.npz"
     with open(arrays.with_suffix(".part"), "wb") as file:
         np.savez(
             file,
-            voice_of=known.voices.of,
-            voice=known.voices.matrix,
-            face_of=known.faces.of,
-            face=known.faces.matrix,
-            same=known.same,
-            near=known.near.pairs,
-            near_cosine=known.near.cosine,
-            near_by=known.near.by,
+            voice_of=comparison.voices.speaker,
+            voice=comparison.voices.matrix,
+            face_of=comparison.faces.speaker,
+            face=comparison.faces.matrix,
+            same=comparison.same,
+            near=comparison.near.pairs,
+            near_cosine=comparison.near.cosine,
+            near_by=comparison.near.kind,
         )
     os.replace(arrays.with_suffix(".part"), arrays)
-    table = pa.table({"speaker": list(known.digests), "digest": list(known.digests.values())})
+    table = pa.table({"speaker": list(comparison.digests), "digest": list(comparison.digests.values())})
     table = table.replace_schema_metadata({"cosines": key, "part": part})
-    pq.write_table(table, store / ".speakers.part")
-    os.replace(store / ".speakers.part", store / "speakers.parquet")
-    for other in store.glob("likeness-*.npz"):
+    pq.write_table(table, folder / ".speakers.part")
+    os.replace(folder / ".speakers.part", folder / "speakers.parquet")
+    for other in folder.glob("likeness-*.npz"):
         if other != arrays:
             other.unlink()

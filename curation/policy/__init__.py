@@ -1,1 +1,1 @@
-"""Rules over the clips table, the decisions that they give, and what-if questions."""
+"""Policies over the clips table, the decisions they lead to, and what-if questions."""

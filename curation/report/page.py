@@ -1,9 +1,9 @@
-"""The report: one static page about a corpus, made from its tables, that works offline and stays small.
+"""The report page: one static, offline HTML page about a corpus, made from its tables.
 
-In: a corpus with decisions. Out: `report/index.html` beside the `report/clips/*.mp4` that it plays: headline numbers,
-the funnel, histograms with thresholds to move, kept and rejected examples, hours by language, speaker and length, splits,
-copies, sources and failures. Totals are aggregated by DuckDB and examples are few, so the page's size does not depend on
-the corpus.
+`report/index.html` shows headline numbers, the funnel, histograms with movable thresholds, kept and rejected
+examples, hours by language, speaker and length, splits, duplicates, sources and failures. It plays clips from
+`report/clips/`. DuckDB aggregates the totals and examples are few, so the page's size does not depend on the
+corpus.
 """
 
 from __future__ import annotations
@@ -21,30 +21,36 @@ from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.config import DuplicateConfig, ReportConfig
 from uniavgen.curation.policy.decisions import decided_policy
-from uniavgen.curation.policy.rules import Policy, columns_needed, funnel, load_policy, policy_names
+from uniavgen.curation.policy.rules import Policy, load_policy, policy_names
+from uniavgen.curation.policy.verdicts import columns_needed, compute_funnel
 from uniavgen.curation.report.examples import (
     SAYS_AFTER_RULES,
-    bound_text,
-    choose,
-    named,
-    reasons,
-    sources_of,
-    with_media,
+    add_previews,
+    choose_examples,
+    count_reasons,
+    format_bounds,
+    order_sources,
+    read_clips,
 )
 from uniavgen.curation.report.source_pages import choose_sources, write_source_pages
 from uniavgen.curation.report.templating import render
-from uniavgen.curation.report.threshold_sample import Scale, histogram, movable, sample
+from uniavgen.curation.report.threshold_sample import (
+    Scale,
+    is_movable,
+    make_histogram,
+    make_threshold_data,
+)
 from uniavgen.curation.report.totals import (
     AFTER_RULES,
-    after_rules,
-    copies,
-    lengths,
-    rows,
-    shares,
-    sources,
-    splits,
-    strata,
-    totals,
+    query_after_rules,
+    query_duplicates,
+    query_lengths,
+    query_rows,
+    query_shares,
+    query_sources,
+    query_splits,
+    query_strata,
+    query_totals,
 )
 from uniavgen.shards.corpus.schema import KEYS, schema
 from uniavgen.shards.corpus.signals import SIGNALS
@@ -55,21 +61,30 @@ from uniavgen.shards.timing import VIDEO_FPS
 if TYPE_CHECKING:
     import duckdb
 
-HEAVY = ("voice", "versions", "words", "video_hash", "sound_hash", "text_hash", "face", "sync_curve")
-"""Columns of the clips table that no total needs and that would fill the memory."""
+LARGE_COLUMNS = (
+    "voice",
+    "versions",
+    "words",
+    "video_hash",
+    "sound_hash",
+    "text_hash",
+    "face",
+    "sync_curve",
+)
+"""Columns of the clips table that no total needs. They would fill the memory."""
 
-KINDS = {
+DUPLICATE_KINDS = {
     "copy": "whole copies: re-encoded, cropped, mirrored or at another speed",
     "overlap": "copies of a part",
-    "same-sound": "the same speech with another picture",
+    "same-sound": "the same sound with another picture",
     "same-picture": "the same picture with another sound",
 }
-"""What the kinds of copies (`curation.duplicates`) are, for people."""
+"""Descriptions of the kinds of `find_duplicates`."""
 
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """Where the page is, its size, how many clips it plays, and of how many reasons."""
+    """Path and size of the report page, its number of examples, and the number of their reasons."""
 
     page: Path
     bytes: int
@@ -81,9 +96,9 @@ class ReportSummary:
 def write_report(
     corpus: Corpus, config: ReportConfig | None = None, duplicates: DuplicateConfig | None = None
 ) -> ReportSummary:
-    """Write `report/index.html` and its clips; `duplicates` is the configuration that `curate` decided with.
+    """Write `report/index.html`, its clips and the source pages. `duplicates`: the configuration of `curate`.
 
-    Raises UserError where nothing was decided or the folder refuses.
+    Raises UserError if the corpus has no decisions or the folder cannot be written.
     """
     started = time.monotonic()
     config = config or ReportConfig()
@@ -91,42 +106,44 @@ def write_report(
     folder = corpus.root / "report"
     try:
         with judged_corpus(corpus, policy) as connection:
-            chosen = choose(connection, config)
-            pages = choose_sources(connection, sources_of(chosen), config.source_pages)
-            facts = _facts(connection, corpus, policy, config, pages)
-            facts["copies"] = copies(connection, corpus, duplicates or DuplicateConfig())
-            pairs = {row["example"][name] for row in facts["copies"] for name in ("clip_id", "kept_clip")}
-            beside = named(connection, pairs - {clip["clip_id"] for clip in chosen})
-        clips = with_media(corpus, folder / "clips", [*chosen, *beside], policy, config)
-        facts["examples"] = clips[: len(chosen)]
-        facts["by_id"] = {clip["clip_id"]: clip for clip in clips}
-        write_source_pages(
-            corpus, folder / "sources", pages, [clip["clip_id"] for clip in clips if clip["media"]], policy
-        )
-        page = _render(facts)
+            examples = choose_examples(connection, config)
+            source_ids = choose_sources(connection, order_sources(examples), config.source_pages)
+            content = _page_content(connection, corpus, policy, config, source_ids)
+            content["duplicates"] = query_duplicates(connection, corpus, duplicates or DuplicateConfig())
+            pairs = [row["example"] for row in content["duplicates"]]
+            paired = {pair[name] for pair in pairs for name in ("clip_id", "kept_clip")}
+            others = read_clips(connection, paired - {clip["clip_id"] for clip in examples})
+        clips = add_previews(corpus, folder / "clips", [*examples, *others], policy, config)
+        content["examples"] = clips[: len(examples)]
+        content["by_id"] = {clip["clip_id"]: clip for clip in clips}
+        playable = [clip["clip_id"] for clip in clips if clip["media"]]
+        write_source_pages(corpus, folder / "sources", source_ids, playable, policy)
+        page = _render_page(content)
         part = folder / ".index.html.part"
         part.write_text(page, encoding="utf-8")
         os.replace(part, folder / "index.html")
     except OSError as error:
-        hint = "check rights and space, then run it again"
         raise UserError(
-            f"the report cannot be written: {error.strerror or error}", where=folder, hint=hint
+            f"the report cannot be written: {error.strerror or error}",
+            where=folder,
+            hint="check permissions and free space, then run it again",
         ) from error
     size, seconds = len(page.encode()), time.monotonic() - started
-    return ReportSummary(folder / "index.html", size, len(chosen), len(facts["reasons"]), seconds)
+    return ReportSummary(folder / "index.html", size, len(examples), len(content["reasons"]), seconds)
 
 
 @contextmanager
 def judged_corpus(corpus: Corpus, policy: Policy) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with `judged`: clips with decisions, without the columns that are HEAVY; `undecided`: how many clips have
-    none; and every other table as `<name>_table`.
+    """A connection with three kinds of tables.
 
-    `passes` says whether a clip passes every rule; copies, and persons on both sides, pass and are not kept.
+    `judged`: clips with their decisions, `passes` (the clip passes every rule; duplicates and clips on both
+    sides pass and are not kept), `seconds` and `uri`, without LARGE_COLUMNS. `undecided`: the number of clips
+    without a decision. `<name>_table`: every other table of the corpus.
     """
     import duckdb
 
     columns = {name: schema(name).names for name in KEYS}
-    unread = set(HEAVY) - set(columns_needed(policy))
+    unread = set(LARGE_COLUMNS) - set(columns_needed(policy))
     columns["clips"] = [name for name in columns["clips"] if name not in unread]
     columns["sources"] = [name for name in columns["sources"] if name != "words"]
     with duckdb.connect() as connection:
@@ -134,105 +151,118 @@ def judged_corpus(corpus: Corpus, policy: Policy) -> Iterator[duckdb.DuckDBPyCon
             connection.register(f"{name}_table", corpus.read(name, columns[name]))
         connection.execute(
             """CREATE TEMP TABLE judged AS SELECT c.*, d.kept, d.reason, d.failed_rules, d.split,
-            list_has_all($after, d.failed_rules) AS passes, c.end_s - c.start_s AS seconds, coalesce(s.uri, '') AS uri
-            FROM clips_table c JOIN decisions_table d USING (clip_id) LEFT JOIN sources_table s USING (source_id)""",
+            list_has_all($after, d.failed_rules) AS passes, c.end_s - c.start_s AS seconds,
+            coalesce(s.uri, '') AS uri
+            FROM clips_table c JOIN decisions_table d USING (clip_id)
+            LEFT JOIN sources_table s USING (source_id)""",
             {"after": list(AFTER_RULES)},
         )
         connection.execute(
             """CREATE TEMP TABLE undecided AS SELECT count(*) AS clips
             FROM (SELECT clip_id FROM clips_table EXCEPT SELECT clip_id FROM judged)"""
         )
-        connection.unregister("clips_table")  # a second copy of everything, and large
+        connection.unregister("clips_table")  # a second, large copy
         yield connection
 
 
-def _facts(
+def _page_content(
     connection: duckdb.DuckDBPyConnection,
     corpus: Corpus,
     policy: Policy,
     config: ReportConfig,
-    pages: list[str],
+    source_ids: list[str],
 ) -> dict[str, Any]:
-    """Everything the page says but its examples, as plain data; `pages` are the sources that have a page of their own."""
+    """The values of the page's template except examples and duplicates. `source_ids` have a source page."""
     needed = ", ".join(f'"{name}"' for name in columns_needed(policy))
-    # in the order of a hash, the first of any kind are as good as random, and the same ones next time
+    # sorted by a hash, the first rows are a random sample, the same one each time
     clips = connection.sql(f"SELECT {needed} FROM judged ORDER BY md5(clip_id)").to_arrow_table()
     scales, histograms = _histograms(connection, policy, config.bins)
-    moved = {rule.column for rule in policy.rules if movable(rule)}
+    movable = {rule.column for rule in policy.rules if is_movable(rule)}
+    movable_scales = {name: scale for name, scale in scales.items() if name in movable}
+    failures = f"SELECT * FROM failures_table ORDER BY uri LIMIT {config.max_rows}"
     return {
         "name": corpus.root.name,
         "policy": policy,
         "versions": corpus.versions(),
-        "totals": totals(connection),
-        "funnel": funnel(clips, policy),
-        "after_rules": after_rules(connection),
+        "totals": query_totals(connection),
+        "funnel": compute_funnel(clips, policy),
+        "after_rules": query_after_rules(connection),
         "histograms": histograms,
-        "thresholds": sample(
-            clips, policy, {name: scales[name] for name in scales if name in moved}, config.sample_clips
-        ),
-        "rules": [_rule_facts(rule.name, policy) for rule in policy.rules],
-        "extends": _shipped_as(policy),
-        "reasons": reasons(connection, policy),
-        "languages": shares(connection, "coalesce(nullif(language, ''), 'none')", "other languages"),
-        "speakers": shares(connection, "coalesce(nullif(speaker, ''), 'no speaker')", "other speakers"),
-        "lengths": lengths(connection),
-        "splits": splits(connection),
-        "strata": strata(connection),
-        "sources": sources(connection, config.max_rows, pages),
-        "pages": pages,
-        "failures": rows(connection, f"SELECT * FROM failures_table ORDER BY uri LIMIT {config.max_rows}"),
+        "thresholds": make_threshold_data(clips, policy, movable_scales, config.sample_clips),
+        "rules": _rules(policy),
+        "extends": _shipped_name(policy),
+        "reasons": count_reasons(connection, policy),
+        "languages": query_shares(connection, "coalesce(nullif(language, ''), 'none')", "other languages"),
+        "speakers": query_shares(connection, "coalesce(nullif(speaker, ''), 'no speaker')", "other speakers"),
+        "lengths": query_lengths(connection),
+        "splits": query_splits(connection),
+        "strata": query_strata(connection),
+        "sources": query_sources(connection, config.max_rows, source_ids),
+        "pages": source_ids,
+        "failures": query_rows(connection, failures),
     }
 
 
 def _histograms(
     connection: duckdb.DuckDBPyConnection, policy: Policy, bins: int
 ) -> tuple[dict[str, Scale], dict[str, dict[str, Any]]]:
-    """The scale and the histogram of every signal; bounds of the policy are `lines` on it."""
+    """Scale and histogram of every signal; the policy's bounds are its `lines`."""
     import numpy as np
 
-    scales, found = {}, {}
+    scales, histograms = {}, {}
     for name, signal in SIGNALS.items():
         table = connection.sql(f'SELECT "{name}" AS x, passes FROM judged').to_arrow_table()
         values = table["x"].to_numpy(zero_copy_only=False).astype(np.float64)
         bounds = [(rule.min, rule.max, rule.equals) for rule in policy.rules if rule.column == name]
         lines = [float(value) for bound in bounds for value in bound if isinstance(value, int | float)]
-        scales[name], counts = histogram(values, table["passes"].to_numpy(zero_copy_only=False), lines, bins)
-        found[name] = counts | {"unit": signal.unit, "text": signal.meaning, "lines": lines}
-    return scales, found
+        passes = table["passes"].to_numpy(zero_copy_only=False)
+        scales[name], histogram = make_histogram(values, passes, lines, bins)
+        histograms[name] = histogram | {"unit": signal.unit, "text": signal.meaning, "lines": lines}
+    return scales, histograms
 
 
-def _rule_facts(name: str, policy: Policy) -> dict[str, Any]:
-    """A rule as the page writes it: as it stands in the policy's file, and what it asks."""
-    place = [rule.name for rule in policy.rules].index(name)
-    document = policy.document()["rules"][place]
-    return {"name": name, "document": document, "asks": bound_text(policy.rules[place])}
+def _rules(policy: Policy) -> list[dict[str, Any]]:
+    """Every rule: `name`, `document` (as in a policy file), `bounds` as text."""
+    return [
+        {"name": rule.name, "document": document, "bounds": format_bounds(rule)}
+        for rule, document in zip(policy.rules, policy.document()["rules"], strict=True)
+    ]
 
 
-def _shipped_as(policy: Policy) -> str:
-    """The name of the shipped policy that this one is; empty where it is the user's own."""
-    same = policy.name in policy_names() and load_policy(policy.name).digest == policy.digest
-    return policy.name if same else ""
+def _shipped_name(policy: Policy) -> str:
+    """The name of a shipped policy; empty for a user's."""
+    is_shipped = policy.name in policy_names() and load_policy(policy.name).digest == policy.digest
+    return policy.name if is_shipped else ""
 
 
-def _render(facts: dict[str, Any]) -> str:
+def _render_page(content: dict[str, Any]) -> str:
     players = {
         clip["clip_id"]: {"oval": clip["media"]["oval"], "words": clip["words"], "readings": clip["readings"]}
-        for clip in facts["by_id"].values()
+        for clip in content["by_id"].values()
         if clip["media"]
     }
-    data = {name: facts[name] for name in ("thresholds", "histograms", "rules", "extends")}
-    data |= {"players": players, "fps": VIDEO_FPS, "policy": facts["policy"].name, "corpus": facts["name"]}
-    placed = list(enumerate(facts["thresholds"]["rules"]))
-    columns = {
-        rule["column"]: [pair for pair in placed if pair[1]["column"] == rule["column"]] for _, rule in placed
+    data = {name: content[name] for name in ("thresholds", "histograms", "rules", "extends")}
+    data |= {
+        "players": players,
+        "fps": VIDEO_FPS,
+        "policy": content["policy"].name,
+        "corpus": content["name"],
     }
-    facts |= {"fixed": columns.pop("", []), "moving": columns}
-    prose = {
-        "says_of": {row["reason"]: row["says"] for row in facts["reasons"]},
-        "says_after": SAYS_AFTER_RULES,
-        "kinds": KINDS,
-    }
-    return render("report.html", **facts, **prose, data=data, plotly=_plotly(), signals=SIGNALS)
+    movable: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for number, rule in enumerate(content["thresholds"]["rules"]):
+        movable.setdefault(rule["column"], []).append((number, rule))
+    return render(
+        "report.html",
+        **content,
+        fixed=movable.pop("", []),
+        movable=movable,
+        explanations={row["reason"]: row["says"] for row in content["reasons"]},
+        explanations_after_rules=SAYS_AFTER_RULES,
+        kinds=DUPLICATE_KINDS,
+        data=data,
+        plotly=_plotly(),
+        signals=SIGNALS,
+    )
 
 
 @cache

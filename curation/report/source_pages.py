@@ -1,7 +1,8 @@
-"""A page per source: its timeline (shots, turns, words, faces, lip sync, clips cut), and every clip with its signals.
+"""Source pages: `report/sources/<source_id>.html` with a timeline (shots, turns, words, faces, lip sync,
+clips) and every clip with its signals.
 
-In: the corpus tables. Out: `report/sources/<source_id>.html`, static and offline. Pages are made for a few sources only:
-those of the report's examples, the longest and those that lost most, so that the report stays small at any corpus size.
+Only a few sources have a page: those of the report's examples, the longest, and those that lost most. The
+report stays small at any corpus size.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     import duckdb
 
 TIME_DIGITS = 2
-"""What a page keeps of a time in seconds: finer cannot be seen."""
+"""Decimals of times in seconds: finer is not visible."""
 
 
 def choose_sources(connection: duckdb.DuckDBPyConnection, examples: Sequence[str], limit: int) -> list[str]:
-    """At most `limit` source ids: by turns one of the `examples`, the longest source, the one that lost most clip time.
+    """At most `limit` source ids: in turn one of `examples`, the longest source, the one that lost most clip
+    time.
 
-    `connection` holds `sources_table` and `judged` (clips with their decisions).
+    `connection` is that of `judged_corpus`.
     """
     longest = connection.sql(
         f"SELECT source_id FROM sources_table ORDER BY duration_s DESC NULLS LAST, source_id LIMIT {limit}"
@@ -37,10 +39,10 @@ def choose_sources(connection: duckdb.DuckDBPyConnection, examples: Sequence[str
         f"""SELECT source_id FROM judged WHERE NOT kept GROUP BY source_id
         ORDER BY sum(seconds) DESC, source_id LIMIT {limit}"""
     ).fetchall()
-    return by_turns([examples, [row[0] for row in longest], [row[0] for row in worst]], limit)
+    return interleave([examples, [row[0] for row in longest], [row[0] for row in worst]], limit)
 
 
-def by_turns(lists: Iterable[Sequence[str]], limit: int) -> list[str]:
+def interleave(lists: Iterable[Sequence[str]], limit: int) -> list[str]:
     """The first `limit` different names, taken from the lists in turn."""
     names = dict.fromkeys(name for name in chain.from_iterable(zip_longest(*lists)) if name is not None)
     return list(names)[:limit]
@@ -49,30 +51,33 @@ def by_turns(lists: Iterable[Sequence[str]], limit: int) -> list[str]:
 def write_source_pages(
     corpus: Corpus, folder: Path, chosen: Sequence[str], playable: Iterable[str], policy: Policy
 ) -> None:
-    """Write `<source_id>.html` for the `chosen` sources into `folder` and delete pages of others.
+    """Write `<source_id>.html` for the `chosen` sources into `folder` and delete other pages.
 
-    `playable` are the clips that have a preview in `folder/../clips`. Raises OSError.
+    `playable`: clips with a preview in `folder/../clips`. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clips = corpus.query(
         """SELECT c.*, c.end_s - c.start_s AS seconds, d.kept, d.reason, d.failed_rules, d.split
-        FROM here c JOIN decisions d USING (clip_id) ORDER BY start_s, clip_id""",
-        here=corpus.read("clips", only=("source_id", chosen)),
+        FROM chosen c JOIN decisions d USING (clip_id) ORDER BY start_s, clip_id""",
+        chosen=corpus.read("clips", only=("source_id", chosen)),
     ).to_pylist()
     for source in corpus.read("sources", only=("source_id", chosen)).to_pylist():
-        own = [clip for clip in clips if clip["source_id"] == source["source_id"]]
+        of_source = [clip for clip in clips if clip["source_id"] == source["source_id"]]
         part = folder / ".part"
-        part.write_text(source_page(source, own, frozenset(playable), policy), encoding="utf-8")
+        part.write_text(render_source_page(source, of_source, frozenset(playable), policy), encoding="utf-8")
         os.replace(part, folder / f"{source['source_id']}.html")
     for path in folder.glob("*.html"):
         if path.stem not in chosen:
             path.unlink()
 
 
-def source_page(
+def render_source_page(
     source: dict[str, Any], clips: list[dict[str, Any]], playable: frozenset[str], policy: Policy
 ) -> str:
-    """The page of one source as HTML; `source` and `clips` (with decisions, by time) are table rows."""
+    """The page of one source as HTML.
+
+    `source` and `clips` (with decisions, sorted by time) are table rows.
+    """
     kept = [clip for clip in clips if clip["kept"]]
     reasons: dict[str, int] = {}
     for clip in clips:
@@ -89,36 +94,40 @@ def source_page(
         signals=[
             {"name": name, "unit": signal.unit, "text": signal.meaning} for name, signal in SIGNALS.items()
         ],
-        timeline=timeline(source, clips, playable),
+        timeline=make_timeline(source, clips, playable),
         rules={rule.name: {"column": rule.column, "says": rule.says} for rule in policy.rules},
         steps=sorted((source["step_seconds"] or []), key=lambda item: -item[1]),
         policy=policy,
     )
 
 
-def timeline(source: dict[str, Any], clips: list[dict[str, Any]], playable: frozenset[str]) -> dict[str, Any]:
-    """What the page draws, in short lists, all times in seconds on the source's clock.
+def make_timeline(
+    source: dict[str, Any], clips: list[dict[str, Any]], playable: frozenset[str]
+) -> dict[str, Any]:
+    """The timeline's data in short lists, times in seconds of the source.
 
-    `speakers` names by speech time; `turns` [speaker, start, end], `words` [text, start, end, speaker or -1, score],
-    `shots` [start, end], `tracks` [track, start, end, height px], `clips` a dict each: their `curve` in percent every
-    `curve_step_ms`, their `signals` in the order of `SIGNALS`.
+    `speakers` by falling speech time; `turns` [speaker, start, end], `words` [text, start, end, speaker or
+    -1, score], `shots` [start, end], `tracks` [track, start, end, height px], `clips` dicts with the sync
+    `curve` in percent every `curve_step_ms` and `signals` in the order of `SIGNALS`.
     """
     turns = source["turns"] or []
     spoken: dict[str, float] = {}
     for turn in turns:
         spoken[turn["label"]] = spoken.get(turn["label"], 0.0) + turn["end_s"] - turn["start_s"]
     speakers = sorted(spoken, key=lambda label: (-spoken[label], label))
-    place = {label: index for index, label in enumerate(speakers)}
+    speaker_index = {label: index for index, label in enumerate(speakers)}
     return {
         "duration": source["duration_s"] or max((clip["end_s"] for clip in clips), default=0.0),
         "speakers": [{"name": label, "seconds": round(spoken[label], 1)} for label in speakers],
-        "turns": [[place[turn["label"]], _time(turn["start_s"]), _time(turn["end_s"])] for turn in turns],
+        "turns": [
+            [speaker_index[turn["label"]], _time(turn["start_s"]), _time(turn["end_s"])] for turn in turns
+        ],
         "words": [
             [
                 w["text"],
                 _time(w["start_s"]),
                 _time(w["end_s"]),
-                place.get(w["speaker"], -1),
+                speaker_index.get(w["speaker"], -1),
                 round(w["score"] or 0.0, 2),
             ]
             for w in source["words"] or []
@@ -128,12 +137,12 @@ def timeline(source: dict[str, Any], clips: list[dict[str, Any]], playable: froz
             [t["track"], _time(t["start_s"]), _time(t["end_s"]), round(t["height_px"] or 0)]
             for t in sorted(source["tracks"] or [], key=lambda t: t["start_s"])
         ],
-        "clips": [_clip(clip, clip["clip_id"] in playable) for clip in clips],
+        "clips": [_timeline_clip(clip, clip["clip_id"] in playable) for clip in clips],
         "curve_step_ms": SYNC_CURVE_STEP_MS,
     }
 
 
-def _clip(clip: dict[str, Any], plays: bool) -> dict[str, Any]:
+def _timeline_clip(clip: dict[str, Any], plays: bool) -> dict[str, Any]:
     names = ("clip_id", "speaker", "language", "transcript", "kept", "reason", "split")
     return {
         **{name: clip[name] for name in names},
@@ -151,5 +160,5 @@ def _time(seconds: float) -> float:
 
 
 def _short(value: float | None) -> float | None:
-    """Four significant digits, None for what is no number."""
+    """Four significant digits; None for NaN and infinity."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

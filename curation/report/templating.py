@@ -1,4 +1,4 @@
-"""From plain data to a page: the templates of this package, and how numbers and times are written in them."""
+"""Render the report's HTML templates; format numbers and times in them."""
 
 from __future__ import annotations
 
@@ -10,42 +10,41 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render(template: str, **facts: Any) -> str:
-    """A template of `curation/templates` with these facts, escaped for HTML; a name that is missing raises."""
-    return _environment().get_template(template).render(**facts)
+def render(template: str, **values: Any) -> str:
+    """A template of `curation/report/templates` as HTML, values escaped. An undefined name raises."""
+    return _environment().get_template(template).render(**values)
 
 
 @cache
 def _environment() -> Environment:
-    """Made once: it keeps the templates that it compiled."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("uniavgen.curation.report", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"span": span, "clock": clock, "number": number}
+    environment.filters |= {"span": format_span, "clock": format_clock, "number": format_number}
     environment.filters |= {"count": lambda n: f"{n:,}", "name": lambda uri: uri.rsplit("/", 1)[-1]}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     return environment
 
 
-def span(seconds: float) -> str:
-    """Seconds as people say them."""
+def format_span(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
-def clock(seconds: float) -> str:
-    """A place in a source: 4:07.3, or 1:02:07.3 from an hour on."""
-    minutes, rest = divmod(round(seconds, 1), 60)
+def format_clock(seconds: float) -> str:
+    """A time in a source: 4:07.3, or 1:02:07.3 from an hour on."""
+    minutes, seconds = divmod(round(seconds, 1), 60)
     hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
+    return f"{hours}:{minutes:02d}:{seconds:04.1f}" if hours else f"{minutes}:{seconds:04.1f}"
 
 
-def number(value: float | None) -> str:
-    """A measurement in at most four digits, a dash where there is none."""
+def format_number(value: float | None) -> str:
+    """A measurement with at most four digits; a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
     digits = 0 if abs(value) >= 100 or value == round(value) else 1 if abs(value) >= 10 else 2

@@ -48,7 +48,7 @@ def forget_from_corpus(
     root: Path, settings: Config, source: str | None, speaker: str | None
 ) -> dict[str, Any]:
     """Delete one source, or one speaker with every speaker that is certainly the same person."""
-    from uniavgen.curation.deletion import AGAIN, find_source, find_speaker, forget, summary_rows
+    from uniavgen.curation.deletion import RUN_AGAIN, delete, find_source, find_speaker, summary_rows
     from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
     from uniavgen.shards.atomic_files import locked
     from uniavgen.shards.corpus.tables import Corpus
@@ -63,8 +63,8 @@ def forget_from_corpus(
     target = find_source(corpus, source) if source is not None else find_speaker(corpus, speaker or "", split)
     trainings = trainings_on(corpus, settings.tracking)
     copies = published(corpus.root)
-    with locked(corpus.root / SHARDS_LOCK, SHARDS_BUSY, AGAIN):
-        deleted = forget(corpus, target)
+    with locked(corpus.root / SHARDS_LOCK, SHARDS_BUSY, RUN_AGAIN):
+        deleted = delete(corpus, target)
         with open_corpus_run(corpus, settings.tracking) as run:
             run.remove_artifacts("report")
         rows = [*summary_rows(deleted), *_rewrite_shards(corpus, settings)]

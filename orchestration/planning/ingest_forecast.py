@@ -101,7 +101,8 @@ def sampled_sources(corpus: Corpus, entries: Iterable[Entry], policy: str) -> li
 
 def kept_clips(corpus: Corpus, policy: str) -> set[str]:
     """Ids of the clips that a policy keeps; no decision is written."""
-    from uniavgen.curation.policy.rules import columns_needed, judge, load_policy
+    from uniavgen.curation.policy.rules import load_policy
+    from uniavgen.curation.policy.verdicts import columns_needed, judge
 
     rules = load_policy(policy)
     clips = corpus.read("clips", columns_needed(rules))

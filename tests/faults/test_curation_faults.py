@@ -1,4 +1,4 @@
-"""Curation under attack: killed at random instants, or out of room, it leaves whole tables, and a re-run completes."""
+"""Curation killed at random times or on a full disk leaves valid tables, and a re-run completes."""
 
 import random
 import resource
@@ -36,7 +36,7 @@ def command(corpus: Corpus, *words: str) -> list[str]:
     return [sys.executable, "-c", program, *words, "--corpus", str(corpus.root), "--set", store]
 
 
-def short_of_room() -> None:
+def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
@@ -45,7 +45,7 @@ def decisions(corpus: Corpus) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("words", [("curate",), ("report",)])
-def test_killed_at_random_instants_a_re_run_completes(corpus: Corpus, words: tuple[str, ...]) -> None:
+def test_re_run_completes_after_kill_at_random_time(corpus: Corpus, words: tuple[str, ...]) -> None:
     if words == ("report",):
         decide(corpus, load_policy("default"))
     expected = Corpus.create(corpus.root.parent / "undisturbed")
@@ -66,16 +66,14 @@ def test_killed_at_random_instants_a_re_run_completes(corpus: Corpus, words: tup
     assert not list(corpus.root.rglob("*.part"))
 
 
-def test_no_room_for_the_decisions_is_one_line_and_leaves_those_that_stood(
-    corpus: Corpus, tmp_path: Path
-) -> None:
-    """The system refuses files over 4 kB, as a full disk would."""
+def test_full_disk_is_one_line_error_and_old_decisions_stay(corpus: Corpus, tmp_path: Path) -> None:
+    """The system refuses files over 4 kB, like a full disk."""
     decide(corpus, load_policy("default"))
     before = decisions(corpus)
     policy = tmp_path / "loose.yaml"
-    policy.write_text("name: loose\nrules: [{name: snr, column: snr_db, min: 1, says: some sound}]\n")
+    policy.write_text("name: loose\nrules: [{name: snr, column: snr_db, min: 1, says: some audio}]\n")
     asked = command(corpus, "curate", "--policy", str(policy))
-    short = subprocess.run(asked, capture_output=True, text=True, timeout=300, preexec_fn=short_of_room)
+    short = subprocess.run(asked, capture_output=True, text=True, timeout=300, preexec_fn=limit_file_size)
     assert short.returncode == 1
     assert "Traceback" not in short.stderr
     assert [line for line in short.stderr.splitlines() if line.startswith("error: ")], short.stderr[-500:]

@@ -1,4 +1,4 @@
-/* Players: the face's outline, the waveform's cursor and the spoken word follow the video; a word or the waveform moves it. */
+/* Players: face outline, waveform cursor and spoken word follow the video. A click on a word or the waveform seeks. */
 
 function unpack(oval) {
   if (!oval || !oval.points) return [];
@@ -44,19 +44,19 @@ function player(card) {
   show();
 }
 
-/* Filter: rejected clips that fail one rule, beside what the kept ones show for it. */
-const FEW = 6, wholeLists = new Set();
+/* Filter: rejected clips that fail one rule, and the values that this rule read of the kept clips. */
+const FOLDED_CARDS = 6, unfolded = new Set();
 let filter = "";
 
 function listClips() {
   for (const list of document.querySelectorAll("[data-list]")) {
-    const cards = [...list.querySelectorAll(".clip")], all = wholeLists.has(list);
-    const fits = cards.filter(card => !filter || list.dataset.list === "kept" || card.dataset.failed.split("|").includes(filter));
-    fits.sort((a, b) => (b.dataset.reason === filter) - (a.dataset.reason === filter) || cards.indexOf(a) - cards.indexOf(b));
-    cards.forEach(card => { card.hidden = !(all ? fits : fits.slice(0, FEW)).includes(card); });
+    const cards = [...list.querySelectorAll(".clip")], all = unfolded.has(list);
+    const matching = cards.filter(card => !filter || list.dataset.list === "kept" || card.dataset.failed.split("|").includes(filter));
+    matching.sort((a, b) => (b.dataset.reason === filter) - (a.dataset.reason === filter) || cards.indexOf(a) - cards.indexOf(b));
+    cards.forEach(card => { card.hidden = !(all ? matching : matching.slice(0, FOLDED_CARDS)).includes(card); });
     const more = list.querySelector(".unfold");
-    more.hidden = fits.length <= FEW;
-    more.textContent = all ? "show fewer" : `show all ${fits.length}`;
+    more.hidden = matching.length <= FOLDED_CARDS;
+    more.textContent = all ? "show fewer" : `show all ${matching.length}`;
   }
   for (const card of document.querySelectorAll("[data-list=kept] .clip")) {
     const readings = (DATA.players[card.dataset.clip] || {}).readings || {};
@@ -67,5 +67,5 @@ function listClips() {
 
 document.querySelectorAll(".clip").forEach(player);
 document.querySelectorAll("[data-filter]").forEach(chip => chip.addEventListener("click", () => { filter = filter === chip.dataset.filter ? "" : chip.dataset.filter; listClips(); }));
-document.querySelectorAll(".unfold").forEach(more => more.addEventListener("click", () => { const list = more.closest("[data-list]"); wholeLists.has(list) ? wholeLists.delete(list) : wholeLists.add(list); listClips(); }));
+document.querySelectorAll(".unfold").forEach(more => more.addEventListener("click", () => { const list = more.closest("[data-list]"); unfolded.has(list) ? unfolded.delete(list) : unfolded.add(list); listClips(); }));
 listClips();

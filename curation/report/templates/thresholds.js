@@ -1,28 +1,28 @@
-/* Movable thresholds: what the rules keep when a bound moves, from the clips that travel in the page (curation/page_sample.py).
-   A value's code is 2k + 2 at position k of its scale and 2k + 1 just below it; 0 was not measured and fails. */
+/* Movable thresholds: recompute what the rules keep from the clips in the page's data (curation/report/threshold_sample.py).
+   The code of a value is 2k + 2 at position k of its scale and 2k + 1 just below it. Code 0 was not measured and fails. */
 
-const T = DATA.thresholds, ASK = 0, PASSES = 1;
+const T = DATA.thresholds, COMPARE = 0, PASSES = 1;
 const byId = id => document.getElementById(id);
 const strata = T.strata, stratum = typed(T.stratum);
 const weight = Float64Array.from(stratum, s => strata[s].clips / strata[s].sampled);
-const seconds = Float64Array.from(typed(T.seconds), (own, i) => own * strata[stratum[i]].seconds);
+const seconds = Float64Array.from(typed(T.seconds), (value, i) => value * strata[stratum[i]].seconds);
 const fails = new Uint8Array(T.clips), last = new Uint16Array(T.clips);
 const columns = Object.fromEntries(Object.entries(T.columns).map(([name, c]) => [name, { ...c, codes: typed(c.codes) }]));
-const rules = T.rules.map((rule, i) => ({ ...rule, ...DATA.rules[i], states: rule.states && typed(rule.states), own: { min: rule.min, max: rule.max }, asked: true }));
+const rules = T.rules.map((rule, i) => ({ ...rule, ...DATA.rules[i], states: rule.states && typed(rule.states), policy: { min: rule.min, max: rule.max }, enabled: true }));
 const exact = T.clips === T.total;
 
-/* what the rules keep now; fills `fails` (rules that a clip fails), and what each rule takes away, with others and by itself */
+/* What the enabled rules keep. Fills `fails` (rules that a clip fails) and each rule's `rejects` and `alone`. */
 function judge() {
   fails.fill(0);
   rules.forEach((rule, r) => {
     const codes = rule.column && columns[rule.column].codes, states = rule.states;
     const low = rule.min === undefined ? 1 : 2 * rule.min + 2, high = rule.max === undefined ? Infinity : 2 * rule.max + 2;
-    rule.takes = rule.alone = 0;
+    rule.rejects = rule.alone = 0;
     for (let i = 0; i < T.clips; i++) {
-      const state = states ? states[i] : ASK;
-      if (state === ASK ? codes[i] >= low && codes[i] <= high : state === PASSES) continue;
-      rule.takes += weight[i];
-      if (rule.asked) { fails[i]++; last[i] = r; }
+      const state = states ? states[i] : COMPARE;
+      if (state === COMPARE ? codes[i] >= low && codes[i] <= high : state === PASSES) continue;
+      rule.rejects += weight[i];
+      if (rule.enabled) { fails[i]++; last[i] = r; }
     }
   });
   const kept = { clips: 0, seconds: 0, error: 0 }, passing = strata.map(() => 0);
@@ -40,38 +40,38 @@ const span = s => s < 100 ? s.toFixed(0) + " s" : s < 6000 ? (s / 60).toFixed(1)
 const plural = (value, word) => count(value) + " " + word + (Math.round(value) === 1 ? "" : "s");
 const unit = rule => { const u = DATA.histograms[rule.column].unit; return u.includes("..") || ["", "0 or 1", "ratio", "score", "variance"].includes(u) ? "" : " " + u; };
 const at = (rule, bound) => columns[rule.column].positions[rule[bound]];
-const bounds = rule => ["min", "max"].filter(bound => rule.own[bound] !== undefined);
-const moved = rule => rule.column ? bounds(rule).filter(bound => rule[bound] !== rule.own[bound]) : [];
-const changed = () => rules.filter(rule => !rule.asked || moved(rule).length);
-const asks = rule => !rule.column ? rule.asks : bounds(rule).length === 2 ? `${at(rule, "min")} to ${at(rule, "max")}${unit(rule)}` : rule.own.min !== undefined ? `at least ${at(rule, "min")}${unit(rule)}` : `at most ${at(rule, "max")}${unit(rule)}`;
+const bounds = rule => ["min", "max"].filter(bound => rule.policy[bound] !== undefined);
+const moved = rule => rule.column ? bounds(rule).filter(bound => rule[bound] !== rule.policy[bound]) : [];
+const changed = () => rules.filter(rule => !rule.enabled || moved(rule).length);
+const boundsText = rule => !rule.column ? rule.bounds : bounds(rule).length === 2 ? `${at(rule, "min")} to ${at(rule, "max")}${unit(rule)}` : rule.policy.min !== undefined ? `at least ${at(rule, "min")}${unit(rule)}` : `at most ${at(rule, "max")}${unit(rule)}`;
 
-/* the changes as a policy file (YAML; a JSON text is a YAML value) */
+/* The changes as a policy file. JSON is valid YAML. */
 function policyText() {
-  const lines = [`name: ${JSON.stringify(DATA.policy + "-moved")}`], dropped = rules.filter(rule => !rule.asked).map(rule => rule.name);
-  const written = DATA.extends ? rules.filter(rule => rule.asked && moved(rule).length) : rules.filter(rule => rule.asked);
+  const lines = [`name: ${JSON.stringify(DATA.policy + "-moved")}`], dropped = rules.filter(rule => !rule.enabled).map(rule => rule.name);
+  const written = DATA.extends ? rules.filter(rule => rule.enabled && moved(rule).length) : rules.filter(rule => rule.enabled);
   if (DATA.extends) { lines.push(`extends: ${DATA.extends}`); if (dropped.length) lines.push(`drop: ${JSON.stringify(dropped)}`); }
   lines.push(written.length ? "rules:" : "rules: []");
   for (const rule of written) {
     const entry = { ...rule.document };
     for (const bound of moved(rule)) entry[bound] = at(rule, bound);
-    if (moved(rule).length) Object.assign(entry, { says: `${rule.column} is ${asks(rule)}`, source: `moved on the report's page; before: ${rule.asks}` });
+    if (moved(rule).length) Object.assign(entry, { says: `${rule.column} is ${boundsText(rule)}`, source: `changed on the report page; before: ${rule.bounds}` });
     lines.push("  - " + Object.entries(entry).map(([key, value]) => `${key}: ${JSON.stringify(value)}`).join("\n    "));
   }
   return lines.join("\n") + "\n";
 }
 
-/* the same as a question to the command line, which cannot leave a rule out */
+/* The same as a command line, which cannot switch a rule off. */
 function commandText() {
-  const parts = rules.filter(rule => rule.asked).flatMap(rule => moved(rule).map(bound => `--what-if ${rule.name}.${bound}=${at(rule, bound)}`));
+  const parts = rules.filter(rule => rule.enabled).flatMap(rule => moved(rule).map(bound => `--what-if ${rule.name}.${bound}=${at(rule, bound)}`));
   return "uniavgen curate --corpus " + DATA.corpus + parts.map(part => " \\\n  " + part).join("");
 }
 
 const base = { ...judge() };
-rules.forEach(rule => { rule.before = { takes: rule.takes, alone: rule.alone }; });
-const whole = strata.reduce((sum, s) => sum + s.clips, 0), about = exact ? "" : "≈ ";
-const wholeSeconds = seconds.reduce((sum, s) => sum + s, 0);
+rules.forEach(rule => { rule.before = { rejects: rule.rejects, alone: rule.alone }; });
+const about = exact ? "" : "≈ ";
+const totalSeconds = seconds.reduce((sum, s) => sum + s, 0);
 
-function place(rule) {
+function placeHandles(rule) {
   const { edges } = DATA.histograms[rule.column], pad = (edges.at(-1) - edges[0]) * EDGE_SHARE, low = edges[0] - pad, high = edges.at(-1) + pad;
   const shareOf = value => (value - low) / (high - low), left = share => `calc(${MARGIN.l}px + (100% - ${MARGIN.l + MARGIN.r}px) * ${share.toFixed(5)})`;
   for (const bound of bounds(rule)) {
@@ -80,33 +80,33 @@ function place(rule) {
     cut.style.left = left(bound === "min" ? 0 : share);
     cut.style.width = `calc((100% - ${MARGIN.l + MARGIN.r}px) * ${(bound === "min" ? share : 1 - share).toFixed(5)})`;
     handle.setAttribute("aria-valuenow", at(rule, bound));
-    handle.setAttribute("aria-valuetext", `${at(rule, bound)}${unit(rule)}; the policy says ${columns[rule.column].positions[rule.own[bound]]}`);
+    handle.setAttribute("aria-valuetext", `${at(rule, bound)}${unit(rule)}; policy: ${columns[rule.column].positions[rule.policy[bound]]}`);
   }
 }
 
-function tell() {
+function showYield() {
   const kept = judge(), gain = kept.clips - base.clips, share = base.clips ? 100 * gain / base.clips : 0;
   const now = byId("kept-now");
   now.textContent = `${about}${plural(kept.clips, "clip")} · ${span(kept.seconds)}`;
   Object.assign(now.dataset, { clips: kept.clips, seconds: kept.seconds });
   const error = exact || !changed().length ? "" : ` · standard error ${count(kept.error)} clips`;
-  byId("kept-change").textContent = changed().length ? `${gain < 0 ? "−" : "+"}${count(Math.abs(gain))} clips (${gain < 0 ? "−" : "+"}${Math.abs(share).toFixed(1)} %) against the policy's ${count(base.clips)} · ${span(base.seconds)}${error}` : `as the policy stands${exact ? "" : ", from " + count(T.clips) + " of " + count(T.total) + " clips"}`;
-  byId("meter-now").style.width = 100 * kept.seconds / (wholeSeconds || 1) + "%";
-  byId("meter-own").style.left = 100 * base.seconds / (wholeSeconds || 1) + "%";
+  byId("kept-change").textContent = changed().length ? `${gain < 0 ? "−" : "+"}${count(Math.abs(gain))} clips (${gain < 0 ? "−" : "+"}${Math.abs(share).toFixed(1)} %) against ${count(base.clips)} with the policy · ${span(base.seconds)}${error}` : `policy without changes${exact ? "" : ", from " + count(T.clips) + " of " + count(T.total) + " clips"}`;
+  byId("meter-now").style.width = 100 * kept.seconds / (totalSeconds || 1) + "%";
+  byId("meter-policy").style.left = 100 * base.seconds / (totalSeconds || 1) + "%";
   byId("reset").disabled = !changed().length;
-  byId("yaml").textContent = changed().length ? policyText() : "# nothing is changed yet";
-  byId("command").textContent = changed().length ? commandText() : "# nothing is changed yet";
+  byId("yaml").textContent = changed().length ? policyText() : "# no changes yet";
+  byId("command").textContent = changed().length ? commandText() : "# no changes yet";
   rules.forEach((rule, r) => {
-    const line = document.querySelector(`[data-says="${r}"]`), output = line.querySelector("output");
-    if (output) { output.textContent = asks(rule); output.classList.toggle("changed", moved(rule).length > 0); }
-    line.querySelector("small").textContent = rule.asked ? `rejects ${about}${count(rule.takes)}, ${count(rule.alone)} of them alone` : `left out; would reject ${about}${count(rule.takes)}`;
-    line.querySelector("input").checked = rule.asked;
+    const line = document.querySelector(`[data-requirement="${r}"]`), output = line.querySelector("output");
+    if (output) { output.textContent = boundsText(rule); output.classList.toggle("changed", moved(rule).length > 0); }
+    line.querySelector("small").textContent = rule.enabled ? `rejects ${about}${count(rule.rejects)}, ${count(rule.alone)} of them alone` : `off; would reject ${about}${count(rule.rejects)}`;
+    line.querySelector("input").checked = rule.enabled;
     const plot = line.closest(".plot");
-    if (plot) { plot.classList.toggle("changed", rules.some(other => other.column === rule.column && (moved(other).length || !other.asked))); line.classList.toggle("off", !rule.asked); }
+    if (plot) { plot.classList.toggle("changed", rules.some(other => other.column === rule.column && (moved(other).length || !other.enabled))); line.classList.toggle("off", !rule.enabled); }
   });
 }
 
-/* bars as they would be: the sample's share of passing clips in each bin of the whole */
+/* Histogram bars after the changes: each bin of the corpus with the sample's share of passing clips. */
 function recount(name) {
   const h = DATA.histograms[name], column = columns[name];
   if (!column || !changed().length) return [h.passing, h.failing];
@@ -118,10 +118,10 @@ function recount(name) {
 
 let waiting = 0, settled = 0;
 function update(rule) {
-  if (rule && rule.column) place(rule);
+  if (rule && rule.column) placeHandles(rule);
   cancelAnimationFrame(waiting);
   waiting = requestAnimationFrame(() => {
-    tell();
+    showYield();
     if (rule && rule.column) redraw(rule.column);
     clearTimeout(settled);
     settled = setTimeout(() => Object.keys(columns).forEach(redraw), 180);
@@ -149,13 +149,13 @@ function control(handle) {
   for (const event of ["pointerup", "pointercancel"]) handle.addEventListener(event, () => handle.classList.remove("held"));
   handle.addEventListener("keydown", event => {
     const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
-    const to = by !== undefined ? rule[bound] + by : { Home: 0, End: positions.length - 1, Escape: rule.own[bound], Delete: rule.own[bound] }[event.key];
+    const to = by !== undefined ? rule[bound] + by : { Home: 0, End: positions.length - 1, Escape: rule.policy[bound], Delete: rule.policy[bound] }[event.key];
     if (to !== undefined) { event.preventDefault(); move(rule, bound, to); }
   });
 }
 
 function reset() {
-  for (const rule of rules) { Object.assign(rule, rule.column ? Object.fromEntries(bounds(rule).map(bound => [bound, rule.own[bound]])) : {}, { asked: true }); if (rule.column) place(rule); }
+  for (const rule of rules) { Object.assign(rule, rule.column ? Object.fromEntries(bounds(rule).map(bound => [bound, rule.policy[bound]])) : {}, { enabled: true }); if (rule.column) placeHandles(rule); }
   update();
 }
 
@@ -167,8 +167,8 @@ async function copy(button) {
 }
 
 document.querySelectorAll(".handle").forEach(control);
-document.querySelectorAll("[data-says] input").forEach(box => box.addEventListener("change", () => { const rule = rules[box.closest("[data-says]").dataset.says]; rule.asked = box.checked; update(rule); }));
+document.querySelectorAll("[data-requirement] input").forEach(box => box.addEventListener("change", () => { const rule = rules[box.closest("[data-requirement]").dataset.requirement]; rule.enabled = box.checked; update(rule); }));
 document.querySelectorAll("[data-copy]").forEach(button => button.addEventListener("click", () => copy(button)));
 byId("reset").addEventListener("click", reset);
-rules.filter(rule => rule.column).forEach(place);
-tell();
+rules.filter(rule => rule.column).forEach(placeHandles);
+showYield();

@@ -1,11 +1,11 @@
-"""How long deciding takes, and what it holds in memory, from ten thousand clips to ten million.
+"""Time and memory of deciding, from ten thousand to ten million clips.
 
     python tests/benchmarks/curation/decide.py [--rows 10000 100000 1300000 10000000] [--folder /tmp/bench]
 
-Makes corpora of random clips (48 signals, words, a voice of 192 numbers; one speaker per `--clips-per-speaker` clips) and
-runs each question in a process of its own. The ratio column is the cost per clip beside that of the smallest corpus.
-`voices` compares each speaker with every other, which is done once per speaker and kept; `decide` is what follows, the
-first time, and `again` the same on decisions that stand.
+Makes corpora of random clips (48 signals, words, a speaker embedding of 192 numbers; one speaker per
+`--clips-per-speaker` clips) and runs each question in its own process. The ratio column is the cost per clip
+against the smallest corpus. `voices` compares all speakers, which is done once and stored; `decide` follows;
+`again` repeats it.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def _chunk(draw: np.random.Generator, first: int, count: int, clips_per_speaker:
 
 
 def ask(root: Path, question: str) -> dict[str, float]:
-    """Seconds and peak memory (GiB) of one question, in this process."""
+    """Seconds and peak memory (GiB) of one question in this process."""
     from uniavgen.curation.config import SplitConfig
-    from uniavgen.curation.people.identities import likeness
+    from uniavgen.curation.people.identities import compare_speakers
     from uniavgen.curation.policy.decisions import decide
     from uniavgen.curation.policy.rules import load_policy
     from uniavgen.curation.policy.what_if import clips_for, sensitivity, what_if
@@ -94,7 +94,7 @@ def ask(root: Path, question: str) -> dict[str, float]:
     corpus, policy = Corpus.open(root), load_policy("default")
     began = time.perf_counter()
     if question == "voices":
-        likeness(corpus, SplitConfig())
+        compare_speakers(corpus, SplitConfig())
     elif question in ("decide", "again"):
         assert decide(corpus, policy).written == (question == "decide")
     elif question == "what_if":
@@ -118,22 +118,20 @@ def main() -> None:
         print(json.dumps(ask(Path(options.ask[0]), options.ask[1])))
         return
     per_clip: dict[str, float] = {}
-    print(
-        f"{'clips':>12} {'question':>12} {'seconds':>9} {'peak GiB':>9} {'per clip, ratio to the smallest':>33}"
-    )
+    print(f"{'clips':>12} {'question':>12} {'seconds':>9} {'peak GiB':>9} {'cost per clip, ratio':>22}")
     for rows in options.rows:
         root = options.folder / f"corpus-{rows}-{options.clips_per_speaker}"
         make(root, rows, options.clips_per_speaker)
         shutil.rmtree(root / "decisions", ignore_errors=True)  # of an earlier run in the same folder
         for question in QUESTIONS:
             command = [sys.executable, __file__, "--ask", str(root), question]
-            found = json.loads(
+            result = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
             )
-            cost = found["seconds"] / rows
+            cost = result["seconds"] / rows
             ratio = cost / per_clip.setdefault(question, cost)
             print(
-                f"{rows:12,} {question:>12} {found['seconds']:9.1f} {found['gib']:9.2f} {ratio:33.3f}",
+                f"{rows:12,} {question:>12} {result['seconds']:9.1f} {result['gib']:9.2f} {ratio:22.3f}",
                 flush=True,
             )
 

@@ -1,11 +1,12 @@
-"""How long finding copies takes, what it holds in memory and what it finds, from ten thousand clips to 1.3 million.
+"""Time, memory and recall of duplicate detection, from ten thousand to 1.3 million clips.
 
     python tests/benchmarks/curation/duplicates.py [--rows 10000 100000 1300000] [--folder bench-duplicates]
 
-Makes corpora of random fingerprints of clips of 3 to 9 s. Their bits hang together (ten hidden movements), so that the 48
-lowest of a video hash are worth some 25, a little worse than on footage. One clip in twenty is a planted copy: re-encoded
-(1.5 % of the picture's bits differ, 2 % of the sound's), cut anew (up to 0.75 s later, 5 %), mirrored, dubbed (sound of its
-own) or shown with another picture. Each corpus is measured in a process of its own; "again" asks for the groups once more.
+Makes corpora of random fingerprints of clips of 3 to 9 s. Their bits are correlated (ten hidden movements):
+the 48 lowest bits of a video hash are worth about 25, slightly fewer than on real video. One clip in twenty
+is a planted duplicate: re-encoded (1.5 % of the picture bits differ, 2 % of the audio bits), cut differently
+(up to 0.75 s later, 5 %), mirrored, dubbed (other audio) or with another picture. Each corpus runs in its own
+process; "again" computes the groups again.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ COLUMNS = {
     "false": ",",
     "dropped": ",",
 }
-"""What is printed of a corpus, and how; the rest of the row is the share found of each kind of copy."""
+"""Printed columns and their formats; the row ends with the recall of each kind."""
 
 LONGEST_S = 9
 VIDEO_ITEMS = (LONGEST_S - 1) * 4 + 1
@@ -49,7 +50,7 @@ SOUND_ITEMS = int((LONGEST_S - SOUND_ITEM_REACH_S) / SOUND_ITEM_S) + 1
 
 
 def make(root: Path, rows: int) -> Corpus:
-    """A corpus of random clips, the last twentieth copies of earlier ones; what is a copy of what stands in truth.npz."""
+    """A corpus of random clips; the last twentieth duplicate earlier ones (ground truth: truth.npz)."""
     corpus = Corpus.create(root)
     if corpus.versions()["clips"] >= 0:
         return corpus
@@ -80,22 +81,22 @@ def make(root: Path, rows: int) -> Corpus:
 
 
 def _mixing(draw: np.random.Generator) -> np.ndarray:
-    """[10, 63]: how the hidden movements show in the bits of a video hash."""
+    """[10, 63]: weights of the hidden movements in the bits of a video hash."""
     weights = draw.standard_normal((VIDEO_BITS, 10)) * 0.85 ** np.arange(10)
     return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).T.astype(np.float32)
 
 
 def _random_bits(draw: np.random.Generator, clips: int, items: int, mixing: np.ndarray) -> np.ndarray:
-    """[clips, items]: signs of a mixture that drifts from item to item, with noise of its own."""
+    """[clips, items]: signs of a drifting mixture with noise."""
     hidden = np.zeros((clips, len(mixing)), np.float32)
-    found = np.zeros((clips, items), np.uint64)
+    hashes = np.zeros((clips, items), np.uint64)
     for item in range(items):
         hidden = 0.5 * hidden + 0.87 * draw.standard_normal(hidden.shape, np.float32)
         seen = hidden @ mixing + 0.5 * draw.standard_normal((clips, mixing.shape[1]), np.float32)
         bits = np.zeros((clips, 64), np.uint8)
         bits[:, : mixing.shape[1]] = seen > 0
-        found[:, item] = np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0]
-    return found
+        hashes[:, item] = np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0]
+    return hashes
 
 
 def _copy(
@@ -149,17 +150,17 @@ def _lists(items: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Seconds, peak memory (GiB), the share of planted copies found per kind, and pairs that are none."""
-    from uniavgen.curation.duplicates.groups import corpus_pairs, duplicates
+    """Seconds, peak memory (GiB), recall by kind, and false pairs."""
+    from uniavgen.curation.duplicates.groups import find_duplicates, load_or_find_pairs
 
     corpus, config = Corpus.open(root), DuplicateConfig()
     began = time.perf_counter()
-    _, pairs = corpus_pairs(corpus, config)
+    _, pairs = load_or_find_pairs(corpus, config)
     found_s, cpu_s = time.perf_counter() - began, time.process_time()
     ids = corpus.read("clips", columns=["clip_id"])
     verdicts = ids.append_column("kept", pa.array(np.ones(len(ids), bool)))
     began = time.perf_counter()
-    copies = duplicates(corpus, verdicts, config)
+    duplicates = find_duplicates(corpus, verdicts, config)
     again_s = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     with np.load(root / "truth.npz") as truth:
@@ -171,7 +172,7 @@ def measure(root: Path) -> dict[str, Any]:
     for one, other in ((a, b), (b, a)):
         hit[one[origin[one] == other]] = True
     recall = {name: float(hit[kind == number].mean()) for number, name in enumerate(KINDS)}
-    dropped = int((copies["clip_id"].to_numpy() != copies["kept_clip"].to_numpy()).sum())
+    dropped = int((duplicates["clip_id"].to_numpy() != duplicates["kept_clip"].to_numpy()).sum())
     return {
         "seconds": found_s,
         "of CPU": cpu_s,
@@ -201,11 +202,11 @@ def main() -> None:
         make(root, rows)
         (root / "duplicates" / "pairs.npz").unlink(missing_ok=True)
         command = [sys.executable, __file__, "--measure", str(root)]
-        told = json.loads(
+        result = json.loads(
             subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
         )
-        figures = [f"{told[name]:8{form}}" for name, form in COLUMNS.items()]
-        shares = [f"{told['recall'][name]:13.3f}" for name in KINDS]
+        figures = [f"{result[name]:8{form}}" for name, form in COLUMNS.items()]
+        shares = [f"{result['recall'][name]:13.3f}" for name in KINDS]
         print(f"{rows:10,}", *figures, *shares, flush=True)
 
 

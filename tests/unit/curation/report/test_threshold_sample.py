@@ -1,4 +1,4 @@
-"""The data of the page's thresholds: comparing places is comparing values, and a sample's sums estimate the whole."""
+"""Threshold data: comparing codes equals comparing values, and a sample's sums estimate the corpus."""
 
 import base64
 from typing import Any
@@ -9,8 +9,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from uniavgen.curation.policy.rules import Policy, Rule, columns_needed, funnel, policy_from
-from uniavgen.curation.report.threshold_sample import ASK, PASSES, Scale, histogram, movable, sample
+from uniavgen.curation.policy.rules import Policy, Rule, policy_from
+from uniavgen.curation.policy.verdicts import columns_needed, compute_funnel
+from uniavgen.curation.report.threshold_sample import (
+    COMPARE,
+    PASSES,
+    Scale,
+    is_movable,
+    make_histogram,
+    make_threshold_data,
+)
 from uniavgen.shards.corpus.schema import schema
 
 POLICY = policy_from(
@@ -35,7 +43,7 @@ POLICY = policy_from(
 
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Clips of 1 s, 2 s, 3 s, with the columns that POLICY reads."""
+    """Clips of 1, 2 and 3 s with the columns that POLICY reads."""
     full = [{"clip_id": f"{i:06d}", "start_s": 0.0, "end_s": 1.0 + i % 3} | row for i, row in enumerate(rows)]
     names = columns_needed(POLICY)
     return pa.Table.from_pylist(full, schema=pa.schema([schema("clips").field(name) for name in names]))
@@ -44,7 +52,7 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 def scales_of(clips: pa.Table) -> dict[str, Scale]:
     lines = {"snr_db": [8.0], "luma": [0.1, 0.7], "sync_offset_ms": [160.0]}
     return {
-        name: histogram(
+        name: make_histogram(
             clips[name].to_numpy(zero_copy_only=False).astype(float), np.ones(len(clips), bool), bounds, 9
         )[0]
         for name, bounds in lines.items()
@@ -57,17 +65,17 @@ def unpacked(packed: list[str]) -> np.ndarray:
 
 
 def passing(data: dict[str, Any], moves: dict[tuple[str, str], int]) -> np.ndarray:
-    """Which sampled clips pass every rule where the bounds (rule, min or max) stand at other positions; naively, one by one."""
+    """Sampled clips that pass every rule with bounds (rule, min or max) at other positions; naive loop."""
     good = np.ones(data["clips"], bool)
     for rule in data["rules"]:
-        states = unpacked(rule["states"]) if rule["states"] else np.full(data["clips"], ASK)
+        states = unpacked(rule["states"]) if rule["states"] else np.full(data["clips"], COMPARE)
         codes = (
             unpacked(data["columns"][rule["column"]]["codes"])
             if rule["column"]
             else np.zeros(data["clips"], int)
         )
         for i in range(data["clips"]):
-            if states[i] != ASK:
+            if states[i] != COMPARE:
                 good[i] &= states[i] == PASSES
                 continue
             good[i] &= codes[i] > 0
@@ -114,23 +122,23 @@ GOOD = {
     ("luma", "max"),
     0.5,
 )
-def test_a_threshold_at_any_position_keeps_what_the_policy_would_keep(
+def test_threshold_at_any_position_equals_policy(
     rows: list[dict[str, Any]], which: tuple[str, str], share: float
 ) -> None:
     clips = table([GOOD, *rows])
-    told = sample(clips, POLICY, scales_of(clips), limit=len(clips))
+    data = make_threshold_data(clips, POLICY, scales_of(clips), limit=len(clips))
     rule = next(rule for rule in POLICY.rules if rule.name == which[0])
-    positions = told["columns"][rule.column]["positions"]
+    positions = data["columns"][rule.column]["positions"]
     place = round(share * (len(positions) - 1))
-    last = funnel(clips, moved(rule, which[1], positions[place]))[-1]
-    good = passing(told, {which: place})
+    last = compute_funnel(clips, moved(rule, which[1], positions[place]))[-1]
+    good = passing(data, {which: place})
     assert good.sum() == last.clips_in - last.failed_first
-    hours = unpacked(told["seconds"])[good].sum() / 3600
+    hours = unpacked(data["seconds"])[good].sum() / 3600
     assert hours == pytest.approx(last.hours_in - last.hours_failed_first)
 
 
-def test_only_bounds_on_signals_can_be_moved() -> None:
-    assert [rule.name for rule in POLICY.rules if movable(rule)] == ["snr", "luma", "sync"]
+def test_only_bounds_on_signals_are_movable() -> None:
+    assert [rule.name for rule in POLICY.rules if is_movable(rule)] == ["snr", "luma", "sync"]
 
 
 @example([0.0, 2.2e-308], [], 2)
@@ -140,29 +148,31 @@ def test_only_bounds_on_signals_can_be_moved() -> None:
     st.lists(st.floats(-1e6, 1e6), max_size=3),
     st.integers(2, 60),
 )
-def test_bins_are_equal_hold_every_value_and_follow_from_codes(
-    values: list[float], lines: list[float], bins: int
-) -> None:
-    scale, told = histogram(np.array(values), np.arange(len(values)) % 2 == 0, lines, bins)
+def test_bins_are_equal_complete_and_match_codes(values: list[float], lines: list[float], bins: int) -> None:
+    scale, histogram = make_histogram(np.array(values), np.arange(len(values)) % 2 == 0, lines, bins)
     widths = np.diff(scale.edges)
     assert len(widths) <= bins
     assert np.allclose(widths, widths[0], rtol=1e-6)
     assert set(lines) <= set(scale.positions.tolist())
     assert set(scale.edges.tolist()) <= set(scale.positions.tolist())
-    assert sum(told["passing"]) == (len(values) + 1) // 2
-    assert sum(told["passing"]) + sum(told["failing"]) == told["count"] == len(values)
+    assert sum(histogram["passing"]) == (len(values) + 1) // 2
+    assert sum(histogram["passing"]) + sum(histogram["failing"]) == histogram["count"] == len(values)
     codes = scale.codes(np.array(values)).astype(int)
     assert [scale.bin_of_code()[code - 1] for code in codes] == scale.bins(np.array(values)).tolist()
 
 
-def test_a_signal_that_was_never_measured_has_a_scale_and_no_bars() -> None:
-    scale, told = histogram(np.array([np.nan, np.inf]), np.array([True, False]), [3.0], 8)
-    assert (told["count"], told["missing"], sum(told["passing"] + told["failing"])) == (0, 2, 0)
+def test_unmeasured_signal_has_scale_and_empty_histogram() -> None:
+    scale, histogram = make_histogram(np.array([np.nan, np.inf]), np.array([True, False]), [3.0], 8)
+    assert (histogram["count"], histogram["missing"], sum(histogram["passing"] + histogram["failing"])) == (
+        0,
+        2,
+        0,
+    )
     assert scale.codes(np.array([np.nan, 3.0, np.inf])).tolist()[0] == 0
     assert 3.0 in scale.positions
 
 
-def test_a_sample_estimates_the_yield_of_other_thresholds() -> None:
+def test_sample_estimates_yield_at_other_thresholds() -> None:
     rng = np.random.default_rng(0)
     rows = [
         GOOD | {"snr_db": float(snr), "luma": float(luma), "language": "en" if draw < 0.6 else "de"}
@@ -171,24 +181,24 @@ def test_a_sample_estimates_the_yield_of_other_thresholds() -> None:
         )
     ]
     clips = table(rows)
-    told = sample(clips, POLICY, scales_of(clips), limit=3000)
-    assert 2900 < told["clips"] <= 3000
-    assert told["total"] == 20_000
-    stratum, strata = unpacked(told["stratum"]), told["strata"]
+    data = make_threshold_data(clips, POLICY, scales_of(clips), limit=3000)
+    assert 2900 < data["clips"] <= 3000
+    assert data["total"] == 20_000
+    stratum, strata = unpacked(data["stratum"]), data["strata"]
     weight = np.array([strata[s]["clips"] / strata[s]["sampled"] for s in stratum])
-    seconds = unpacked(told["seconds"]) * np.array([strata[s]["seconds"] for s in stratum])
+    seconds = unpacked(data["seconds"]) * np.array([strata[s]["seconds"] for s in stratum])
     assert weight.sum() == pytest.approx(20_000)
     assert seconds.sum() / 3600 == pytest.approx(float(np.sum(1.0 + np.arange(20_000) % 3)) / 3600, rel=1e-6)
-    now = passing(told, {})
-    last = funnel(clips, POLICY)[-1]
+    now = passing(data, {})
+    last = compute_funnel(clips, POLICY)[-1]
     assert weight[now].sum() == pytest.approx(last.clips_in - last.failed_first), (
         "the policy's own yield is exact"
     )
-    positions = told["columns"]["snr_db"]["positions"]
+    positions = data["columns"]["snr_db"]["positions"]
     for place in range(0, len(positions), 20):
-        truth = funnel(clips, moved(POLICY.rules[0], "min", positions[place]))[-1]
+        truth = compute_funnel(clips, moved(POLICY.rules[0], "min", positions[place]))[-1]
         kept = truth.clips_in - truth.failed_first
-        estimate = weight[passing(told, {("snr", "min"): place})].sum()
+        estimate = weight[passing(data, {("snr", "min"): place})].sum()
         assert abs(estimate - kept) < 60 + 0.05 * kept
     alone = [s for s in range(len(POLICY.rules)) if strata[s]["clips"]]
     assert all(strata[s]["sampled"] / strata[s]["clips"] > 0.1 for s in alone), (

@@ -1,11 +1,10 @@
-"""Deciding over a real corpus: one row per clip, and nothing to do twice."""
+"""Decisions of a corpus: one row per clip, stable sides, nothing written twice."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from uniavgen.curation.captions.embedded_captions import MODEL, caption
 from uniavgen.curation.config import SplitConfig
 from uniavgen.curation.policy.decisions import decide, decided_policy
 from uniavgen.curation.policy.rules import load_policy, parse_policy
@@ -24,7 +23,7 @@ def rows(make_clip: Make) -> list[dict[str, Any]]:
     return good + bad
 
 
-def test_every_clip_gets_a_decision_with_its_reason_and_side(make_corpus: Make, make_clip: Make) -> None:
+def test_every_clip_has_decision_reason_and_side(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus(rows(make_clip))
     summary = decide(corpus, load_policy("default"))
     decisions = corpus.read("decisions").to_pylist()
@@ -38,18 +37,18 @@ def test_every_clip_gets_a_decision_with_its_reason_and_side(make_corpus: Make, 
     assert {row["policy_digest"] for row in decisions} == {summary.policy_digest}
 
 
-def test_train_and_val_share_no_voice_across_sources(make_corpus: Make, make_clip: Make) -> None:
+def test_train_and_val_share_no_speaker_across_sources(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus(rows(make_clip))
     decide(corpus, load_policy("default"))
-    found = corpus.query(
+    sides = corpus.query(
         "SELECT right(speaker, 1) AS person, split FROM clips JOIN decisions USING (clip_id) WHERE kept"
     )
-    pairs = {(row["person"], row["split"]) for row in found.to_pylist()}
+    pairs = {(row["person"], row["split"]) for row in sides.to_pylist()}
     assert len(pairs) == 3
     assert {split for _, split in pairs} == {"train", "val"}
 
 
-def test_deciding_the_same_again_writes_nothing(make_corpus: Make, make_clip: Make) -> None:
+def test_deciding_again_writes_nothing(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus(rows(make_clip))
     assert decide(corpus, load_policy("default")).written
     versions = corpus.versions()
@@ -58,7 +57,7 @@ def test_deciding_the_same_again_writes_nothing(make_corpus: Make, make_clip: Ma
     assert corpus.versions() == versions
 
 
-def test_another_policy_moves_no_clip_to_the_other_side(make_corpus: Make, make_clip: Make) -> None:
+def test_other_policy_moves_no_clip_to_other_side(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus(rows(make_clip))
     decide(corpus, load_policy("default"), SplitConfig(val_share=0.3))
     before = dict(
@@ -73,25 +72,9 @@ def test_another_policy_moves_no_clip_to_the_other_side(make_corpus: Make, make_
     assert after == before
 
 
-def test_an_empty_corpus_and_an_undecided_one_say_what_to_do(tmp_path: Any) -> None:
+def test_empty_and_undecided_corpus_errors_have_hints(tmp_path: Any) -> None:
     corpus = Corpus.create(tmp_path / "corpus")
     with pytest.raises(UserError, match="uniavgen ingest"):
         decide(corpus, load_policy("default"))
     with pytest.raises(UserError, match="uniavgen curate"):
         decided_policy(corpus)
-
-
-def test_a_caption_says_what_was_measured_and_names_itself(make_clip: Make) -> None:
-    text, model = caption(make_clip("s", 0.0, "a"))
-    assert model == MODEL == "measurements-v1"
-    assert text == (
-        "One person speaks English at a lively pace. A close-up, facing the camera, the head is still. "
-        "The picture is evenly lit. The sound is clear."
-    )
-
-
-def test_a_caption_leaves_out_what_was_not_measured(make_clip: Make) -> None:
-    blank = make_clip("s", 0.0, "a")
-    blank = {name: None if isinstance(value, float) else value for name, value in blank.items()}
-    assert caption({**blank, "transcript": ""})[0] == "Nobody is seen; no words are heard."
-    assert caption({**blank, "face_coverage": 1.0, "snr_db": float("nan")})[0] == "One person speaks English."

@@ -1,4 +1,6 @@
-"""The policy compiler against a naive evaluator, its messages, and the default policy's reasons."""
+"""Policies: verdicts equal a naive evaluator, invalid rules are explained, shipped policies give the expected
+reasons.
+"""
 
 import math
 from typing import Any
@@ -10,13 +12,12 @@ from hypothesis import strategies as st
 from uniavgen.curation.policy.rules import (
     Policy,
     Rule,
-    funnel,
-    judge,
     load_policy,
     parse_policy,
     policy_from,
     policy_names,
 )
+from uniavgen.curation.policy.verdicts import compute_funnel, judge
 from uniavgen.shards.corpus.schema import schema
 from uniavgen.shards.errors import UserError
 
@@ -24,8 +25,8 @@ NUMBERS = ("snr_db", "luma", "fps")
 
 
 def naive_verdict(rule: Rule, row: dict[str, Any]) -> str | None:
-    """What one rule says of one clip: None passed, "-" not applied, else the reason. Written without SQL."""
-    if rule.when:  # the strategies only make `<column> >= <number>`
+    """Verdict of one rule on one clip without SQL: None (passed), "-" (not applied), or the reason."""
+    if rule.when:  # the strategies only generate `<column> >= <number>`
         column, bound = rule.when.split(" >= ")
         if missing(row[column]):
             return f"missing: {column}"
@@ -79,7 +80,7 @@ rules = st.tuples(numeric_rule | text_rule, st.just({}) | conditions).map(lambda
 
 @given(st.lists(clips, min_size=1, max_size=12), st.lists(rules, min_size=1, max_size=5))
 @settings(max_examples=40, deadline=None)
-def test_the_compiled_query_agrees_with_a_naive_evaluator(
+def test_compiled_query_equals_naive_evaluator(
     rows: list[dict[str, Any]], chosen: list[dict[str, Any]]
 ) -> None:
     made = policy(*chosen)
@@ -90,7 +91,7 @@ def test_the_compiled_query_agrees_with_a_naive_evaluator(
     assert [row["reason"] for row in judged] == [failed[0] if failed else "" for failed in failures]
     assert [row["kept"] for row in judged] == [not failed for failed in failures]
     left = list(range(len(rows)))
-    for place, line in enumerate(funnel(table(rows), made)):
+    for place, line in enumerate(compute_funnel(table(rows), made)):
         fails = [i for i, row in enumerate(verdicts) if row[place] not in (None, "-")]
         first = [i for i in left if i in fails]
         assert (line.clips_in, line.failed_first, line.failed) == (len(left), len(first), len(fails))
@@ -101,7 +102,7 @@ def test_the_compiled_query_agrees_with_a_naive_evaluator(
         left = [i for i in left if i not in fails]
 
 
-def test_an_expression_may_join_columns_and_a_missing_one_is_named() -> None:
+def test_expression_over_columns_names_missing_one() -> None:
     made = policy({"sql": "abs(snr_db) > 3 OR luma > 5"}, {"sql": "len(words) > 0"})
     rows: list[dict[str, Any]] = [
         {"snr_db": -4.0, "luma": 0.0, "words": []},
@@ -112,13 +113,13 @@ def test_an_expression_may_join_columns_and_a_missing_one_is_named() -> None:
     assert reasons == [["r1"], ["missing: snr_db", "missing: words"], ["r0", "missing: words"]]
 
 
-def test_an_expression_without_an_answer_is_missing_and_not_a_pass() -> None:
+def test_null_expression_is_missing_not_passed() -> None:
     made = policy({"sql": "try_cast(language AS DOUBLE) > 0"})
     assert judge(table([{"language": "en"}]), made)["reason"].to_pylist() == ["missing: r0"]
 
 
 @pytest.mark.parametrize(
-    ("rule", "tells"),
+    ("rule", "message"),
     [
         ({"column": "sync_confidnce", "min": 1}, "did you mean 'sync_confidence'"),
         ({"sql": "snr > 1"}, "no column 'snr'"),
@@ -137,16 +138,16 @@ def test_an_expression_without_an_answer_is_missing_and_not_a_pass() -> None:
         ({"name": "Bad Name", "sql": "true"}, "name"),
     ],
 )
-def test_a_wrong_rule_is_told_in_one_line_that_names_it(rule: dict[str, Any], tells: str) -> None:
-    with pytest.raises(UserError) as told:
+def test_invalid_rule_error_is_one_line_with_hint(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
         policy(rule)
-    assert tells in str(told.value)
-    assert "\n" not in str(told.value)
-    assert told.value.kind == "bad-policy"
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.kind == "bad-policy"
 
 
 @pytest.mark.parametrize(
-    ("text", "tells"),
+    ("text", "message"),
     [
         ("rules: [", "not YAML"),
         ("just text", "needs `name` and a list of `rules`"),
@@ -161,24 +162,24 @@ def test_a_wrong_rule_is_told_in_one_line_that_names_it(rule: dict[str, Any], te
         ("rules: [3]", "rule number 1"),
     ],
 )
-def test_a_wrong_policy_file_is_told_in_one_line(text: str, tells: str) -> None:
-    with pytest.raises(UserError) as told:
+def test_invalid_policy_file_error_names_file(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
         parse_policy(text, where="mine.yaml")
-    assert tells in str(told.value)
-    assert "mine.yaml" in str(told.value)
+    assert message in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
 
 
-def test_an_expression_that_cannot_run_is_a_user_error() -> None:
+def test_expression_that_cannot_run_is_user_error() -> None:
     with pytest.raises(UserError, match="cannot be evaluated"):
         judge(table([{"language": "en"}]), policy({"sql": "language + 1 > avg(snr_db)"}))
 
 
-def test_a_name_that_is_neither_a_policy_nor_a_file_lists_what_there_is() -> None:
+def test_unknown_policy_error_lists_shipped_names() -> None:
     with pytest.raises(UserError, match="default"):
         load_policy("no/such/file.yaml")
 
 
-def test_own_rules_extend_replace_and_drop_those_of_a_shipped_policy() -> None:
+def test_policy_extends_replaces_and_drops_shipped_rules() -> None:
     text = """
         name: mine
         extends: default
@@ -193,14 +194,14 @@ def test_own_rules_extend_replace_and_drop_those_of_a_shipped_policy() -> None:
     assert next(rule for rule in mine.rules if rule.name == "snr").min == 20
 
 
-def test_the_digest_follows_what_is_decided_and_not_the_prose() -> None:
+def test_digest_ignores_says_and_source() -> None:
     one = policy({"column": "snr_db", "min": 8})
     assert one.digest == policy({"column": "snr_db", "min": 8.0, "says": "other words"}).digest
     assert one.digest != policy({"column": "snr_db", "min": 9}).digest
 
 
 @pytest.mark.parametrize("name", policy_names())
-def test_a_shipped_policy_reads_back_from_its_document(name: str) -> None:
+def test_shipped_policy_round_trips_through_document(name: str) -> None:
     shipped = load_policy(name)
     assert policy_from(shipped.document(), where=name) == shipped
 
@@ -229,19 +230,20 @@ def test_a_shipped_policy_reads_back_from_its_document(name: str) -> None:
         ({"luma": 2.0}, "luma"),
     ],
 )
-def test_the_default_policy_names_the_defect(make_clip: Any, changes: dict[str, Any], reason: str) -> None:
+def test_default_policy_gives_expected_reason(make_clip: Any, changes: dict[str, Any], reason: str) -> None:
     judged = judge(table([make_clip("s", 0.0, "a", **changes)]), load_policy("default")).to_pylist()[0]
     assert judged["reason"] == reason
     assert judged["kept"] == (reason == "")
 
 
 @pytest.mark.parametrize("name", policy_names())
-def test_every_threshold_that_ships_says_where_it_comes_from(name: str) -> None:
+def test_every_shipped_rule_states_its_source(name: str) -> None:
     assert [rule.name for rule in load_policy(name).rules if rule.source == "not stated"] == []
 
 
-def test_a_users_rule_needs_no_more_than_name_column_bound_and_sentence() -> None:
-    text = "name: closer\nextends: default\nrules: [{name: face_height, column: face_height_px, min: 256, says: close}]\n"
+def test_one_line_of_yaml_is_a_complete_rule() -> None:
+    rule = "{name: face_height, column: face_height_px, min: 256, says: close}"
+    text = f"name: closer\nextends: default\nrules:\n  - {rule}\n"
     policy = parse_policy(text, where="closer.yaml")
     assert {rule.name: rule.min for rule in policy.rules}["face_height"] == 256
     assert len(policy.rules) == len(load_policy("default").rules)

@@ -1,4 +1,4 @@
-"""A source's page: everything measured is on it, at any length; only a few sources get one; its scripts run in a browser."""
+"""Source pages: complete at any length, few, and drawn in a browser."""
 
 import html
 import json
@@ -18,7 +18,7 @@ from uniavgen.curation.config import ReportConfig
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import load_policy
 from uniavgen.curation.report.page import write_report
-from uniavgen.curation.report.source_pages import by_turns
+from uniavgen.curation.report.source_pages import interleave
 from uniavgen.shards.corpus.signals import SIGNALS, SYNC_CURVE_STEP_MS
 from uniavgen.shards.corpus.tables import Corpus
 
@@ -27,9 +27,9 @@ Make = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def talks(tmp_path_factory: pytest.TempPathFactory, make_clip: Make, clip_media: dict[str, bytes]) -> Corpus:
-    """A dialogue of 30 s, a monologue of 90 s, and an hour with nine voices, whose clips have no media; with its report."""
-    plans = {"short": (30.0, 2), "single <i>": (90.0, 1), "hour": (3600.0, 9)}
-    rows = {name: talk(name, seconds, speakers) for name, (seconds, speakers) in plans.items()}
+    """A dialogue of 30 s, a monologue of 90 s, and an hour with nine speakers and without media; reported."""
+    lengths = {"short": (30.0, 2), "single <i>": (90.0, 1), "hour": (3600.0, 9)}
+    rows = {name: talk(name, seconds, speakers) for name, (seconds, speakers) in lengths.items()}
     clips = [clip for row in rows.values() for clip in talk_clips(row, make_clip)]
     corpus = Corpus.create(tmp_path_factory.mktemp("talks") / "corpus")
     about = {"width": 640, "height": 480, "fps": 25.0}
@@ -50,33 +50,34 @@ def page_of(corpus: Corpus, source: str) -> str:
 
 
 def drawn(page: str) -> dict[str, Any]:
-    """What the page's script draws."""
-    found = re.search(r"const S = (.*), RULES = ", page)
-    assert found
-    told: dict[str, Any] = json.loads(found.group(1))
-    return told
+    """The data of the page's script."""
+    match = re.search(r"const S = (.*), RULES = ", page)
+    assert match
+    data: dict[str, Any] = json.loads(match.group(1))
+    return data
 
 
-def test_the_timeline_holds_every_shot_turn_word_track_and_clip_of_the_tables(talks: Corpus) -> None:
+def test_timeline_contains_every_row_of_tables(talks: Corpus) -> None:
     for source in talks.read("sources").to_pylist():
-        told = drawn(page_of(talks, source["source_id"]))
-        names = [speaker["name"] for speaker in told["speakers"]]
-        assert [(names[s], a, b) for s, a, b in told["turns"]] == [
+        data = drawn(page_of(talks, source["source_id"]))
+        names = [speaker["name"] for speaker in data["speakers"]]
+        assert [(names[s], a, b) for s, a, b in data["turns"]] == [
             (t["label"], pytest.approx(t["start_s"], abs=0.006), pytest.approx(t["end_s"], abs=0.006))
             for t in source["turns"]
         ]
-        assert [(w[0], names[w[3]]) for w in told["words"]] == [
+        assert [(w[0], names[w[3]]) for w in data["words"]] == [
             (w["text"], w["speaker"]) for w in source["words"]
         ]
-        assert (len(told["shots"]), len(told["tracks"])) == (len(source["shots"]), len(source["tracks"]))
+        assert (len(data["shots"]), len(data["tracks"])) == (len(source["shots"]), len(source["tracks"]))
         decided = talks.query(
-            f"SELECT clip_id, kept, reason FROM clips JOIN decisions USING (clip_id) WHERE source_id = '{source['source_id']}'"
+            f"""SELECT clip_id, kept, reason FROM clips JOIN decisions USING (clip_id)
+            WHERE source_id = '{source["source_id"]}'"""
         )
-        shown = {(clip["clip_id"], clip["kept"], clip["reason"]) for clip in told["clips"]}
+        shown = {(clip["clip_id"], clip["kept"], clip["reason"]) for clip in data["clips"]}
         assert shown == {tuple(row.values()) for row in decided.to_pylist()}
 
 
-def test_a_clip_shows_its_signals_and_its_sync_curve(talks: Corpus) -> None:
+def test_clip_has_signals_and_sync_curve(talks: Corpus) -> None:
     rows = {row["clip_id"]: row for row in talks.read("clips").to_pylist()}
     for clip in drawn(page_of(talks, "short"))["clips"]:
         row = rows[clip["clip_id"]]
@@ -89,15 +90,15 @@ def test_a_clip_shows_its_signals_and_its_sync_curve(talks: Corpus) -> None:
         )
 
 
-def test_the_page_reads_as_text_and_escapes_what_files_are_called(talks: Corpus) -> None:
+def test_page_text_is_readable_and_file_names_escaped(talks: Corpus) -> None:
     page = page_of(talks, "single <i>")
-    told = html.unescape(re.sub(r"<script>.*?</script>", "", page, flags=re.S))
+    text = html.unescape(re.sub(r"<script>.*?</script>", "", page, flags=re.S))
     assert "<i>.mp4" not in page.replace("&lt;i&gt;", "")
     for words in ("single <i>.mp4", "1:30.0", "voice 00", "snr", "people often forget"):
-        assert words in told
+        assert words in text
 
 
-def test_a_clip_plays_only_where_a_preview_was_made(talks: Corpus) -> None:
+def test_clip_plays_only_with_preview(talks: Corpus) -> None:
     made = {path.stem for path in (talks.root / "report" / "clips").glob("*.mp4")}
     clips = [
         clip for source in ("short", "single <i>", "hour") for clip in drawn(page_of(talks, source))["clips"]
@@ -106,7 +107,7 @@ def test_a_clip_plays_only_where_a_preview_was_made(talks: Corpus) -> None:
     assert {clip["clip_id"] for clip in clips if clip["plays"]} == made
 
 
-def test_pages_are_limited_and_those_of_other_sources_are_deleted(make_corpus: Make, make_clip: Make) -> None:
+def test_pages_are_limited_and_old_ones_deleted(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus([make_clip(name, 1.0, name) for name in "abc"])
     corpus.upsert("sources", [{"source_id": "c", "uri": "/v/c.mp4", "duration_s": 900.0}])
     decide(corpus, load_policy("default"))
@@ -123,22 +124,22 @@ def test_pages_are_limited_and_those_of_other_sources_are_deleted(make_corpus: M
     )
 
 
-def test_an_hour_long_source_stays_under_a_megabyte(talks: Corpus) -> None:
+def test_page_of_hour_long_source_is_under_a_megabyte(talks: Corpus) -> None:
     assert len(page_of(talks, "hour")) < 1_000_000
 
 
-def test_a_source_that_an_older_version_measured_has_a_page_too(make_corpus: Make, make_clip: Make) -> None:
+def test_source_of_older_version_has_page(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus([make_clip("old", 1.0, "a")])
     corpus.upsert("sources", [{"source_id": "old", "uri": "/v/old.mp4", "duration_s": None}])
     decide(corpus, load_policy("default"))
     write_report(corpus)
-    told = drawn(page_of(corpus, "old"))
-    assert (told["duration"], told["words"], told["tracks"], told["clips"][0]["curve"]) == (3.0, [], [], [])
+    data = drawn(page_of(corpus, "old"))
+    assert (data["duration"], data["words"], data["tracks"], data["clips"][0]["curve"]) == (3.0, [], [], [])
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh")), max_size=4), st.integers(0, 10))
-def test_names_are_taken_by_turns_each_once(lists: list[list[str]], limit: int) -> None:
-    taken = by_turns(lists, limit)
+def test_interleave_takes_each_name_once(lists: list[list[str]], limit: int) -> None:
+    taken = interleave(lists, limit)
     assert len(taken) == len(set(taken)) == min(limit, len({name for names in lists for name in names}))
     firsts = list(dict.fromkeys(names[0] for names in lists if names))
     assert taken[: len(firsts)] == firsts[: len(taken)]
@@ -146,7 +147,7 @@ def test_names_are_taken_by_turns_each_once(lists: list[list[str]], limit: int) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["short", "hour"])
-def test_the_timeline_is_drawn_in_chromium(talks: Corpus, source: str, tmp_path: Path) -> None:
+def test_timeline_is_drawn_in_chromium(talks: Corpus, source: str, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium on PATH")
@@ -165,7 +166,7 @@ def test_the_timeline_is_drawn_in_chromium(talks: Corpus, source: str, tmp_path:
     command += ["--window-size=1400,1400", "--virtual-time-budget=4000", "--dump-dom", page]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert 'data-ready="yes"' in dom
-    assert re.search(r'class="clip (lost)? ?chosen"', dom), "the clip of the link is chosen and in sight"
+    assert re.search(r'class="clip (rejected)? ?chosen"', dom), "the clip of the link is chosen and in sight"
     assert f'<span class="meta mono">{late["clip_id"]}</span>' in dom
     assert 'id="curve"' in dom
     assert dom.count('class="known"') + dom.count('class="unknown"') >= 2

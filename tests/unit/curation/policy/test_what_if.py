@@ -1,4 +1,4 @@
-"""Questions about a policy: every answer equals deciding anew, clip by clip, and nothing is written."""
+"""What-if, explain and sensitivity equal judging again, and write nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from uniavgen.curation.policy.decisions import decide, decided_policy
-from uniavgen.curation.policy.rules import judge, load_policy, parse_policy
+from uniavgen.curation.policy.rules import load_policy, parse_policy
+from uniavgen.curation.policy.verdicts import judge
 from uniavgen.curation.policy.what_if import clips_for, explain, sensitivity, what_if, with_thresholds
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -46,7 +47,7 @@ def brute_yield(corpus: Corpus, assignments: list[str]) -> tuple[int, float]:
 @pytest.mark.parametrize(
     "assignments", [["snr=20"], ["luma.min=100", "luma.max=150"], ["sync_offset_ms.max=20"], ["snr=99"]]
 )
-def test_what_if_equals_deciding_by_the_changed_policy(corpus: Corpus, assignments: list[str]) -> None:
+def test_what_if_equals_judging_with_changed_policy(corpus: Corpus, assignments: list[str]) -> None:
     decide(corpus, load_policy("default"))
     versions = corpus.versions()
     answer = what_if(corpus, load_policy("default"), assignments)
@@ -61,23 +62,25 @@ def test_what_if_equals_deciding_by_the_changed_policy(corpus: Corpus, assignmen
     [
         ("snrr=3", "did you mean 'snr'"),
         ("luma=3", "several bounds"),
-        ("snr=loud", "no number"),
+        ("snr=loud", "not a number"),
         ("snr", "NAME=VALUE"),
         ("speech=1", "no number to set"),
         ("snr.most=1", "no bound 'most'"),
     ],
 )
-def test_a_question_that_makes_no_sense_is_answered_in_one_line(assignment: str, complaint: str) -> None:
+def test_invalid_assignment_is_refused_with_hint(assignment: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         with_thresholds(load_policy("default"), [assignment])
 
 
-def test_sensitivity_equals_deciding_anew_at_every_threshold(corpus: Corpus) -> None:
+def test_sensitivity_equals_judging_at_every_threshold(corpus: Corpus) -> None:
     policy = load_policy("default")
-    found = {(row.rule, row.bound): row for row in sensitivity(clips_for(corpus, policy), policy, steps=6)}
-    assert {("snr", "min"), ("luma", "min"), ("luma", "max"), ("sync", "min"), ("sync", "max")} <= set(found)
+    by_bound = {(row.rule, row.bound): row for row in sensitivity(clips_for(corpus, policy), policy, steps=6)}
+    assert {("snr", "min"), ("luma", "min"), ("luma", "max"), ("sync", "min"), ("sync", "max")} <= set(
+        by_bound
+    )
     for key in (("snr", "min"), ("luma", "max"), ("sync", "min")):
-        row = found[key]
+        row = by_bound[key]
         assert row.threshold in row.thresholds
         for threshold, clips, hours in zip(row.thresholds, row.clips, row.hours, strict=True):
             assert (clips, hours) == pytest.approx(
@@ -85,7 +88,7 @@ def test_sensitivity_equals_deciding_anew_at_every_threshold(corpus: Corpus) -> 
             )
 
 
-def test_sensitivity_names_the_costliest_rule_first(make_corpus: Make, make_clip: Make) -> None:
+def test_sensitivity_sorts_by_gain(make_corpus: Make, make_clip: Make) -> None:
     rows = [
         make_clip("s", 2.0 * i, "p", snr_db=1.0 if i < 3 else 30.0, luma=5.0 if i == 9 else 100.0)
         for i in range(10)
@@ -96,19 +99,19 @@ def test_sensitivity_names_the_costliest_rule_first(make_corpus: Make, make_clip
     assert (second.rule, second.gain) == ("luma", 1 / 6)
 
 
-def test_a_clip_is_explained_rule_by_rule(make_corpus: Make, make_clip: Make) -> None:
+def test_explain_gives_verdict_of_every_rule(make_corpus: Make, make_clip: Make) -> None:
     clip = make_clip("src6", 2.0, "d", face_height_px=None, snr_db=1.0)
     corpus = make_corpus([clip, make_clip("src6", 0.0, "d")])
-    told = {row["rule"]: row for row in explain(corpus, load_policy("default"), clip["clip_id"][:12])}
-    assert told["language"]["verdict"] == "passed"
-    assert told["face_height"]["verdict"] == "missing"
-    assert (told["snr"]["verdict"], told["snr"]["values"]) == ("failed", {"snr_db": 1.0})
+    explained = {row["rule"]: row for row in explain(corpus, load_policy("default"), clip["clip_id"][:12])}
+    assert explained["language"]["verdict"] == "passed"
+    assert explained["face_height"]["verdict"] == "missing"
+    assert (explained["snr"]["verdict"], explained["snr"]["values"]) == ("failed", {"snr_db": 1.0})
     with pytest.raises(UserError, match="no such clip"):
         explain(corpus, load_policy("default"), "it's nothing")
     with pytest.raises(UserError, match="2 clips begin"):
         explain(corpus, load_policy("default"), "")
 
 
-def test_a_policy_of_text_rules_has_no_thresholds(corpus: Corpus) -> None:
+def test_sensitivity_is_empty_without_numeric_bounds(corpus: Corpus) -> None:
     policy = parse_policy("rules: [{name: speech, sql: transcript <> '', says: s}]", where="text")
     assert sensitivity(clips_for(corpus, policy), policy) == []

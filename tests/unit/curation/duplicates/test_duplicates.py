@@ -1,4 +1,6 @@
-"""Copies: planted ones are found by their kind, nothing else is, and which one is kept depends on stated measurements alone."""
+"""Duplicates: planted ones are found with their kind, nothing else is, and the kept clip depends on
+measurements only.
+"""
 
 import subprocess
 from collections.abc import Callable
@@ -13,21 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniavgen.curation.config import DuplicateConfig
-from uniavgen.curation.duplicates.groups import duplicates
-from uniavgen.curation.duplicates.similar_pairs import Anchors, find_pairs, fit, sound_prints, video_prints
+from uniavgen.curation.duplicates.groups import find_duplicates
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import load_policy
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, sound_span, text_hash, video_hash
-from uniavgen.shards.corpus.fingerprints import MIRRORED
 from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.shards.weights import resolve
 
 SIDE = 192
-FILM_S = 12.0
+VIDEO_S = 12.0
 SPANS = [(0.0, 4.6), (4.8, 11.5)]
-"""Clips that an undisturbed run would make of each film."""
+"""Clips of each video."""
 
 
 def ffmpeg(*arguments: object, data: bytes | None = None) -> bytes:
@@ -38,7 +38,7 @@ def ffmpeg(*arguments: object, data: bytes | None = None) -> bytes:
 def moving_portrait(seed: int) -> np.ndarray:
     """uint8 [F, SIDE, SIDE, 3]: a portrait that sways, leans and comes nearer, irregularly."""
     photo = cv2.cvtColor(cv2.imread(str(resolve("astronaut") / "astronaut.png")), cv2.COLOR_BGR2RGB)
-    steps = np.random.default_rng(seed).standard_normal((4, round(FILM_S * VIDEO_FPS) + 32))
+    steps = np.random.default_rng(seed).standard_normal((4, round(VIDEO_S * VIDEO_FPS) + 32))
     smooth = np.stack([np.convolve(row, np.hanning(14), "same")[16:-16] for row in steps])
     frames = []
     for x, y, turn, nearer in smooth.T:
@@ -80,7 +80,7 @@ VARIANTS: dict[str, list[object]] = {
 
 
 def measured(path: Path, name: str, spans: list[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Clip rows of a film, its fingerprints taken as ingest takes them."""
+    """Clip rows of a video, with fingerprints as ingest computes them."""
     scale = f"fps={VIDEO_FPS}:start_time=0,scale=96:96:flags=area"
     raw = ffmpeg("-i", path, "-vf", scale, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     pcm = np.frombuffer(ffmpeg("-i", path, "-vn", "-ac", 1, "-ar", 16000, "-f", "s16le", "-"), np.int16)
@@ -108,18 +108,18 @@ def measured(path: Path, name: str, spans: list[tuple[float, float]]) -> list[di
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Two films of the same portrait, `one` and `two`, and what became of `one`: rows of their clips by name."""
+def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Clip rows by name of two videos of one portrait, `one` and `two`, and of variants of `one`."""
     import importlib.util
 
     import soundfile
 
-    folder = tmp_path_factory.mktemp("films")
+    folder = tmp_path_factory.mktemp("videos")
     spec = importlib.util.find_spec("pyannote.audio")
     assert spec is not None
     assert spec.origin is not None
     speech, _ = soundfile.read(Path(spec.origin).parent / "sample" / "sample.wav", dtype="int16")
-    length = round(FILM_S * 16000)
+    length = round(VIDEO_S * 16000)
     pictures, sounds = (
         [moving_portrait(1), moving_portrait(2)],
         [speech[16000 : 16000 + length], speech[14 * 16000 :][:length]],
@@ -153,8 +153,8 @@ def verdicts(rows: list[dict[str, Any]], rejected: tuple[str, ...] = ()) -> pa.T
 def groups(
     folder: Path, rows: list[dict[str, Any]], config: DuplicateConfig | None = None
 ) -> dict[str, dict[str, Any]]:
-    found = duplicates(corpus_of(folder, rows), verdicts(rows), config or DuplicateConfig())
-    return {row["clip_id"]: row for row in found.to_pylist()}
+    table = find_duplicates(corpus_of(folder, rows), verdicts(rows), config or DuplicateConfig())
+    return {row["clip_id"]: row for row in table.to_pylist()}
 
 
 @pytest.mark.slow
@@ -170,13 +170,13 @@ def groups(
         ("other-face", {"same-sound"}),
     ],
 )
-def test_a_planted_copy_is_found_and_named(
-    films: dict[str, list[dict[str, Any]]], variant: str, kinds: set[str], tmp_path: Path
+def test_planted_duplicate_is_found_with_its_kind(
+    videos: dict[str, list[dict[str, Any]]], variant: str, kinds: set[str], tmp_path: Path
 ) -> None:
-    rows = [*films["one"], *films["two"], *films[variant]]
-    found = groups(tmp_path / "corpus", rows)
-    for first, second in zip(films["one"], films[variant], strict=True):
-        pair = found[first["clip_id"]], found[second["clip_id"]]
+    rows = [*videos["one"], *videos["two"], *videos[variant]]
+    duplicates = groups(tmp_path / "corpus", rows)
+    for first, second in zip(videos["one"], videos[variant], strict=True):
+        pair = duplicates[first["clip_id"]], duplicates[second["clip_id"]]
         assert pair[0]["kept_clip"] == pair[1]["kept_clip"] in (first["clip_id"], second["clip_id"])
         lost = next(row for row in pair if row["kind"] != "kept")
         assert lost["kind"] in kinds
@@ -186,12 +186,12 @@ def test_a_planted_copy_is_found_and_named(
         if variant in ("half", "flip", "late"):
             assert lost["speed"] == 1.0
             assert max(lost["picture"], lost["sound"]) <= 0.12
-    assert not {row["clip_id"] for row in films["two"]} & set(found)
+    assert not {row["clip_id"] for row in videos["two"]} & set(duplicates)
 
 
-def planted(name: str, start: int, seconds: float = 5.0, at_s: float = 0.0, **changes: Any) -> dict[str, Any]:
-    """A clip of an endless random film numbered `start`, from `at_s` of it."""
-    draw = np.random.default_rng(start)
+def planted(name: str, seed: int, seconds: float = 5.0, at_s: float = 0.0, **changes: Any) -> dict[str, Any]:
+    """A clip of an endless random video with this seed, from `at_s`."""
+    draw = np.random.default_rng(seed)
     video, sound = draw.integers(1, 2**63, 200), draw.integers(1, 2**32, 400)
     first, heard = round((at_s + 0.5) * 4), round(at_s / (1365 / 11025))
     return {
@@ -210,8 +210,8 @@ def planted(name: str, start: int, seconds: float = 5.0, at_s: float = 0.0, **ch
     }
 
 
-def kept(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {name: row["kept_clip"] for name, row in found.items()}
+def kept(duplicates: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: row["kept_clip"] for name, row in duplicates.items()}
 
 
 @pytest.mark.parametrize(
@@ -222,22 +222,20 @@ def kept(found: dict[str, dict[str, Any]]) -> dict[str, str]:
         {"bits_per_pixel": 0.3},
     ],
 )
-def test_the_copy_with_more_picture_or_better_sound_is_kept_whatever_its_name(
-    better: dict[str, Any], tmp_path: Path
-) -> None:
+def test_dedup_keeps_highest_quality_copy(better: dict[str, Any], tmp_path: Path) -> None:
     rows = [planted("a", 1), planted("z", 1, **better), planted("m", 1), planted("other", 2)]
     assert kept(groups(tmp_path / "corpus", rows)) == {"a": "z", "z": "z", "m": "z"}
 
 
-def test_a_hundred_copies_of_one_clip_leave_one(tmp_path: Path) -> None:
+def test_hundred_copies_leave_one(tmp_path: Path) -> None:
     rows = [planted(f"c{i:03d}", 1, width_px=640.0 + (i == 57) * 640) for i in range(100)]
-    found = groups(tmp_path / "corpus", rows)
-    assert set(kept(found).values()) == {"c057"}
-    assert len(found) == 100
-    assert [name for name, row in found.items() if row["kind"] == "kept"] == ["c057"]
+    duplicates = groups(tmp_path / "corpus", rows)
+    assert set(kept(duplicates).values()) == {"c057"}
+    assert len(duplicates) == 100
+    assert [name for name, row in duplicates.items() if row["kind"] == "kept"] == ["c057"]
 
 
-def test_of_a_chain_of_overlaps_those_that_share_nothing_are_both_kept(tmp_path: Path) -> None:
+def test_chain_of_overlaps_keeps_clips_that_share_nothing(tmp_path: Path) -> None:
     rows = [
         planted("a", 1, 6.0, 0.0),
         planted("b", 1, 6.0, 3.0),
@@ -246,22 +244,22 @@ def test_of_a_chain_of_overlaps_those_that_share_nothing_are_both_kept(tmp_path:
     assert kept(groups(tmp_path / "corpus", rows)) == {"c": "c", "b": "c"}
 
 
-def test_a_short_overlap_is_no_copy(tmp_path: Path) -> None:
+def test_short_overlap_is_not_duplicate(tmp_path: Path) -> None:
     assert groups(tmp_path / "corpus", [planted("a", 1, 9.0, 0.0), planted("b", 1, 9.0, 5.0)]) == {}
 
 
-def test_a_kind_that_is_not_asked_for_is_left_alone(tmp_path: Path) -> None:
+def test_unconfigured_kind_is_not_duplicate(tmp_path: Path) -> None:
     dubbed = planted("b", 1) | {"sound_hash": planted("x", 3)["sound_hash"]}
     rows = [planted("a", 1), dubbed]
     corpus = corpus_of(tmp_path / "corpus", rows)
-    assert duplicates(corpus, verdicts(rows), DuplicateConfig())["kind"].to_pylist() == [
+    assert find_duplicates(corpus, verdicts(rows), DuplicateConfig())["kind"].to_pylist() == [
         "kept",
         "same-picture",
     ]
-    assert len(duplicates(corpus, verdicts(rows), DuplicateConfig(kinds=["copy", "same-sound"]))) == 0
+    assert len(find_duplicates(corpus, verdicts(rows), DuplicateConfig(kinds=["copy", "same-sound"]))) == 0
 
 
-def test_a_tone_a_silence_and_still_pictures_make_no_copies(tmp_path: Path) -> None:
+def test_tone_silence_and_still_pictures_make_no_duplicates(tmp_path: Path) -> None:
     blank = [
         planted(f"c{i}", i) | {"video_hash": [0] * 17, "sound_hash": [627964279] * 19 if i % 2 else []}
         for i in range(6)
@@ -276,32 +274,32 @@ def test_a_tone_a_silence_and_still_pictures_make_no_copies(tmp_path: Path) -> N
     st.lists(st.integers(0, 1), min_size=3, max_size=5), st.lists(st.integers(1, 3), min_size=5, max_size=5)
 )
 @settings(max_examples=5, deadline=None)
-def test_worse_copies_that_come_later_never_displace_a_kept_one(
-    tmp_path_factory: pytest.TempPathFactory, films: list[int], sizes: list[int]
+def test_later_worse_copy_never_replaces_kept_clip(
+    tmp_path_factory: pytest.TempPathFactory, seeds: list[int], sizes: list[int]
 ) -> None:
-    """Clips that were kept, all else equal, stay kept, even where a newcomer's name sorts first."""
+    """Of equal clips the one kept before stays kept, even if the new clip_id sorts first."""
     corpus = Corpus.create(tmp_path_factory.mktemp("grown") / "corpus")
     config = DuplicateConfig()
     known: list[dict[str, Any]] = []
     before: dict[str, int] = {}
-    for number, film in enumerate(films):
-        row = planted(f"{9 - number}", film, width_px=640.0 * sizes[number])
+    for number, seed in enumerate(seeds):
+        row = planted(f"{9 - number}", seed, width_px=640.0 * sizes[number])
         corpus.upsert("clips", [row])
         known.append(row)
-        found = duplicates(corpus, verdicts(known), config)
-        lost = {r["clip_id"] for r in found.to_pylist() if r["clip_id"] != r["kept_clip"]}
+        table = find_duplicates(corpus, verdicts(known), config)
+        lost = {r["clip_id"] for r in table.to_pylist() if r["clip_id"] != r["kept_clip"]}
         for name, width in before.items():
             if name in lost:
                 newcomer_wins = (
-                    row["video_hash"] == planted("", film)["video_hash"] and row["width_px"] > width
+                    row["video_hash"] == planted("", seed)["video_hash"] and row["width_px"] > width
                 )
                 assert newcomer_wins
         before = {r["clip_id"]: r["width_px"] for r in known if r["clip_id"] not in lost}
         corpus.upsert("decisions", [{"clip_id": r["clip_id"], "kept": r["clip_id"] in before} for r in known])
-        assert len(before) == len(set(films[: number + 1]))
+        assert len(before) == len(set(seeds[: number + 1]))
 
 
-def test_decisions_name_the_reason_and_a_rejected_best_copy_leaves_the_next(
+def test_rejected_best_copy_leaves_next_best(
     make_corpus: Callable[..., Corpus], make_clip: Callable[..., dict[str, Any]]
 ) -> None:
     hashes = planted("", 1)
@@ -318,7 +316,7 @@ def test_decisions_name_the_reason_and_a_rejected_best_copy_leaves_the_next(
     assert [reasons[row["clip_id"]] for row in rows] == ["luma", "", "duplicate", ""]
     assert summary.reasons == {"luma": 1, "duplicate": 1}
     assert not decide(corpus, load_policy("default")).written
-    assert decide(corpus, load_policy("default"), copies=DuplicateConfig(enabled=False)).reasons == {
+    assert decide(corpus, load_policy("default"), duplicates=DuplicateConfig(enabled=False)).reasons == {
         "luma": 1
     }
 
@@ -331,75 +329,14 @@ def test_duplicates_among_clips_that_all_fail_the_policy(
     assert decide(corpus, load_policy("default")).reasons == {"luma": 2}
 
 
-def test_pairs_are_found_once_for_a_state_of_the_clips(tmp_path: Path) -> None:
+def test_pairs_are_stored_per_version_of_clips_table(tmp_path: Path) -> None:
     rows = [planted("a", 1), planted("b", 1)]
     corpus = corpus_of(tmp_path / "corpus", rows)
-    assert len(duplicates(corpus, verdicts(rows), DuplicateConfig())) == 2
+    assert len(find_duplicates(corpus, verdicts(rows), DuplicateConfig())) == 2
     store = corpus.root / "duplicates" / "pairs.npz"
     written = store.stat().st_mtime_ns
-    assert len(duplicates(corpus, verdicts(rows, rejected=("a",)), DuplicateConfig(kinds=["copy"]))) == 0
+    assert len(find_duplicates(corpus, verdicts(rows, rejected=("a",)), DuplicateConfig(kinds=["copy"]))) == 0
     assert store.stat().st_mtime_ns == written
     corpus.upsert("clips", [planted("c", 1)])
-    assert len(duplicates(corpus, verdicts([*rows, planted("c", 1)]), DuplicateConfig())) == 3
+    assert len(find_duplicates(corpus, verdicts([*rows, planted("c", 1)]), DuplicateConfig())) == 3
     assert store.stat().st_mtime_ns != written
-
-
-@given(st.integers(0, 1000), st.sampled_from([1.0, 1.1, 1 / 1.1]), st.booleans())
-@settings(max_examples=25, deadline=None)
-def test_a_fit_is_what_comparing_item_by_item_gives(seed: int, speed: float, mirrored: bool) -> None:
-    draw = np.random.default_rng(seed)
-    sizes = draw.integers(5, 30, 2)
-    values = draw.integers(1, 2**63, sizes.sum())
-    values[draw.random(len(values)) < 0.1] = 0
-    if mirrored:
-        shared = min(sizes)
-        values[sizes[0] : sizes[0] + shared] = np.where(values[:shared], values[:shared] ^ MIRRORED, 0)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    prints = video_prints(values, starts, draw.uniform(0, 3, 2))
-    a_s, b_s = draw.uniform(0.5, 3, 2)
-    anchors = Anchors(np.array([0]), np.array([1]), np.array([a_s], np.float32), np.array([b_s], np.float32))
-    found = fit(prints, anchors, speed, bits=63, mirrors=MIRRORED, slack=1)
-    best = 1.0
-    for shift in (-1, 0, 1):
-        straight, turned = [], []
-        for i in range(sizes[0]):
-            moment = float(prints.first_s[0]) + i * 0.25 - a_s
-            there = (b_s + moment / speed - float(prints.first_s[1])) / 0.25
-            if abs(there % 1 - 0.5) < 1e-3:
-                return  # either neighbour is as near
-            j = round(there) + shift
-            if 0 <= j < sizes[1] and values[i] and values[sizes[0] + j]:
-                apart = int(values[i]) ^ int(values[sizes[0] + j])
-                straight.append(apart.bit_count() / 63)
-                turned.append((apart ^ MIRRORED).bit_count() / 63)
-        if straight:
-            best = min(best, np.mean(straight), np.mean(turned))
-    assert found.distance[0] == pytest.approx(best)
-
-
-def test_among_thousands_of_clips_the_pairs_are_the_planted_ones() -> None:
-    draw = np.random.default_rng(0)
-    count, items = 4000, 15
-    video = draw.integers(1, 2**63, (count, items)).astype(np.uint64)
-    sound = draw.integers(1, 2**32, (count, items)).astype(np.uint64)
-    copies = {(i, count - 1 - i) for i in range(100)}
-    for one, other in copies:
-        noise = np.zeros(items, np.uint64)
-        for bit in range(63):
-            noise |= (draw.random(items) < 0.015).astype(np.uint64) << np.uint64(bit)
-        video[other] = video[one] ^ noise if one % 2 else video[other]
-        sound[other] = sound[one] ^ (noise & np.uint64(2**32 - 1)) if one % 3 else sound[other]
-    starts = np.arange(count + 1) * items
-    pairs = find_pairs(
-        video_prints(video.ravel(), starts, np.zeros(count)),
-        sound_prints(sound.ravel(), starts),
-        np.zeros(count, np.int64),
-        DuplicateConfig(),
-    )
-    found = set(zip(pairs.a.tolist(), pairs.b.tolist(), strict=True))
-    wanted = {(one, other) for one, other in copies if one % 2 or one % 3}
-    assert found <= wanted
-    assert len(found) >= 0.98 * len(wanted)
-    for a, picture, heard in zip(pairs.a.tolist(), pairs.picture, pairs.sound, strict=True):
-        assert np.isnan(picture) == (a % 2 == 0)
-        assert np.isnan(heard) == (a % 3 == 0)

@@ -1,4 +1,4 @@
-"""Forgetting: afterwards no file of the corpus holds a trace, the rest is as it was, and a kill changes nothing of that."""
+"""Deletion: no file of the corpus has a trace, other rows are unchanged, also after a kill at any time."""
 
 import os
 import shutil
@@ -14,9 +14,10 @@ from paths import ROOT
 
 from uniavgen.curation.captions.vlm_captions import captions_of
 from uniavgen.curation.config import CaptionConfig, SplitConfig
-from uniavgen.curation.deletion import find_source, find_speaker, forget, unfinished
+from uniavgen.curation.deletion import delete, find_source, find_speaker, is_unfinished
 from uniavgen.curation.policy.decisions import decide
-from uniavgen.curation.policy.rules import judge, load_policy
+from uniavgen.curation.policy.rules import load_policy
+from uniavgen.curation.policy.verdicts import judge
 from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.corpus.deletion import TOMBSTONES, read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
@@ -44,11 +45,11 @@ TALK = {
 
 
 def trace(root: Path, *needles: str) -> list[str]:
-    """Files of the corpus that hold any of the words in their content (decompressed where they are tables) or their name.
+    """Files of the corpus with any of the needles in their name or content.
 
-    Tars, sidecars of latents among them, hold their text as it is.
+    Tables are decompressed; tars are not compressed.
     """
-    found = []
+    files = []
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.name != TOMBSTONES:
             content = path.read_bytes()
@@ -57,13 +58,13 @@ def trace(root: Path, *needles: str) -> list[str]:
 
                 content += repr(pq.read_table(path).to_pydict()).encode()
             if any(needle.encode() in content or needle in str(path.relative_to(root)) for needle in needles):
-                found.append(str(path.relative_to(root)))
-    return found
+                files.append(str(path.relative_to(root)))
+    return files
 
 
 @pytest.fixture
 def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
-    """Source `src_secret` holds the secret speaker and another; `src_again` the secret speaker only."""
+    """Source `src_secret` has the secret speaker and another one, `src_again` only the secret speaker."""
     rows = [make_clip(f"src{i}", 2.0 * j, f"p{i}") for i in range(4) for j in range(2)]
     rows += [make_clip("src_secret", 0.0, "hidden", **TALK) | {"speaker": "src_secr-S00"}]
     rows += [make_clip("src_secret", 2.0, "other") | {"speaker": "src_secr-S01"}]
@@ -88,9 +89,11 @@ def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
 
 
 def cache_latents(corpus: Corpus) -> None:
-    """Sidecars as `uniavgen cache-latents` leaves them, of small numbers: the first clip of a tar is passed over."""
+    """Small sidecars as `uniavgen cache-latents` writes them; the first clip of each tar is skipped."""
     shards = corpus.root / "shards"
-    entries, folder = read_manifest(shards).entries, shards / "latents" / latents_digest({"windows": 1})  # type: ignore[union-attr]
+    manifest = read_manifest(shards)
+    assert manifest is not None
+    folder = shards / "latents" / latents_digest({"windows": 1})
     folder.mkdir(parents=True)
     arrays = {
         name: np.zeros((1, 2), np.float16)
@@ -106,12 +109,12 @@ def cache_latents(corpus: Corpus) -> None:
         for row in corpus.read("clips", ["clip_id", "transcript"]).to_pylist()
     }
     made = []
-    for entry in entries:
+    for entry in manifest.entries:
         first, *others = read_shard_keys(shards, entry)
-        found = [
+        cached = [
             (key, LatentSample(**arrays, **flags, speech=np.array([spoken[key].encode()]))) for key in others
         ]
-        part = write_sidecar(folder, entry.name, entry.sha256, [(first, "short-clip"), *found])
+        part = write_sidecar(folder, entry.name, entry.sha256, [(first, "short-clip"), *cached])
         put_in_place(folder, part.part, part.entry)
         made.append(part.entry)
     write_manifest(folder, LatentCache(folder.name, {"windows": 1}, {}, tuple(made)))
@@ -126,13 +129,13 @@ def sidecars(corpus: Corpus) -> dict[str, bytes]:
     }
 
 
-def test_sidecars_of_others_stay_and_those_of_the_forgotten_are_named_by_no_manifest(corpus: Corpus) -> None:
+def test_deletion_removes_only_sidecars_with_deleted_clips(corpus: Corpus) -> None:
     before, target = sidecars(corpus), find_source(corpus, "src_again")
     shards = corpus.root / "shards"
     (affected,) = [
         e.name for e in read_manifest(shards).entries if target.clips & set(read_shard_keys(shards, e))
     ]  # type: ignore[union-attr]
-    forget(corpus, target)
+    delete(corpus, target)
     assert sidecars(corpus) == {name: data for name, data in before.items() if name != affected}
     (folder,) = cache_folders(shards)
     cache = LatentCache.from_bytes((folder / "manifest.json").read_bytes(), folder)
@@ -141,27 +144,27 @@ def test_sidecars_of_others_stay_and_those_of_the_forgotten_are_named_by_no_mani
     assert sidecars(corpus) == {name: data for name, data in before.items() if name != affected}
 
 
-def test_nothing_is_forgotten_while_latents_are_made(corpus: Corpus) -> None:
+def test_deletion_is_refused_while_latents_are_cached(corpus: Corpus) -> None:
     from filelock import FileLock
 
     with (
         FileLock(corpus.root / LATENTS_LOCK),
-        pytest.raises(UserError, match="another run makes, copies or forgets latents"),
+        pytest.raises(UserError, match="another run caches, copies or deletes latents"),
     ):
-        forget(corpus, find_source(corpus, "src_again"))
-    assert not unfinished(corpus)
+        delete(corpus, find_source(corpus, "src_again"))
+    assert not is_unfinished(corpus)
 
 
 def shard(corpus: Corpus) -> Any:
     return write_shards(corpus, ShardConfig(max_samples=2), caption=captions_of(corpus, CaptionConfig()))
 
 
-def test_a_forgotten_source_leaves_no_trace_and_nothing_else_changes(corpus: Corpus) -> None:
+def test_deleted_source_leaves_no_trace_and_other_rows_stay(corpus: Corpus) -> None:
     others = corpus.query("SELECT * FROM clips WHERE source_id <> 'src_secret' ORDER BY clip_id").to_pylist()
     before = {path: path.read_bytes() for path in (corpus.root / "shards").glob("*.tar")}
     gone = corpus.query("SELECT clip_id FROM clips WHERE source_id = 'src_secret'")["clip_id"].to_pylist()
-    before_it = trace(corpus.root, "src_secret", *gone)
-    assert {name.split("/")[0] for name in before_it} >= {
+    files_before = trace(corpus.root, "src_secret", *gone)
+    assert {name.split("/")[0] for name in files_before} >= {
         "clips",
         "sources",
         "media",
@@ -169,8 +172,8 @@ def test_a_forgotten_source_leaves_no_trace_and_nothing_else_changes(corpus: Cor
         "measured",
         "shards",
     }
-    assert any(name.startswith("shards/latents/") for name in before_it)
-    done = forget(corpus, find_source(corpus, "src_secret.mp4"))
+    assert any(name.startswith("shards/latents/") for name in files_before)
+    done = delete(corpus, find_source(corpus, "src_secret.mp4"))
     written = shard(corpus)
     assert trace(corpus.root, "src_secret", "src_secr-", *gone) == []
     assert corpus.query("SELECT * FROM clips ORDER BY clip_id").to_pylist() == others
@@ -181,10 +184,10 @@ def test_a_forgotten_source_leaves_no_trace_and_nothing_else_changes(corpus: Cor
     assert not read_tombstones(corpus.root).contains("src0")
 
 
-def test_a_forgotten_speaker_goes_from_every_source_and_others_stay(corpus: Corpus) -> None:
+def test_deleted_speaker_is_removed_from_every_source(corpus: Corpus) -> None:
     target = find_speaker(corpus, "src_secr-S00", SplitConfig())
     assert target.speakers == {"src_secr-S00", "src_agai-S03"}
-    forget(corpus, target)
+    delete(corpus, target)
     shard(corpus)
     assert trace(corpus.root, SECRET, "src_secr-S00", "src_agai-S03", *target.clips) == []
     row = corpus.query("SELECT turns, words FROM sources WHERE source_id = 'src_secret'").to_pylist()[0]
@@ -194,12 +197,12 @@ def test_a_forgotten_speaker_goes_from_every_source_and_others_stay(corpus: Corp
     assert read_tombstones(corpus.root).contains("src_agai-S03")
 
 
-def test_a_clip_keeps_its_side_when_others_are_forgotten(corpus: Corpus) -> None:
+def test_deletion_moves_no_other_clip_to_other_side(corpus: Corpus) -> None:
     sides = dict(
         zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True)
     )
     target = find_source(corpus, "src_again")
-    forget(corpus, target)
+    delete(corpus, target)
     decide(corpus, load_policy("default"))
     after = dict(
         zip(*(corpus.read("decisions")[name].to_pylist() for name in ("clip_id", "split")), strict=True)
@@ -207,15 +210,13 @@ def test_a_clip_keeps_its_side_when_others_are_forgotten(corpus: Corpus) -> None
     assert after == {clip: side for clip, side in sides.items() if clip not in target.clips}
 
 
-def test_decisions_over_which_something_was_forgotten_are_not_written(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forgetting_midway(*args: Any) -> Any:
-        forget(Corpus.open(corpus.root), find_source(corpus, "src_again"))
+def test_decide_is_refused_if_deletion_ran_meanwhile(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def delete_midway(*args: Any) -> Any:
+        delete(Corpus.open(corpus.root), find_source(corpus, "src_again"))
         return judge(*args)
 
-    monkeypatch.setattr("uniavgen.curation.policy.decisions.judge", forgetting_midway)
-    with pytest.raises(UserError, match="something was forgotten meanwhile"):
+    monkeypatch.setattr("uniavgen.curation.policy.decisions.judge", delete_midway)
+    with pytest.raises(UserError, match="a deletion ran at the same time"):
         decide(corpus, load_policy("pretrain"))
     monkeypatch.undo()
     decide(corpus, load_policy("pretrain"))
@@ -223,7 +224,9 @@ def test_decisions_over_which_something_was_forgotten_are_not_written(
     assert trace(corpus.root, "src_again") == []
 
 
-def test_forget_waits_for_who_is_at_the_shards_and_names_their_copies(corpus: Corpus, tmp_path: Path) -> None:
+def test_forget_command_is_refused_while_shards_are_written_and_lists_copies(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     from filelock import FileLock
 
     from uniavgen.orchestration.commands.forget import forget_from_corpus
@@ -255,10 +258,8 @@ def test_forget_waits_for_who_is_at_the_shards_and_names_their_copies(corpus: Co
         forget_from_corpus(corpus.root, settings, "src_secret", None)
 
 
-@pytest.mark.parametrize(
-    ("name", "complaint"), [("nobody.mp4", "no such source"), ("src", "sources are meant")]
-)
-def test_a_name_that_means_none_or_several_is_refused(corpus: Corpus, name: str, complaint: str) -> None:
+@pytest.mark.parametrize(("name", "complaint"), [("nobody.mp4", "no such source"), ("src", "sources match")])
+def test_unknown_or_ambiguous_name_is_refused(corpus: Corpus, name: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         find_source(corpus, name)
     with pytest.raises(UserError, match="no such speaker"):
@@ -279,27 +280,25 @@ def dying(module, name):
             os._exit(9)
         return real(*args, **kw)
     setattr(module, name, call)
-for name in ("rewrite_table", "add_tombstones", "_unlink", "_remove_tree", "_scrub"):
+for name in ("rewrite_table", "add_tombstones", "_unlink", "_remove_tree", "_scrub_shared_sources"):
     dying(f, name)
 dying(e.os, "replace")
 corpus = Corpus.open(sys.argv[1])
-f.forget(corpus, f.find_source(corpus, "src_secret"))
+f.delete(corpus, f.find_source(corpus, "src_secret"))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("instant", [1, 2, 3, 6, 9, 11, 14])
-def test_killed_at_any_instant_the_next_forget_finishes_it(
-    corpus: Corpus, tmp_path: Path, instant: int
-) -> None:
+def test_next_deletion_finishes_killed_one(corpus: Corpus, tmp_path: Path, instant: int) -> None:
     root = tmp_path / "killed"
     shutil.copytree(corpus.root, root)
     command = [sys.executable, "-c", KILLED, str(root), str(instant)]
     assert subprocess.run(command, cwd=ROOT, env=os.environ).returncode == 9
     other = Corpus.open(root)
-    assert unfinished(other)
-    forget(other, find_source(other, "src_again"))
+    assert is_unfinished(other)
+    delete(other, find_source(other, "src_again"))
     shard(other)
     assert trace(root, SECRET, "src_secret", "src_again") == []
     assert other.query("SELECT count(*) AS n FROM clips").to_pylist() == [{"n": 8}]
-    assert not unfinished(other)
+    assert not is_unfinished(other)

@@ -1,4 +1,4 @@
-"""The page: every reason is on it, its clips play, it needs no network, and it stays small."""
+"""Report page: shows every reason, plays clips, needs no network, stays small."""
 
 import base64
 import html
@@ -17,10 +17,17 @@ from made_signals import varied_clips
 from uniavgen.curation.config import DuplicateConfig, ReportConfig
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import Rule, load_policy, policy_from
-from uniavgen.curation.report.examples import bound_text
+from uniavgen.curation.report.examples import format_bounds
 from uniavgen.curation.report.page import ReportSummary, judged_corpus, write_report
-from uniavgen.curation.report.previews import oval_data, preview, wave_bars
-from uniavgen.curation.report.totals import LARGEST, copies, lengths, shares, splits, strata
+from uniavgen.curation.report.previews import compute_waveform, make_preview, pack_oval
+from uniavgen.curation.report.totals import (
+    MAX_ROWS,
+    query_duplicates,
+    query_lengths,
+    query_shares,
+    query_splits,
+    query_strata,
+)
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -33,7 +40,10 @@ Make = Callable[..., Any]
 def decided(
     tmp_path_factory: pytest.TempPathFactory, make_clip: Make, clip_media: dict[str, bytes]
 ) -> Corpus:
-    """Two voices that are kept, and one clip for each of five reasons, the last of them without media. Not to be written to."""
+    """Kept clips of two speakers, and one clip for each of five reasons, the last without media.
+
+    Read only.
+    """
     defects: list[dict[str, Any]] = [
         {"language": "ru"},
         {"face_count": 4.0},
@@ -70,51 +80,51 @@ def corpus(decided: Corpus, tmp_path: Path) -> Corpus:
 
 @pytest.fixture(scope="module")
 def reported(decided: Corpus, tmp_path_factory: pytest.TempPathFactory) -> ReportSummary:
-    """The page of `decided`."""
+    """The report of `decided`."""
     return write_report(
         Corpus.open(shutil.copytree(decided.root, tmp_path_factory.mktemp("reported") / "corpus"))
     )
 
 
 def text_of(page: str) -> str:
-    """The page without its scripts."""
+    """The page without scripts."""
     return re.sub(r"<script.*?</script>", "", page, flags=re.S)
 
 
 def data_of(page: str) -> dict[str, Any]:
-    """What the page's scripts draw and count."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.S)
-    assert found
-    told: dict[str, Any] = json.loads(found.group(1))
-    return told
+    """The data of the page's scripts."""
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.S)
+    assert match
+    data: dict[str, Any] = json.loads(match.group(1))
+    return data
 
 
-def test_the_page_tells_every_reason_rule_signal_source_and_failure(
+def test_page_shows_every_reason_rule_signal_source_and_failure(
     decided: Corpus, reported: ReportSummary
 ) -> None:
     page = reported.page.read_text()
-    told = html.unescape(text_of(page))
+    text = html.unescape(text_of(page))
     for reason in set(decided.read("decisions")["reason"].to_pylist()) - {""}:
-        assert f'<button data-filter="{reason}"' in told
-        assert f'data-reason="{reason}"' in told
+        assert f'<button data-filter="{reason}"' in text
+        assert f'data-reason="{reason}"' in text
     for rule in load_policy("default").rules:
-        assert rule.says in told
+        assert rule.says in text
     for name in [*SIGNALS, "src-a.mp4", "src-bad <b>.mp4", "a&b.mp4", "no <video>", "no media for this clip"]:
-        assert name in told
+        assert name in text
     assert (reported.examples, reported.reasons) == (11, 5)
     assert "<b>.mp4" not in page
 
 
-def test_a_rejected_clip_says_why_in_a_sentence_and_a_value(reported: ReportSummary) -> None:
-    told = html.unescape(re.sub(r"</?b>", "", text_of(reported.page.read_text())))
+def test_rejected_card_shows_value_and_sentence(reported: ReportSummary) -> None:
+    text = html.unescape(re.sub(r"</?b>", "", text_of(reported.page.read_text())))
     for why in (
-        "face_count 4 faces: the rule asks that no more than one face is in the picture",
-        "language “ru”: the rule asks that the words are English",
-        "sync_offset_ms 400 ms: the rule asks that lips and sound agree within 160 ms",
-        "transcript empty: the rule asks that words were heard",
+        "face_count 4 faces: the rule requires that at most one face is visible",
+        "language “ru”: the rule requires that the language is English",
+        "sync_offset_ms 400 ms: the rule requires that lips and audio are in sync within 160 ms",
+        "transcript empty: the rule requires that the clip contains recognised words",
         "snr_db was not measured",
     ):
-        assert f'<p class="why">{why}' in told
+        assert f'<p class="why">{why}' in text
 
 
 @pytest.mark.parametrize(
@@ -127,11 +137,11 @@ def test_a_rejected_clip_says_why_in_a_sentence_and_a_value(reported: ReportSumm
         ({"in": [1, 2]}, "1 or 2 dB"),
     ],
 )
-def test_bounds_are_told_with_their_unit(bounds: dict[str, Any], text: str) -> None:
-    assert bound_text(Rule.model_validate({"name": "a", "column": "snr_db", "says": "", **bounds})) == text
+def test_format_bounds_includes_unit(bounds: dict[str, Any], text: str) -> None:
+    assert format_bounds(Rule.model_validate({"name": "a", "column": "snr_db", "says": "", **bounds})) == text
 
 
-def test_the_page_needs_nothing_but_its_folder(reported: ReportSummary) -> None:
+def test_page_links_only_into_its_folder(reported: ReportSummary) -> None:
     page = reported.page
     links = [
         unquote(html.unescape(link))
@@ -144,21 +154,17 @@ def test_the_page_needs_nothing_but_its_folder(reported: ReportSummary) -> None:
     assert all((page.parent / link).is_file() for link in links)
 
 
-def test_previews_are_bounded_in_count_and_in_bytes(corpus: Corpus) -> None:
+def test_previews_are_bounded_in_count_and_bytes(corpus: Corpus) -> None:
     few = ReportConfig(max_kept=2, per_reason=1, max_rejected=3)
     assert write_report(corpus, few).examples == 5
     folder = corpus.root / "report" / "clips"
     size = max(path.stat().st_size for path in folder.iterdir())
     page = write_report(corpus, ReportConfig(preview_mb=2.5 * size / 1e6)).page.read_text()
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2.5 * size
-    assert (
-        page.count("not copied: the previews are as large as they may be")
-        == 10 - len(list(folder.iterdir()))
-        > 0
-    )
+    assert page.count("no preview: report.preview_mb is used up") == 10 - len(list(folder.iterdir())) > 0
 
 
-def test_examples_are_few_and_previews_of_others_are_deleted(corpus: Corpus) -> None:
+def test_old_previews_are_deleted(corpus: Corpus) -> None:
     (corpus.root / "report" / "clips").mkdir(parents=True)
     (corpus.root / "report" / "clips" / "old.mp4").write_bytes(b"")
     summary = write_report(corpus, ReportConfig(max_kept=2, per_reason=0))
@@ -169,15 +175,15 @@ def test_examples_are_few_and_previews_of_others_are_deleted(corpus: Corpus) -> 
     assert len({speakers[path.stem] for path in (corpus.root / "report" / "clips").iterdir()}) == 2
 
 
-def test_the_same_tables_give_the_same_page(corpus: Corpus, reported: ReportSummary) -> None:
+def test_equal_tables_give_equal_page(corpus: Corpus, reported: ReportSummary) -> None:
     assert write_report(corpus).page.read_bytes() == reported.page.read_bytes()
 
 
-def test_a_preview_keeps_the_pictures_bytes_and_adds_the_sound(corpus: Corpus, tmp_path: Path) -> None:
+def test_preview_copies_video_stream_and_adds_audio(corpus: Corpus, tmp_path: Path) -> None:
     import av
 
     clip = corpus.read("clips")["clip_id"][0].as_py()
-    made = preview(corpus, clip, tmp_path)
+    made = make_preview(corpus, clip, tmp_path)
     assert made is not None
     assert (made["width"], made["height"], len(made["wave"])) == (128, 96, 160)
     original = corpus.media_path(clip, "mp4").read_bytes()
@@ -185,37 +191,38 @@ def test_a_preview_keeps_the_pictures_bytes_and_adds_the_sound(corpus: Corpus, t
     with av.open(str(tmp_path / made["file"]), mode="r") as container:
         sound = container.streams.audio[0]
         assert sound.codec_context.name == "aac"
-        assert float(sound.duration * sound.time_base) == pytest.approx(2.0, abs=0.06)  # type: ignore[operator]
+        assert sound.duration is not None
+        assert float(sound.duration * sound.time_base) == pytest.approx(2.0, abs=0.06)
 
 
-def test_a_preview_without_readable_media_is_none_and_leaves_no_file(corpus: Corpus, tmp_path: Path) -> None:
+def test_preview_of_unreadable_media_is_none(corpus: Corpus, tmp_path: Path) -> None:
     clip = corpus.read("clips")["clip_id"][0].as_py()
     corpus.media_path(clip, "mp4").write_bytes(b"no movie")
-    assert preview(corpus, clip, tmp_path) is None
-    assert preview(corpus, "00", tmp_path) is None
+    assert make_preview(corpus, clip, tmp_path) is None
+    assert make_preview(corpus, "00", tmp_path) is None
     assert list(tmp_path.glob("*.mp4")) == []
 
 
-def test_the_waveform_shows_where_the_sound_is(tmp_path: Path) -> None:
+def test_waveform_peaks_where_audio_is_loud(tmp_path: Path) -> None:
     import soundfile
 
     sound = np.zeros(24_000, np.float32)
     sound[12_000:18_000] = 0.25
     soundfile.write(tmp_path / "s.flac", sound, 24_000)
-    bars = wave_bars(tmp_path / "s.flac", bars=8)
+    bars = compute_waveform(tmp_path / "s.flac", bars=8)
     assert bars == [0, 0, 0, 0, 100, 100, 0, 0]
 
 
-def test_ovals_come_back_from_what_the_page_gets() -> None:
+def test_packed_ovals_decode_to_input() -> None:
     oval = np.random.default_rng(0).random((5, 36, 2)).astype(np.float32)
     score = np.array([1, 1, 0, 1, 1], np.float32)
-    told = oval_data(FaceTrack(oval, np.zeros((5, 4), np.float32), score))
-    read = np.frombuffer(base64.b64decode(told["data"]), "<u2").reshape(5, told["points"], 2)
+    packed = pack_oval(FaceTrack(oval, np.zeros((5, 4), np.float32), score))
+    read = np.frombuffer(base64.b64decode(packed["data"]), "<u2").reshape(5, packed["points"], 2)
     assert np.allclose(read[score > 0] / 65534, oval[score > 0], atol=1e-5)
     assert (read[2] == 65535).all()
 
 
-def test_histograms_count_every_measured_clip_and_carry_the_thresholds(corpus: Corpus) -> None:
+def test_histograms_count_every_measured_clip_and_include_bounds(corpus: Corpus) -> None:
     histograms = data_of(write_report(corpus, ReportConfig(bins=7)).page.read_text())["histograms"]
     assert set(histograms) == set(SIGNALS)
     for h in histograms.values():
@@ -225,9 +232,7 @@ def test_histograms_count_every_measured_clip_and_carry_the_thresholds(corpus: C
     assert histograms["duration_s"]["lines"] == [2.0, 10.0]
 
 
-def test_a_large_corpus_travels_as_a_sample_and_the_page_says_so(
-    corpus: Corpus, reported: ReportSummary
-) -> None:
+def test_large_corpus_is_sampled_and_page_says_so(corpus: Corpus, reported: ReportSummary) -> None:
     page = write_report(corpus, ReportConfig(sample_clips=8)).page.read_text()
     thresholds = data_of(page)["thresholds"]
     assert thresholds["clips"] <= 8 < thresholds["total"] == 11
@@ -236,50 +241,49 @@ def test_a_large_corpus_travels_as_a_sample_and_the_page_says_so(
     assert "All 11 clips are counted" in reported.page.read_text()
 
 
-def test_hours_are_told_by_language_speaker_and_length(decided: Corpus) -> None:
+def test_hours_by_language_speaker_and_length(decided: Corpus) -> None:
     with judged_corpus(decided, load_policy("default")) as connection:
         languages = {
-            row["label"]: (row["clips"], row["kept"]) for row in shares(connection, "language", "others")
+            row["label"]: (row["clips"], row["kept"])
+            for row in query_shares(connection, "language", "others")
         }
         assert languages == {"en": (10, 6), "ru": (1, 0)}
-        speakers = shares(connection, "clip_id", "others")
-        assert [row["label"] for row in lengths(connection)] == ["2–3 s"]
+        speakers = query_shares(connection, "clip_id", "others")
+        assert [row["label"] for row in query_lengths(connection)] == ["2–3 s"]
     assert sum(row["clips"] for row in speakers) == len(speakers) == 11
 
 
-def test_beyond_the_largest_the_rest_is_one_row(make_corpus: Make, make_clip: Make) -> None:
+def test_rows_beyond_max_are_merged(make_corpus: Make, make_clip: Make) -> None:
     corpus = make_corpus(
-        [make_clip("s", 3.0 * i, f"{i:02d}", end_s=3.0 * i + 1 + i / 2) for i in range(LARGEST + 3)]
+        [make_clip("s", 3.0 * i, f"{i:02d}", end_s=3.0 * i + 1 + i / 2) for i in range(MAX_ROWS + 3)]
     )
     decide(corpus, load_policy("default"))
     with judged_corpus(corpus, load_policy("default")) as connection:
-        found = shares(connection, "speaker", "other speakers")
-        bands = lengths(connection)
-    assert [row["label"] for row in found[:2]] == ["s-14", "s-13"]
-    assert found[-1]["label"] == "3 other speakers"
-    assert sum(row["seconds"] for row in found) == sum(1 + i / 2 for i in range(LARGEST + 3))
-    assert sum(row["clips"] for row in bands) == LARGEST + 3
+        speakers = query_shares(connection, "speaker", "other speakers")
+        bands = query_lengths(connection)
+    assert [row["label"] for row in speakers[:2]] == ["s-14", "s-13"]
+    assert speakers[-1]["label"] == "3 other speakers"
+    assert sum(row["seconds"] for row in speakers) == sum(1 + i / 2 for i in range(MAX_ROWS + 3))
+    assert sum(row["clips"] for row in bands) == MAX_ROWS + 3
     assert [row["label"] for row in bands] == [f"{low}–{low + 1} s" for low in range(1, 9)]
 
 
-def test_both_sides_are_told_in_every_stratum(decided: Corpus) -> None:
+def test_strata_rows_sum_to_splits(decided: Corpus) -> None:
     with judged_corpus(decided, load_policy("default")) as connection:
-        sides, found = splits(connection), strata(connection)
+        sides, rows = query_splits(connection), query_strata(connection)
     assert [row["split"] for row in sides] == ["train", "val"]
     assert sum(row["clips"] for row in sides) == 6
     for axis in ("language", "voice pitch", "clip length"):
-        parts = [row for row in found if row["axis"] == axis]
+        parts = [row for row in rows if row["axis"] == axis]
         assert sum(row["train"] for row in parts) == sides[0]["seconds"]
         assert sum(row["val"] for row in parts) == sides[1]["seconds"]
-    assert [row["label"] for row in found] == ["en", "120–165 Hz", "below 4 s"]
+    assert [row["label"] for row in rows] == ["en", "120–165 Hz", "below 4 s"]
 
 
-def test_languages_beyond_the_largest_are_counted_in_the_strata_too(
-    make_corpus: Make, make_clip: Make
-) -> None:
+def test_strata_rows_beyond_max_are_merged(make_corpus: Make, make_clip: Make) -> None:
     rows = [
         make_clip("s", 3.0 * i, "a", language=f"l{i:02d}", end_s=3.0 * i + 2 + i / 10)
-        for i in range(LARGEST + 3)
+        for i in range(MAX_ROWS + 3)
     ]
     corpus = make_corpus(rows)
     policy = policy_from(
@@ -288,29 +292,29 @@ def test_languages_beyond_the_largest_are_counted_in_the_strata_too(
     )
     decide(corpus, policy)
     with judged_corpus(corpus, policy) as connection:
-        found = [row for row in strata(connection) if row["axis"] == "language"]
-    assert [row["label"] for row in found[-2:]] == ["l03", "3 others"]
-    assert sum(row["train"] + row["val"] for row in found) == pytest.approx(
-        sum(2 + i / 10 for i in range(LARGEST + 3))
+        languages = [row for row in query_strata(connection) if row["axis"] == "language"]
+    assert [row["label"] for row in languages[-2:]] == ["l03", "3 others"]
+    assert sum(row["train"] + row["val"] for row in languages) == pytest.approx(
+        sum(2 + i / 10 for i in range(MAX_ROWS + 3))
     )
 
 
-def test_copies_are_told_by_kind_with_a_pair(tmp_path: Path, make_clip: Make) -> None:
+def test_duplicates_are_shown_by_kind_with_example_pair(tmp_path: Path, make_clip: Make) -> None:
     made = Corpus.create(tmp_path / "copies")
     made.upsert("clips", varied_clips(make_clip, 60, copies=8))
     decide(made, load_policy("pretrain"))
     lost = [row["clip_id"] for row in made.read("decisions").to_pylist() if row["reason"] == "duplicate"]
     page = write_report(made, ReportConfig(max_kept=0, per_reason=0)).page.read_text()
     with judged_corpus(made, load_policy("pretrain")) as connection:
-        told = copies(connection, made, DuplicateConfig())
-    assert [(row["kind"], row["clips"], row["groups"]) for row in told] == [("copy", len(lost), len(lost))]
-    pair = told[0]["example"]
+        kinds = query_duplicates(connection, made, DuplicateConfig())
+    assert [(row["kind"], row["clips"], row["groups"]) for row in kinds] == [("copy", len(lost), len(lost))]
+    pair = kinds[0]["example"]
     assert pair["clip_id"] in lost
     assert (pair["picture"], pair["sound"]) == (0.0, 0.0)
     shown = re.findall(r'data-clip="(\w+)"', text_of(page))
     assert shown == [pair["kept_clip"], pair["clip_id"]]
 
 
-def test_an_undecided_corpus_says_what_to_do(make_corpus: Make, make_clip: Make) -> None:
+def test_undecided_corpus_error_has_hint(make_corpus: Make, make_clip: Make) -> None:
     with pytest.raises(UserError, match="uniavgen curate"):
         write_report(make_corpus([make_clip("s", 0.0, "a")]))

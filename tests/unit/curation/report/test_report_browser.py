@@ -1,4 +1,6 @@
-"""The page in a real browser: thresholds move by mouse, finger and keys, and count as `--what-if`; words follow the video."""
+"""Report page in Chromium: thresholds move by mouse, touch and keys and count like `--what-if`; words follow
+the video.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +12,8 @@ from made_signals import varied_clips
 
 from uniavgen.curation.config import ReportConfig
 from uniavgen.curation.policy.decisions import decide
-from uniavgen.curation.policy.rules import Policy, funnel, load_policy, parse_policy
+from uniavgen.curation.policy.rules import Policy, load_policy, parse_policy
+from uniavgen.curation.policy.verdicts import compute_funnel
 from uniavgen.curation.policy.what_if import clips_for, what_if
 from uniavgen.curation.report.page import write_report
 from uniavgen.shards.corpus.tables import Corpus
@@ -22,31 +25,34 @@ pytestmark = pytest.mark.slow
 Make = Callable[..., Any]
 CLIPS = 160
 SNR_MIN = ".handle.min[aria-label^=snr]"
-LINES = "document.querySelectorAll('[data-says]')"
-"""What the page says of every rule, with its check box."""
+LINES = "document.querySelectorAll('[data-requirement]')"
+"""Line of every rule, with its check box."""
 
 SHIFTS = """new Promise(done => {
   setTimeout(() => done(0), 300);
   const sum = list => done(list.getEntries().reduce((all, entry) => all + entry.value, 0));
   new PerformanceObserver(sum).observe({ type: "layout-shift", buffered: true });
 })"""
-"""How much of the page has jumped since it was opened (cumulative layout shift; below 0.1 is good by web.dev)."""
+"""Cumulative layout shift since the page was opened (web.dev: good below 0.1)."""
 
 WATCH = """new Promise(done => {
-  const card = document.querySelector('[data-list=kept] .clip'), video = card.querySelector('video'), seen = [];
+  const card = document.querySelector('[data-list=kept] .clip');
+  const video = card.querySelector('video'), seen = [];
   const look = () => {
-    const on = [...card.querySelectorAll('.words span')].findIndex(word => word.classList.contains('on'));
-    if (!video.seeking) seen.push([video.currentTime, on, card.querySelector('polygon').getAttribute('points')]);
+    const words = [...card.querySelectorAll('.words span')];
+    const on = words.findIndex(word => word.classList.contains('on'));
+    const outline = card.querySelector('polygon').getAttribute('points');
+    if (!video.seeking) seen.push([video.currentTime, on, outline]);
     video.ended || seen.length > 400 ? done(seen) : requestAnimationFrame(() => setTimeout(look));
   };
   look();
 })"""
-"""At every picture until the end: the video's time, the place of the word that is lit (-1: none), and the face's outline."""
+"""At every frame until the end: video time, index of the lit word (-1: none), face outline."""
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, make_clip: Make, clip_media: dict[str, bytes]) -> Corpus:
-    """Clips whose signals vary, with media of 2 s each, decided and reported."""
+    """Clips with varied signals and media of 2 s each, decided and reported."""
     made = Corpus.create(tmp_path_factory.mktemp("page") / "corpus")
     rows = varied_clips(make_clip, CLIPS)
     made.upsert("clips", rows)
@@ -68,7 +74,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(corpus: Corpus, tab: Browser) -> Iterator[Browser]:
-    """The page, opened anew; no script may fail on it and nothing may be asked of the network."""
+    """The page, newly opened. No script may fail, and no network request may be made."""
     tab.open(corpus.root / "report" / "index.html")
     yield tab
     assert tab.errors == []
@@ -77,7 +83,7 @@ def page(corpus: Corpus, tab: Browser) -> Iterator[Browser]:
 
 
 def shown(page: Browser) -> tuple[int, float]:
-    """Clips and hours that the page says would be kept, once it has settled."""
+    """Clips and hours that the page shows as kept, after its update."""
     page.read("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     clips, seconds = page.read(
         "(({clips, seconds}) => [clips, seconds])(document.getElementById('kept-now').dataset)"
@@ -86,7 +92,7 @@ def shown(page: Browser) -> tuple[int, float]:
 
 
 def kept_by(corpus: Corpus, policy: Policy) -> tuple[int, Any]:
-    last = funnel(clips_for(corpus, policy), policy)[-1]
+    last = compute_funnel(clips_for(corpus, policy), policy)[-1]
     return last.clips_in - last.failed_first, pytest.approx(last.hours_in - last.hours_failed_first, rel=1e-5)
 
 
@@ -99,7 +105,7 @@ def value_of(page: Browser, handle: str) -> float:
     return float(page.read(f"document.querySelector('{handle}').getAttribute('aria-valuenow')"))
 
 
-def test_dragging_a_threshold_gives_the_yield_that_what_if_gives(page: Browser, corpus: Corpus) -> None:
+def test_dragged_threshold_gives_yield_of_what_if(page: Browser, corpus: Corpus) -> None:
     assert shown(page) == answered(corpus)
     height = page.read("document.documentElement.scrollHeight")
     for by_px in (60, 35, -80):
@@ -117,10 +123,11 @@ def test_dragging_a_threshold_gives_the_yield_that_what_if_gives(page: Browser, 
     assert value_of(page, SNR_MIN) == 8
 
 
-def test_the_keyboard_moves_a_threshold_and_its_bars(page: Browser, corpus: Corpus) -> None:
+def test_keyboard_moves_threshold_and_bars(page: Browser, corpus: Corpus) -> None:
     page.middle(SNR_MIN)
     page.wait("document.querySelector('[data-plot=snr_db].js-plotly-plot')")
-    bars = "document.querySelector('[data-plot=snr_db]').data.map(trace => trace.y.reduce((sum, n) => sum + n, 0))"
+    traces = "document.querySelector('[data-plot=snr_db]').data"
+    bars = f"{traces}.map(trace => trace.y.reduce((sum, n) => sum + n, 0))"
     before = page.read(bars)
     page.read(f"document.querySelector('{SNR_MIN}').focus()")
     page.press("ArrowRight", 12)
@@ -138,22 +145,20 @@ def test_the_keyboard_moves_a_threshold_and_its_bars(page: Browser, corpus: Corp
     page.press("Escape")
     assert value_of(page, SNR_MIN) == 8
     assert (
-        page.read(f"document.querySelector('{SNR_MIN}').getAttribute('aria-valuetext')")
-        == "8 dB; the policy says 8"
+        page.read(f"document.querySelector('{SNR_MIN}').getAttribute('aria-valuetext')") == "8 dB; policy: 8"
     )
 
 
-def test_the_policy_that_the_page_writes_keeps_what_the_page_says(page: Browser, corpus: Corpus) -> None:
+def test_policy_written_by_page_keeps_shown_yield(page: Browser, corpus: Corpus) -> None:
     page.drag(SNR_MIN, -30)
     page.drag(".handle.max[aria-label^=face_yaw]", -40)
     for rule in ("word_score", "language"):
-        page.read(
-            f"[...{LINES}].find(line => line.querySelector('.mono').textContent === '{rule}').querySelector('input').click()"
-        )
-    told = shown(page)
+        line = f"[...{LINES}].find(line => line.querySelector('.mono').textContent === '{rule}')"
+        page.read(f"{line}.querySelector('input').click()")
+    kept = shown(page)
     policy = parse_policy(page.read("document.getElementById('yaml').textContent"), where="the page")
     assert len(policy.rules) == len(load_policy("default").rules) - 2
-    assert told == kept_by(corpus, policy) != answered(corpus)
+    assert kept == kept_by(corpus, policy) != answered(corpus)
     command = page.read("document.getElementById('command').textContent").replace("\\\n", "").split()
     assert command[:2] == ["uniavgen", "curate"]
     assert (
@@ -161,12 +166,12 @@ def test_the_policy_that_the_page_writes_keeps_what_the_page_says(page: Browser,
     )
 
 
-def test_each_rule_tells_what_it_rejects_at_all_and_alone(page: Browser, corpus: Corpus) -> None:
+def test_rule_shows_clips_rejected_in_total_and_alone(page: Browser, corpus: Corpus) -> None:
     lines = page.read(
         f"[...{LINES}].map(line => ['.mono', 'small'].map(part => line.querySelector(part).textContent))"
     )
     policy = load_policy("default")
-    failing = {row.rule: row.failed for row in funnel(clips_for(corpus, policy), policy)}
+    failing = {row.rule: row.failed for row in compute_funnel(clips_for(corpus, policy), policy)}
     now = answered(corpus)[0]
     for name, text in lines:
         without = Policy("", tuple(rule for rule in policy.rules if rule.name != name))
@@ -175,7 +180,7 @@ def test_each_rule_tells_what_it_rejects_at_all_and_alone(page: Browser, corpus:
     assert {name for name, _ in lines} == {rule.name for rule in policy.rules}
 
 
-def test_words_and_the_mask_follow_the_video(page: Browser, corpus: Corpus) -> None:
+def test_words_and_face_outline_follow_video(page: Browser, corpus: Corpus) -> None:
     card = "[data-list=kept] .clip"
     page.middle(card)
     page.wait(f"document.querySelector('{card} video').readyState >= 2")
@@ -198,24 +203,24 @@ def test_words_and_the_mask_follow_the_video(page: Browser, corpus: Corpus) -> N
         assert np.abs(near - centre).max(axis=1).min() < 0.01
 
 
-def test_a_filter_shows_what_a_rule_rejects_beside_what_passes_it(page: Browser, corpus: Corpus) -> None:
+def test_filter_shows_rejected_clips_and_readings_of_kept(page: Browser, corpus: Corpus) -> None:
     visible = "[...document.querySelectorAll('[data-list={}] .clip:not([hidden])')]"
-    assert page.read(visible.format("lost") + ".length") == 6
-    told = ".map(card => [card.dataset.clip, card.querySelector('.why').textContent])"
+    assert page.read(visible.format("rejected") + ".length") == 6
+    reasons = ".map(card => [card.dataset.clip, card.querySelector('.why').textContent])"
     page.click("[data-filter=snr]")
-    rejected = page.read(visible.format("lost") + told)
-    kept = page.read(visible.format("kept") + told)
+    rejected = page.read(visible.format("rejected") + reasons)
+    kept = page.read(visible.format("kept") + reasons)
     values = {row["clip_id"]: row for row in corpus.read("clips").to_pylist()}
     assert rejected
     assert all(values[name]["snr_db"] < 8 for name, _ in rejected)
     assert all(f"snr_db {values[name]['snr_db']:.1f}".rstrip("0").rstrip(".") in text for name, text in kept)
-    assert all("asked: at least 8 dB" in text for _, text in kept)
+    assert all("required: at least 8 dB" in text for _, text in kept)
     page.click("[data-list=kept] .unfold")
     assert page.read(visible.format("kept") + ".length") == 12
 
 
 @pytest.mark.parametrize("width", [390, 320])
-def test_a_phone_shows_it_without_scrolling_sideways_and_a_finger_moves_thresholds(
+def test_phone_width_has_no_horizontal_scroll_and_touch_moves_threshold(
     corpus: Corpus, tab: Browser, width: int
 ) -> None:
     tab.open(corpus.root / "report" / "index.html", width=width, height=844, touch=True)
@@ -225,11 +230,12 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_a_finger_moves_threshol
     assert shown(tab) == answered(corpus, f"snr={value_of(tab, SNR_MIN)}")
 
 
-def test_it_is_dark_where_the_system_is(corpus: Corpus, tab: Browser) -> None:
-    ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((sum, part) => sum + Number(part), 0)"
-    found = {}
+def test_page_follows_dark_mode(corpus: Corpus, tab: Browser) -> None:
+    color = "getComputedStyle(document.body).backgroundColor"
+    background = color + r".match(/\d+/g).reduce((sum, part) => sum + Number(part), 0)"
+    brightness = {}
     for dark in (False, True):
         tab.open(corpus.root / "report" / "index.html", dark=dark)
-        found[dark] = tab.read(ground)
-    assert found[True] < 150
-    assert found[False] > 650
+        brightness[dark] = tab.read(background)
+    assert brightness[True] < 150
+    assert brightness[False] > 650

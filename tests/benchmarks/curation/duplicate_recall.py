@@ -1,11 +1,12 @@
-"""What share of planted copies of real videos is found, and what is taken for a copy that is none.
+"""Recall and false matches of duplicate detection on re-encoded real videos.
 
-    python tests/benchmarks/curation/copies.py VIDEO... [--folder bench-copies]
+    python tests/benchmarks/curation/duplicate_recall.py VIDEO... [--folder bench-copies]
 
-Every video is cut into clips of 2 to 10 s, and encoded anew in each of the ways below; the copy's clips are cut where its own
-run might cut them (up to 0.12 s beside, for copies of another speed or start). Each way is judged in a corpus of all originals
-and all copies of that way: how many are found, by picture and sound, by picture alone and by sound alone, and how many pairs of
-different content are taken for copies. Files that stand in the folder already are not encoded again.
+Every video is cut into clips of 2 to 10 s and re-encoded in each way of `VARIANTS`. The clips of a variant
+are cut as a separate run would cut them (up to 0.12 s away at another speed or start). For each variant, a
+corpus of all originals and all clips of that variant gives the duplicates found by picture and audio, by
+picture only and by audio only, and the number of matched pairs with different content. Existing files in the
+folder are not encoded again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from uniavgen.curation.config import DuplicateConfig
-from uniavgen.curation.duplicates.similar_pairs import Pairs, find_pairs, sound_prints, video_prints
+from uniavgen.curation.duplicates.similar_pairs import Pairs, audio_prints, find_pairs, video_prints
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, sound_span, video_hash
 from uniavgen.shards.timing import VIDEO_FPS
@@ -28,7 +29,7 @@ SIDE = 64
 LATE_S, FASTER = 0.73, 1.1
 QUICK = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p")
 SOUND = ("-c:a", "aac", "-b:a", "48k")
-WAYS: dict[str, tuple[str, ...]] = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "half the bitrate": (*QUICK, *SOUND),
     "starts later": ("-ss", str(LATE_S), *QUICK, "-crf", "26", *SOUND),
     "half the size": ("-vf", "scale=trunc(iw/4)*2:-2", *QUICK, "-crf", "28", "-r", "24", *SOUND),
@@ -51,21 +52,24 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of a video: `content` names what is in it, `way` how it was copied ("" for the original)."""
+    """A clip: `content` identifies the original span, `variant` the re-encoding ("" for the original)."""
 
     content: tuple[str, float]
-    way: str
+    variant: str
     start_s: float
     pictures: list[int]
     sounds: list[int]
 
 
-def clips_of(path: Path, content: str, way: str, seconds: float) -> list[Clip]:
-    """The clips of one file, which shows `seconds` of the original `content`."""
+def clips_of(path: Path, content: str, variant: str, seconds: float) -> list[Clip]:
+    """The clips of one file, which contains `seconds` of the original `content`."""
     pictures, pcm = read(path)
-    draw = np.random.default_rng(len(content) + len(way))
-    speed, late = (FASTER if way == "a tenth faster" else 1.0), (LATE_S if way == "starts later" else 0.0)
-    found, at, number = [], 0.0, len(content)
+    draw = np.random.default_rng(len(content) + len(variant))
+    speed, late = (
+        (FASTER if variant == "a tenth faster" else 1.0),
+        (LATE_S if variant == "starts later" else 0.0),
+    )
+    clips, at, number = [], 0.0, len(content)
     while (length := min(LENGTHS_S[number % len(LENGTHS_S)], seconds - at)) >= 2:
         beside = draw.uniform(-0.12, 0.12, 2) if speed != 1 or late else np.zeros(2)
         start = max(0.0, at / speed - late + beside[0])
@@ -73,15 +77,15 @@ def clips_of(path: Path, content: str, way: str, seconds: float) -> list[Clip]:
         if end - start >= 1.5:
             low, high = (round(edge * 16000) for edge in sound_span(start, end))
             span = np.pad(pcm[low:high], (0, max(0, high - max(low, len(pcm))))) if len(pcm) else pcm
-            found.append(
-                Clip((content, at), way, start, video_hash(pictures, start, end), sound_hash(span) or [])
+            clips.append(
+                Clip((content, at), variant, start, video_hash(pictures, start, end), sound_hash(span) or [])
             )
         at, number = at + length + 0.15, number + 1
-    return found
+    return clips
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Video hashes of a whole file, and its sound (empty where there is none)."""
+    """Video hashes and audio samples of a file (empty without audio)."""
     scale = f"fps={VIDEO_FPS}:start_time=0,scale={SIDE}:{SIDE}:flags=area"
     raw = ffmpeg("-i", path, "-vf", scale, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     hasher = VideoHasher()
@@ -131,11 +135,11 @@ def pairs_of(clips: list[Clip], picture: bool, sound: bool) -> Pairs:
     )
     starts = np.array([clip.start_s for clip in clips])
     nothing = np.zeros(len(clips), np.int64)
-    return find_pairs(video_prints(*video, starts), sound_prints(*heard), nothing, DuplicateConfig())
+    return find_pairs(video_prints(*video, starts), audio_prints(*heard), nothing, DuplicateConfig())
 
 
-def judged(clips: list[Clip], picture: bool, sound: bool) -> tuple[int, int]:
-    """How many copies are paired with their original, and how many pairs are of different content."""
+def count_matches(clips: list[Clip], picture: bool, sound: bool) -> tuple[int, int]:
+    """Number of clips paired with their original, and of pairs with different content."""
     pairs = pairs_of(clips, picture, sound)
     both = [
         (clips[a].content, clips[b].content) for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)
@@ -155,22 +159,22 @@ def main() -> None:
     seconds = {path: seconds_of(path) for path in options.videos}
     originals = [clip for path in options.videos for clip in clips_of(path, path.stem, "", seconds[path])]
     heads = ("clips", "found", "by picture", "by sound", "false")
-    print(f"{'copied how':>18}", *(f"{head:>11}" for head in heads))
-    for way, arguments in WAYS.items():
+    print(f"{'variant':>18}", *(f"{head:>11}" for head in heads))
+    for variant, arguments in VARIANTS.items():
         copies = []
         for path in options.videos:
-            copy = options.folder / f"{path.stem}-{way.replace(' ', '-')}.mp4"
+            copy = options.folder / f"{path.stem}-{variant.replace(' ', '-')}.mp4"
             rate = path.stat().st_size * 8 / seconds[path] / 2
-            half = ("-b:v", str(round(max(60_000, rate)))) if way == "half the bitrate" else ()
+            half = ("-b:v", str(round(max(60_000, rate)))) if variant == "half the bitrate" else ()
             if not copy.exists():
                 ffmpeg("-i", path, *arguments, *half, copy)
-            copies += clips_of(copy, path.stem, way, seconds[path])
+            copies += clips_of(copy, path.stem, variant, seconds[path])
         there = {clip.content for clip in copies}
         clips = [*(clip for clip in originals if clip.content in there), *copies]
-        judgements = [judged(clips, *by) for by in ((True, True), (True, False), (False, True))]
+        judgements = [count_matches(clips, *by) for by in ((True, True), (True, False), (False, True))]
         false = max(wrong for _, wrong in judgements)
         print(
-            f"{way:>18} {len(copies):11}",
+            f"{variant:>18} {len(copies):11}",
             *(f"{right:11}" for right, _ in judgements),
             f"{false:11}",
             flush=True,

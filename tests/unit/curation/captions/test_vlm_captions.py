@@ -1,4 +1,4 @@
-"""Captioning against a real HTTP server that speaks chat completions, and against a real (tiny) local model."""
+"""Captioning with a chat-completions HTTP server, and with a tiny local model."""
 
 import base64
 import contextlib
@@ -15,10 +15,10 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from uniavgen.curation.captions.vlm_backends import BadAnswerError, checked
+from uniavgen.curation.captions.vlm_backends import BadAnswerError, parse_caption
 from uniavgen.curation.captions.vlm_captions import caption_clips, captions_of, load_prompt
 from uniavgen.curation.config import CaptionConfig
-from uniavgen.curation.deletion import find_source, forget
+from uniavgen.curation.deletion import delete, find_source
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import load_policy
 from uniavgen.shards.corpus.tables import Corpus
@@ -30,14 +30,14 @@ GOOD = "A grey room with a bright disc that wanders to the right."
 
 @dataclass
 class Server:
-    """What the server was asked, and what it is to answer: a status and text by request number, else `GOOD`."""
+    """Requests received, and answers: status and text by request number, else `always`, else `GOOD`."""
 
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     answers: dict[int, tuple[int, str]] = field(default_factory=dict)
     always: tuple[int, str] | None = None
-    at_once: int = 0
-    most_at_once: int = 0
+    concurrent: int = 0
+    max_concurrent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -66,12 +66,12 @@ def server() -> Iterator[Server]:
             with state.lock:
                 number = len(state.requests)
                 state.requests.append(body | {"path": self.path, "key": self.headers["Authorization"]})
-                state.at_once += 1
-                state.most_at_once = max(state.most_at_once, state.at_once)
+                state.concurrent += 1
+                state.max_concurrent = max(state.max_concurrent, state.concurrent)
             status, text = state.answers.get(number) or state.always or (200, completion(GOOD))
             threading.Event().wait(0.05)
             with state.lock:
-                state.at_once -= 1
+                state.concurrent -= 1
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Retry-After", "0")
@@ -109,7 +109,7 @@ def config(server: Server, **changes: Any) -> CaptionConfig:
     return CaptionConfig.model_validate(values | changes)
 
 
-def test_kept_clips_are_described_once_with_pictures_of_the_clip(
+def test_kept_clips_are_captioned_once_from_their_frames(
     corpus: Corpus, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
@@ -119,7 +119,7 @@ def test_kept_clips_are_described_once_with_pictures_of_the_clip(
     )
     assert (summary.kept, summary.captioned, summary.left, summary.tokens) == (6, 6, 0, 600)
     assert seen[-1] == (6, 6)
-    assert 1 < server.most_at_once <= 3
+    assert 1 < server.max_concurrent <= 3
     request = server.requests[0]
     assert (request["path"], request["key"], request["model"]) == (
         "/v1/chat/completions",
@@ -139,9 +139,7 @@ def test_kept_clips_are_described_once_with_pictures_of_the_clip(
     assert caption_clips(corpus, config(server, pictures=3)).captioned == 6
 
 
-def test_a_busy_server_is_asked_again_and_a_bad_answer_is_a_failure_row(
-    corpus: Corpus, server: Server
-) -> None:
+def test_busy_server_is_retried_and_bad_answer_becomes_failure_row(corpus: Corpus, server: Server) -> None:
     server.answers = {
         0: (429, "{}"),
         1: (503, "{}"),
@@ -163,38 +161,41 @@ def test_a_busy_server_is_asked_again_and_a_bad_answer_is_a_failure_row(
     assert len(corpus.read("failures")) == 0
 
 
-def test_bad_answers_are_committed_as_they_come_to_the_one_run_that_there_is(
+def test_bad_answers_are_committed_in_batches_by_one_run_at_a_time(
     corpus: Corpus, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         FileLock(corpus.root / ".captions.lock"),
-        pytest.raises(UserError, match="another run captions here"),
+        pytest.raises(UserError, match="another caption run"),
     ):
         caption_clips(corpus, config(server))
     assert server.requests == []
-    monkeypatch.setattr("uniavgen.curation.captions.vlm_captions.COMMIT", 2)
+    monkeypatch.setattr("uniavgen.curation.captions.vlm_captions.COMMIT_EVERY", 2)
     server.always = (200, completion(""))
     rows: list[int] = []
-    look = lambda done, total: rows.append(len(corpus.read("failures")))  # noqa: E731
-    caption_clips(corpus, config(server, concurrency=1), on_progress=look)
+
+    def count_failures(done: int, total: int) -> None:
+        rows.append(len(corpus.read("failures")))
+
+    caption_clips(corpus, config(server, concurrency=1), on_progress=count_failures)
     assert rows == [0, 2, 2, 4, 4, 6]
 
 
-def test_a_clip_that_is_forgotten_while_it_is_described_gets_no_caption(
+def test_clip_deleted_during_captioning_gets_no_caption(
     corpus: Corpus, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = find_source(corpus, "s0")
 
-    def forget_midway(done: int, total: int) -> None:
+    def delete_midway(done: int, total: int) -> None:
         if done == 3:
-            forget(Corpus.open(corpus.root), target)
+            delete(Corpus.open(corpus.root), target)
 
-    caption_clips(corpus, config(server, concurrency=1), on_progress=forget_midway)
+    caption_clips(corpus, config(server, concurrency=1), on_progress=delete_midway)
     assert set(corpus.read("captions")["clip_id"].to_pylist()).isdisjoint(target.clips)
     assert (len(corpus.read("captions")), len(corpus.read("failures"))) == (5, 0)
 
 
-def test_a_budget_ends_the_run_and_the_next_goes_on(corpus: Corpus, server: Server) -> None:
+def test_budget_stops_run_and_next_run_continues(corpus: Corpus, server: Server) -> None:
     first = caption_clips(corpus, config(server, concurrency=1, budget_requests=2))
     assert (first.captioned, first.left) == (2, 4)
     assert "budget of 2 requests" in first.stopped
@@ -203,7 +204,7 @@ def test_a_budget_ends_the_run_and_the_next_goes_on(corpus: Corpus, server: Serv
     assert caption_clips(corpus, config(server)).left == 0
 
 
-def test_a_server_that_is_down_ends_the_run_without_blaming_the_clips(corpus: Corpus, server: Server) -> None:
+def test_unreachable_server_stops_run_without_failure_rows(corpus: Corpus, server: Server) -> None:
     server.always = (500, "{}")
     summary = caption_clips(corpus, config(server, concurrency=1, retries=0, give_up_after=2))
     assert (summary.captioned, summary.left, summary.failed) == (0, 6, {})
@@ -213,23 +214,21 @@ def test_a_server_that_is_down_ends_the_run_without_blaming_the_clips(corpus: Co
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refused_key_or_model_is_one_clear_line(corpus: Corpus, server: Server, status: int) -> None:
+def test_refused_key_or_model_is_user_error(corpus: Corpus, server: Server, status: int) -> None:
     server.always = (status, '{"error": {"message": "model qwen does not exist"}}')
     with pytest.raises(UserError, match=r"refuses.*caption\.model"):
         caption_clips(corpus, config(server))
 
 
-def test_shards_take_the_captions_that_there_are_and_the_sentence_elsewhere(
-    corpus: Corpus, server: Server
-) -> None:
+def test_captions_of_uses_model_caption_else_measurements(corpus: Corpus, server: Server) -> None:
     caption_clips(corpus, config(server, budget_requests=1, concurrency=1))
-    told = {captions_of(corpus, CaptionConfig())(row)[1] for row in corpus.read("clips").to_pylist()}
-    assert told == {"qwen", "measurements-v1"}
+    models = {captions_of(corpus, CaptionConfig())(row)[1] for row in corpus.read("clips").to_pylist()}
+    assert models == {"qwen", "measurements-v1"}
     caption_clips(corpus, config(server, model="other", budget_requests=1, concurrency=1))
     with pytest.raises(UserError, match=r"several models.*qwen"):
         captions_of(corpus, CaptionConfig())
-    told = {captions_of(corpus, config(server))(row)[1] for row in corpus.read("clips").to_pylist()}
-    assert told == {"qwen", "measurements-v1"}
+    models = {captions_of(corpus, config(server))(row)[1] for row in corpus.read("clips").to_pylist()}
+    assert models == {"qwen", "measurements-v1"}
 
 
 @pytest.mark.parametrize(
@@ -242,13 +241,13 @@ def test_shards_take_the_captions_that_there_are_and_the_sentence_elsewhere(
         ("la " * 300, "300"),
     ],
 )
-def test_an_answer_that_is_no_caption_is_told_from_one(answer: str | None, complaint: str) -> None:
+def test_parse_caption_rejects_bad_answers(answer: str | None, complaint: str) -> None:
     with pytest.raises(BadAnswerError, match=complaint):
-        checked(answer, CaptionConfig())
-    assert checked(f'  "{GOOD}"\n', CaptionConfig()) == GOOD
+        parse_caption(answer, CaptionConfig())
+    assert parse_caption(f'  "{GOOD}"\n', CaptionConfig()) == GOOD
 
 
-def test_missing_things_are_named(corpus: Corpus, tmp_path: Path) -> None:
+def test_missing_prompt_model_and_decisions_are_named(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such prompt"):
         load_prompt(CaptionConfig(prompt=str(tmp_path / "none.txt")))
     with pytest.raises(UserError, match=r"caption\.model"):
@@ -260,7 +259,7 @@ def test_missing_things_are_named(corpus: Corpus, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_local_model_describes_clips(corpus: Corpus, tmp_path: Path) -> None:
+def test_local_model_captions_clips(corpus: Corpus, tmp_path: Path) -> None:
     from transformers import (
         BertTokenizerFast,
         BlipConfig,
