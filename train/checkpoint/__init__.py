@@ -1,1 +1,1 @@
-"""The run folder: checkpoints, resume, conversion and export."""
+"""The run folder of a training run: checkpoints, resume, conversion and export."""

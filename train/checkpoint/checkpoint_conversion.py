@@ -1,9 +1,9 @@
-"""A checkpoint for another number of workers, ZeRO stage or dtype: through DeepSpeed's universal form and back.
+"""Convert a checkpoint for another number of workers, ZeRO stage or dtype, by DeepSpeed's universal format.
 
-In: DeepSpeed's state of every worker, as `save_checkpoint` leaves it. Out: a folder with one file per weight and
-moment (`zero/<name>/{fp32,exp_avg,exp_avg_sq,step}.pt`), which an engine of any layout loads. DeepSpeed's own tool makes the
-folder from ZeRO 1-3 and bf16, but what it leaves beside the tensors is read by the same family only (ZeRO 1-2, or 3), and
-it knows nothing of plain fp32 training without ZeRO: both gaps are closed here.
+A universal checkpoint has one file per weight and optimizer moment
+(`zero/<name>/{fp32,exp_avg,exp_avg_sq,step}.pt`), which an engine of any layout can load. DeepSpeed's own
+converter writes it from ZeRO 1-3 and bf16. Two gaps are closed here: its metadata can be read only by the
+same family (ZeRO 1-2, or ZeRO 3), and it does not convert fp32 training without ZeRO.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STATE_NAMES = ("fp32", *MOMENTS)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run's state is spread."""
+    """How the state of a run is distributed over workers (ranks)."""
 
     workers: int
     zero_stage: int
@@ -47,22 +47,23 @@ class Layout:
 
     @property
     def plain(self) -> bool:
-        """See `train.engine.is_plain`: DeepSpeed saves PyTorch's own optimizer."""
+        """Whether DeepSpeed saves PyTorch's own optimizer (fp32 without ZeRO)."""
         return is_plain(self.zero_stage, self.dtype)
 
     def reads(self, saved: Layout) -> bool:
-        """Whether DeepSpeed loads a checkpoint of another layout as it is."""
+        """Whether DeepSpeed loads a checkpoint of layout `saved` without conversion."""
         return saved == self or (saved.plain and self.plain)
 
 
 def convert(checkpoint: Path, out: Path, saved: Layout, now: Layout, trained: Sequence[str]) -> None:
-    """Write the universal form of a checkpoint for the layout `now`. One process calls this.
+    """Write a universal checkpoint for the layout `now` into `out`. Rank 0 calls this.
 
-    `trained`: names of the parameters in training, in the model's order. Raises UserError where DeepSpeed cannot do it.
+    `trained`: names of the trainable parameters in the model's order. Raises UserError if DeepSpeed cannot
+    load the result.
     """
     if now.zero_stage == 0 and not now.plain:
         raise UserError(
-            f"a checkpoint of {saved} cannot go on with ZeRO 0 in {now.dtype}",
+            f"a checkpoint of {saved} cannot be resumed with ZeRO 0 in {now.dtype}",
             where=checkpoint,
             hint="set train.deepspeed.zero_stage to 1, 2 or 3",
             kind="no-conversion",
@@ -78,18 +79,18 @@ def convert(checkpoint: Path, out: Path, saved: Layout, now: Layout, trained: Se
 
 
 def load_plain(engine: Any, out: Path) -> None:
-    """Load a universal form into an engine that trains fp32 without ZeRO, which DeepSpeed itself does not."""
+    """Load a universal checkpoint into an engine that trains fp32 without ZeRO; DeepSpeed itself cannot."""
     folder = out / STATE_TAG
     state: dict[torch.nn.Parameter, dict[str, Any]] = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        found = {
+        tensors = {
             key: _read(folder / "zero" / name / f"{key}.pt")["param"].reshape(parameter.shape)
             for key in STATE_NAMES
         }
-        parameter.data.copy_(found["fp32"])
-        moments = {key: found[key].to(parameter.device) for key in MOMENTS}
+        parameter.data.copy_(tensors["fp32"])
+        moments = {key: tensors[key].to(parameter.device) for key in MOMENTS}
         state[parameter] = {"step": _read(folder / "zero" / name / "step.pt"), **moments}
     engine.optimizer.state.update(state)
     common = _read(next(folder.glob("mp_rank_*_model_states.pt")))
@@ -98,10 +99,10 @@ def load_plain(engine: Any, out: Path) -> None:
 
 
 def _from_sharded(source: Path, target: Path) -> None:
-    """DeepSpeed's tool, in this process and one file after another; it talks to standard output."""
+    """Run DeepSpeed's converter in this process, one file after another; its output goes to the log."""
     from deepspeed.checkpoint.ds_to_universal import main
 
-    said = io.StringIO()
+    output = io.StringIO()
     options = Namespace(
         input_folder=str(source),
         output_folder=str(target),
@@ -111,29 +112,30 @@ def _from_sharded(source: Path, target: Path) -> None:
         strict=True,
         inject_missing_state=True,
     )
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         main(options)
-    log.debug("%s", said.getvalue())
+    log.debug("%s", output.getvalue())
 
 
 def _from_plain(source: Path, target: Path, trained: Sequence[str]) -> torch.Tensor:
-    """Weights and moments out of PyTorch's own state; the step that they are at."""
+    """Write weights and moments of PyTorch's own optimizer state; returns its step."""
     common = _read(next(source.glob("mp_rank_*_model_states.pt")))
     step = torch.tensor(0.0)
     for index, name in enumerate(trained):
-        found = common["optimizer"]["state"][index]
-        step = found["step"]
+        moments = common["optimizer"]["state"][index]
+        step = moments["step"]
         _write(target / "zero" / name / "step.pt", step)
         for key in STATE_NAMES:
-            value = common["module"][name] if key == "fp32" else found[key]
+            value = common["module"][name] if key == "fp32" else moments[key]
             _write(target / "zero" / name / f"{key}.pt", {"param": value.float(), "cat_dim": 0})
     return step
 
 
 def _complete(target: Path, trained: Sequence[str]) -> torch.Tensor:
-    """Give the tensors of ZeRO-3 the form that ZeRO 1-2 reads, which ZeRO-3 reads too; the step that they are at."""
-    known = _read(target / "zero" / "optimizer_state.pt").get("optimizer_state_dict")
-    step = known["state"][0]["step"] if known else _read(target / "zero" / trained[0] / "step.pt")
+    """Rewrite the tensors of ZeRO-3 as ZeRO 1-2 reads them (ZeRO-3 reads both); returns the optimizer's
+    step."""
+    saved = _read(target / "zero" / "optimizer_state.pt").get("optimizer_state_dict")
+    step = saved["state"][0]["step"] if saved else _read(target / "zero" / trained[0] / "step.pt")
     for name in trained:
         for key in STATE_NAMES:
             path = target / "zero" / name / f"{key}.pt"
@@ -145,7 +147,8 @@ def _complete(target: Path, trained: Sequence[str]) -> torch.Tensor:
 
 
 def _describe(source: Path, target: Path, step: torch.Tensor, *, same_dtype: bool) -> None:
-    """What either family reads beside the tensors: the counters under both names, the optimizer's settings in both forms."""
+    """Write the metadata for both families: counters under both file names, optimizer settings in both
+    forms."""
     from deepspeed import __version__
 
     files = sorted(source.glob("*_model_states.pt"))
@@ -155,24 +158,19 @@ def _describe(source: Path, target: Path, step: torch.Tensor, *, same_dtype: boo
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         _write(target / name, common)
     path = target / "zero" / "optimizer_state.pt"
-    known = _read(path) if path.is_file() else {"param_groups": _read(files[0])["optimizer"]["param_groups"]}
-    groups = known["param_groups"]
-    if not same_dtype:  # each dtype has a loss scale of its own
-        known = {
-            key: value for key, value in known.items() if key not in ("loss_scaler", "dynamic_loss_scale")
+    state = _read(path) if path.is_file() else {"param_groups": _read(files[0])["optimizer"]["param_groups"]}
+    if not same_dtype:  # each dtype has its own loss scale
+        state = {
+            key: value for key, value in state.items() if key not in ("loss_scaler", "dynamic_loss_scale")
         }
-    _write(
-        path,
-        known
-        | {
-            "ds_version": __version__,
-            "optimizer_state_dict": {"state": {0: {"step": step}}, "param_groups": groups},
-        },
-    )
+    state["ds_version"] = __version__
+    state["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": state["param_groups"]}
+    _write(path, state)
 
 
 def _read(path: Path) -> Any:
-    """One of DeepSpeed's own files, of a checkpoint whose digests were checked."""
+    """Read one of DeepSpeed's own files. It is unpickled: the digests of the checkpoint were checked
+    before."""
     return torch.load(path, map_location="cpu", weights_only=False)
 
 

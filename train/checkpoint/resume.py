@@ -1,7 +1,7 @@
-"""Where a stage goes on from: the newest whole checkpoint, made to fit the workers that are there now.
+"""Resume a stage: find the newest complete checkpoint and convert it for the present number of workers and
+ZeRO stage.
 
-In: the stage's folder, the configuration, torch.distributed. Out: a Resumption, the same on all workers; and on the way one
-line in events.jsonl for whatever is not the plain case: damage passed over, settings that changed, another layout.
+Damaged checkpoints, changed settings and conversions are logged as events in events.jsonl.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ log = logging.getLogger(__name__)
 
 AVERAGE_FILE = "ema.safetensors"
 TASK_MIXES = ("stage.tasks.", "objective.mix.")
-"""Settings whose keys are a choice: a task that is new there is a change."""
+"""Settings whose keys are chosen by the user: a new key is a change."""
 NO_MATTER = ("data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weights")
-"""Settings that no loss depends on, though they stand among those that losses do."""
+"""Settings of `settings_that_matter` on which no loss depends."""
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """A checkpoint to go on from. `path` is its folder, or the converted one, which is removed once it is loaded."""
+    """A checkpoint to resume from. `path` is its folder, or a converted copy that is removed after
+    loading."""
 
     step: int
     path: Path
@@ -45,11 +46,11 @@ class Resumption:
 
     @property
     def universal(self) -> bool:
-        """Whether the engine must be begun for DeepSpeed's universal form."""
+        """Whether the engine must be built to load DeepSpeed's universal format."""
         return self.converted and not self.state["now"].plain
 
     def load(self, engine: Any) -> None:
-        """Restore the engine. All workers call this. Raises UserError where the state cannot be read."""
+        """Restore the engine and the random generators. All ranks call this. Raises UserError."""
         if self.converted and self.state["now"].plain:
             load_plain(engine, self.path)
         else:
@@ -68,10 +69,10 @@ def find(
     *,
     accept_changes: bool = False,
 ) -> Resumption | None:
-    """The checkpoint to go on from; None where the stage begins. All workers call this.
+    """The checkpoint to resume from; None if there is none yet. All ranks call this and get the same.
 
-    `trained`: names of the parameters in training. Raises UserError where none of the checkpoints is whole, and where the
-    configuration changed and `accept_changes` does not allow it.
+    `trained`: names of the trainable parameters. Raises UserError if all checkpoints are damaged, or if the
+    configuration changed and not `accept_changes`.
     """
     steps, damaged = from_all(folder.steps())[0], {}
     while steps:
@@ -82,7 +83,7 @@ def find(
     if damaged and not steps:
         step, damage = next(iter(damaged.items()))
         raise UserError(
-            f"no checkpoint is whole; the newest, {step}: {damage[0]}",
+            f"all checkpoints are damaged; the newest, {step}: {damage[0]}",
             where=folder.checkpoints,
             hint=f"delete {folder.checkpoints} to train the stage from its start",
             kind="damaged-checkpoint",
@@ -99,26 +100,27 @@ def find(
     if dist.get_rank() == 0:
         for other, damage in damaged.items():
             folder.tell(
-                "damaged", f"checkpoint {other} is damaged ({damage[0]}); going on from {step}", files=damage
+                "damaged", f"checkpoint {other} is damaged ({damage[0]}); resuming from {step}", files=damage
             )
             folder.set_aside(other)
         if changed:
             folder.tell(
-                "changed", f"going on from step {step} with another {', '.join(changed)}", fields=changed
+                "changed", f"resuming from step {step} with another {', '.join(changed)}", fields=changed
             )
     return fitted(folder, step, state, Layout.of(config, dist.get_world_size()), trained)
 
 
 def damage_of(folder: RunFolder, step: int) -> list[str]:
-    """What is wrong with a checkpoint; each worker reads a share of the files. All workers call this."""
-    # as the first worker sees it: where a shared folder lags, all must go the same way
+    """One line for each damaged file of a checkpoint. Each rank reads a share of the files; all ranks call
+    this."""
+    # rank 0 decides: a shared folder may show the files later to other ranks
     digests = from_all(folder.manifest(step))[0]
     if not digests:
         return [f"{MANIFEST} is missing or damaged"]
     if STATE not in digests:
-        return [f"{MANIFEST} does not know {STATE}"]
-    mine = dict(sorted(digests.items())[dist.get_rank() :: dist.get_world_size()])
-    return sorted(wrong for found in from_all(differing(folder.checkpoint(step), mine)) for wrong in found)
+        return [f"{MANIFEST} does not name {STATE}"]
+    share = dict(sorted(digests.items())[dist.get_rank() :: dist.get_world_size()])
+    return sorted(line for lines in from_all(differing(folder.checkpoint(step), share)) for line in lines)
 
 
 def refuse_changes(
@@ -129,15 +131,17 @@ def refuse_changes(
     *,
     accept: bool,
 ) -> list[str]:
-    """Names of the settings that are not those of the checkpoint. Raises UserError with them unless `accept`.
+    """Dotted names of settings that differ from the checkpoint's. Raises UserError naming them unless
+    `accept`.
 
-    A setting that the checkpoint does not know is none of them while it stands at its default: a newer release has it.
+    A setting that the checkpoint lacks does not differ while it has its default value: a newer release added
+    it.
     """
     new = [
         name
         for name in changed_fields(saved, settings)
-        if _at(saved, name) is ABSENT
-        and _at(settings, name) == _at(defaults, name)
+        if _value_of(saved, name) is ABSENT
+        and _value_of(settings, name) == _value_of(defaults, name)
         and not name.startswith(TASK_MIXES)
     ]
     changed = changed_fields(saved, settings, ignore=[*new, *NO_MATTER])
@@ -146,15 +150,15 @@ def refuse_changes(
         raise UserError(
             f"the checkpoint was made with another {', '.join(changed[:8])}{more}",
             where=where,
-            hint="resume with the configuration it began with, allow the change with --accept-changes, or use another "
-            "--run folder",
+            hint="resume with the configuration it began with, allow the change with --accept-changes, "
+            "or use another --run folder",
             kind="changed-configuration",
         )
     return changed
 
 
-def _at(settings: Mapping[str, Any], name: str) -> Any:
-    """The value under a dotted name; ABSENT where there is none."""
+def _value_of(settings: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name, ABSENT if there is none."""
     value: Any = settings
     for part in name.split("."):
         value = value.get(part, ABSENT) if isinstance(value, Mapping) else ABSENT
@@ -164,7 +168,7 @@ def _at(settings: Mapping[str, Any], name: str) -> Any:
 def fitted(
     folder: RunFolder, step: int, state: dict[str, Any], now: Layout, trained: Sequence[str]
 ) -> Resumption:
-    """The checkpoint itself, or where it was made by another layout its universal form. All workers call this."""
+    """The checkpoint itself, or a converted copy if its layout differs from `now`. All ranks call this."""
     saved, path = Layout(**state["layout"]), folder.checkpoint(step)
     state = state | {"now": now}
     if now.reads(saved):
@@ -178,11 +182,11 @@ def fitted(
             convert(path, converted, saved, now, trained)
         except UserError as caught:
             error = caught
-        except Exception as caught:  # the others wait to hear of it, whatever it is
+        except Exception as caught:  # all ranks must raise it: they wait for rank 0
             what = (
                 f"the checkpoint cannot be converted from {saved} to {now}: {type(caught).__name__}: {caught}"
             )
-            error = UserError(what, where=path, hint=f"go on with {saved}", kind="no-conversion")
+            error = UserError(what, where=path, hint=f"resume with {saved}", kind="no-conversion")
     error = from_all(error)[0]
     if error is not None:
         raise error
@@ -190,9 +194,9 @@ def fitted(
 
 
 def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, Any]:
-    """What must not change between the start of a stage and its resumption: all that its losses depend on.
+    """Settings that must not change when a stage is resumed: everything on which its losses depend.
 
-    How the model is spread over workers is not among it: a checkpoint of another layout is converted.
+    The distribution over workers is not included: a checkpoint of another layout is converted.
     """
     free = {"stages", "checkpoint", "health", "validation", "trace", "workers", "device", "cpus_per_worker"}
     free |= {"max_restarts", "room_wait_s"}
@@ -202,13 +206,14 @@ def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, A
         "deepspeed": {"zero_stage", "offload", "micro_batch", "activation_checkpointing"},
     }
     staged = stage.model_dump(mode="json")
-    # which audio shards they are is known by their digests, wherever they stand
+    # audio shards are identified by their digests, wherever they are
     staged["emilia"]["shards"] = bool(stage.emilia.shards)
     return {**config.model_dump(mode="json", exclude=exclude), "stage": staged}
 
 
 def random_state() -> dict[str, Tensor]:
-    """This worker's own random generators. Training draws from none of them, so this is for what a user adds."""
+    """State of this rank's random generators. Training uses none of them: this is for code that a user
+    adds."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -220,7 +225,7 @@ def random_file(rank: int) -> str:
 
 
 def restore_random(checkpoint: Path) -> None:
-    """Set this worker's random generators as the worker of the same rank had them, if there was one."""
+    """Restore the random generators of this rank, if the checkpoint has a rank of this number."""
     from safetensors.torch import load_file
 
     path = checkpoint / random_file(dist.get_rank())

@@ -1,13 +1,13 @@
-"""The run folder: checkpoints to resume from, plain weights to hand on, and what each stage says about itself.
+"""The run folder: files of each training stage, and weights of a finished stage for the next one.
 
     run/<stage>/stage.json                 configuration, step, done, key report, result
-    run/<stage>/events.jsonl               what happened beside the figures: one JSON line each, with `event` and `text`
-    run/<stage>/checkpoints/step-N/        DeepSpeed's state of every worker, state.json, and manifest.json, written last
-    run/<stage>/model.safetensors          the stage's weights, whole and in fp32, once it is done
-    run/<stage>/ema.safetensors            their moving average, where `train.ema` asks for one
+    run/<stage>/events.jsonl               events for people: one JSON line each, with `event` and `text`
+    run/<stage>/checkpoints/step-N/        DeepSpeed's state of every rank, state.json, and manifest.json
+    run/<stage>/model.safetensors          the final weights in fp32, once the stage is done
+    run/<stage>/ema.safetensors            their exponential moving average, if `train.ema` is set
 
-Everything appears by rename: a reader sees the old state or the new one, never a part. Several nodes need a folder that
-they share.
+Files are replaced by rename, so a reader sees the old file or the new one. Several nodes need a shared
+folder.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 ABSENT = object()
-"""In the place of a setting that is not there at all, which null would not say."""
+"""Value of a setting that is missing; None is a value that a setting may have."""
 State = TypeVar("State")
 STATE, MANIFEST = "state.json", "manifest.json"
 
 
 @dataclass(frozen=True)
 class KeyReport:
-    """What became of every weight at a hand-over: `taken` from the stage before, `fresh` (started at random, as planned)."""
+    """Names of the weights that a stage took from the stage before, and of those that it initialised at
+    random (`fresh`)."""
 
     source: str
     taken: list[str]
     fresh: list[str]
 
     def lines(self) -> list[str]:
-        """The report for people, counted by part."""
+        """The report for people: counts by part of the model."""
         taken, fresh = _by_part(self.taken), _by_part(self.fresh)
-        text = [f"weights from {self.source}:"] if self.source else ["weights from nowhere (random start):"]
+        text = [f"weights from {self.source}:"] if self.source else ["weights initialised at random:"]
         return (
             text
             + [f"  taken {count:4d}  {part}" for part, count in taken]
@@ -56,7 +57,7 @@ class KeyReport:
 
 
 class RunFolder:
-    """One stage's place in a run folder."""
+    """Paths and files of one stage in a run folder."""
 
     def __init__(self, run_dir: str | Path, stage: str) -> None:
         self.path = Path(run_dir).absolute() / stage
@@ -80,16 +81,17 @@ class RunFolder:
 
     @property
     def stop_request(self) -> Path:
-        """A file whose presence asks the workers to save and leave."""
+        """A file that asks the workers to save and stop."""
         return self.path / "stop"
 
-    def tell(self, event: str, text: str, **figures: Any) -> None:
-        """Note something that people should hear of, in one line."""
-        line = {"time": round(time.time(), 3), "event": event, "text": text, **figures}
+    def tell(self, event: str, text: str, **values: Any) -> None:
+        """Append an event to events.jsonl: a line of text for people, and further values."""
+        line = {"time": round(time.time(), 3), "event": event, "text": text, **values}
         append_row(self.events, line)
 
     def read(self) -> dict[str, Any]:
-        """The content of stage.json; {} where the stage was never started. Raises UserError where it is damaged or foreign."""
+        """The content of stage.json, {} if there is none. Raises UserError if it is damaged or of another
+        version."""
         path = self.path / "stage.json"
         if not path.is_file():
             return {}
@@ -109,7 +111,7 @@ class RunFolder:
         return content
 
     def write(self, **content: Any) -> None:
-        """Replace entries of stage.json; others stay."""
+        """Set entries of stage.json and keep the others. Raises UserError if the folder cannot be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             merged = {**self.read(), "format_version": FORMAT_VERSION, "stage": self.stage, **content}
@@ -126,21 +128,22 @@ class RunFolder:
         return bool(self.read().get("done")) and self.weights.is_file()
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints there are, oldest first."""
-        found = [
+        """Steps of the complete checkpoints, ascending."""
+        names = [
             path.parent.name.removeprefix("step-") for path in self.checkpoints.glob(f"step-*/{MANIFEST}")
         ]
-        return sorted(int(name) for name in found if name.isdigit())
+        return sorted(int(name) for name in names if name.isdigit())
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 
     def part(self, step: int) -> Path:
-        """Where a checkpoint is written before it is whole."""
+        """Folder in which a checkpoint is written before it is complete."""
         return self.checkpoints / f".step-{step}.part"
 
     def begin(self, step: int) -> Path:
-        """A clean folder to write a checkpoint into; leftovers of an interrupted save are removed. One process calls this."""
+        """Make an empty folder for a checkpoint, and remove leftovers of interrupted saves. Rank 0 calls
+        this."""
         for leftover in self.checkpoints.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
         self.part(step).mkdir(parents=True)
@@ -149,54 +152,56 @@ class RunFolder:
     def commit(
         self, step: int, state: Mapping[str, Any], files: Mapping[str, str], keep: CheckpointConfig
     ) -> Path:
-        """Make the written checkpoint the newest one, then drop those that `keep` does not name. One process calls this.
+        """Complete the checkpoint in `part(step)`, then remove older ones as `keep` says. Rank 0 calls this.
 
-        `files` are the digests of what those who wrote into `part(step)` have brought to the disk; they go into the manifest
-        with those of state.json and of whatever else stands there. Raises UserError where one of them is not to be seen.
+        `files`: SHA-256 by name of the files that all ranks have written and synced. The manifest names
+        these, state.json and any other file of the folder. Raises UserError if rank 0 does not see one of
+        `files`.
         """
-        part, whole = self.part(step), self.checkpoint(step)
+        part, target = self.part(step), self.checkpoint(step)
         (part / STATE).write_text(
             json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}) + "\n"
         )
-        found = {str(path.relative_to(part)): path for path in part.rglob("*")}
-        unseen = [name for name in files if name not in found]
+        paths = {str(path.relative_to(part)): path for path in part.rglob("*")}
+        unseen = [name for name in files if name not in paths]
         if unseen:
             raise UserError(
-                f"{unseen[0]}, which another worker wrote, is not to be seen from the first one",
+                f"{unseen[0]} was written by another rank, and rank 0 does not see it",
                 where=part,
-                hint="put the run folder where all nodes see it",
+                hint="put the run folder on shared storage",
                 kind="not-shared",
             )
-        others = {name: digest(path) for name, path in found.items() if path.is_file() and name not in files}
-        for name, path in found.items():
+        others = {name: digest(path) for name, path in paths.items() if path.is_file() and name not in files}
+        for name, path in paths.items():
             if name in others or path.is_dir():
                 sync(path)
         write_text(part / MANIFEST, json.dumps({"sha256": {**files, **others}}, indent=1) + "\n")
-        if step in self.steps():  # the same step of the same run: what stands is as good
+        if step in self.steps():  # the same step of the same run: the existing checkpoint is equal
             shutil.rmtree(part)
         else:
-            shutil.rmtree(whole, ignore_errors=True)  # without a manifest it is none
-            os.replace(part, whole)
+            shutil.rmtree(target, ignore_errors=True)  # without a manifest it is no checkpoint
+            os.replace(part, target)
         sync(self.checkpoints)
         steps = self.steps()
         kept = {
             *steps[-keep.keep :],
-            *(found for found in steps if keep.keep_every and found % keep.keep_every == 0),
+            *(saved for saved in steps if keep.keep_every and saved % keep.keep_every == 0),
         }
         for old in steps:
             if old not in kept:
                 self.set_aside(old)
-        return whole
+        return target
 
     def set_aside(self, step: int) -> None:
-        """Remove a checkpoint; renamed first, so that a kill in the middle leaves nothing that looks whole."""
+        """Remove a checkpoint. It is renamed first, so that a kill leaves nothing that looks complete."""
         doomed = self.checkpoints / f".step-{step}.old"
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(self.checkpoint(step), doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
     def manifest(self, step: int) -> dict[str, str]:
-        """Digest of every file of a checkpoint, by its path within it; {} where the manifest itself is damaged."""
+        """SHA-256 of every file of a checkpoint by relative path; {} if the manifest is missing or
+        damaged."""
         try:
             content: dict[str, str] = json.loads((self.checkpoint(step) / MANIFEST).read_text())["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -204,14 +209,14 @@ class RunFolder:
         return content
 
     def state(self, step: int) -> dict[str, Any]:
-        """What state.json of a checkpoint says."""
+        """The content of state.json of a checkpoint."""
         content: dict[str, Any] = json.loads((self.checkpoint(step) / STATE).read_text())
         return content
 
     def write_weights(
         self, tensors: Mapping[str, Tensor], average: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Replace model.safetensors, and ema.safetensors by the average if there is one."""
+        """Replace model.safetensors; replace ema.safetensors, or remove it if there is no average."""
         self.average.unlink(missing_ok=True)
         if average:
             write_tensors(self.average, average, {"stage": self.stage})
@@ -219,25 +224,25 @@ class RunFolder:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal."""
+    """SHA-256 of a file as hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differing(folder: Path, digests: Mapping[str, str]) -> list[str]:
-    """What is wrong with the files of a folder: one entry for each that is missing or has another digest."""
-    wrong = []
-    for name, known in digests.items():
+    """One line for each file of a folder that is missing or has another SHA-256 than in `digests`."""
+    lines = []
+    for name, sha256 in digests.items():
         path = folder / name
         if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif digest(path) != known:
-            wrong.append(f"{name} is not what was written ({path.stat().st_size} bytes)")
-    return wrong
+            lines.append(f"{name} is missing")
+        elif digest(path) != sha256:
+            lines.append(f"{name} has another SHA-256 than was written ({path.stat().st_size} bytes)")
+    return lines
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Replace a safetensors file by rename."""
+    """Replace a safetensors file by rename. Raises OSError or SafetensorError."""
     from safetensors.torch import save_file
 
     part = path.with_name(f".{path.name}.part")
@@ -247,7 +252,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content by rename."""
+    """Replace a text file by rename. Raises OSError."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text)
     sync(part)
@@ -255,7 +260,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file or folder to the disk before a rename that relies on it."""
+    """fsync a file or folder, before a rename that relies on its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -266,31 +271,32 @@ def sync(path: Path) -> None:
 def hand_over(
     model: nn.Module, run_dir: str | Path, source: str | None, starts_fresh: Sequence[str]
 ) -> KeyReport:
-    """Load the weights of stage `source` into `model` and say what became of every key.
+    """Load the weights of stage `source` into `model`, and report every key.
 
-    Refuses silent misses: raises UserError where the stage is not done, a weight has no place or another shape in the
-    model, or a weight of the model is neither taken nor under one of the prefixes in `starts_fresh`.
+    Raises UserError if the stage is not done, a weight is not in the model or has another shape there, or a
+    weight of the model is neither taken nor under one of the prefixes in `starts_fresh`.
     """
     names = list(model.state_dict())
     if source is None:
         return KeyReport("", [], names)
     tensors = load_weights(run_dir, source)
-    own = model.state_dict()
-    unplaced = [name for name in tensors if name not in own]
+    current = model.state_dict()
+    unknown = [name for name in tensors if name not in current]
     misshapen = [
-        f"{n} {tuple(t.shape)} into {tuple(own[n].shape)}"
+        f"{n} {tuple(t.shape)} into {tuple(current[n].shape)}"
         for n, t in tensors.items()
-        if n in own and t.shape != own[n].shape
+        if n in current and t.shape != current[n].shape
     ]
     missing = [name for name in names if name not in tensors and not under(name, starts_fresh)]
-    for problem, found in (
-        ("have no place", unplaced),
+    for problem, affected in (
+        ("are not in the model", unknown),
         ("have another shape", misshapen),
         ("are missing", missing),
     ):
-        if found:
+        if affected:
+            listed = ", ".join(affected[:3]) + (", ..." if len(affected) > 3 else "")
             raise UserError(
-                f"{len(found)} weights of stage {source} {problem}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}",
+                f"{len(affected)} weights of stage {source} {problem}: {listed}",
                 where=RunFolder(run_dir, source).weights,
                 hint="train with the same model configuration, or name the new parts in starts_fresh",
                 kind="weights-mismatch",
@@ -300,12 +306,12 @@ def hand_over(
 
 
 def finished(run_dir: str | Path, stage: str) -> RunFolder:
-    """The folder of a stage that is done. Raises UserError where it is not."""
+    """The folder of a stage that is done. Raises UserError if it is not."""
     folder = RunFolder(run_dir, stage)
     if not folder.done:
-        began = "has not finished" if folder.read() else "was never trained"
+        state = "has not finished" if folder.read() else "was never trained"
         raise UserError(
-            f"stage {stage} {began}",
+            f"stage {stage} {state}",
             where=folder.path,
             hint=f"run first: uniavgen train {stage}",
             kind="missing-stage",
@@ -314,9 +320,9 @@ def finished(run_dir: str | Path, stage: str) -> RunFolder:
 
 
 def load_weights(run_dir: str | Path, stage: str, *, average: bool = False) -> dict[str, Tensor]:
-    """The finished weights of a stage, or with `average` their moving average where the stage has one.
+    """The weights of a finished stage, or with `average` their moving average if the stage has one.
 
-    Raises UserError where there are none or the file is damaged.
+    Raises UserError if the stage is not done or the file is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -334,9 +340,9 @@ def load_weights(run_dir: str | Path, stage: str, *, average: bool = False) -> d
 def changed_fields(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Iterable[str] = (), prefix: str = ""
 ) -> list[str]:
-    """Dotted names of settings that differ between two dumps; `ignore` lists names that may differ.
+    """Dotted names of settings that differ between two configuration dumps, except those in `ignore`.
 
-    A setting that only one of them has differs, also where it is null.
+    A setting that only one of them has differs, even if it is null.
     """
     skip = set(ignore)
     changed = []
@@ -353,12 +359,12 @@ def changed_fields(
 
 
 def restored(kind: type[State], saved: Mapping[str, Any]) -> State:
-    """A state that was saved as a mapping: what this release no longer knows is left out, what it adds is at its default."""
+    """A dataclass from its saved fields: unknown fields are ignored, missing ones have their default."""
     return kind(**{entry.name: saved[entry.name] for entry in fields(kind) if entry.name in saved})  # type: ignore[arg-type]
 
 
 def under(name: str, prefixes: Sequence[str]) -> bool:
-    """Whether a parameter's name lies under one of the dotted prefixes."""
+    """Whether a parameter name is one of the dotted prefixes or below one."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 

@@ -1,11 +1,12 @@
-"""Open the trained model of a run folder or of an export, and write exports: plain files that other programs read.
+"""Open the trained model of a run folder or of an export, and write exports: plain files that other programs
+read.
 
     OUT/video.safetensors          the video branch under the original Wan names and shapes
     OUT/audio.safetensors          the audio branch, likewise
-    OUT/interaction.safetensors    what UniAVGen adds: the interaction layers and the speech text encoder, as named here
-    OUT/config.json                the configuration it was trained with, the stage, and a digest of each file
+    OUT/interaction.safetensors    the parts that UniAVGen adds: interaction layers and speech text encoder
+    OUT/config.json                configuration of the training, the stage, and the SHA-256 of each file
 
-The weights are the moving average of the stage where it kept one, in fp32.
+The weights are the moving average if the stage kept one, in fp32.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ DESCRIPTION, VIDEO, AUDIO, INTERACTION = (
     "audio.safetensors",
     "interaction.safetensors",
 )
-OWN_PARTS = ("interactions.", "speech_text.")
+ADDED_PARTS = ("interactions.", "speech_text.")
 
 
 def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, TrainConfig]:
-    """A finished stage and the configuration it was trained with; weights are not read. `run_dir` may be an export.
+    """A finished stage and the configuration it was trained with; weights are not read. `run_dir` may be an
+    export.
 
-    `stage` None takes the last finished stage that has both branches. Raises UserError where there is none.
+    `stage` None takes the last finished stage that has both branches. Raises UserError if there is none.
     """
     if is_export(run_dir):
         return exported_config(run_dir)
@@ -60,7 +62,8 @@ def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, 
 
 
 def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
-    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config` does.
+    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config`
+    does.
 
     The weights are their moving average where the stage kept one. `run_dir` may be an export.
     """
@@ -76,17 +79,18 @@ def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBra
 
 
 def export_weights(run_dir: str | Path, out: Path, stage: str | None = None) -> dict[str, Any]:
-    """Write the files; returns what config.json says. Raises UserError where no two-branch stage is finished."""
+    """Write an export of a stage; returns the content of config.json. Raises UserError as `trained_config`
+    does."""
     from uniavgen.train.model.pretrained import wan_state_dict
 
     model, config = load_trained(run_dir, stage)
     stage = trained_config(run_dir, stage)[0]
     out.mkdir(parents=True, exist_ok=True)
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(OWN_PARTS)}
-    parts = {VIDEO: wan_state_dict(model.video), AUDIO: wan_state_dict(model.audio), INTERACTION: own}
+    added = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(ADDED_PARTS)}
+    parts = {VIDEO: wan_state_dict(model.video), AUDIO: wan_state_dict(model.audio), INTERACTION: added}
     for name, tensors in parts.items():
         write_tensors(out / name, tensors, {"format": "pt"})
-    described = {
+    description = {
         "export_version": EXPORT_VERSION,
         "stage": stage,
         "parameters": model.parameter_counts(),
@@ -94,22 +98,22 @@ def export_weights(run_dir: str | Path, out: Path, stage: str | None = None) -> 
         "config": config.model_dump(mode="json"),
     }
     # written last: a folder without it is no export
-    write_text(out / DESCRIPTION, json.dumps(described, indent=1) + "\n")
-    return described
+    write_text(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    return description
 
 
 def is_export(folder: str | Path) -> bool:
-    """Whether a folder is an export and no run."""
+    """Whether a folder is an export, not a run folder."""
     return (Path(folder) / DESCRIPTION).is_file()
 
 
 def exported_config(folder: str | Path) -> tuple[str, TrainConfig]:
-    """The stage and the configuration of an export. Raises UserError where it is damaged or foreign."""
+    """Stage and configuration of an export. Raises UserError if it is damaged or of another version."""
     path = Path(folder) / DESCRIPTION
     try:
-        described = json.loads(path.read_text())
-        version, stage, config = (described[name] for name in ("export_version", "stage", "config"))
-        if version == EXPORT_VERSION and described["sha256"]:
+        description = json.loads(path.read_text())
+        version, stage, config = (description[name] for name in ("export_version", "stage", "config"))
+        if version == EXPORT_VERSION and description["sha256"]:
             return stage, TrainConfig.model_validate(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -124,31 +128,29 @@ def exported_config(folder: str | Path) -> tuple[str, TrainConfig]:
 
 
 def load_export(folder: str | Path) -> tuple[DualBranch, TrainConfig]:
-    """The exported model on the CPU in eval mode, and its configuration.
-
-    Raises UserError where a file is not what was exported.
-    """
+    """The exported model on the CPU in eval mode, and its configuration. Raises UserError if a file is
+    damaged."""
     from safetensors.torch import load_file
 
     from uniavgen.train.model.pretrained import build_model
 
     config = exported_config(folder)[1]
-    place = Path(folder)
-    wrong = differing(place, json.loads((place / DESCRIPTION).read_text())["sha256"])
-    if wrong:
+    root = Path(folder)
+    damaged = differing(root, json.loads((root / DESCRIPTION).read_text())["sha256"])
+    if damaged:
         raise UserError(
-            f"the export is damaged: {wrong[0]}",
-            where=place,
+            f"the export is damaged: {damaged[0]}",
+            where=root,
             hint="export the run again",
             kind="damaged-export",
         )
-    model, reports = build_model(config.model, video=place / VIDEO, audio=place / AUDIO)
-    own = load_file(place / INTERACTION)
+    model, reports = build_model(config.model, video=root / VIDEO, audio=root / AUDIO)
+    added = load_file(root / INTERACTION)
     missing = [name for report in reports.values() for name in report.new]
-    missing += [name for name in model.state_dict() if name.startswith(OWN_PARTS) and name not in own]
+    missing += [name for name in model.state_dict() if name.startswith(ADDED_PARTS) and name not in added]
     if missing:
         raise UserError(
-            f"the export lacks {missing[0]}", where=place, hint="export the run again", kind="damaged-export"
+            f"the export lacks {missing[0]}", where=root, hint="export the run again", kind="damaged-export"
         )
-    model.load_state_dict(own, strict=False)
+    model.load_state_dict(added, strict=False)
     return model.eval(), config

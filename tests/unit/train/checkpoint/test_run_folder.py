@@ -1,4 +1,4 @@
-"""The run folder: atomic saves, hand-over without silent misses, errors that say what to do."""
+"""The run folder: atomic saves, weights taken from the stage before, errors with hints."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["step-100", "step-15"]
 
 
-def test_every_nth_checkpoint_is_kept_for_good(tmp_path: Path) -> None:
+def test_keep_every_keeps_its_multiples(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "joint")
     for step in range(5, 45, 5):
         save(folder, step, keep=2, keep_every=15)
     assert folder.steps() == [15, 30, 35, 40]
 
 
-def test_the_manifest_knows_every_file_and_sees_every_change(tmp_path: Path) -> None:
+def test_manifest_names_every_file_and_detects_every_change(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "joint")
-    (folder.begin(5) / "untold.py").write_text("DeepSpeed leaves scripts")
+    (folder.begin(5) / "extra.py").write_text("DeepSpeed leaves scripts")
     (folder.part(5) / SAVED).parent.mkdir()
     (folder.part(5) / SAVED).write_text("weights")
     folder.commit(5, {}, {str(SAVED): digest(folder.part(5) / SAVED)}, CheckpointConfig())
@@ -82,12 +82,10 @@ def test_the_manifest_knows_every_file_and_sees_every_change(tmp_path: Path) -> 
     assert folder.manifest(5) == {}
 
 
-def test_a_file_of_another_worker_that_is_not_to_be_seen_is_told_at_once(tmp_path: Path) -> None:
+def test_commit_refuses_a_file_of_another_rank_that_it_does_not_see(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "joint")
     folder.begin(5)
-    with pytest.raises(
-        UserError, match=r"state/weights.pt, which another worker wrote.*where all nodes see it"
-    ):
+    with pytest.raises(UserError, match=r"state/weights.pt was written by another rank.*on shared storage"):
         folder.commit(5, {}, {str(SAVED): "0" * 64}, CheckpointConfig())
     assert folder.steps() == []
 
@@ -100,11 +98,11 @@ def test_saving_the_same_step_again_changes_nothing(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Simulates a kill: no code catches it."""
 
 
 @pytest.mark.parametrize("instant", range(10))
-def test_a_save_killed_at_any_instant_leaves_a_whole_checkpoint(
+def test_killed_save_leaves_a_complete_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: int
 ) -> None:
     folder = RunFolder(tmp_path, "joint")
@@ -142,14 +140,14 @@ def finish(folder: RunFolder, tensors: dict[str, torch.Tensor]) -> None:
 
 
 class Two(nn.Module):
-    """A model of two parts, as the hand-over sees one."""
+    """A model of two parts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.audio, self.video = nn.Linear(2, 3), nn.Linear(2, 2)
 
 
-def test_hand_over_takes_what_was_trained_and_names_what_starts_fresh(tmp_path: Path) -> None:
+def test_hand_over_reports_taken_and_fresh_weights(tmp_path: Path) -> None:
     before = nn.Linear(2, 3)
     finish(RunFolder(tmp_path, "audio"), {f"audio.{n}": t for n, t in before.state_dict().items()})
     model = Two()
@@ -163,19 +161,25 @@ def test_hand_over_takes_what_was_trained_and_names_what_starts_fresh(tmp_path: 
 @pytest.mark.parametrize(
     ("tensors", "fresh", "said"),
     [
-        ({"audio.weight": (3, 2), "audio.bias": (3,), "voice.x": (1,)}, ["video"], "have no place: voice.x"),
+        (
+            {"audio.weight": (3, 2), "audio.bias": (3,), "voice.x": (1,)},
+            ["video"],
+            "are not in the model: voice.x",
+        ),
         ({"audio.weight": (3, 2)}, ["video"], "are missing: audio.bias"),
         ({"audio.weight": (3, 2), "audio.bias": (3,)}, [], "are missing: video"),
         ({"audio.weight": (2, 2), "audio.bias": (3,)}, ["video"], "another shape: audio.weight"),
     ],
 )
-def test_hand_over_refuses_silent_misses(tmp_path: Path, tensors: dict, fresh: list[str], said: str) -> None:
+def test_hand_over_refuses_unknown_missing_and_misshapen_weights(
+    tmp_path: Path, tensors: dict, fresh: list[str], said: str
+) -> None:
     finish(RunFolder(tmp_path, "audio"), {name: torch.zeros(shape) for name, shape in tensors.items()})
     with pytest.raises(UserError, match=said):
         hand_over(Two(), tmp_path, "audio", fresh)
 
 
-def test_a_stage_without_its_predecessor_says_what_to_run(tmp_path: Path) -> None:
+def test_missing_stage_before_raises_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never trained.*uniavgen train audio"):
         hand_over(Two(), tmp_path, "audio", [])
     RunFolder(tmp_path, "audio").write(done=False)
@@ -183,7 +187,7 @@ def test_a_stage_without_its_predecessor_says_what_to_run(tmp_path: Path) -> Non
         hand_over(Two(), tmp_path, "audio", [])
 
 
-def test_damaged_weights_and_foreign_runs_are_told(tmp_path: Path) -> None:
+def test_damaged_weights_and_other_versions_raise(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "audio")
     finish(folder, {"x": torch.zeros(1)})
     folder.weights.write_bytes(b"no tensors")
@@ -198,12 +202,12 @@ def test_damaged_weights_and_foreign_runs_are_told(tmp_path: Path) -> None:
             folder.read()
 
 
-def test_a_run_without_a_finished_stage_cannot_be_sampled(tmp_path: Path) -> None:
+def test_load_trained_needs_a_finished_stage(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="uniavgen train all"):
         load_trained(tmp_path)
 
 
-def test_a_trained_model_comes_back_with_its_plan(tmp_path: Path) -> None:
+def test_load_trained_returns_model_and_configuration(tmp_path: Path) -> None:
     from uniavgen.train.model.dual_branch import DualBranch
 
     model = DualBranch(TrainConfig().model)
@@ -216,7 +220,7 @@ def test_a_trained_model_comes_back_with_its_plan(tmp_path: Path) -> None:
     )
 
 
-def test_the_average_is_what_a_run_is_sampled_from_and_the_weights_are_what_it_goes_on_from(
+def test_load_weights_returns_the_average_on_request(
     tmp_path: Path,
 ) -> None:
     folder = RunFolder(tmp_path, "audio")
@@ -228,7 +232,7 @@ def test_the_average_is_what_a_run_is_sampled_from_and_the_weights_are_what_it_g
     assert load_weights(tmp_path, "audio", average=True)["x"] == 0
 
 
-def test_another_configuration_is_refused_by_the_names_of_its_fields_or_accepted(tmp_path: Path) -> None:
+def test_changed_settings_are_refused_by_name_or_accepted(tmp_path: Path) -> None:
     saved, now = (
         {"seed": 0, "stage": {"lr": 1e-3, "batch": 4}},
         {"seed": 0, "stage": {"lr": 2e-3, "batch": 8}},
@@ -239,7 +243,7 @@ def test_another_configuration_is_refused_by_the_names_of_its_fields_or_accepted
     assert refuse_changes(saved, saved, now, tmp_path, accept=False) == []
 
 
-def test_a_setting_that_a_newer_release_added_is_no_change_at_its_default(tmp_path: Path) -> None:
+def test_setting_added_by_a_newer_release_is_no_change_at_its_default(tmp_path: Path) -> None:
     saved: dict = {"stage": {"tasks": {"dubbing": 1}}}
     defaults = {"stage": {"tasks": {"joint": 1}, "pretrained": {"video": ""}}}
     now = {"stage": {"tasks": {"dubbing": 1}, "pretrained": {"video": ""}}}
@@ -252,8 +256,8 @@ def test_a_setting_that_a_newer_release_added_is_no_change_at_its_default(tmp_pa
     ]
 
 
-def test_a_setting_that_was_saved_as_null_is_known(tmp_path: Path) -> None:
-    """It is a change when it stands at a default that is not null, and no change as long as it stays null."""
+def test_setting_saved_as_null_is_known(tmp_path: Path) -> None:
+    """A change to a default that is not null is a change; a value that stays null is none."""
     saved, now = {"video": {"text_len": None}}, {"video": {"text_len": 512}}
     assert refuse_changes(saved, now, now, tmp_path, accept=True) == ["video.text_len"]
     assert refuse_changes(saved, saved, now, tmp_path, accept=True) == []
@@ -263,7 +267,7 @@ def test_a_setting_that_was_saved_as_null_is_known(tmp_path: Path) -> None:
     )
 
 
-def test_settings_on_which_no_loss_depends_may_change(tmp_path: Path) -> None:
+def test_settings_without_effect_on_losses_may_change(tmp_path: Path) -> None:
     before = TrainConfig()
     data = before.data.model_copy(
         update={"prefetch": 9, "codecs": CodecConfig(vocoder="vocos", vocoder_weights="here")}
@@ -273,9 +277,7 @@ def test_settings_on_which_no_loss_depends_may_change(tmp_path: Path) -> None:
     assert refuse_changes(*settings, settings[0], tmp_path, accept=True) == []
 
 
-def test_a_file_of_tensors_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_old_safetensors_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
     before = (tmp_path / "x.safetensors").read_bytes()
     monkeypatch.setattr(
@@ -286,12 +288,12 @@ def test_a_file_of_tensors_that_cannot_be_written_leaves_the_old_one(
     assert (tmp_path / "x.safetensors").read_bytes() == before
 
 
-def test_changed_settings_are_named_with_their_path() -> None:
+def test_changed_fields_have_dotted_names() -> None:
     before = {"a": 1, "data": {"frames": 5, "seed": 0}, "gone": 2, "was null": None}
     now = {"a": 1, "data": {"frames": 9, "seed": 1}, "new": 3}
     assert changed_fields(before, now, ignore=["data.seed"]) == ["data.frames", "gone", "new", "was null"]
 
 
-def test_parts_are_whole_names() -> None:
+def test_under_matches_whole_name_parts() -> None:
     assert under("audio.blocks.0", ["audio"])
     assert not under("audiobook.x", ["audio"])

@@ -1,4 +1,4 @@
-"""An export is the run's model in other clothes: it loads back, samples the same bits, and says what it is."""
+"""Exports: weights load back, generation is bit-identical to the run, the model card describes the model."""
 
 from __future__ import annotations
 
@@ -52,14 +52,15 @@ def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_weight_comes_back_as_it_was(run_dir: Path, exported: Path) -> None:
-    (known, plan), (found, read) = load_trained(run_dir), load_export(exported)
-    assert read == plan
-    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in known.state_dict().items())
-    assert known.audio.head.head.weight.any(), "the average is exported, not the weights, which are zero here"
+def test_export_loads_back_bit_for_bit(run_dir: Path, exported: Path) -> None:
+    (model, config), (loaded, loaded_config) = load_trained(run_dir), load_export(exported)
+    assert loaded_config == config
+    tensors = loaded.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    assert model.audio.head.head.weight.any(), "the average is exported, not the weights, which are zero here"
 
 
-def test_the_branches_stand_in_the_layout_of_wan(exported: Path) -> None:
+def test_exported_branches_have_wan_names_and_shapes(exported: Path) -> None:
     video = load_file(exported / "video.safetensors")
     assert video["patch_embedding.weight"].shape == (32, 48, 1, 2, 2)
     assert {
@@ -73,14 +74,14 @@ def test_the_branches_stand_in_the_layout_of_wan(exported: Path) -> None:
         assert report.new == report.unused == []
 
 
-def test_no_weight_is_left_out_or_stands_twice(exported: Path) -> None:
+def test_export_has_every_weight_once(exported: Path) -> None:
     files = [load_file(path) for path in sorted(exported.glob("*.safetensors"))]
     counts = json.loads((exported / "config.json").read_text())["parameters"]
     assert sum(tensor.numel() for tensors in files for tensor in tensors.values()) == counts["total"]
     assert sum(len(tensors) for tensors in files) == len(DualBranch(SMALL_MODEL).state_dict())
 
 
-def test_an_export_samples_the_same_bits_as_its_run(run_dir: Path, exported: Path) -> None:
+def test_generation_from_export_equals_generation_from_run(run_dir: Path, exported: Path) -> None:
     if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     one, other = (
@@ -92,9 +93,9 @@ def test_an_export_samples_the_same_bits_as_its_run(run_dir: Path, exported: Pat
     assert one.waveform.any()
 
 
-def test_the_card_says_what_it_is_and_what_it_learnt_from(exported: Path) -> None:
+def test_model_card_names_stage_data_and_losses(exported: Path) -> None:
     card = (exported / "README.md").read_text()
-    for said in (
+    for text in (
         "# first",
         "`joint`",
         "abc123",
@@ -103,16 +104,16 @@ def test_the_card_says_what_it_is_and_what_it_learnt_from(exported: Path) -> Non
         "the moving average",
         "Licence",
     ):
-        assert said in card
+        assert text in card
 
 
-def test_a_damaged_export_is_told(exported: Path, tmp_path: Path) -> None:
+def test_damaged_export_raises(exported: Path, tmp_path: Path) -> None:
     for path in exported.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     content = bytearray((tmp_path / "audio.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "audio.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged: audio\.safetensors is not what was written"):
+    with pytest.raises(UserError, match=r"damaged: audio\.safetensors has another SHA-256 than was written"):
         load_trained(tmp_path)
     (tmp_path / "config.json").write_text('{"export_version": 99, "stage": "joint", "config": {}}')
     with pytest.raises(UserError, match="version 99"):
@@ -122,7 +123,7 @@ def test_a_damaged_export_is_told(exported: Path, tmp_path: Path) -> None:
         load_trained(tmp_path)
 
 
-def test_a_run_that_is_not_done_cannot_be_exported(tmp_path: Path) -> None:
+def test_unfinished_run_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="uniavgen train all"):
         export_run(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -240,7 +240,7 @@ def test_the_average_follows_the_weights_step_by_step(runs: dict[str, Path]) -> 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(runs: dict[str, Path]) -> None:
     (event,) = told(runs["damaged"], "damaged")
     assert re.fullmatch(
-        r"checkpoint 4 is damaged \(state/.*optim_states.pt is not what was written .*\); going on from 2",
+        r"checkpoint 4 is damaged \(state/.*optim_states.pt has another SHA-256 .*\); resuming from 2",
         event["text"],
     )
     assert sorted(read_metrics(runs["damaged"])) == [3, 4, 5]
@@ -255,7 +255,7 @@ def differing_files(run_dir: Path, step: int) -> list[str]:
 
 def test_a_run_without_a_whole_checkpoint_stops_and_deletes_nothing(runs: dict[str, Path]) -> None:
     said = (runs["all damaged"] / "error-0.txt").read_text()
-    assert said.startswith("damaged-checkpoint: no checkpoint is whole; the newest, 4: state/")
+    assert said.startswith("damaged-checkpoint: all checkpoints are damaged; the newest, 4: state/")
     assert RunFolder(runs["all damaged"], "multitask").steps() == [4]
 
 
