@@ -20,8 +20,7 @@ from uniavgen.orchestration.tracking.config import TrackingConfig
 from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.ablation.config import AblateConfig
-from uniavgen.train.config import TrainConfig
-from uniavgen.train.options import SamplerConfig
+from uniavgen.train.config import SamplingConfig, TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -36,7 +35,7 @@ class Config(BaseModel):
     shard: ShardConfig = Field(default_factory=ShardConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
-    sample: SamplerConfig = Field(default_factory=SamplerConfig)
+    sample: SamplingConfig = Field(default_factory=SamplingConfig)
     ablate: AblateConfig = Field(default_factory=AblateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 

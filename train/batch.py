@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import MELS_PER_FRAME, frames_for_latents, mels_for_frames
 
 REFERENCE, CONDITION, NOISY = 0, 1, 2
 """Role of a token: clean reference, clean condition, or the noisy part that is denoised and scored."""
@@ -25,8 +28,8 @@ class Segment(NamedTuple):
     length: int
 
 
-Layout = tuple[Segment, ...]
-"""A branch's sequence, `[ref | cond | noisy]`, as plain numbers: shapes and index tables follow from it on the host."""
+TokenLayout = tuple[Segment, ...]
+"""The frames of a branch's sequence `[ref | cond | noisy]` as plain numbers: shapes and index tables follow from it."""
 
 
 def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -66,6 +69,36 @@ class LatentBatch:
         return replace(self, **moved)
 
 
+def validate_batch(batch: LatentBatch, mels_per_frame: Fraction = MELS_PER_FRAME) -> None:
+    """Raise UserError naming the first member of a batch that does not fit the others or holds NaN or infinity.
+
+    Meant for where batches are made: on an accelerator, looking at values would wait for it.
+    """
+    size = len(batch.keys)
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            if len(value) != size:
+                raise UserError(
+                    f"batch.{name} holds {len(value)} samples, batch.keys {size}", kind="bad-shape"
+                )
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                bad = [batch.keys[i] for i in range(size) if not bool(torch.isfinite(value[i]).all())]
+                raise UserError(
+                    f"batch.{name} holds NaN or infinity", where=", ".join(bad), kind="not-finite"
+                )
+    if batch.video is None:
+        return
+    for name in ("reference", "caption", "caption_mask"):
+        if getattr(batch, name) is None:
+            raise UserError(f"batch.{name} is missing though batch.video is there", kind="bad-shape")
+    expected = mels_for_frames(frames_for_latents(batch.video.shape[2]), mels_per_frame)
+    if batch.mel.shape[2] != expected:
+        raise UserError(
+            f"batch.mel has {batch.mel.shape[2]} frames, {batch.video.shape[2]} video latents last {expected}",
+            kind="bad-length",
+        )
+
+
 @dataclass
 class BranchInput:
     """One branch's `[ref | cond | noisy]` sequence; frames are latent frames (video) or mel frames (audio).
@@ -76,7 +109,7 @@ class BranchInput:
     """
 
     latent: Tensor
-    layout: Layout
+    layout: TokenLayout
     timestep: Tensor
     text: Tensor
     text_mask: Tensor
@@ -84,15 +117,11 @@ class BranchInput:
     @property
     def role(self) -> Tensor:
         """Role of every frame: int64 [N] on the CPU."""
-        import torch
-
         return torch.cat([torch.full((s.length,), s.role, device="cpu") for s in self.layout])
 
     @property
     def clock(self) -> Tensor:
         """Place of every frame on the clip's clock: int64 [N] on the CPU, negative for references."""
-        import torch
-
         return torch.cat([torch.arange(s.start, s.start + s.length, device="cpu") for s in self.layout])
 
 

@@ -1,6 +1,8 @@
-"""The plan of a training run: model, data, DeepSpeed, and the stages audio -> joint -> multitask. Imports nothing heavy.
+"""Configuration of a training run: model, objective, data, DeepSpeed, and the stages audio -> joint -> multitask.
 
-The defaults are the `tiny` run, which a 2-core machine trains in minutes; the paper's own table is the preset `paper`.
+The rooms of `train` keep the parts that they read (`model.config`, `data.config`, `codec.config`, `diagnostics.config`).
+Imports nothing heavy. The defaults are the `tiny` run, which a 2-core machine trains in minutes; the paper's table is the
+preset `paper`.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from uniavgen.shards.buckets import WindowShape
-from uniavgen.shards.config import EmiliaConfig, ErrorBudgetConfig
+from uniavgen.shards.config import EmiliaConfig
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.timing import latents_for_frames, mels_for_frames
-from uniavgen.train.codec.config import TOKEN_STRIDE, VIDEO_CHANNELS
-from uniavgen.train.codec.registry import CodecConfig
+from uniavgen.shards.timing import latents_for_frames
+from uniavgen.train.codec.config import VIDEO_CHANNELS
+from uniavgen.train.data.config import DataConfig
+from uniavgen.train.diagnostics.config import HealthConfig, ValidationConfig
 from uniavgen.train.model.config import FaceConfig, ModelConfig
-from uniavgen.train.options import PAPER_MIX, ObjectiveConfig, Task
+from uniavgen.train.tasks import PAPER_MIX, Task
 
 StageName = Literal["audio", "joint", "multitask"]
 
@@ -27,6 +29,126 @@ ALL_PARTS = ("video", *AUDIO_PARTS, "interactions")
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TimestepConfig(_Frozen):
+    """How the diffusion time t in 0..1 (1 is noise) is drawn in training; the paper does not say."""
+
+    distribution: Literal["uniform", "logit-normal", "shifted"] = Field(
+        default="logit-normal",
+        description="Undisclosed. logit-normal: sigmoid of a normal variable (Stable Diffusion 3), which spends draws where "
+        "the velocity is hard; shifted: `uniform` moved towards noise by `shift` (Wan's schedule).",
+    )
+    mean: float = Field(default=0.0, description="Mean of the logit-normal's normal variable.")
+    std: float = Field(
+        default=1.0, gt=0, description="Standard deviation of the logit-normal's normal variable."
+    )
+    shift: float = Field(
+        default=5.0,
+        gt=0,
+        description="s of `shifted`: t = s u / (1 + (s - 1) u). Wan 2.2 TI2V samples with 5.",
+    )
+
+
+class ObjectiveConfig(_Frozen):
+    """What one micro-step's loss is made of."""
+
+    timestep: TimestepConfig = TimestepConfig()
+    shared_timestep: bool = Field(
+        default=True,
+        description="Both branches at the same t. Undisclosed; true, as the sampler moves both along one schedule.",
+    )
+    caption_dropout: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of samples trained on an empty caption. Undisclosed; 0.1 is usual for guidance.",
+    )
+    speech_dropout: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of samples trained on an empty speech text, drawn apart from the caption's.",
+    )
+    video_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the video velocity loss (paper: 1)."
+    )
+    audio_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the audio velocity loss (paper: 1)."
+    )
+    continuation_min: float = Field(
+        default=0.2, gt=0, lt=1, description="Least share of a clip that a continuation is given."
+    )
+    continuation_max: float = Field(
+        default=0.5, gt=0, lt=1, description="Largest share of a clip that a continuation is given."
+    )
+    dubbing_reference: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of dubbing steps with reference audio, which the paper calls optional there.",
+    )
+    reference_gap: int = Field(
+        default=0,
+        ge=0,
+        description="Empty clock places between a reference and the clip. Undisclosed; 0 puts it right before.",
+    )
+    mix: dict[Task, int] = Field(
+        default=PAPER_MIX, description="Draws of each task in one period of the schedule (paper: 4:1:1:2:2)."
+    )
+
+    @field_validator("mix")
+    @classmethod
+    def _mix(cls, mix: dict[Task, int]) -> dict[Task, int]:
+        if any(count < 0 for count in mix.values()) or not sum(mix.values()):
+            raise ValueError(f"mix needs counts of at least 0 that do not sum to 0, got {mix}")
+        return mix
+
+    @model_validator(mode="after")
+    def _shares(self) -> ObjectiveConfig:
+        if self.continuation_min > self.continuation_max:
+            raise ValueError(
+                f"continuation_min {self.continuation_min} exceeds continuation_max {self.continuation_max}"
+            )
+        return self
+
+
+class SamplingConfig(_Frozen):
+    """Euler steps from noise (t = 1) to data (t = 0), with guidance on a part of the way."""
+
+    steps: int = Field(default=50, ge=1, description="Euler steps (paper: 50).")
+    guidance: Literal["none", "text", "modality-aware"] = Field(
+        default="modality-aware",
+        description="text: against an empty text; modality-aware: against one pass with both interactions removed (MA-CFG).",
+    )
+    video_scale: float = Field(default=3.0, description="s_v of the paper.")
+    audio_scale: float = Field(default=2.0, description="s_a of the paper.")
+    interval: tuple[float, float] = Field(
+        default=(0.5, 1.0), description="Guided range of t, both ends in; 1 is noise (paper: 0.5..1)."
+    )
+    empty_text: bool = Field(
+        default=True,
+        description="Empty text too in the pass without interaction, which the paper does for efficiency.",
+    )
+    shift: float = Field(
+        default=1.0,
+        gt=0,
+        description="s of the steps t = s u / (1 + (s - 1) u). Undisclosed; 1 is even steps, Wan 2.2 TI2V takes 5.",
+    )
+    continuation_latents: int = Field(
+        default=1, ge=1, description="Video latents that a continuation is given when sampling."
+    )
+
+    @field_validator("interval")
+    @classmethod
+    def _interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise ValueError(f"interval must be two times in order in 0..1, got {interval}")
+        return interval
 
 
 class PretrainedConfig(_Config):
@@ -93,21 +215,25 @@ class StageConfig(_Config):
 
     @model_validator(mode="after")
     def _audio_shards_are_for_audio(self) -> StageConfig:
-        if self.emilia.shards and self.picture:
+        if self.emilia.shards and self.has_video:
             raise ValueError(
                 f"stage {self.name} needs pictures, which audio shards lack: only stage audio takes emilia.shards"
             )
         return self
 
     @property
-    def picture(self) -> bool:
+    def has_video(self) -> bool:
         """Whether the stage has a video branch, so that its data needs pictures."""
         return self.name != "audio"
+
+    def scored(self, task: Task) -> list[str]:
+        """Modalities that the stage scores in a task: those that the task generates and the stage has a branch for."""
+        return [name for name in task.spec.generates if self.has_video or name == "audio"]
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Parts of the model that the stage has; the others are not built into its weights."""
-        return ALL_PARTS if self.picture else AUDIO_PARTS
+        return ALL_PARTS if self.has_video else AUDIO_PARTS
 
 
 def tiny_stages() -> list[StageConfig]:
@@ -117,115 +243,6 @@ def tiny_stages() -> list[StageConfig]:
         StageConfig(name="joint", takes_from="audio", starts_fresh=["video", "interactions"]),
         StageConfig(name="multitask", takes_from="joint", tasks=PAPER_MIX, lambda_start=0.0, lambda_end=0.0),
     ]
-
-
-class CacheConfig(_Config):
-    """What `cache-latents` computes once: `windows` and `dtype` belong to the cache's digest, the rest says how it is made."""
-
-    windows: int = Field(
-        default=4,
-        gt=0,
-        description="windows of each clip that are encoded, evenly placed; with cached latents, training sees no others",
-    )
-    dtype: Literal["float16", "float32"] = Field(
-        default="float16",
-        description="how latents are stored; float16 rounds by 2e-4 of their spread (real clips, measured)",
-    )
-    workers: int = Field(default=1, gt=0, description="Ray actors, each with codecs of its own")
-    num_cpus: float = Field(
-        default=1, gt=0, description="CPUs that an actor reserves, and threads that PyTorch uses in it"
-    )
-    num_gpus: float = Field(
-        default=0, ge=0, description="share of a GPU that an actor reserves; 0: it works on CPUs"
-    )
-
-
-class DataConfig(_Config):
-    """The crop of a sample that training sees, and the codecs that turn it into latents."""
-
-    frames: int = Field(
-        default=17, gt=1, description="pixel frames of the window at 16 fps, 4n + 1 (paper-sized: 81)"
-    )
-    height: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 480)")
-    width: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 832)")
-    reference_frames: int = Field(
-        default=17, gt=0, description="length of the reference sound, in pixel frames of time"
-    )
-    caption_tokens: int = Field(
-        default=32, gt=0, description="caption length in tokens; longer ones are cut (Wan: 512)"
-    )
-    speech_bytes: int = Field(
-        default=64, gt=0, description="speech text length in bytes; longer ones are cut and counted"
-    )
-    buckets: list[WindowShape] = Field(
-        default_factory=list,
-        description="windows {frames, height, width} to train on instead: each clip in the one that fits it, each step in one",
-    )
-    balance: Literal["samples", "flops"] = Field(
-        default="samples",
-        description="flops: steps of cheaper windows take whole multiples of the stage's batch",
-    )
-    shards: str = Field(
-        default="", description="folder or URL (s3://...) that shards are read from; empty: the corpus's own"
-    )
-    seed: int = Field(default=0, ge=0, description="order of the samples and choice of their windows")
-    prefetch: int = Field(default=2, ge=0, description="batches made ahead of the step that uses them")
-    codecs: CodecConfig = Field(default_factory=CodecConfig, description="video, caption and sound codecs")
-    latents: Literal["auto", "require", "off"] = Field(
-        default="auto",
-        description="auto: cached latents where they agree with codecs and window, else encoded on line; require: stop without",
-    )
-    cached: CacheConfig = Field(default_factory=CacheConfig, description="what cache-latents computes")
-    damage: ErrorBudgetConfig = Field(
-        default_factory=ErrorBudgetConfig, description="damaged samples that are passed over, per worker"
-    )
-
-    @field_validator("frames")
-    @classmethod
-    def _whole_latents(cls, frames: int) -> int:
-        try:
-            latents_for_frames(frames)
-        except UserError as error:
-            raise ValueError(str(error)) from error
-        return frames
-
-    @field_validator("height", "width")
-    @classmethod
-    def _whole_tokens(cls, side: int) -> int:
-        if side % TOKEN_STRIDE:
-            raise ValueError(f"must be a multiple of {TOKEN_STRIDE} px (VAE 16 x patch 2), got {side}")
-        return side
-
-    @model_validator(mode="after")
-    def _buckets(self) -> DataConfig:
-        if len(set(self.buckets)) < len(self.buckets):
-            raise ValueError("buckets: a window stands twice")
-        for shape in self.buckets:
-            self._whole_latents(shape.frames)
-            self._whole_tokens(shape.height)
-            self._whole_tokens(shape.width)
-        if self.buckets and self.latents == "require":
-            raise ValueError("buckets: latents are cached for one window only; set latents to auto or off")
-        return self
-
-    @property
-    def mels(self) -> int:
-        """Mel frames L of the window."""
-        return mels_for_frames(self.frames)
-
-    @property
-    def reference_mels(self) -> int:
-        """Mel frames Lr of the reference sound."""
-        return mels_for_frames(self.reference_frames)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Video latent (T, h, w) of the window."""
-        return (
-            latents_for_frames(self.frames),
-            self.height // (TOKEN_STRIDE // 2),
-            self.width // (TOKEN_STRIDE // 2),
-        )
 
 
 class DeepSpeedConfig(_Config):
@@ -259,66 +276,6 @@ class CheckpointConfig(_Config):
     keep_every: int = Field(
         default=0, ge=0, description="checkpoints of steps that this divides are kept for good; 0: none"
     )
-
-
-class HealthConfig(_Config):
-    """When a step is too bad to be taken, and what is worth a warning. The paper is silent on all of it: ours."""
-
-    window: int = Field(
-        default=100, gt=1, description="good steps of the same task that a new one is compared with"
-    )
-    loss_spike: float = Field(
-        default=5.0,
-        gt=1,
-        description="a loss over so many times the window's median is a spike, once half the window is full",
-    )
-    grad_spike: float = Field(
-        default=20.0, gt=1, description="the same for the norm of the gradient, before it is clipped"
-    )
-    rewind_after: int = Field(
-        default=5, gt=0, description="bad steps in a row, after which training goes back to a checkpoint"
-    )
-    max_rewinds: int = Field(
-        default=2, ge=0, description="times that a stage goes back before it stops with a verdict"
-    )
-    watch_every: int = Field(
-        default=50, gt=0, description="steps between two looks at the figures that only warn"
-    )
-    slow_rank: float = Field(
-        default=1.5, gt=1, description="a worker over so many times the median worker's time is slow"
-    )
-    data_wait: float = Field(
-        default=0.2, gt=0, description="share of the step spent waiting for data that is worth a warning"
-    )
-    mask_mean: float = Field(
-        default=0.01, ge=0, description="mean of the face masks under which they are vanishing"
-    )
-
-
-class ValidationConfig(_Config):
-    """What is looked at on the clips of val: losses while a stage trains, films when it ends. The paper is silent: ours."""
-
-    every: int = Field(default=0, ge=0, description="steps between validation losses; 0: none")
-    clips: int = Field(
-        default=4, gt=0, description="first clips of val, always the same; a multiple of the workers"
-    )
-    times: list[float] = Field(
-        default=[0.1, 0.3, 0.5, 0.7, 0.9],
-        min_length=1,
-        description="diffusion times in 0..1 at which the loss is taken",
-    )
-    films: int = Field(
-        default=0,
-        ge=0,
-        description="clips of val from which each task is sampled at a stage's end, guidance on and off; 0: none",
-    )
-
-    @field_validator("times")
-    @classmethod
-    def _inside(cls, times: list[float]) -> list[float]:
-        if not all(0 < time < 1 for time in times):
-            raise ValueError(f"must lie between 0 and 1, got {times}")
-        return times
 
 
 class TrainConfig(_Config):
@@ -407,7 +364,7 @@ class TrainConfig(_Config):
             raise ValueError(
                 f"data.speech_bytes {self.data.speech_bytes} exceeds model.audio.text_len {audio.text_len}"
             )
-        if not any(stage.picture for stage in self.stages):
+        if not any(stage.has_video for stage in self.stages):
             return self
         if video.in_channels != VIDEO_CHANNELS:
             raise ValueError(

@@ -1,22 +1,37 @@
-"""Flow matching: the straight path between data and noise, the time it is sampled at, and the masked velocity loss.
+"""Flow matching: the straight path between data and noise, its velocity, the masked loss, and the draws of a step.
 
-t = 0 is data and t = 1 is noise, as in Wan. All randomness is a pure function of (seed, step, sample index) and made on
-the CPU, so that a run sees the same draws on any number of ranks.
+t = 0 is data and t = 1 is noise, as in Wan. Every draw (task, diffusion time, noise, decisions) is a pure function of
+(seed, step, sample index) and made on the CPU, so a run sees the same draws on any number of ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from uniavgen.train.options import TimestepConfig
+from uniavgen.train.config import TimestepConfig
+from uniavgen.train.tasks import Task
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that the randomness of a micro-step depends on: never the rank, never the number of ranks.
+
+    `sample_indices`: the index of every sample of this micro-batch in the global batch of the step.
+    """
+
+    seed: int
+    step: int
+    sample_indices: tuple[int, ...]
 
 
 def generator_for(*names: object) -> torch.Generator:
-    """A CPU generator that depends on nothing but `names` (seed, step, sample index, what it is for)."""
+    """A CPU generator seeded by nothing but `names` (seed, step, sample index, purpose)."""
     digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -29,22 +44,46 @@ def noise_for(
 
 
 def uniform_for(seed: int, step: int, sample_index: int, purpose: str) -> float:
-    """One number in [0, 1) for one sample's decision `purpose`."""
-    return float(
-        torch.rand((), generator=generator_for(seed, step, sample_index, purpose), dtype=torch.float64)
-    )
+    """One number in [0, 1) for the decision `purpose` about one sample."""
+    generator = generator_for(seed, step, sample_index, purpose)
+    return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
 def timestep_for(
     seed: int, step: int, sample_index: int, config: TimestepConfig, purpose: str = "timestep"
 ) -> float:
-    """Diffusion time in 0..1 (1 is noise) of one sample, drawn as `config` says."""
+    """Diffusion time in 0..1 (1 is noise) of one sample, from the distribution of `config`."""
     generator = generator_for(seed, step, sample_index, purpose)
     if config.distribution == "logit-normal":
         normal = torch.randn((), generator=generator, dtype=torch.float64)
         return float(torch.sigmoid(config.mean + config.std * normal))
     u = float(torch.rand((), generator=generator, dtype=torch.float64))
     return shift_time(u, config.shift) if config.distribution == "shifted" else u
+
+
+def task_at(seed: int, draw: int, mix: dict[Task, int]) -> Task:
+    """Task of micro-step `draw`: every window of sum(mix) draws holds each task exactly as often as `mix` says.
+
+    Smooth weighted round robin, so shorter windows are even too. The seed rotates the cycle and breaks ties.
+    """
+    cycle = _task_cycle(seed, tuple((task, mix[task]) for task in Task if mix.get(task)))
+    return cycle[draw % len(cycle)]
+
+
+@lru_cache(maxsize=32)
+def _task_cycle(seed: int, mix: tuple[tuple[Task, int], ...]) -> tuple[Task, ...]:
+    generator = generator_for(seed, "task-cycle")
+    mix = tuple(mix[i] for i in torch.randperm(len(mix), generator=generator).tolist())
+    period = sum(count for _, count in mix)
+    credit, cycle = dict.fromkeys((task for task, _ in mix), 0), []
+    for _ in range(period):
+        for task, count in mix:
+            credit[task] += count
+        chosen = max(credit, key=lambda task: credit[task])
+        credit[chosen] -= period
+        cycle.append(chosen)
+    rotation = int(torch.randint(period, (), generator=generator))
+    return tuple(cycle[rotation:] + cycle[:rotation])
 
 
 def shift_time(t: float, shift: float) -> float:

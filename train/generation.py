@@ -24,19 +24,11 @@ from uniavgen.train.codec.audio import Vocoder
 from uniavgen.train.codec.registry import Codecs, load_codecs, load_vocoder
 from uniavgen.train.codec.text import encode_speech
 from uniavgen.train.codec.video import to_pixels
-from uniavgen.train.config import DataConfig
+from uniavgen.train.config import SamplingConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.crops import crop_sample, fit_frame, random_for
-from uniavgen.train.options import SamplerConfig, Task, task_named
 from uniavgen.train.sampling import sample as sample_latents
-
-NEEDS: dict[Task, tuple[str, ...]] = {
-    Task.JOINT: ("reference", "speech"),
-    Task.REFERENCE: ("reference", "speech", "reference_waveform"),
-    Task.CONTINUATION: ("frames", "waveform", "speech"),
-    Task.DUBBING: ("frames", "speech"),
-    Task.AUDIO_DRIVEN: ("reference", "waveform"),
-}
-"""What must be given for each task; what else is there is used where the task knows a use for it."""
+from uniavgen.train.tasks import Task, task_named
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class ClipGenerator:
         self,
         task: Task,
         given: Conditions | Sample,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplingConfig | None = None,
         seed: int = 0,
         *,
         on_step: Callable[[int, int], None] | None = None,
@@ -120,14 +112,14 @@ class ClipGenerator:
         fitted = fit_conditions(conditions, task, data)
         batch = encode_conditions(fitted, task, data, self.codecs).to(self.device)
         video, mel = sample_latents(
-            self.model, batch, task, sampler or SamplerConfig(), seed, on_step=on_step
+            self.model, batch, task, sampler or SamplingConfig(), seed, on_step=on_step
         )
         assert video is not None
         assert self.codecs.video is not None
         frames, waveform = fitted.frames, fitted.waveform
-        if frames is None or "video" in task.scored:
+        if frames is None or "video" in task.spec.generates:
             frames = to_pixels(self.codecs.video.decode(video))[0].cpu().numpy()
-        if waveform is None or "audio" in task.scored:
+        if waveform is None or "audio" in task.spec.generates:
             waveform = self.vocoder.decode(mel, samples_for_frames(data.frames))[0].cpu().numpy()
         return Generated(frames, waveform)
 
@@ -142,7 +134,7 @@ def generate(
     run_dir: str | Path,
     task: Task | str,
     given: Conditions | Sample,
-    sampler: SamplerConfig | None = None,
+    sampler: SamplingConfig | None = None,
     seed: int = 0,
     *,
     stage: str | None = None,
@@ -172,7 +164,7 @@ def device_here(wanted: str) -> str:
 
 def fit_conditions(given: Conditions, task: Task, config: DataConfig) -> Conditions:
     """Conditions at the run's size and length. Raises UserError where something that the task needs is missing or short."""
-    for name in NEEDS[task]:
+    for name in task.spec.sample_needs:
         value = getattr(given, name)
         if value is None or (isinstance(value, str) and not value.strip()):
             raise UserError(
@@ -222,7 +214,7 @@ def encode_conditions(given: Conditions, task: Task, config: DataConfig, codecs:
     if given.waveform is not None:
         mel = codecs.mel.encode(torch.from_numpy(given.waveform)[None], config.mels)
     reference_mel = mel[:, :, :0]
-    if given.reference_waveform is not None and task in (Task.REFERENCE, Task.DUBBING):
+    if given.reference_waveform is not None and task.spec.reference_voice != "never":
         reference_mel = _encode_voice(given.reference_waveform, config, codecs)
     caption, caption_mask = codecs.caption.encode([given.caption], config.caption_tokens)
     speech_ids, speech_mask = encode_speech([given.speech], config.speech_bytes)

@@ -170,7 +170,7 @@ def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path,
 
     open_stream(config, stage, str(shards_dir), str(run_dir))
     # audio shards have no val of their own: validation keeps to the corpus's clips
-    if config.validation.every or (config.validation.films and stage.picture):
+    if config.validation.every or (config.validation.films and stage.has_video):
         SampleStream(str(shards_dir), "val")
 
 

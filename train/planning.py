@@ -14,12 +14,12 @@ from uniavgen.shards.buckets import WindowBuckets, WindowShape
 from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
-from uniavgen.train.config import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.config import DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.stage_stream import data_for, window_flops
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.flops import Shapes, forward_flops
 from uniavgen.train.model.memory import FP32, Activations, activations
-from uniavgen.train.options import Task
 
 ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a number in the model's type."""
@@ -88,16 +88,16 @@ def stage_shapes(
     data = data_for(config.data, window) if window else planned_window(config, stage)
     latents, height, width = data.latent_shape
     total = sum(stage.tasks.values())
-    voiced = {Task.REFERENCE: 1.0, Task.DUBBING: config.objective.dubbing_reference}
-    share = sum(weight * voiced.get(task, 0.0) for task, weight in stage.tasks.items()) / total
+    voiced = {"never": 0.0, "optional": config.objective.dubbing_reference, "required": 1.0}
+    share = sum(weight * voiced[task.spec.reference_voice] for task, weight in stage.tasks.items()) / total
 
     def shapes(reference: int) -> Shapes:
         return Shapes(
-            latents=latents + 1 if stage.picture else 0,
+            latents=latents + 1 if stage.has_video else 0,
             height=height,
             width=width,
             mels=data.mels + reference,
-            reference_latents=1 if stage.picture else 0,
+            reference_latents=1 if stage.has_video else 0,
             reference_mels=reference,
             caption_tokens=data.caption_tokens,
             speech_tokens=data.speech_bytes,
@@ -293,4 +293,4 @@ def device_memory(device: str, workers: int) -> float:
 
 def _codecs(config: TrainConfig, stage: StageConfig) -> float:
     """Bytes of the frozen codecs on every worker's device, in fp32."""
-    return config.data.codecs.parameters * FP32 if stage.picture else 0.0
+    return config.data.codecs.parameters * FP32 if stage.has_video else 0.0

@@ -16,9 +16,10 @@ from torch import Tensor
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import MELS_PER_FRAME
 from uniavgen.train import flow_matching
-from uniavgen.train.batch import NOISY, BranchInput, DualOutput, LatentBatch
-from uniavgen.train.options import SamplerConfig, Task
-from uniavgen.train.tasks import Given, Model, build, given, validate_batch
+from uniavgen.train.batch import NOISY, BranchInput, DualOutput, LatentBatch, validate_batch
+from uniavgen.train.config import SamplingConfig
+from uniavgen.train.model.objective import Model, build_inputs
+from uniavgen.train.tasks import ClipCondition, Task, clip_condition
 
 Velocities = tuple[Tensor | None, Tensor | None]
 
@@ -28,7 +29,7 @@ def sample(
     model: Model,
     batch: LatentBatch,
     task: Task,
-    config: SamplerConfig,
+    config: SamplingConfig,
     seed: int,
     *,
     sample_indices: tuple[int, ...] | None = None,
@@ -43,7 +44,7 @@ def sample(
     where speech is to be made.
     """
     validate_batch(batch, mels_per_frame)
-    if "audio" in task.scored and not bool(batch.speech_mask.any(dim=1).all()):
+    if "audio" in task.spec.generates and not bool(batch.speech_mask.any(dim=1).all()):
         raise UserError(
             "the text to be spoken is empty",
             hint="give the words, or drive the video by sound",
@@ -52,8 +53,8 @@ def sample(
     latents = None if batch.video is None else batch.video.shape[2]
     share = config.continuation_latents / latents if latents else 0.5
     voice = batch.reference_mel.shape[2] > 0
-    parts = given(
-        task, latents, batch.mel.shape[2], share=share, reference_audio=voice, mels_per_frame=mels_per_frame
+    parts = clip_condition(
+        task, latents, batch.mel.shape[2], share=share, has_voice=voice, mels_per_frame=mels_per_frame
     )
     indices = sample_indices or tuple(range(len(batch.mel)))
     states: Velocities = (
@@ -66,7 +67,7 @@ def sample(
         states = tuple(euler(x, u, now, after) for x, u in zip(states, moves, strict=True))  # type: ignore[assignment]
         if on_step is not None:
             on_step(step + 1, config.steps)
-    video, audio = build(batch, parts, _checked(states), _full(batch, 0.0))
+    video, audio = build_inputs(batch, parts, _checked(states), _full(batch, 0.0))
     mels = audio.latent[:, :, -batch.mel.shape[2] :]
     return (None if video is None or latents is None else video.latent[:, :, -latents:]), mels
 
@@ -82,17 +83,22 @@ def euler(x: Tensor | None, u: Tensor | None, now: float, after: float) -> Tenso
 
 
 def guided_velocities(
-    model: Model, batch: LatentBatch, parts: Given, states: Velocities, t: float, config: SamplerConfig
+    model: Model,
+    batch: LatentBatch,
+    parts: ClipCondition,
+    states: Velocities,
+    t: float,
+    config: SamplingConfig,
 ) -> Velocities:
     """Velocities of both clips at time t: u0 + s (u - u0) inside the interval (one pass each for u and u0), else u."""
     full = _full(batch, t)
-    video, audio = build(batch, parts, _checked(states), full)
+    video, audio = build_inputs(batch, parts, _checked(states), full)
     u = _clips(model(video, audio), batch)
     if config.guidance == "none" or not config.interval[0] <= t <= config.interval[1]:
         return u
     if config.guidance == "text" or config.empty_text:
         batch = _without_text(batch)
-        video, audio = build(batch, parts, _checked(states), full)
+        video, audio = build_inputs(batch, parts, _checked(states), full)
     if config.guidance == "text":
         u0 = _clips(model(video, audio), batch)
     else:

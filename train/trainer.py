@@ -49,12 +49,12 @@ from uniavgen.train.engine.deepspeed_engine import (
     release,
 )
 from uniavgen.train.engine.ema import WeightAverage
+from uniavgen.train.flow_matching import Draw, task_at
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.model.face_modulation import lambda_at
+from uniavgen.train.model.objective import compute_losses, lambda_at
 from uniavgen.train.model.pretrained import take_pretrained
-from uniavgen.train.options import Task
 from uniavgen.train.planning import flops_by_step
-from uniavgen.train.tasks import Draw, task_at, total_loss
+from uniavgen.train.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class StageTrainer:
         # as the first worker reads them: all must leave out the same steps
         self.rewinds = Rewinds(**from_all(self.folder.read().get("rewinds", {}))[0])
         self.watch = Watch(self.engine, config.health)
-        codecs = load_codecs(config.data.codecs, with_video=stage.picture, device=job.device)
+        codecs = load_codecs(config.data.codecs, with_video=stage.has_video, device=job.device)
         # a resumed run keeps to the shards that it began with, also when the corpus has grown
         begun_with = found.state.get("shards") if found else None
         self.stream = open_stream(config, stage, job.shards_dir, job.run_dir, begun_with)
@@ -197,13 +197,13 @@ class StageTrainer:
         own, loss, asked_to_stop = OwnTime(self.engine.device), 0.0, False
         micros = self.places_at(step)
         for places in micros:
-            figures: dict[str, Tensor] = {}
+            details: dict[str, Tensor] = {}
             with own.running():
                 loaded = meter.wait_for(batches)
-                losses = self.losses(loaded, step, places, task, lambda_m, figures)
+                losses = self.losses(loaded, step, places, task, lambda_m, details)
             seen.append(Micro(places, loaded, {name: value.detach() for name, value in losses.items()}))
             self.engine.backward(losses["total"])
-            meter.add(losses, loaded, figures)
+            meter.add(losses, loaded, details)
             if len(seen) == len(micros):
                 loss, asked_to_stop = self.agree(seen)
                 self.guard.open(refuse=not loss <= limits[0], limit=limits[1])
@@ -262,13 +262,13 @@ class StageTrainer:
         places: tuple[int, ...],
         task: Task,
         lambda_m: float,
-        figures: dict[str, Tensor] | None = None,
+        details: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Forward of one micro-batch: `places` are its samples' indices in the global batch of `step`."""
         draw, batch = Draw(self.config.seed, step, places), loaded.batch.to(self.engine.device)
         checkpointing = self.config.deepspeed.activation_checkpointing
         objective = self.config.objective.model_copy(update={"mix": self.stage.tasks})
-        return total_loss(
+        return compute_losses(
             self.engine,
             batch,
             task,
@@ -277,7 +277,7 @@ class StageTrainer:
             self.face,
             lambda_m,
             checkpointing=checkpointing,
-            figures=figures,
+            details=details,
         )
 
     def places_at(self, step: int) -> list[tuple[int, ...]]:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from uniavgen.api import Corpus, Decisions, Run, Video
     from uniavgen.shards.errors import UserError
     from uniavgen.shards.sample import Sample
+    from uniavgen.train.config import SamplingConfig
     from uniavgen.train.generation import Conditions
-    from uniavgen.train.options import SamplerConfig
 
 __version__ = "0.4.0.dev0"
 
-__all__ = ["Conditions", "Corpus", "Decisions", "Run", "Sample", "SamplerConfig", "UserError", "Video"]
+__all__ = ["Conditions", "Corpus", "Decisions", "Run", "Sample", "SamplingConfig", "UserError", "Video"]
 
 _MODULES = {
     "Conditions": "uniavgen.train.generation",
@@ -28,7 +28,7 @@ _MODULES = {
     "Decisions": "uniavgen.api",
     "Run": "uniavgen.api",
     "Sample": "uniavgen.shards.sample",
-    "SamplerConfig": "uniavgen.train.options",
+    "SamplingConfig": "uniavgen.train.config",
     "UserError": "uniavgen.shards.errors",
     "Video": "uniavgen.api",
 }

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from uniavgen.shards.corpus.tables import Corpus as CorpusTables
     from uniavgen.shards.read.stream import SampleStream
     from uniavgen.shards.sample import Sample
+    from uniavgen.train.config import SamplingConfig
     from uniavgen.train.generation import ClipGenerator, Conditions
-    from uniavgen.train.options import SamplerConfig
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Run:
         given: Sample | Conditions,
         *,
         seed: int = 0,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplingConfig | None = None,
         device: str = "auto",
     ) -> Video:
         """Generate one video, as `uniavgen sample` does. The model is loaded by the first call and kept.
@@ -214,7 +214,7 @@ class Run:
         both branches is finished.
         """
         from uniavgen.train.generation import ClipGenerator, device_here
-        from uniavgen.train.options import task_named
+        from uniavgen.train.tasks import task_named
 
         named, where = task_named(task), device_here(device)
         if self._generator is None or self._generator.device != where:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uniavgen.orchestration.commands.common import CorpusOption, RunOption, command
+from uniavgen.train.tasks import describe_tasks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,12 +37,7 @@ def sample(
     settings: Config,
     run: RunOption,
     corpus: CorpusOption,
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task", help="joint, reference, continuation, dubbing or audio-driven.", metavar="TASK"
-        ),
-    ] = "joint",
+    task: Annotated[str, typer.Option("--task", help=describe_tasks(), metavar="TASK")] = "joint",
     clip: Annotated[
         str | None,
         typer.Option("--clip", help="Clip with the conditions; default: the first of val.", metavar="CLIP"),
@@ -100,7 +96,7 @@ def sample_video(
     from uniavgen.shards.errors import UsageError
     from uniavgen.train.checkpoint.trained_model import trained_config
     from uniavgen.train.generation import conditions_from, device_here, generate
-    from uniavgen.train.options import Task
+    from uniavgen.train.tasks import Task
 
     tasks = [entry.value for entry in Task]
     if task not in tasks:

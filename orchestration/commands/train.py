@@ -115,7 +115,7 @@ def make_validation_videos(
     from uniavgen.orchestration.output.video_file import write_contact_sheet, write_video
     from uniavgen.shards.read.stream import SampleStream
     from uniavgen.train.generation import ClipGenerator, conditions_from, device_here
-    from uniavgen.train.options import Task
+    from uniavgen.train.tasks import Task
 
     config, count = settings.train.stage(stage), settings.train.validation.films
     if not count or not config.picture:

@@ -81,7 +81,7 @@ def stage_note(
     if events:
         paragraphs.append("Events:\n\n" + "\n".join(f"- {text}" for text in events))
     absent = (
-        *(() if stage.picture else VIDEO_GROUPS),
+        *(() if stage.has_video else VIDEO_GROUPS),
         *(() if config.validation.every else ("validation/",)),
     )
     groups = [(f"`{group}`", answer) for group, answer in METRIC_GROUPS if group not in absent]
@@ -125,7 +125,7 @@ def _initial_weights(stage: StageConfig) -> str:
 
 
 def _task_mix(stage: StageConfig) -> str:
-    if not stage.picture:
+    if not stage.has_video:
         return "speech"
     chosen = {task: weight for task, weight in stage.tasks.items() if weight}
     return ", ".join(f"{task} {weight}" if len(chosen) > 1 else str(task) for task, weight in chosen.items())

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.config import CheckpointConfig, DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.config import CheckpointConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.loader import BatchLoader, LoadedBatch, make_loader
 from uniavgen.train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
 

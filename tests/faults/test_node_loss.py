@@ -25,7 +25,7 @@ from uniavgen.orchestration.commands.verify_resume import compare, kill_all
 from uniavgen.shards import weights
 from uniavgen.train.checkpoint.run_folder import RunFolder, differing
 from uniavgen.train.config import StageConfig, TrainConfig
-from uniavgen.train.options import Task
+from uniavgen.train.tasks import Task
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

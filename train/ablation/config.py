@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, frames_for_latents, mels_for_frames
-from uniavgen.train.options import ObjectiveConfig, SamplerConfig
+from uniavgen.train.config import ObjectiveConfig, SamplingConfig
 
 CHANNELS, BANDS = 10, 8
 """Channels of the world's video latents and bands of its mels."""
@@ -109,8 +109,8 @@ class AblateConfig(_Config):
     objective: ObjectiveConfig = Field(
         default_factory=ObjectiveConfig, description="the loss; rows set the task mix"
     )
-    sampler: SamplerConfig = Field(
-        default_factory=lambda: SamplerConfig(steps=16, guidance="none"),
+    sampler: SamplingConfig = Field(
+        default_factory=lambda: SamplingConfig(steps=16, guidance="none"),
         description="how held-out clips are generated; without guidance, so that rows differ by what they learnt alone",
     )
 

@@ -25,12 +25,12 @@ from uniavgen.train.ablation.plan import Experiment, Training
 from uniavgen.train.ablation.readout import agreement, read_face
 from uniavgen.train.ablation.world import world_batch
 from uniavgen.train.batch import LatentBatch
-from uniavgen.train.flow_matching import velocity_loss
+from uniavgen.train.config import ObjectiveConfig, SamplingConfig
+from uniavgen.train.flow_matching import Draw, task_at, velocity_loss
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.model.face_modulation import lambda_at, mask_iou
-from uniavgen.train.options import ObjectiveConfig, SamplerConfig, Task
+from uniavgen.train.model.objective import compute_losses, lambda_at, mask_iou, prepare_inputs
 from uniavgen.train.sampling import sample
-from uniavgen.train.tasks import Draw, prepare, task_at, total_loss
+from uniavgen.train.tasks import Task
 
 TOGETHER, HELD_OUT = 500_000, 1_000_000
 """Added to a seed for the worlds that rows train on, and for those that nothing is trained on: other people, other words."""
@@ -135,7 +135,7 @@ def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
         batch = world_batch(
             training.world, world_seed, tuple(step * training.batch + place for place in places)
         )
-        losses = total_loss(
+        losses = compute_losses(
             partial(model, interact=training.interact),
             batch,
             task_of(training, step),
@@ -193,7 +193,7 @@ def held_out_losses(model: DualBranch, training: Training, batch: LatentBatch) -
     objective = ObjectiveConfig(timestep=training.objective.timestep, caption_dropout=0, speech_dropout=0)
     draw = Draw(HELD_OUT + training.seed, 0, tuple(range(len(batch.keys))))
     rate, face = training.world.mels_per_frame, training.model.face
-    inputs = prepare(batch, Task.JOINT, draw, objective, face, mels_per_frame=rate)
+    inputs = prepare_inputs(batch, Task.JOINT, draw, objective, face, mels_per_frame=rate)
     out = model(inputs.video, inputs.audio)
     figures = {
         "video_loss": _loss(out.video, inputs.video_target, inputs.video_scored),
@@ -205,7 +205,7 @@ def held_out_losses(model: DualBranch, training: Training, batch: LatentBatch) -
 
 
 def generate(
-    model: DualBranch, batch: LatentBatch, sampler: SamplerConfig, training: Training
+    model: DualBranch, batch: LatentBatch, sampler: SamplingConfig, training: Training
 ) -> dict[str, Tensor]:
     """Agreements of generated picture and sound per clip [B], and `identity`: cosine with the look that was asked for."""
     assert batch.video is not None

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from uniavgen.train.ablation.config import BANDS, CHANNELS, AblateConfig, TableName, WorldConfig
+from uniavgen.train.config import ObjectiveConfig, SamplingConfig
 from uniavgen.train.model.config import (
     BranchConfig,
     FaceConfig,
@@ -22,7 +23,7 @@ from uniavgen.train.model.config import (
     ModelConfig,
     SpeechTextConfig,
 )
-from uniavgen.train.options import PAPER_MIX, ObjectiveConfig, SamplerConfig, Task
+from uniavgen.train.tasks import PAPER_MIX, Task
 
 RECIPE = 1
 """Part of every key: raise it when the world, the training or the measures change, so that old results are not reused."""
@@ -88,7 +89,7 @@ class Experiment(_Frozen):
     """All that a measurement depends on."""
 
     training: Training
-    sampler: SamplerConfig
+    sampler: SamplingConfig
     clips: int
 
 
@@ -275,7 +276,7 @@ def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
         seed=seed,
         begins_with=apart,
     )
-    sampler = SamplerConfig(**{**config.sampler.model_dump(), **row.sampler})
+    sampler = SamplingConfig(**{**config.sampler.model_dump(), **row.sampler})
     return Experiment(training=training, sampler=sampler, clips=config.clips)
 
 

@@ -28,7 +28,7 @@ from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.batch import LatentBatch
 from uniavgen.train.codec.registry import Codecs
 from uniavgen.train.codec.text import encode_speech
-from uniavgen.train.config import DataConfig
+from uniavgen.train.data.config import DataConfig
 
 CODE_VERSION = 1
 """Version of all code between media and latents (windows, fitting, codecs). Raise it with any change that

@@ -20,7 +20,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio, decode_video, rasterise_oval
 from uniavgen.shards.timing import LATENT_STRIDE, VIDEO_FPS, samples_for_frames
 from uniavgen.train.codec.config import TOKEN_STRIDE
-from uniavgen.train.config import DataConfig
+from uniavgen.train.data.config import DataConfig
 
 REFERENCE_GAP = VIDEO_FPS // 2
 """Frames between the window and its reference frame, if the clip is long enough: 0.5 s."""

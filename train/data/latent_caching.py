@@ -43,13 +43,12 @@ from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import Sample
 from uniavgen.shards.tar.manifest import ShardEntry, read_manifest
 from uniavgen.shards.tar.tar_writer import put_in_place
-from uniavgen.train.batch import LatentBatch
+from uniavgen.train.batch import LatentBatch, validate_batch
 from uniavgen.train.codec.registry import load_codecs
-from uniavgen.train.config import DataConfig
 from uniavgen.train.data.cached_latents import cache_fields
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.crops import Crop, cut_windows, fixed_windows
 from uniavgen.train.data.loader import CropEncoder, prefetched
-from uniavgen.train.tasks import validate_batch
 
 log = logging.getLogger(__name__)
 

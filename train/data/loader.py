@@ -21,14 +21,14 @@ from uniavgen.shards.buckets import WindowBuckets
 from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
-from uniavgen.train.batch import LatentBatch
+from uniavgen.train.batch import LatentBatch, validate_batch
 from uniavgen.train.codec.registry import Codecs
 from uniavgen.train.codec.text import encode_speech
-from uniavgen.train.config import DataConfig, StageConfig
+from uniavgen.train.config import StageConfig
 from uniavgen.train.data.cached_latents import find_latents
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.crops import Crop, crop_sample, crop_utterance, random_for
 from uniavgen.train.data.stage_stream import data_for
-from uniavgen.train.tasks import validate_batch
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from uniavgen.shards.buckets import WindowBuckets, WindowShape
 from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.timing import VIDEO_FPS
-from uniavgen.train.config import DataConfig, StageConfig, TrainConfig
+from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.model.flops import Shapes, forward_flops
 
 
@@ -62,11 +63,11 @@ def window_flops(config: TrainConfig, stage: StageConfig, shape: WindowShape) ->
     data = data_for(config.data, shape)
     latents, height, width = data.latent_shape
     sizes = Shapes(
-        latents=latents + 1 if stage.picture else 0,
+        latents=latents + 1 if stage.has_video else 0,
         height=height,
         width=width,
         mels=data.mels + data.reference_mels,
-        reference_latents=1 if stage.picture else 0,
+        reference_latents=1 if stage.has_video else 0,
         reference_mels=data.reference_mels,
         caption_tokens=data.caption_tokens,
         speech_tokens=data.speech_bytes,

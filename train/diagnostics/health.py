@@ -13,7 +13,7 @@ from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.config import HealthConfig
+from uniavgen.train.diagnostics.config import HealthConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from uniavgen.train.config import StageConfig
 from uniavgen.train.data.loader import LoadedBatch
-from uniavgen.train.options import Task
 from uniavgen.train.planning import PEAK_TFLOPS
+from uniavgen.train.tasks import Task
 
 LOSS_WINDOW = 10
 """Most steps over which the losses at the start and at the end of a stage are averaged: one round of the paper's mix."""
@@ -143,10 +143,10 @@ class Meter:
         passes, times = len(self.micros) * world, sums["times"]
         found = {f"loss/{name}": sums[name][0] / passes for name in losses}
         found |= {f"samples/{name}": sums[name][0] for name in COUNTS}
-        scored = [name for name in task.scored if stage.picture or name == "audio"]
+        scored = stage.scored(task)
         for name in {"video", "audio"} - set(scored):
             del found[f"loss/{name}"]
-        if not stage.picture:
+        if not stage.has_video:
             del found["loss/mask"]
         found |= {f"task/{task}/{name}": found[f"loss/{name}"] for name in scored}
         found |= {"time/step_s": max(times[::2]), "time/data_wait_s": max(times[1::2])}

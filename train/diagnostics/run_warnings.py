@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniavgen.train.config import HealthConfig
 from uniavgen.train.diagnostics import health
+from uniavgen.train.diagnostics.config import HealthConfig
 from uniavgen.train.engine.deepspeed_engine import from_all, whole_parameter
 
 

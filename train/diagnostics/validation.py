@@ -16,11 +16,12 @@ import torch.distributed as dist
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import Codecs
-from uniavgen.train.config import StageConfig, TrainConfig, face_for
+from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig, TrainConfig, face_for
 from uniavgen.train.data.loader import BatchLoader, EncodedWindows
 from uniavgen.train.diagnostics.metrics import over_workers
-from uniavgen.train.options import ObjectiveConfig, Task, TimestepConfig
-from uniavgen.train.tasks import Draw, total_loss
+from uniavgen.train.flow_matching import Draw
+from uniavgen.train.model.objective import compute_losses
+from uniavgen.train.tasks import Task
 
 STEP = 2**40
 """The step that the noise is drawn for: no training step reaches it."""
@@ -66,7 +67,7 @@ class Validation:
         tasks = [task for task in Task if self.stage.tasks.get(task)]
         found: dict[str, float] = {}
         for task in tasks:
-            scored = [name for name in task.scored if self.stage.picture or name == "audio"]
+            scored = self.stage.scored(task)
             sums = [self._at(engine, task, time, scored) for time in self.config.validation.times]
             means = over_workers([value for row in sums for value in row])
             table = torch.tensor(means).view(len(sums), len(scored)) / dist.get_world_size()
@@ -78,7 +79,7 @@ class Validation:
 
     @torch.no_grad()
     def _at(self, engine: Any, task: Task, time: float, scored: list[str]) -> list[float]:
-        losses = total_loss(
+        losses = compute_losses(
             engine,
             replace(self.batch).to(engine.device),
             task,

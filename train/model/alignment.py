@@ -21,7 +21,7 @@ from torch import Tensor
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import LATENT_STRIDE, frame_of_mel, frames_for_latents, latent_of_frame
-from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, Layout
+from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, TokenLayout
 from uniavgen.train.model.config import BranchConfig, InteractionConfig, ModelConfig
 from uniavgen.train.model.dit import Rope, as_rope, rotary_angles
 
@@ -95,7 +95,7 @@ Table = TypeVar("Table", AudioWindows, LatentPairs)
 
 
 @lru_cache(maxsize=64)
-def align(config: ModelConfig, video: Layout, audio: Layout, device: torch.device) -> Alignment:
+def align(config: ModelConfig, video: TokenLayout, audio: TokenLayout, device: torch.device) -> Alignment:
     """Tables of both directions on `device`, kept for the next call with the same layouts. Raises UserError."""
     how = config.interaction
     a2v = _moved(audio_windows(how, video, audio), device)
@@ -121,7 +121,7 @@ def mel_time(mel: int, mels_per_frame: Fraction) -> float:
     return float((mel + Fraction(1, 2)) / mels_per_frame / LATENT_STRIDE)
 
 
-def audio_windows(config: InteractionConfig, video: Layout, audio: Layout) -> AudioWindows:
+def audio_windows(config: InteractionConfig, video: TokenLayout, audio: TokenLayout) -> AudioWindows:
     """Audio tokens that each updated video frame sees (paper, A2V). Raises UserError if a frame has none."""
     queries, keys = _queries(video), _clip(audio)
     if config.a2v == "sgi":
@@ -147,7 +147,7 @@ def audio_windows(config: InteractionConfig, video: Layout, audio: Layout) -> Au
     return AudioWindows(queries, keys, *_table(rows))
 
 
-def latent_pairs(config: InteractionConfig, video: Layout, audio: Layout) -> LatentPairs:
+def latent_pairs(config: InteractionConfig, video: TokenLayout, audio: TokenLayout) -> LatentPairs:
     """Latents and weights that each updated audio token sees (paper, V2A, and supplement 6.2)."""
     queries, keys = _queries(audio), _clip(video)
     if config.v2a == "sgi":
@@ -260,7 +260,7 @@ def _table(rows: list[Counter[int]]) -> tuple[Tensor, Tensor | None]:
     return index.flatten(), bias[:, None, None, :] if bool(bias.any()) else None
 
 
-def _places(layout: Layout) -> list[Place]:
+def _places(layout: TokenLayout) -> list[Place]:
     """Every frame of the clip (conditions and noisy part), in sequence order."""
     places, index = [], 0
     for role, start, length in layout:
@@ -270,7 +270,7 @@ def _places(layout: Layout) -> list[Place]:
     return places
 
 
-def _clip(layout: Layout) -> tuple[int, int]:
+def _clip(layout: TokenLayout) -> tuple[int, int]:
     """The run [start, stop) of the sequence that belongs to the clip: everything after the references."""
     start = sum(s.length for s in layout if s.role == REFERENCE)
     stop = sum(s.length for s in layout)
@@ -285,7 +285,7 @@ def _clip(layout: Layout) -> tuple[int, int]:
     return start, stop
 
 
-def _queries(layout: Layout) -> Queries:
+def _queries(layout: TokenLayout) -> Queries:
     """The noisy run, which must stand last; without one, the clip's first frame at gate 0."""
     clip, _ = _clip(layout)
     noisy = [s.length for s in layout if s.role == NOISY]
@@ -297,7 +297,7 @@ def _queries(layout: Layout) -> Queries:
     return Queries(stop - noisy[0], stop, 1.0) if noisy else Queries(clip, clip + 1, 0.0)
 
 
-def _check_window(config: InteractionConfig, video: Layout, reach: int) -> None:
+def _check_window(config: InteractionConfig, video: TokenLayout, reach: int) -> None:
     latents = max(latent for _, latent, _ in _places(video)) + 1
     span = frames_for_latents(latents) if config.window_unit == "frame" else latents
     if reach >= span:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.batch import NOISY, BranchInput, Layout
+from uniavgen.train.batch import NOISY, BranchInput, TokenLayout
 from uniavgen.train.model.config import BranchConfig
 
 TIME_SCALE = 1000.0
@@ -44,7 +44,7 @@ class Stream:
     context: Tensor
     context_mask: Tensor | None
     rope: Rope
-    layout: Layout
+    layout: TokenLayout
     grid: tuple[int, int]
 
 
@@ -56,7 +56,7 @@ def time_features(t: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def per_frame(pair: Tensor, layout: Layout) -> Tensor:
+def per_frame(pair: Tensor, layout: TokenLayout) -> Tensor:
     """Values at (t = 0, t) given to the frames by role: [B, 2, C] -> [B, N, 1, C], N rows and never N * S."""
     rows = [pair[:, int(s.role == NOISY)].unsqueeze(1).expand(-1, s.length, -1) for s in layout]
     return torch.cat(rows, dim=1).unsqueeze(2)
@@ -79,7 +79,9 @@ def as_rope(angle: Tensor, device: torch.device) -> Rope:
 
 
 @lru_cache(maxsize=64)
-def rope_table(config: BranchConfig, layout: Layout, grid: tuple[int, int], device: torch.device) -> Rope:
+def rope_table(
+    config: BranchConfig, layout: TokenLayout, grid: tuple[int, int], device: torch.device
+) -> Rope:
     """Rotary angles of every token, made on the host in float64 and kept on the device: 2 x fp32 [N * S, head_dim / 2].
 
     Frames stand at their clock places (negative for references); only differences of places matter to attention, so a
@@ -163,7 +165,7 @@ class Block(nn.Module):
             nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
         )
 
-    def attend_self(self, x: Tensor, rows: Rows, layout: Layout, rope: Rope) -> Tensor:
+    def attend_self(self, x: Tensor, rows: Rows, layout: TokenLayout, rope: Rope) -> Tensor:
         shift, scale, gate = (per_frame(part, layout) for part in rows[:3])
         y = torch.addcmul(shift, normalise(x, self.eps), 1 + scale).to(x.dtype)
         y = self.self_attn(y.flatten(1, 2), rope=rope).view_as(x)
@@ -172,7 +174,7 @@ class Block(nn.Module):
     def attend_text(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         return x + self.cross_attn(self.norm3(x).flatten(1, 2), context, mask).view_as(x)
 
-    def feed_forward(self, x: Tensor, rows: Rows, layout: Layout) -> Tensor:
+    def feed_forward(self, x: Tensor, rows: Rows, layout: TokenLayout) -> Tensor:
         shift, scale, gate = (per_frame(part, layout) for part in rows[3:])
         y = torch.addcmul(shift, normalise(x, self.eps), 1 + scale).to(x.dtype)
         return torch.addcmul(x.float(), self.ffn(y).float(), gate).to(x.dtype)
@@ -187,7 +189,7 @@ class Head(nn.Module):
         self.modulation = Modulation(2, config.dim)
         self.head = ZeroLinear(config.dim, config.in_channels * math.prod(config.patch))
 
-    def forward(self, x: Tensor, time_embedding: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, time_embedding: Tensor, layout: TokenLayout) -> Tensor:
         shift, scale = (per_frame(part, layout) for part in self.modulation(time_embedding.unsqueeze(2)))
         return self.head(torch.addcmul(shift, normalise(x, self.eps), 1 + scale).to(x.dtype))
 

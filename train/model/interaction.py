@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from uniavgen.train.model.alignment import Alignment, AudioWindows, LatentPairs, Queries, Times
 from uniavgen.train.model.config import InteractionConfig, ModelConfig
 from uniavgen.train.model.dit import Rope, ZeroLinear, normalise, rotate
-from uniavgen.train.model.face_modulation import FaceMask
 
 
 class CrossModal(nn.Module):
@@ -134,6 +133,19 @@ def add_update(stream: Tensor, update: Tensor, queries: Queries) -> Tensor:
         [queries.start, queries.stop - queries.start, stream.shape[1] - queries.stop], dim=1
     )
     return torch.cat([before, run + queries.gate * update, after], dim=1)
+
+
+class FaceMask(nn.Module):
+    """M = sigmoid(Wm (gamma * LayerNorm(Hv) + beta) + bm)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps)
+        self.linear = nn.Linear(dim, 1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Hv [B, N, S, D] -> M [B, N, S, 1]."""
+        return torch.sigmoid(self.linear(self.norm(video)))
 
 
 class Interaction(nn.Module):

@@ -26,10 +26,11 @@ from uniavgen.shards.timing import mels_for_frames
 from uniavgen.train.batch import LatentBatch
 from uniavgen.train.config import TrainConfig, face_for
 from uniavgen.train.engine.deepspeed_engine import begin_engine
+from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.options import Task
+from uniavgen.train.model.objective import compute_losses
 from uniavgen.train.planning import sample_flops, stage_memory
-from uniavgen.train.tasks import Draw, total_loss
+from uniavgen.train.tasks import Task
 
 
 def random_batch(config: TrainConfig, device: str) -> LatentBatch:
@@ -80,7 +81,7 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
         torch.cuda.synchronize()
         began = time.perf_counter()
         checkpointing = config.deepspeed.activation_checkpointing
-        losses = total_loss(
+        losses = compute_losses(
             engine,
             batch,
             Task.JOINT,

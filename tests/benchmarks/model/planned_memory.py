@@ -20,13 +20,15 @@ import torch.distributed as dist
 from speed import peak_bytes
 
 from uniavgen.train.batch import LatentBatch
-from uniavgen.train.config import DataConfig, DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.config import DeepSpeedConfig, StageConfig, TrainConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.engine import deepspeed_engine as engine_module
+from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.config import BranchConfig, ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.options import Task
+from uniavgen.train.model.objective import compute_losses
 from uniavgen.train.planning import stage_memory
-from uniavgen.train.tasks import Draw, total_loss
+from uniavgen.train.tasks import Task
 
 BUCKET, SAMPLES = 1_000_000, 2
 MODEL = ModelConfig(
@@ -66,7 +68,7 @@ def steps(config: TrainConfig) -> None:
     batch = random_batch(config)
     for step in range(2):
         draw = Draw(0, step, tuple(range(SAMPLES)))
-        loss = total_loss(engine, batch, Task.REFERENCE, draw, config.objective, MODEL.face, 0.1)["total"]
+        loss = compute_losses(engine, batch, Task.REFERENCE, draw, config.objective, MODEL.face, 0.1)["total"]
         engine.backward(loss)
         del loss
         engine.step()

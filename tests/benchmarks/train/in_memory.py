@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from uniavgen.train.config import DeepSpeedConfig, HealthConfig, StageConfig, TrainConfig
+from uniavgen.train.config import DeepSpeedConfig, StageConfig, TrainConfig
 from uniavgen.train.data.loader import LoadedBatch
+from uniavgen.train.diagnostics.config import HealthConfig
 from uniavgen.train.model.config import ModelConfig
-from uniavgen.train.options import PAPER_MIX
+from uniavgen.train.tasks import PAPER_MIX
 from uniavgen.train.trainer import Job, StageTrainer
 
 KEPT = 4

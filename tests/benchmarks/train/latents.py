@@ -23,8 +23,8 @@ import torch
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import load_codecs
-from uniavgen.train.config import DataConfig
 from uniavgen.train.data.cached_latents import find_latents
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.latent_caching import cache_latents, cut_fixed_windows
 from uniavgen.train.data.loader import BatchLoader, CropEncoder, EncodedWindows
 

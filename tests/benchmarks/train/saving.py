@@ -20,7 +20,7 @@ from uniavgen.orchestration.planning.training_plan import find_gpu, stage_cost
 from uniavgen.train.checkpoint import saving
 from uniavgen.train.checkpoint.run_folder import RunFolder, digest
 from uniavgen.train.checkpoint.saving import write_hashed
-from uniavgen.train.config import DataConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
 from uniavgen.train.planning import stage_parameters
 from uniavgen.train.trainer import Job, StageTrainer

@@ -45,10 +45,10 @@ from uniavgen.train import trainer
 from uniavgen.train.config import StageConfig, TrainConfig, face_for, lr_at
 from uniavgen.train.data.loader import LoadedBatch
 from uniavgen.train.engine.deepspeed_engine import deepspeed_file
+from uniavgen.train.flow_matching import Draw, task_at
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.model.face_modulation import lambda_at
-from uniavgen.train.tasks import Draw, task_at, total_loss
+from uniavgen.train.model.objective import compute_losses, lambda_at
 from uniavgen.train.trainer import Job, StageTrainer, build_model
 
 WARM = 5
@@ -80,7 +80,7 @@ class BareLoop:
         task, batch = task_at(config.seed, step, stage.tasks), loaded.batch.to(self.job.device)
         loss = self.section(
             "forward",
-            total_loss,
+            compute_losses,
             self.engine or self.model,
             batch,
             task,

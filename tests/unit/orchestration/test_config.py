@@ -8,7 +8,7 @@ from uniavgen.orchestration.config import Config, known_keys, load_config, prese
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.config import face_for
 from uniavgen.train.model.config import ModelConfig
-from uniavgen.train.options import PAPER_MIX
+from uniavgen.train.tasks import PAPER_MIX
 
 
 def test_tiny_preset_is_the_defaults_in_code() -> None:

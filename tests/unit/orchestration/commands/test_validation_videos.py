@@ -17,8 +17,9 @@ from uniavgen.orchestration.config import Config
 from uniavgen.orchestration.output.video_file import SHEET_FRAMES, write_contact_sheet
 from uniavgen.shards import weights
 from uniavgen.train.checkpoint.run_folder import RunFolder
-from uniavgen.train.config import StageConfig, ValidationConfig
-from uniavgen.train.options import SamplerConfig, Task
+from uniavgen.train.config import SamplingConfig, StageConfig
+from uniavgen.train.diagnostics.config import ValidationConfig
+from uniavgen.train.tasks import Task
 
 STAGE = StageConfig(name="multitask", tasks={Task.JOINT: 1, Task.DUBBING: 1})
 
@@ -39,7 +40,7 @@ def test_every_task_has_a_video_with_and_without_guidance(tmp_path: Path) -> Non
 
     shards = write_shards(tmp_path / "shards", [make_sample("a", 30), make_sample("b", 30, seed=1)], "val")
     plan = small_plan([STAGE], 1).model_copy(update={"validation": ValidationConfig(films=1)})
-    settings = Config(train=plan, sample=SamplerConfig(steps=2))
+    settings = Config(train=plan, sample=SamplingConfig(steps=2))
     folder = RunFolder(tmp_path / "run", "multitask")
     torch.manual_seed(0)
     folder.write(done=True, config=plan.model_dump(mode="json"))

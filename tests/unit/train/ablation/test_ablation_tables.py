@@ -12,7 +12,7 @@ from uniavgen.train.ablation.experiment import lr_at, task_of
 from uniavgen.train.ablation.plan import RECIPE, ROLES, TABLES, Experiment, experiment, experiments
 from uniavgen.train.ablation.verdict import compare, confidence_positive, interval
 from uniavgen.train.model.config import InteractionConfig
-from uniavgen.train.options import PAPER_MIX, Task
+from uniavgen.train.tasks import PAPER_MIX, Task
 
 CONFIG = AblateConfig(tables=tuple(TABLES))
 POSITIONS = [row.name for row in TABLES["positions"].rows]

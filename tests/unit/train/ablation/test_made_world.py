@@ -18,7 +18,7 @@ from uniavgen.train.ablation.world import (
     world_batch,
     world_clips,
 )
-from uniavgen.train.tasks import validate_batch
+from uniavgen.train.batch import validate_batch
 
 WORLD = WorldConfig()
 CLIPS = tuple(range(64))

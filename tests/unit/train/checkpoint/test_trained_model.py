@@ -17,12 +17,11 @@ from uniavgen.shards import weights
 from uniavgen.shards.errors import UserError
 from uniavgen.train.checkpoint.run_folder import RunFolder
 from uniavgen.train.checkpoint.trained_model import load_export, load_trained
-from uniavgen.train.config import tiny_stages
+from uniavgen.train.config import SamplingConfig, tiny_stages
 from uniavgen.train.generation import generate
 from uniavgen.train.model.dit import Branch
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.pretrained import load_branch
-from uniavgen.train.options import SamplerConfig
 
 OUTCOME = {
     "steps": 40,
@@ -85,7 +84,7 @@ def test_generation_from_export_equals_generation_from_run(run_dir: Path, export
     if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     one, other = (
-        generate(folder, "joint", make_sample("a", 30), SamplerConfig(steps=2))
+        generate(folder, "joint", make_sample("a", 30), SamplingConfig(steps=2))
         for folder in (run_dir, exported)
     )
     assert np.array_equal(one.frames, other.frames)

@@ -26,9 +26,9 @@ from uniavgen.shards.latents.verify import latent_checks, verify_sidecar
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.tar.manifest import read_manifest
 from uniavgen.train.codec.registry import CodecConfig, Codecs, load_codecs
-from uniavgen.train.config import CacheConfig, DataConfig
 from uniavgen.train.data import crops
 from uniavgen.train.data.cached_latents import CachedWindow, find_latents
+from uniavgen.train.data.config import CacheConfig, DataConfig
 from uniavgen.train.data.crops import Crop, cut_windows, fixed_windows, random_for
 from uniavgen.train.data.latent_caching import CacheSummary, cache_latents
 from uniavgen.train.data.loader import BatchLoader, CropEncoder

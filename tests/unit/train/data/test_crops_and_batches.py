@@ -19,7 +19,7 @@ from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio
 from uniavgen.shards.timing import mels_for_frames
 from uniavgen.train.codec.audio import MelCodec
 from uniavgen.train.codec.registry import CodecConfig, Codecs, load_codecs
-from uniavgen.train.config import DataConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.crops import (
     choose_reference_audio,
     choose_reference_frame,

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniavgen.train.config import CacheConfig, DataConfig
+from uniavgen.train.data.config import CacheConfig, DataConfig
 from uniavgen.train.data.crops import fixed_windows
 
 

@@ -21,7 +21,8 @@ from uniavgen.shards.buckets import WindowBuckets, WindowShape
 from uniavgen.shards.read.sampler import BucketSampler
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import load_codecs
-from uniavgen.train.config import DataConfig, StageConfig, TrainConfig
+from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.loader import make_loader
 from uniavgen.train.data.stage_stream import data_for, micro_batches, stage_buckets, window_flops
 from uniavgen.train.model.config import InteractionConfig

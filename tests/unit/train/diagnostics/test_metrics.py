@@ -11,11 +11,12 @@ from made_runs import Run, read_metrics, small_plan, train_together
 from made_samples import make_sample, write_shards
 
 from uniavgen.shards import weights
-from uniavgen.train.config import StageConfig, ValidationConfig
+from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig
+from uniavgen.train.diagnostics.config import ValidationConfig
 from uniavgen.train.diagnostics.metrics import TIME_BUCKETS, summed
 from uniavgen.train.diagnostics.validation import fixed_objective
-from uniavgen.train.options import ObjectiveConfig, Task, TimestepConfig
-from uniavgen.train.tasks import Draw
+from uniavgen.train.flow_matching import Draw
+from uniavgen.train.tasks import Task
 
 STAGE = StageConfig(name="multitask", steps=5, batch=2, tasks=dict.fromkeys(Task, 1), lambda_start=0.1)
 
@@ -55,12 +56,13 @@ def test_a_run_tells_where_it_stands(tmp_path: Path) -> None:
     steps = read_metrics(home)
     told = {name for metrics in steps.values() for name in metrics}
     for task in Task:
-        for modality in task.scored:
+        for modality in task.spec.generates:
             assert any(name.startswith(f"loss_at/{task}/{modality}/t") for name in told), task
             both = [steps[4][f"validation/{task}/{modality}/t{time}"] for time in ("0.2", "0.8")]
             assert steps[4][f"validation/{task}/{modality}"] == pytest.approx(sum(both) / 2)
         assert not any(
-            name.startswith(f"validation/{task}/") and name.split("/")[2] not in task.scored for name in told
+            name.startswith(f"validation/{task}/") and name.split("/")[2] not in task.spec.generates
+            for name in told
         )
     assert "validation/joint/video" not in steps[3]
     assert steps[2]["validation/joint/video"] != steps[4]["validation/joint/video"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.config import HealthConfig
+from uniavgen.train.diagnostics.config import HealthConfig
 from uniavgen.train.diagnostics.health import (
     Rewinds,
     StepHealth,

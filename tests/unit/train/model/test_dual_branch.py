@@ -9,11 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uniavgen.shards.errors import UserError
 from uniavgen.train.batch import DualOutput, LatentBatch
+from uniavgen.train.config import ObjectiveConfig
+from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.flops import Shapes, forward_flops
-from uniavgen.train.options import ObjectiveConfig, Task
-from uniavgen.train.tasks import Draw, TaskInputs, prepare
+from uniavgen.train.model.objective import TaskInputs, prepare_inputs
+from uniavgen.train.tasks import Task
 
 MakeBatch = Callable[..., LatentBatch]
 MakeConfig = Callable[..., ModelConfig]
@@ -23,7 +25,9 @@ POSITIONS = ["none", "time"]
 
 def inputs_for(task: Task, batch: LatentBatch, config: ModelConfig) -> TaskInputs:
     draw = Draw(3, 0, tuple(range(len(batch.keys))))
-    return prepare(batch, task, draw, ObjectiveConfig(caption_dropout=0, speech_dropout=0), config.face)
+    return prepare_inputs(
+        batch, task, draw, ObjectiveConfig(caption_dropout=0, speech_dropout=0), config.face
+    )
 
 
 @pytest.mark.parametrize("task", list(Task))

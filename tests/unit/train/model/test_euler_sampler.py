@@ -10,11 +10,12 @@ from torch import Tensor
 
 from uniavgen.shards.errors import UserError
 from uniavgen.train.batch import BranchInput, DualOutput, LatentBatch
+from uniavgen.train.config import SamplingConfig
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.options import SamplerConfig, Task
+from uniavgen.train.model.objective import Model
 from uniavgen.train.sampling import guide, sample, time_grid
-from uniavgen.train.tasks import Model
+from uniavgen.train.tasks import Task
 
 MakeBatch = Callable[..., LatentBatch]
 MEAN, STD = 2.0, 0.5
@@ -47,7 +48,7 @@ def two_gaussians(
 
 def test_unguided_sampling_reaches_the_known_distribution(make_batch: MakeBatch) -> None:
     video, mel = sample(
-        two_gaussians, make_batch(), Task.JOINT, SamplerConfig(guidance="none", steps=200), seed=0
+        two_gaussians, make_batch(), Task.JOINT, SamplingConfig(guidance="none", steps=200), seed=0
     )
     for x in (video, mel):
         assert x.mean().item() == pytest.approx(MEAN, abs=0.03)
@@ -58,7 +59,7 @@ def test_without_interaction_both_modes_are_reached(make_batch: MakeBatch) -> No
     def apart(video: BranchInput | None, audio: BranchInput, **_: object) -> DualOutput:
         return two_gaussians(video, audio, interact=False)
 
-    _, mel = sample(apart, make_batch(), Task.JOINT, SamplerConfig(guidance="none", steps=100), seed=0)
+    _, mel = sample(apart, make_batch(), Task.JOINT, SamplingConfig(guidance="none", steps=100), seed=0)
     assert (mel > 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
     assert mel.abs().mean().item() == pytest.approx(MEAN, abs=0.05)
 
@@ -66,7 +67,7 @@ def test_without_interaction_both_modes_are_reached(make_batch: MakeBatch) -> No
 def test_guidance_moves_away_from_the_unconditioned_and_more_so_with_its_scale(make_batch: MakeBatch) -> None:
     means = []
     for scale in (1.0, 2.0, 4.0):
-        config = SamplerConfig(video_scale=scale, audio_scale=2 * scale, steps=60, interval=(0.0, 1.0))
+        config = SamplingConfig(video_scale=scale, audio_scale=2 * scale, steps=60, interval=(0.0, 1.0))
         video, mel = sample(two_gaussians, make_batch(), Task.JOINT, config, seed=0)
         means.append((video.mean().item(), mel.mean().item()))
     assert means[0][0] == pytest.approx(MEAN, abs=0.05)
@@ -92,17 +93,17 @@ def test_two_passes_a_step_serve_both_modalities_inside_the_interval_and_one_out
     make_batch: MakeBatch,
 ) -> None:
     model, calls = counting(two_gaussians)
-    sample(model, make_batch(), Task.JOINT, SamplerConfig(steps=10), seed=0)
+    sample(model, make_batch(), Task.JOINT, SamplingConfig(steps=10), seed=0)
     # t = 1.0, 0.9 .. 0.5 are guided (6 of 10 steps)
     assert len(calls) == 6 * 2 + 4
     assert calls[:2] == [(True, True, True), (True, True, False)]
     assert calls[-1] == (True, True, True)
     model, calls = counting(two_gaussians)
-    sample(model, make_batch(), Task.JOINT, SamplerConfig(steps=10, guidance="text"), seed=0)
+    sample(model, make_batch(), Task.JOINT, SamplingConfig(steps=10, guidance="text"), seed=0)
     assert len(calls) == 16
     assert all(call == (True, True, True) for call in calls)
     model, calls = counting(two_gaussians)
-    sample(model, make_batch(), Task.JOINT, SamplerConfig(steps=10, guidance="none"), seed=0)
+    sample(model, make_batch(), Task.JOINT, SamplingConfig(steps=10, guidance="none"), seed=0)
     assert len(calls) == 10
 
 
@@ -111,7 +112,7 @@ def test_the_pass_without_interaction_leaves_out_a_branch_that_generates_nothing
 ) -> None:
     for task, kept in ((Task.DUBBING, (False, True, False)), (Task.AUDIO_DRIVEN, (True, False, False))):
         model, calls = counting(randomised(make_config()))
-        sample(model, make_batch(), task, SamplerConfig(steps=1), seed=0)
+        sample(model, make_batch(), task, SamplingConfig(steps=1), seed=0)
         assert calls == [(True, True, True), kept]
 
 
@@ -132,7 +133,7 @@ def test_every_task_samples_every_batch_and_length_and_keeps_what_was_given(
     randomised: Callable[..., DualBranch],
 ) -> None:
     batch = make_batch(size=size, latents=latents)
-    config = SamplerConfig(steps=2, continuation_latents=2)
+    config = SamplingConfig(steps=2, continuation_latents=2)
     video, mel = sample(randomised(make_config()), batch, task, config, seed=0)
     assert video.shape == batch.video.shape
     assert mel.shape == batch.mel.shape
@@ -150,7 +151,7 @@ def test_what_a_task_does_not_give_has_no_influence(
     model, batch = randomised(make_config()), make_batch()
     blank = replace(batch, video=torch.zeros_like(batch.video), mel=torch.zeros_like(batch.mel))
     known, unknown = (
-        sample(model, b, Task.REFERENCE, SamplerConfig(steps=2), seed=4) for b in (batch, blank)
+        sample(model, b, Task.REFERENCE, SamplingConfig(steps=2), seed=4) for b in (batch, blank)
     )
     assert torch.equal(known[0], unknown[0])
     assert torch.equal(known[1], unknown[1])
@@ -159,7 +160,7 @@ def test_what_a_task_does_not_give_has_no_influence(
 def test_seeds_reproduce_bit_for_bit_and_do_not_depend_on_the_batch(
     make_batch: MakeBatch, make_config: Callable[..., ModelConfig], randomised: Callable[..., DualBranch]
 ) -> None:
-    model, batch, config = randomised(make_config()), make_batch(), SamplerConfig(steps=3)
+    model, batch, config = randomised(make_config()), make_batch(), SamplingConfig(steps=3)
     first, again, other = (sample(model, batch, Task.JOINT, config, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -173,7 +174,7 @@ def test_sound_alone_can_be_sampled(
     make_batch: MakeBatch, make_config: Callable[..., ModelConfig], randomised: Callable[..., DualBranch]
 ) -> None:
     batch = replace(make_batch(), video=None, reference=None, caption=None, caption_mask=None, face=None)
-    video, mel = sample(randomised(make_config()), batch, Task.REFERENCE, SamplerConfig(steps=2), seed=0)
+    video, mel = sample(randomised(make_config()), batch, Task.REFERENCE, SamplingConfig(steps=2), seed=0)
     assert video is None
     assert mel.shape == batch.mel.shape
 
@@ -182,11 +183,11 @@ def test_an_empty_speech_text_and_a_broken_condition_are_refused(make_batch: Mak
     batch = make_batch()
     batch.speech_mask[1] = False
     with pytest.raises(UserError, match="empty"):
-        sample(two_gaussians, batch, Task.JOINT, SamplerConfig(), seed=0)
-    sample(two_gaussians, batch, Task.AUDIO_DRIVEN, SamplerConfig(steps=1, guidance="none"), seed=0)
+        sample(two_gaussians, batch, Task.JOINT, SamplingConfig(), seed=0)
+    sample(two_gaussians, batch, Task.AUDIO_DRIVEN, SamplingConfig(steps=1, guidance="none"), seed=0)
     batch.mel[0, 0, 0] = torch.nan
     with pytest.raises(UserError, match=r"batch\.mel holds NaN"):
-        sample(two_gaussians, batch, Task.AUDIO_DRIVEN, SamplerConfig(), seed=0)
+        sample(two_gaussians, batch, Task.AUDIO_DRIVEN, SamplingConfig(), seed=0)
 
 
 def test_steps_run_from_noise_to_data_and_shift_keeps_the_ends() -> None:

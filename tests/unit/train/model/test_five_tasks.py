@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from enum import StrEnum
 
 import pytest
 import torch
@@ -10,12 +11,22 @@ from hypothesis import strategies as st
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import frames_for_latents, mels_for_frames
-from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, BranchInput, DualOutput, LatentBatch
+from uniavgen.train.batch import (
+    CONDITION,
+    NOISY,
+    REFERENCE,
+    BranchInput,
+    DualOutput,
+    LatentBatch,
+    validate_batch,
+)
+from uniavgen.train.config import ObjectiveConfig
+from uniavgen.train.flow_matching import Draw, task_at
+from uniavgen.train.generation import Conditions
 from uniavgen.train.model.config import FaceConfig, ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.options import PAPER_MIX, ObjectiveConfig, Task, task_named
-from uniavgen.train.tasks import Draw, drop_text, prepare, role_mask, task_at, total_loss, validate_batch
-from uniavgen.train.tasks import given as given_by
+from uniavgen.train.model.objective import compute_losses, drop_text, prepare_inputs, role_mask
+from uniavgen.train.tasks import PAPER_MIX, GivenPart, Task, clip_condition, task_named
 
 MakeBatch = Callable[..., LatentBatch]
 DRAW = Draw(7, 3, (0, 1))
@@ -44,18 +55,18 @@ def test_each_task_lays_out_reference_condition_and_noisy_parts(
     task: Task, video: list, audio: list, make_batch: MakeBatch
 ) -> None:
     objective = ObjectiveConfig(continuation_min=0.4, continuation_max=0.4, dubbing_reference=1)
-    inputs = prepare(make_batch(), task, DRAW, objective, FACE)
+    inputs = prepare_inputs(make_batch(), task, DRAW, objective, FACE)
     assert shape_of(inputs.video) == video
     assert shape_of(inputs.audio) == audio
     assert [name for name in ("video", "audio") if getattr(inputs, f"{name}_scored").any()] == list(
-        task.scored
+        task.spec.generates
     )
     assert inputs.video.latent.shape[2] == len(inputs.video.role) == len(inputs.video.clock)
 
 
 def test_clean_parts_are_the_data_and_noisy_parts_lie_on_the_straight_path(make_batch: MakeBatch) -> None:
     batch = make_batch()
-    inputs = prepare(
+    inputs = prepare_inputs(
         batch, Task.CONTINUATION, DRAW, ObjectiveConfig(continuation_min=0.4, continuation_max=0.4), FACE
     )
     latent, t = inputs.video.latent, inputs.video.timestep.view(-1, 1, 1, 1, 1)
@@ -73,7 +84,7 @@ def test_clean_parts_are_the_data_and_noisy_parts_lie_on_the_straight_path(make_
 
 def test_a_dubbed_films_reference_image_is_its_own_first_frame(make_batch: MakeBatch) -> None:
     batch = make_batch()
-    inputs = prepare(batch, Task.DUBBING, DRAW, ObjectiveConfig(), FACE)
+    inputs = prepare_inputs(batch, Task.DUBBING, DRAW, ObjectiveConfig(), FACE)
     assert torch.equal(inputs.video.latent, torch.cat([batch.video[:, :, :1], batch.video], dim=2))
 
 
@@ -82,7 +93,7 @@ def test_no_task_leaks_its_target_into_its_condition(task: Task, make_batch: Mak
     batch = make_batch()
     batch.video.requires_grad_()
     batch.mel.requires_grad_()
-    inputs = prepare(batch, task, DRAW, ObjectiveConfig(), FACE)
+    inputs = prepare_inputs(batch, task, DRAW, ObjectiveConfig(), FACE)
     for data, clip, reference in (
         (inputs.video, batch.video, inputs.video.layout[0].length),
         (inputs.audio, batch.mel, inputs.audio.latent.shape[2] - 100),
@@ -113,14 +124,14 @@ def test_no_clean_token_gets_a_gradient_from_the_loss(
         outputs.append((video, audio, *outs, masks))
         return DualOutput(*outs, face_masks=masks)
 
-    total_loss(model, make_batch(), task, DRAW, ObjectiveConfig(), FaceConfig(supervise=supervise), 0.1)[
+    compute_losses(model, make_batch(), task, DRAW, ObjectiveConfig(), FaceConfig(supervise=supervise), 0.1)[
         "total"
     ].backward()
     video, audio, out_v, out_a, masks = outputs[0]
     for data, out, name in ((video, out_v, "video"), (audio, out_a, "audio")):
         noisy = role_mask(data.layout, NOISY)
         assert not out.grad[:, :, ~noisy].any()
-        assert noisy.any() == (name in task.scored)
+        assert noisy.any() == (name in task.spec.generates)
         assert out.grad[:, :, noisy].all()
     roles = (NOISY,) if supervise == "noisy" else (NOISY, CONDITION)
     scored = role_mask(video.layout, *roles)
@@ -134,7 +145,7 @@ def test_every_parameter_gets_a_gradient_in_every_task(
 ) -> None:
     config = make_config()
     model = DualBranch(config)
-    total_loss(model, make_batch(), task, DRAW, ObjectiveConfig(), config.face, 0.1)["total"].backward()
+    compute_losses(model, make_batch(), task, DRAW, ObjectiveConfig(), config.face, 0.1)["total"].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
@@ -145,7 +156,7 @@ def test_the_audio_stage_trains_on_sound_alone(
     model, batch = DualBranch(config), make_batch()
     batch.video = batch.reference = batch.caption = batch.caption_mask = batch.face = None
     for task in (Task.JOINT, Task.REFERENCE, Task.CONTINUATION):
-        losses = total_loss(model, batch, task, DRAW, ObjectiveConfig(), config.face, 0.1)
+        losses = compute_losses(model, batch, task, DRAW, ObjectiveConfig(), config.face, 0.1)
         assert losses["video"] == losses["mask"] == 0
         assert losses["audio"] > 0.5
     losses["total"].backward()
@@ -153,12 +164,12 @@ def test_the_audio_stage_trains_on_sound_alone(
     assert trained == {"audio", "speech_text"}
     for task in (Task.DUBBING, Task.AUDIO_DRIVEN):
         with pytest.raises(UserError, match="needs video"):
-            total_loss(model, batch, task, DRAW, ObjectiveConfig(), config.face, 0.1)
+            compute_losses(model, batch, task, DRAW, ObjectiveConfig(), config.face, 0.1)
 
 
 def test_a_sample_draws_the_same_whoever_sits_beside_it(make_batch: MakeBatch) -> None:
     batch = make_batch(size=3)
-    whole = prepare(batch, Task.JOINT, Draw(1, 2, (0, 1, 2)), ObjectiveConfig(), FACE)
+    whole = prepare_inputs(batch, Task.JOINT, Draw(1, 2, (0, 1, 2)), ObjectiveConfig(), FACE)
     half = make_batch(size=3)
     for name in (
         "mel",
@@ -172,19 +183,19 @@ def test_a_sample_draws_the_same_whoever_sits_beside_it(make_batch: MakeBatch) -
         "face",
     ):
         setattr(half, name, getattr(half, name)[2:])
-    alone = prepare(half, Task.JOINT, Draw(1, 2, (2,)), ObjectiveConfig(), FACE)
+    alone = prepare_inputs(half, Task.JOINT, Draw(1, 2, (2,)), ObjectiveConfig(), FACE)
     for ours, theirs in ((whole.video, alone.video), (whole.audio, alone.audio)):
         assert torch.equal(ours.latent[2:], theirs.latent)
         assert torch.equal(ours.timestep[2:], theirs.timestep)
         assert torch.equal(ours.text_mask[2:], theirs.text_mask)
-    other = prepare(batch, Task.JOINT, Draw(1, 3, (0, 1, 2)), ObjectiveConfig(), FACE)
+    other = prepare_inputs(batch, Task.JOINT, Draw(1, 3, (0, 1, 2)), ObjectiveConfig(), FACE)
     assert not torch.equal(whole.audio.latent, other.audio.latent)
 
 
 def test_both_branches_share_a_time_unless_told_otherwise(make_batch: MakeBatch) -> None:
-    shared = prepare(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(), FACE)
+    shared = prepare_inputs(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(), FACE)
     assert torch.equal(shared.video.timestep, shared.audio.timestep)
-    apart = prepare(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(shared_timestep=False), FACE)
+    apart = prepare_inputs(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(shared_timestep=False), FACE)
     assert not torch.equal(apart.video.timestep, apart.audio.timestep)
 
 
@@ -243,20 +254,47 @@ def test_unknown_tasks_and_batches_that_do_not_fit_are_named(make_batch: MakeBat
         with pytest.raises(UserError, match=said):
             validate_batch(batch)
     with pytest.raises(UserError, match="1 sample indices for a batch of 2"):
-        prepare(make_batch(), Task.JOINT, Draw(0, 0, (0,)), ObjectiveConfig(), FACE)
+        prepare_inputs(make_batch(), Task.JOINT, Draw(0, 0, (0,)), ObjectiveConfig(), FACE)
     with pytest.raises(UserError, match="reference_mel"):
-        prepare(make_batch(voice=0), Task.REFERENCE, DRAW, ObjectiveConfig(), FACE)
+        prepare_inputs(make_batch(voice=0), Task.REFERENCE, DRAW, ObjectiveConfig(), FACE)
 
 
 @given(latents=st.integers(2, 30), share=st.floats(0.01, 0.99))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_a_continuation_is_cut_at_one_instant_in_both_modalities(latents: int, share: float) -> None:
     mels = mels_for_frames(frames_for_latents(latents))
-    parts = given_by(Task.CONTINUATION, latents, mels, share=share)
+    parts = clip_condition(Task.CONTINUATION, latents, mels, share=share)
     assert 0 < parts.latents < latents
     assert parts.mels == mels_for_frames(frames_for_latents(parts.latents)) < mels
 
 
 def test_a_single_latent_cannot_be_continued() -> None:
     with pytest.raises(UserError, match="cannot be continued"):
-        given_by(Task.CONTINUATION, 1, 6, share=0.5)
+        clip_condition(Task.CONTINUATION, 1, 6, share=0.5)
+
+
+def test_every_task_has_a_complete_row() -> None:
+    fields = {name for name in Conditions.__dataclass_fields__}
+    for task in Task:
+        spec = task.spec
+        assert spec.help
+        assert spec.generates
+        assert set(spec.generates) <= {"video", "audio"}
+        assert set(spec.sample_needs) <= fields
+        assert "video" not in spec.generates or spec.given is not GivenPart.WHOLE_VIDEO
+        assert "audio" not in spec.generates or spec.given is not GivenPart.WHOLE_AUDIO
+        assert clip_condition(task, 5, 100, share=0.4, has_voice=True)
+    assert len({task.spec.help for task in Task}) == len(Task)
+
+
+def test_a_task_without_a_row_is_an_error() -> None:
+    with pytest.raises(TypeError, match="spec"):
+
+        class Incomplete(StrEnum):
+            SING = "sing"
+            __new__ = Task.__new_member__
+
+
+def test_a_task_named_in_no_row_is_never_taken_for_another() -> None:
+    with pytest.raises(ValueError, match="sing"):
+        Task("sing")

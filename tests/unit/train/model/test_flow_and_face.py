@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from uniavgen.train import flow_matching
+from uniavgen.train.config import TimestepConfig
 from uniavgen.train.model.config import FaceConfig
-from uniavgen.train.model.face_modulation import FaceMask, lambda_at, mask_iou, mask_loss
-from uniavgen.train.options import TimestepConfig
+from uniavgen.train.model.interaction import FaceMask
+from uniavgen.train.model.objective import lambda_at, mask_iou, mask_loss
 
 
 def times(**config: object) -> torch.Tensor:

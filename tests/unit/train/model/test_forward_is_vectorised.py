@@ -7,10 +7,12 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from uniavgen.train.batch import LatentBatch
+from uniavgen.train.config import ObjectiveConfig
+from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.options import ObjectiveConfig, Task
-from uniavgen.train.tasks import Draw, prepare
+from uniavgen.train.model.objective import prepare_inputs
+from uniavgen.train.tasks import Task
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "item", "equal", "is_nonzero")
 """Operations whose result's value or shape the host must wait for."""
@@ -40,7 +42,9 @@ def test_operations_do_not_grow_with_samples_or_frames_and_none_waits(
     model, found = DualBranch(config), []
     for size, latents in ((2, 5), (3, 9)):
         draw = Draw(3, 0, tuple(range(size)))
-        data = prepare(make_batch(size=size, latents=latents), task, draw, ObjectiveConfig(), config.face)
+        data = prepare_inputs(
+            make_batch(size=size, latents=latents), task, draw, ObjectiveConfig(), config.face
+        )
         plan = model.plan(data.video, data.audio)
         with Operations() as operations:
             model.run(data.video, data.audio, plan, checkpointing=False)

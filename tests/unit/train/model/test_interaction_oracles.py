@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import MELS_PER_FRAME
-from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, Layout, Segment
+from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, Segment, TokenLayout
 from uniavgen.train.model.alignment import align, audio_windows
 from uniavgen.train.model.config import (
     BranchConfig,
@@ -180,7 +180,7 @@ def naive(
     return new_video, new_audio
 
 
-def layout(ref: int, known: int, length: int) -> Layout:
+def layout(ref: int, known: int, length: int) -> TokenLayout:
     parts = (
         Segment(REFERENCE, -ref, ref),
         Segment(CONDITION, 0, known),
@@ -321,7 +321,7 @@ def test_a_condition_and_the_noisy_part_of_one_instant_both_serve() -> None:
     assert torch.equal(out_a[:, :5], audio[:, :5])
 
 
-def outputs(positions: Any, sound: slice, video: Layout, audio: Layout) -> tuple[Tensor, Tensor]:
+def outputs(positions: Any, sound: slice, video: TokenLayout, audio: TokenLayout) -> tuple[Tensor, Tensor]:
     """Both streams of one module and one random input, whose noisy mel frames `sound` stand in the opposite order."""
     model = small(InteractionConfig(window=2, mels_per_frame=Fraction(1), positions=positions), "none")
     generator = torch.Generator().manual_seed(5)

@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uniavgen.shards.timing import frames_for_latents, mels_for_frames
 from uniavgen.train.batch import LatentBatch
+from uniavgen.train.config import ObjectiveConfig
+from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.config import BranchConfig, InteractionConfig, ModelConfig, SpeechTextConfig
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.flops import Shapes, forward_flops
 from uniavgen.train.model.memory import activations
-from uniavgen.train.options import ObjectiveConfig, Task
-from uniavgen.train.tasks import Draw, total_loss
+from uniavgen.train.model.objective import compute_losses
+from uniavgen.train.tasks import Task
 
 VOICE, CAPTION, SPEECH = 33, 16, 32
 
@@ -113,7 +115,7 @@ def shapes_of(batch: LatentBatch) -> Shapes:
 def losses(model: DualBranch, batch: LatentBatch, checkpointing: bool = False) -> torch.Tensor:
     draw = Draw(0, 0, tuple(range(len(batch.keys))))
     face = model.config.face
-    return total_loss(
+    return compute_losses(
         model, batch, Task.REFERENCE, draw, ObjectiveConfig(), face, 0.1, checkpointing=checkpointing
     )["total"]
 

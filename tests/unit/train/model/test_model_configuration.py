@@ -6,18 +6,19 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from uniavgen.train.config import ObjectiveConfig, SamplingConfig
 from uniavgen.train.model.config import BranchConfig, InteractionConfig, ModelConfig
 from uniavgen.train.model.flops import Shapes, forward_flops
-from uniavgen.train.options import PAPER_MIX, ObjectiveConfig, SamplerConfig, Task
+from uniavgen.train.tasks import PAPER_MIX, Task
 
 
 def test_configuration_needs_no_torch() -> None:
-    code = "import sys, train.model.config, train.model.flops, train.options, train.batch; sys.exit('torch' in sys.modules)"
+    code = "import sys, uniavgen.train.config, uniavgen.train.model.flops, uniavgen.train.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_defaults_are_the_papers_where_the_paper_speaks() -> None:
-    interaction, sampler = InteractionConfig(), SamplerConfig()
+    interaction, sampler = InteractionConfig(), SamplingConfig()
     assert (interaction.a2v, interaction.v2a, interaction.window) == ("ati", "ati", 12)
     assert (interaction.layers, interaction.position) == ("interleaved", "before-self-attention")
     assert (sampler.steps, sampler.video_scale, sampler.audio_scale, sampler.interval) == (50, 3, 2, (0.5, 1))
@@ -52,7 +53,7 @@ def test_interaction_layers_are_where_the_field_says() -> None:
 
 
 def test_a_configuration_survives_json() -> None:
-    for config in (ModelConfig.tiny(), ModelConfig.paper(), ObjectiveConfig(), SamplerConfig()):
+    for config in (ModelConfig.tiny(), ModelConfig.paper(), ObjectiveConfig(), SamplingConfig()):
         assert type(config).model_validate_json(config.model_dump_json()) == config
 
 
@@ -68,8 +69,8 @@ def test_a_configuration_survives_json() -> None:
         ),
         (lambda: ModelConfig(audio=ModelConfig().audio.model_copy(update={"layers": 3})), "audio.layers 3"),
         (lambda: ModelConfig(speech_text={"dim": 32}), "speech_text.dim 32"),
-        (lambda: SamplerConfig(interval=(0.7, 0.2)), "interval"),
-        (lambda: SamplerConfig(steps=0), "steps"),
+        (lambda: SamplingConfig(interval=(0.7, 0.2)), "interval"),
+        (lambda: SamplingConfig(steps=0), "steps"),
         (lambda: ObjectiveConfig(mix={"joint": 0}), "mix"),
         (lambda: ObjectiveConfig(mix={"singing": 1}), "mix"),
         (lambda: ObjectiveConfig(continuation_min=0.9), "continuation_min"),

@@ -5,7 +5,7 @@ import torch
 from small_wan import velocity, wan_pair
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, BranchInput, Layout, Segment
+from uniavgen.train.batch import CONDITION, NOISY, REFERENCE, BranchInput, Segment, TokenLayout
 from uniavgen.train.model.config import BranchConfig
 from uniavgen.train.model.dit import Branch, per_frame, rope_table, rotate
 from uniavgen.train.model.pretrained import branch_key
@@ -14,7 +14,7 @@ TI2V_5B = {"in_channels": 48, "heads": 4, "dim": 96, "ffn_dim": 448, "layers": 3
 T2V_1_3B = {"in_channels": 16, "heads": 3, "dim": 96, "ffn_dim": 560, "layers": 2}
 
 
-def inputs(shape: dict, layout: Layout) -> BranchInput:
+def inputs(shape: dict, layout: TokenLayout) -> BranchInput:
     frames = sum(s.length for s in layout)
     latent, text = torch.randn(2, shape["in_channels"], frames, 6, 8), torch.randn(2, 16, 40)
     return BranchInput(latent, layout, torch.tensor([0.31, 0.98]), text, torch.ones(2, 16, dtype=torch.bool))

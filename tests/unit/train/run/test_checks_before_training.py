@@ -16,8 +16,9 @@ from uniavgen.shards.config import EmiliaConfig
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.tar.index import index_name
 from uniavgen.train.checkpoint.run_folder import RunFolder
-from uniavgen.train.config import StageConfig, TrainConfig, ValidationConfig
+from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.data.stage_stream import open_stream
+from uniavgen.train.diagnostics.config import ValidationConfig
 from uniavgen.train.launch import check_stage, check_stages
 
 NAMES = ("audio", "joint")

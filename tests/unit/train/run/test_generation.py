@@ -16,7 +16,7 @@ from made_samples import make_sample
 from uniavgen.shards import weights
 from uniavgen.shards.errors import UserError
 from uniavgen.train.checkpoint.run_folder import RunFolder
-from uniavgen.train.config import tiny_stages
+from uniavgen.train.config import SamplingConfig, tiny_stages
 from uniavgen.train.generation import (
     ClipGenerator,
     Conditions,
@@ -25,9 +25,9 @@ from uniavgen.train.generation import (
     fit_conditions,
     generate,
 )
-from uniavgen.train.options import SamplerConfig, Task
+from uniavgen.train.tasks import Task
 
-TWO_STEPS = SamplerConfig(steps=2)
+TWO_STEPS = SamplingConfig(steps=2)
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.config import (
-    DataConfig,
-    DeepSpeedConfig,
-    StageConfig,
-    TrainConfig,
-    face_for,
-    lr_at,
-    tiny_stages,
-)
+from uniavgen.train.config import DeepSpeedConfig, StageConfig, TrainConfig, face_for, lr_at, tiny_stages
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.stage_stream import split_batch
 from uniavgen.train.engine.deepspeed_engine import deepspeed_file
-from uniavgen.train.options import PAPER_MIX
+from uniavgen.train.tasks import PAPER_MIX
 
 
 def test_the_defaults_are_three_stages_that_hand_on() -> None:

@@ -22,9 +22,10 @@ from uniavgen.shards import weights
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.jsonl import read_rows
 from uniavgen.train.checkpoint.run_folder import RunFolder, differing, load_weights
-from uniavgen.train.config import HealthConfig, StageConfig
-from uniavgen.train.options import Task
-from uniavgen.train.tasks import task_at
+from uniavgen.train.config import StageConfig
+from uniavgen.train.diagnostics.config import HealthConfig
+from uniavgen.train.flow_matching import task_at
+from uniavgen.train.tasks import Task
 
 pytestmark = pytest.mark.slow
 MIX = {Task.JOINT: 1, Task.REFERENCE: 1, Task.CONTINUATION: 1, Task.DUBBING: 1, Task.AUDIO_DRIVEN: 1}

@@ -1,0 +1,127 @@
+"""Configuration of the training data: window, codecs, cached latents. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from uniavgen.shards.buckets import WindowShape
+from uniavgen.shards.config import ErrorBudgetConfig
+from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import latents_for_frames, mels_for_frames
+from uniavgen.train.codec.config import TOKEN_STRIDE
+from uniavgen.train.codec.registry import CodecConfig
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CacheConfig(_Config):
+    """What `cache-latents` computes once: `windows` and `dtype` belong to the cache's digest, the rest says how it is made."""
+
+    windows: int = Field(
+        default=4,
+        gt=0,
+        description="windows of each clip that are encoded, evenly placed; with cached latents, training sees no others",
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        default="float16",
+        description="how latents are stored; float16 rounds by 2e-4 of their spread (real clips, measured)",
+    )
+    workers: int = Field(default=1, gt=0, description="Ray actors, each with codecs of its own")
+    num_cpus: float = Field(
+        default=1, gt=0, description="CPUs that an actor reserves, and threads that PyTorch uses in it"
+    )
+    num_gpus: float = Field(
+        default=0, ge=0, description="share of a GPU that an actor reserves; 0: it works on CPUs"
+    )
+
+
+class DataConfig(_Config):
+    """The crop of a sample that training sees, and the codecs that turn it into latents."""
+
+    frames: int = Field(
+        default=17, gt=1, description="pixel frames of the window at 16 fps, 4n + 1 (paper-sized: 81)"
+    )
+    height: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 480)")
+    width: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 832)")
+    reference_frames: int = Field(
+        default=17, gt=0, description="length of the reference sound, in pixel frames of time"
+    )
+    caption_tokens: int = Field(
+        default=32, gt=0, description="caption length in tokens; longer ones are cut (Wan: 512)"
+    )
+    speech_bytes: int = Field(
+        default=64, gt=0, description="speech text length in bytes; longer ones are cut and counted"
+    )
+    buckets: list[WindowShape] = Field(
+        default_factory=list,
+        description="windows {frames, height, width} to train on instead: each clip in the one that fits it, each step in one",
+    )
+    balance: Literal["samples", "flops"] = Field(
+        default="samples",
+        description="flops: steps of cheaper windows take whole multiples of the stage's batch",
+    )
+    shards: str = Field(
+        default="", description="folder or URL (s3://...) that shards are read from; empty: the corpus's own"
+    )
+    seed: int = Field(default=0, ge=0, description="order of the samples and choice of their windows")
+    prefetch: int = Field(default=2, ge=0, description="batches made ahead of the step that uses them")
+    codecs: CodecConfig = Field(default_factory=CodecConfig, description="video, caption and sound codecs")
+    latents: Literal["auto", "require", "off"] = Field(
+        default="auto",
+        description="auto: cached latents where they agree with codecs and window, else encoded on line; require: stop without",
+    )
+    cached: CacheConfig = Field(default_factory=CacheConfig, description="what cache-latents computes")
+    damage: ErrorBudgetConfig = Field(
+        default_factory=ErrorBudgetConfig, description="damaged samples that are passed over, per worker"
+    )
+
+    @field_validator("frames")
+    @classmethod
+    def _whole_latents(cls, frames: int) -> int:
+        try:
+            latents_for_frames(frames)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return frames
+
+    @field_validator("height", "width")
+    @classmethod
+    def _whole_tokens(cls, side: int) -> int:
+        if side % TOKEN_STRIDE:
+            raise ValueError(f"must be a multiple of {TOKEN_STRIDE} px (VAE 16 x patch 2), got {side}")
+        return side
+
+    @model_validator(mode="after")
+    def _buckets(self) -> DataConfig:
+        if len(set(self.buckets)) < len(self.buckets):
+            raise ValueError("buckets: a window stands twice")
+        for shape in self.buckets:
+            self._whole_latents(shape.frames)
+            self._whole_tokens(shape.height)
+            self._whole_tokens(shape.width)
+        if self.buckets and self.latents == "require":
+            raise ValueError("buckets: latents are cached for one window only; set latents to auto or off")
+        return self
+
+    @property
+    def mels(self) -> int:
+        """Mel frames L of the window."""
+        return mels_for_frames(self.frames)
+
+    @property
+    def reference_mels(self) -> int:
+        """Mel frames Lr of the reference sound."""
+        return mels_for_frames(self.reference_frames)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Video latent (T, h, w) of the window."""
+        return (
+            latents_for_frames(self.frames),
+            self.height // (TOKEN_STRIDE // 2),
+            self.width // (TOKEN_STRIDE // 2),
+        )
