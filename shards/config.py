@@ -34,13 +34,13 @@ class ShardConfig(BaseModel):
         description="number of samples that --verify decodes (heuristic), spread over all shards",
     )
 
-    def layout(self) -> dict[str, Any]:
+    def packing(self) -> dict[str, Any]:
         """The settings that decide which sample is in which tar. Changes of other settings keep the shards
         valid.
         """
         return self.model_dump(mode="json", include={"shard_mb", "max_samples", "buckets"})
 
-    def licence(self, uri: str) -> str:
+    def licence_of(self, uri: str) -> str:
         """The licence of a source by its URI; `unknown` if no pattern matches."""
         return next(
             (name for pattern, name in self.licences.items() if fnmatchcase(uri, pattern)), UNKNOWN_LICENCE

@@ -106,7 +106,7 @@ def _rewrite_shards(corpus: Corpus, settings: Config) -> list[tuple[str, Any]]:
         return [("shards", "all deleted: no kept clip is left")]
     try:
         written = write_shards(
-            corpus, settings.shard, caption=captions_of(corpus, settings.caption), held=True
+            corpus, settings.shard, caption=captions_of(corpus, settings.caption), lock_held=True
         )
     except UserError as error:
         raise UserError(

@@ -1,1 +1,1 @@
-"""Speech without pictures: Emilia's tars, read as they are."""
+"""Audio-only training data: WebDataset tars of the Emilia dataset, read without conversion."""

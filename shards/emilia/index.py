@@ -1,8 +1,9 @@
-"""The index of a tar in Emilia's form: where every utterance stands and what it is chosen by, made once by a look at the tar.
+"""The index of an Emilia tar: position of every utterance and the values that filters use, from one scan of
+the tar.
 
-In: a tar in a store. Out: columns over its samples, kept as `<tar>.emilia.npz` beside a local tar, else in a folder of the run.
-Only headers and jsons are read. So `digest`, which a resumed run holds the tar to, is of them and of the tar's size; the
-sound itself is checked when it is decoded.
+It is stored as `<tar>.emilia.npz` beside a local tar, else in a folder of the run. The scan reads only
+headers and jsons, so `digest`, which a resumed run compares, covers them and the size of the tar. The audio
+is checked when it is decoded.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ class Tar(NamedTuple):
 
 @dataclass(frozen=True)
 class EmiliaIndex:
-    """Columns [n] over a tar's samples; texts are UTF-8. Bytes [offset, offset + length) are all members of a sample.
+    """Columns [n] over the samples of a tar; texts are UTF-8. Bytes [offset, offset + length) are all
+    members.
 
-    `damaged` marks samples whose json cannot be used: the other columns say nothing then, and reading one names the fault.
-    `source` is what the file system said of the tar (size, time of change, ETag) when it was looked at.
+    `damaged` marks samples with an unusable json; their other columns are empty. `source` is the file
+    system's key of the tar (size, modification time or ETag) at the time of the scan.
     """
 
     key: np.ndarray
@@ -86,7 +88,7 @@ class EmiliaIndex:
 
     @staticmethod
     def from_bytes(data: bytes) -> EmiliaIndex | None:
-        """The index, None where the bytes are no whole index of this version."""
+        """Parse an index; None if the bytes are not a complete index of this version."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 if int(file["version"]) != INDEX_VERSION:
@@ -98,16 +100,17 @@ class EmiliaIndex:
 
 
 def find_tars(patterns: list[str]) -> list[Tar]:
-    """The tars of paths, folders and globs, each once, by path.
+    """Find the tars of paths, folders and globs, each once, sorted by path.
 
-    Raises UserError of kind `no-shards` for one without any, `no-store` or `store-failed` where it cannot be looked up.
+    Raises UserError of kind `no-shards` for a pattern without tars, `no-store` or `store-failed` if the
+    look-up fails.
     """
-    found: dict[str, Tar] = {}
+    tar_of: dict[str, Tar] = {}
     for pattern in patterns:
         store = Store(pattern)
         files, path = store.files, store.root
         try:
-            # find gives, of a file, the file
+            # `find` of a file returns the file
             paths = files.glob(path) if any(sign in path for sign in "*?[") else files.find(path)
         except Exception as error:  # every kind of store raises its own
             raise store.failure("", error) from error
@@ -117,44 +120,44 @@ def find_tars(patterns: list[str]) -> list[Tar]:
             raise UserError("no audio shards here", where=pattern, hint=hint, kind="no-shards")
         for name in tars:
             folder, _, file = name.rpartition("/")
-            found.setdefault(name, Tar(Store(files.unstrip_protocol(folder)), file))
-    return [found[name] for name in sorted(found)]
+            tar_of.setdefault(name, Tar(Store(files.unstrip_protocol(folder)), file))
+    return [tar_of[name] for name in sorted(tar_of)]
 
 
 def read_index(tar: Tar, cache: Path | None = None) -> EmiliaIndex:
-    """The index that was kept of a tar, or a new one where there is none or the tar has changed since.
+    """Read the stored index of a tar, or scan the tar if there is none or the tar changed since.
 
-    Raises UserError of kind `damaged-shard` where the tar is none, is cut off or holds no sample, `no-shards` where it is gone,
-    `store-failed` where the store does not answer.
+    Raises UserError of kind `damaged-shard` if the file is not a tar, is truncated or has no sample,
+    `no-shards` if it is missing, `store-failed` if the store keeps failing.
     """
     files, where = tar.store.files, tar.where
     try:
         source = str(files.ukey(where))
     except FileNotFoundError as error:
-        raise UserError("the audio shard is gone", where=where, kind="no-shards") from error
+        raise UserError("the audio shard is missing", where=where, kind="no-shards") from error
     except Exception as error:  # every kind of store raises its own
         raise tar.store.failure(tar.name, error) from error
-    places = [Path(f"{where}.emilia.npz")] if isinstance(files, LocalFileSystem) else []
+    paths = [Path(f"{where}.emilia.npz")] if isinstance(files, LocalFileSystem) else []
     if cache:
-        places.append(cache / f"{hashlib.sha256(where.encode()).hexdigest()[:12]}-{tar.name}.emilia.npz")
-    for place in places:
-        kept = EmiliaIndex.from_bytes(place.read_bytes()) if place.is_file() else None
-        if kept and kept.source == source:
-            return kept
+        paths.append(cache / f"{hashlib.sha256(where.encode()).hexdigest()[:12]}-{tar.name}.emilia.npz")
+    for path in paths:
+        stored = EmiliaIndex.from_bytes(path.read_bytes()) if path.is_file() else None
+        if stored and stored.source == source:
+            return stored
     with files.open(where, "rb") as file:
         index = scan_tar(file, source, where)
-    for place in places:
+    for path in paths:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(place, index.to_bytes())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, index.to_bytes())
             break
-        except OSError as error:  # a folder of others, or a full disk
-            log.info("the index of %s is not kept at %s: %s", where, place, error)
+        except OSError as error:  # no write access, or a full disk
+            log.info("the index of %s cannot be stored as %s: %s", where, path, error)
     return index
 
 
 def scan_tar(file: IO[bytes], source: str, where: object = "") -> EmiliaIndex:
-    """The index of an open tar. Raises UserError of kind `damaged-shard`."""
+    """Scan an open tar. Raises UserError of kind `damaged-shard`."""
     rows: list[tuple[Any, ...]] = []
     digest, end = hashlib.sha256(), 0
     size = file.seek(0, 2)
@@ -168,17 +171,19 @@ def scan_tar(file: IO[bytes], source: str, where: object = "") -> EmiliaIndex:
                     digest.update(f"{member.name!a} {member.offset_data} {member.size}\n".encode())
                 content = _json_of(tar, members)
                 digest.update(content)
-                rows.append((key.encode("utf-8", "replace"), start, end - start, *_chosen_by(key, content)))
+                rows.append(
+                    (key.encode("utf-8", "replace"), start, end - start, *_filter_values(key, content))
+                )
         if end <= size:
             file.seek(end)
-            # tarfile takes a spoilt header for the end of the archive
+            # tarfile takes a damaged header for the end of the archive
             end = size + 1 if file.read(512).strip(b"\0") else end
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise _damaged(f"cannot be read as a tar: {error}", where) from error
     if end > size:
-        raise _damaged(f"is damaged or cut off after sample {len(rows)}", where)
+        raise _damaged(f"is damaged or truncated after sample {len(rows)}", where)
     if not rows:
-        raise _damaged("holds no sample", where)
+        raise _damaged("has no sample", where)
     digest.update(str(size).encode())
     columns = zip(*rows, strict=True)
     arrays: dict[str, Any] = {
@@ -193,7 +198,7 @@ def _padded_end(member: tarfile.TarInfo) -> int:
 
 
 def _json_of(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> bytes:
-    """The bytes of a sample's json, none where there is none that may be opened."""
+    """The json of a sample; empty if there is none that is safe to open."""
     for member in members:
         if member.name.partition(".")[2] == "json" and not member_problem(member):
             opened = tar.extractfile(member)
@@ -201,7 +206,7 @@ def _json_of(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> bytes:
     return b""
 
 
-def _chosen_by(key: str, content: bytes) -> tuple[float, float, bytes, bytes, bool]:
+def _filter_values(key: str, content: bytes) -> tuple[float, float, bytes, bytes, bool]:
     """(seconds, dnsmos, speaker, language, damaged) of a sample."""
     try:
         meta = meta_from(key, content)

@@ -1,9 +1,9 @@
-"""Speech without pictures: the sample of Emilia's WebDataset tars, as its publishers made them.
+"""One utterance of the Emilia dataset, from the members of its WebDataset tars.
 
-    EN_B00000_S00000_W000000.mp3     one utterance, 3 to 30 s of one voice
-    EN_B00000_S00000_W000000.json    id, wav, text, duration (s), speaker, language, dnsmos, and by part of the set phone_count
+    EN_B00000_S00000_W000000.mp3     one utterance, 3 to 30 s of one speaker
+    EN_B00000_S00000_W000000.json    id, wav, text, duration (s), speaker, language, dnsmos, ...
 
-In: members of a tar. Out: an Utterance at 24 kHz. Source: the dataset card of amphion/Emilia-Dataset.
+Source: the dataset card of amphion/Emilia-Dataset.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 LENGTH_SLACK_S = 0.25
-"""How far an mp3 may last from what its json says: encoders pad up to four frames of 1152 samples (our choice)."""
+"""Largest difference between an mp3's length and its json. Heuristic: encoders pad up to four frames of 1152
+samples."""
 
 
 class UtteranceMeta(BaseModel):
-    """What training needs of an utterance's json; Emilia's other fields are passed over."""
+    """The fields of an utterance's json that training needs. Other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
     text: str = Field(min_length=1)
@@ -38,7 +39,7 @@ class UtteranceMeta(BaseModel):
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance whole: `waveform` float32 [n] at 24 kHz mono."""
+    """One decoded utterance: `waveform` float32 [n] at 24 kHz mono."""
 
     key: str
     meta: UtteranceMeta
@@ -46,22 +47,24 @@ class Utterance:
 
 
 def utterance_from(key: str, members: dict[str, bytes]) -> Utterance:
-    """The utterance of a sample's members. Raises UserError of kind `damaged-sample` naming what is missing or unreadable."""
+    """Decode an utterance. Raises UserError of kind `damaged-sample` that names what is missing or
+    unreadable."""
     missing = [name for name in ("mp3", "json") if name not in members]
     if missing:
         raise UserError(f"sample {key} lacks {', '.join(missing)}", kind="damaged-sample")
     meta = meta_from(key, members["json"])
     waveform = decode_mp3(key, members["mp3"])
-    lasts = len(waveform) / SAMPLE_RATE
-    if abs(lasts - meta.duration) > LENGTH_SLACK_S:
+    seconds = len(waveform) / SAMPLE_RATE
+    if abs(seconds - meta.duration) > LENGTH_SLACK_S:
         raise UserError(
-            f"sample {key} lasts {lasts:.2f} s, its json says {meta.duration:.2f} s", kind="damaged-sample"
+            f"sample {key} has {seconds:.2f} s, but {meta.duration:.2f} s in its json", kind="damaged-sample"
         )
     return Utterance(key, meta, waveform)
 
 
 def meta_from(key: str, content: bytes) -> UtteranceMeta:
-    """The json of a sample. Raises UserError of kind `damaged-sample` naming the first field that is wrong."""
+    """Parse the json of an utterance. Raises UserError of kind `damaged-sample` that names the first wrong
+    field."""
     try:
         return UtteranceMeta.model_validate_json(content)
     except ValidationError as error:
@@ -71,20 +74,20 @@ def meta_from(key: str, content: bytes) -> UtteranceMeta:
 
 
 def decode_mp3(key: str, data: bytes) -> np.ndarray:
-    """Sound at any rate as float32 [n] at 24 kHz mono. Raises UserError of kind `damaged-sample`."""
+    """Decode audio of any rate to float32 [n] at 24 kHz mono. Raises UserError of kind `damaged-sample`."""
     import numpy as np
     import soundfile
 
     try:
-        sound, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        audio, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (OSError, RuntimeError, ValueError) as error:  # what soundfile raises for damaged media
         raise UserError(f"sample {key} cannot be decoded: {error}", kind="damaged-sample") from error
-    mono = sound.mean(axis=1)
+    mono = audio.mean(axis=1)
     if rate != SAMPLE_RATE and len(mono):
         from scipy.signal import resample_poly
 
         common = gcd(rate, SAMPLE_RATE)
         mono = resample_poly(mono, SAMPLE_RATE // common, rate // common)
     if not np.isfinite(mono).all():
-        raise UserError(f"sample {key} decodes to sound that is not finite", kind="damaged-sample")
+        raise UserError(f"sample {key} has NaN or Inf audio", kind="damaged-sample")
     return mono.astype(np.float32)

@@ -1,8 +1,8 @@
-"""Reading Emilia's tars for training, as they are: utterances in the endless seeded order of `shards.order`, by index.
+"""Read Emilia tars for training: random access to an endless seeded sequence of utterances, like
+`SampleStream`.
 
-In: an EmiliaConfig and the window's length. Out: what `shards.stream.SampleStream` gives of clips, for utterances: which one
-stands at a position is a pure function of (tars, filters, window, seed, position), so a run resumes at any position on any
-number of ranks. A sample that cannot be used is counted, named, and too many end the run, by the same ledger.
+The utterance at a position is a pure function of (tars, filters, window, seed, position), so a run resumes at
+any position on any number of ranks.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from uniavgen.shards.read.sampler import BucketSampler
 from uniavgen.shards.tar.tar_reader import read_members
 
 OPEN_THREADS = 16
-"""Tars that are looked at at once when a stream opens (our choice)."""
+"""Number of tars indexed at once when a stream opens. Heuristic."""
 
 
 class EmiliaStream:
-    """The utterances that pass the filters and fit a window of `window_s` seconds, in an endless seeded order.
+    """The utterances that pass the filters and fit a window of `window_s` seconds, in an endless seeded
+    sequence.
 
-    A sample whose json cannot be used passes, since nothing is known of it: it is counted as damaged when its turn comes.
-    `shards` (path to digest) keeps to the tars of these digests, wherever they stand now. `cache` is a folder for indexes that
-    cannot stand beside their tars. Raises UserError where there are no tars, one is damaged, a named one is gone or
-    changed, or nothing passes.
+    A sample with an unusable json passes the filters, and is counted as damaged when it is read. `shards`
+    (path to digest) selects the tars with these digests, also if they were moved. `cache` is a folder for
+    indexes that cannot be stored beside their tars. Raises UserError if there are no tars, one is damaged, a
+    selected one is missing or changed, or no utterance passes.
     """
 
     buckets = None
-    """Utterances are of one bucket: the window's length is that of train.data.frames."""
+    """Utterances are in one bucket, because the window length is fixed (train.data.frames)."""
 
     def __init__(
         self,
@@ -53,16 +54,17 @@ class EmiliaStream:
             opened = list(zip(tars, pool.map(lambda tar: read_index(tar, cache), tars), strict=True))
         if shards is not None:
             by_digest = {index.digest: (tar, index) for tar, index in reversed(opened)}
-            # of copies with one digest, each stays the one that it was
-            at_place = {(tar.where, index.digest): (tar, index) for tar, index in opened}
-            gone = [name for name, digest in shards.items() if digest not in by_digest]
-            if gone:
+            # of several tars with one digest, each path keeps its own
+            at_path = {(tar.where, index.digest): (tar, index) for tar, index in opened}
+            missing = [name for name, digest in shards.items() if digest not in by_digest]
+            if missing:
                 raise UserError(
-                    f"{len(gone)} of the run's {len(shards)} audio shards are gone or changed, first {gone[0]}",
-                    hint="bring them back, or begin the stage anew on the shards there are",
+                    f"{len(missing)} of the run's {len(shards)} audio shards are missing or changed, "
+                    f"first {missing[0]}",
+                    hint="restore them, or start the stage again on the current shards",
                     kind="shards-changed",
                 )
-            opened = [at_place.get(named) or by_digest[named[1]] for named in shards.items()]
+            opened = [at_path.get(named) or by_digest[named[1]] for named in shards.items()]
         self._tars = [tar for tar, _ in opened]
         self.shards: dict[str, str] = {tar.where: index.digest for tar, index in opened}
         self._tar = np.repeat(np.arange(len(opened), dtype=np.int32), [len(index) for _, index in opened])
@@ -72,41 +74,43 @@ class EmiliaStream:
         passes, self.left_out = _filtered(column, config, window_s)
         self._rows = np.flatnonzero(passes["fits"])
         if not len(self._rows):
-            told = ", ".join(f"{count} for {reason}" for reason, count in self.left_out.items())
+            reasons = ", ".join(f"{count} for {reason}" for reason, count in self.left_out.items())
             raise UserError(
-                f"none of {len(self._tar)} utterances passes (left out: {told}); the window lasts {window_s:.2f} s",
+                f"none of {len(self._tar)} utterances passes (left out: {reasons}); "
+                f"the window lasts {window_s:.2f} s",
                 where=", ".join(config.shards),
                 hint="raise train.data.frames, set longer: crop, or loosen the stage's emilia filters",
                 kind="no-shards",
             )
-        self._voices(column["speaker"], passes["wanted"] & ~column["damaged"])
+        self._group_by_speaker(column["speaker"], passes["wanted"] & ~column["damaged"])
         self.sampler = BucketSampler(np.zeros(len(self._rows), np.int64), seed=seed)
-        hint = "look at the tars named, or raise train.data.damage"
+        hint = "check these tars, or raise train.data.damage"
         self.error_budget = ErrorBudget(
             error_budget or ErrorBudgetConfig(), len(self), ", ".join(config.shards), hint
         )
 
     def __len__(self) -> int:
-        """Utterances in one epoch."""
+        """Number of utterances in one epoch."""
         return len(self._rows)
 
     @property
     def keys(self) -> list[str]:
-        """Every utterance's key, in the order of the tars."""
+        """Key of every utterance, in the order of the tars."""
         return [key.decode() for key in self._key[self._rows].tolist()]
 
     @property
     def line(self) -> str:
-        """What the stream holds and what it leaves out."""
+        """One line for the log: number of utterances and what the filters leave out."""
         left_out = (
             ", ".join(f"{reason} {count}" for reason, count in self.left_out.items() if count) or "none"
         )
         return f"{len(self)} utterances in {len(self.shards)} audio shards; left out: {left_out}"
 
     def sample_at(self, position: int) -> Utterance:
-        """The utterance at a position of the endless order, decoded.
+        """Read and decode the utterance at a position.
 
-        Raises UserError of kind `damaged-sample` naming the tar, or `too-many-damaged` once there were too many.
+        Raises UserError of kind `damaged-sample` that names the tar, or `too-many-damaged` above the error
+        budget.
         """
         return self._read(int(self._rows[self.sampler.sample_at(position)]))
 
@@ -116,29 +120,32 @@ class EmiliaStream:
         return self._tars[self._tar[row]].name, self._key[row].decode()
 
     def other_by_speaker(self, position: int, random: np.random.Generator) -> Utterance | None:
-        """Another utterance by the speaker at a position, of any length, drawn evenly; None where there is none.
+        """Draw another utterance, of any length, by the speaker at a position; None if there is none.
 
-        Raises as `sample_at` does.
+        Raises the errors of `sample_at`.
         """
         row = int(self._rows[self.sampler.sample_at(position)])
-        voice = self._voice_of[row]
+        speaker = self._speaker_of[row]
         others = (
-            self._by_voice[self._first[voice] : self._first[voice + 1]] if voice >= 0 else self._by_voice[:0]
+            self._by_speaker[self._first[speaker] : self._first[speaker + 1]]
+            if speaker >= 0
+            else self._by_speaker[:0]
         )
         if len(others) < 2:
             return None
         drawn = int(random.integers(len(others) - 1))
-        own = int(np.searchsorted(others, row))  # rows of a voice rise
-        return self._read(int(others[drawn + (drawn >= own)]))
+        this = int(np.searchsorted(others, row))  # the rows of a speaker are sorted
+        return self._read(int(others[drawn + (drawn >= this)]))
 
-    def _voices(self, speaker: np.ndarray, usable: np.ndarray) -> None:
-        """Group the usable rows by speaker: `_by_voice` holds them voice by voice, each from `_first` of its voice on."""
+    def _group_by_speaker(self, speaker: np.ndarray, usable: np.ndarray) -> None:
+        """Group the usable rows by speaker: `_by_speaker[_first[s] : _first[s + 1]]` are the rows of speaker
+        s."""
         rows = np.flatnonzero(usable)
-        names, voice = np.unique(speaker[rows], return_inverse=True)
-        self._voice_of = np.full(len(speaker), -1, np.int64)
-        self._voice_of[rows] = voice
-        self._by_voice = rows[np.argsort(voice, kind="stable")]
-        self._first = np.concatenate([[0], np.cumsum(np.bincount(voice, minlength=len(names)))])
+        names, number = np.unique(speaker[rows], return_inverse=True)
+        self._speaker_of = np.full(len(speaker), -1, np.int64)
+        self._speaker_of[rows] = number
+        self._by_speaker = rows[np.argsort(number, kind="stable")]
+        self._first = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(names)))])
 
     def _read(self, row: int) -> Utterance:
         tar, key = self._tars[self._tar[row]], self._key[row].decode()
@@ -158,7 +165,8 @@ class EmiliaStream:
 def _filtered(
     column: Mapping[str, np.ndarray], config: EmiliaConfig, window_s: float
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Rows that are `wanted` by the filters and those that also `fits` the window, bool [n]; counts left out by reason."""
+    """bool [n] of the rows that pass the filters (`wanted`) and also fit the window (`fits`); counts left out
+    by reason."""
     damaged = column["damaged"]
     tests = {
         "language": _among(column["language"], config.languages),

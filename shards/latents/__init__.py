@@ -1,1 +1,1 @@
-"""Cached latents beside the shards."""
+"""Cached latents beside the shards: files, reader, verification."""

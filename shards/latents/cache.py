@@ -1,12 +1,13 @@
-"""Cached latents beside the shards: what the codecs made of fixed windows of every sample, computed once.
+"""Cached latents beside the shards: codec outputs for fixed windows of every sample, computed once.
 
-    shards/latents/<digest>/manifest.json                what made them (`fields`), and a `LatentEntry` per sidecar
-    shards/latents/<digest>/train-000000.tar             members <clip_id>.latent.npz, in the order of the shard's samples
-    shards/latents/<digest>/train-000000.tar.index.npz   where each stands (`shards.index`), and the LatentEntry again
+    shards/latents/<digest>/manifest.json        `fields` of the cache, and a `LatentEntry` per sidecar
+    shards/latents/<digest>/<shard>.tar          members <clip_id>.latent.npz, in the order of the shard
+    shards/latents/<digest>/<shard>.tar.index.npz   position of each sample, and the `LatentEntry` again
 
-Shards are never touched: a sidecar is a tar of its own, named like its shard and bound to that shard's SHA-256. `digest`
-is a hash of `fields`: codecs with their weights, the windows' geometry, the version of the code. Nothing is pickled.
-A sidecar whose shard is gone or changed is removed when shards are written; one that holds a forgotten clip goes at once.
+A sidecar is a tar of its own, with the name of its shard and bound to that shard's SHA-256; shards are never
+changed. `digest` is a hash of `fields`: codecs with their weights, geometry of the windows, version of the
+code. Nothing is pickled. Writing shards removes the sidecars of missing and changed shards. Deleting a source
+removes every sidecar with one of its clips at once.
 """
 
 from __future__ import annotations
@@ -32,24 +33,25 @@ from uniavgen.shards.tar.tar_reader import read_members
 from uniavgen.shards.tar.tar_writer import TarPart, TarSample, write_tar
 
 LATENTS_FOLDER = "latents"
-"""Below `shards`."""
+"""Folder of all caches, below `shards`."""
 LATENTS_LOCK = ".latents.lock"
-"""In the corpus folder: held by who makes latents and by who forgets."""
+"""Lock file in the corpus folder, held while latents are computed, published or deleted."""
 LATENT_MEMBER = "latent.npz"
 LATENTS_VERSION = 1
-"""Of the files' layout; another one is another cache."""
+"""Version of the file format. Another version is another cache."""
 CACHE_COMMAND = "uniavgen cache-latents"
 _OPEN_THREADS = 16
 
 
 @dataclass(frozen=True)
 class LatentSample:
-    """W windows of one clip, as a `.latent.npz` holds them; floats in float16 or float32 as the cache's `fields` say.
+    """W windows of one clip: the content of a `.latent.npz`. Floats are float16 or float32, see `dtype` in
+    `fields`.
 
-    start int32 [W] first pixel frame of each window; video [W, 48, T, h, w]; reference [W, 48, 1, h, w]; face
-    [W, T, h/2, w/2] in 0..1; mel [W, M, L]; reference_mel [W, M, Lr]; reference_inside bool [W], whether a reference had to
-    come from inside the window; speech bytes [W], the words spoken in the window in UTF-8. Once per clip: caption [n, Dc],
-    features of its n tokens, and caption_mask bool [Lc], where they stand.
+    Per window: start int32 [W], its first pixel frame; video [W, 48, T, h, w]; reference [W, 48, 1, h, w];
+    face [W, T, h/2, w/2] in 0..1; mel [W, M, L]; reference_mel [W, M, Lr]; reference_inside bool [W], true if
+    the reference is from inside the window; speech bytes [W], the words of the window in UTF-8. Per clip:
+    caption [n, Dc], features of its n tokens; caption_mask bool [Lc], their positions.
     """
 
     start: np.ndarray
@@ -64,14 +66,14 @@ class LatentSample:
     caption_mask: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """The member's content; the same arrays give the same bytes."""
+        """The content of the member. Equal arrays give equal bytes."""
         out = io.BytesIO()
         np.savez(out, **vars(self))
         return out.getvalue()
 
     @staticmethod
     def from_bytes(data: bytes, key: str, where: object = "") -> LatentSample:
-        """Raises UserError of kind `damaged-sample` naming the clip."""
+        """Parse a member. Raises UserError of kind `damaged-sample` that names the clip."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return LatentSample(**{field.name: arrays[field.name] for field in fields(LatentSample)})
@@ -83,7 +85,8 @@ class LatentSample:
 
 @dataclass(frozen=True)
 class LatentEntry:
-    """A sidecar as manifest and index name it. `passed_over` are clips without latents, and why (`short-clip`, ...)."""
+    """A sidecar's entry in manifest and index. `passed_over`: clips without latents, and why (`short-clip`,
+    ...)."""
 
     name: str
     shard_sha256: str
@@ -95,7 +98,8 @@ class LatentEntry:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """One folder of sidecars: what made them, in numbers (`fields`) and in words (`described`), and those that are whole."""
+    """One folder of sidecars: its settings as values (`fields`) and as text (`described`), and the complete
+    sidecars."""
 
     digest: str
     fields: dict[str, Any]
@@ -107,12 +111,12 @@ class LatentCache:
 
     @staticmethod
     def from_bytes(data: bytes, where: object) -> LatentCache:
-        """Raises UserError of kind `damaged-latents` or `wrong-version`."""
+        """Parse a manifest. Raises UserError of kind `damaged-latents` or `wrong-version`."""
         hint = f"remove the folder and run {CACHE_COMMAND} again"
         try:
             content = json.loads(data)
             if (version := content.pop("latents_version")) != LATENTS_VERSION:
-                text = f"these latents are of version {version}, this program knows {LATENTS_VERSION}"
+                text = f"these latents have version {version}, this program reads {LATENTS_VERSION}"
                 raise UserError(text, where=where, hint=hint, kind="wrong-version")
             entries = tuple(LatentEntry(**entry) for entry in content.pop("entries"))
             return LatentCache(**content, entries=entries)
@@ -123,13 +127,13 @@ class LatentCache:
 
 
 def latents_digest(fields: Mapping[str, Any]) -> str:
-    """Names the cache that these fields make."""
+    """Name of the cache with these fields."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class SidecarPart:
-    """A sidecar that is whole but for its name; `shards.tars.put_in_place` gives it one."""
+    """A complete sidecar that still has a temporary name; `commit_tar` renames it."""
 
     part: TarPart
     entry: LatentEntry
@@ -138,15 +142,16 @@ class SidecarPart:
 def write_sidecar(
     folder: Path, shard: str, shard_sha256: str, latents: Iterable[tuple[str, LatentSample | str]]
 ) -> SidecarPart:
-    """Write the sidecar of one shard, from its clips in order: their latents, or the reason why they have none."""
+    """Write the sidecar of one shard from (key, latents or the reason for having none) of its clips in
+    order."""
     passed_over: dict[str, str] = {}
 
     def members() -> Iterator[TarSample]:
-        for key, found in latents:
-            if isinstance(found, str):
-                passed_over[key] = found
+        for key, sample_or_reason in latents:
+            if isinstance(sample_or_reason, str):
+                passed_over[key] = sample_or_reason
             else:
-                yield TarSample(key, {LATENT_MEMBER: found.to_bytes()})
+                yield TarSample(key, {LATENT_MEMBER: sample_or_reason.to_bytes()})
 
     part = write_tar(folder / shard, members())
     return SidecarPart(
@@ -155,7 +160,7 @@ def write_sidecar(
 
 
 def complete_sidecars(folder: Path, shards: Mapping[str, str]) -> list[LatentEntry]:
-    """Sidecars in a cache's folder that are whole and of these shards (name to SHA-256), by name."""
+    """Complete sidecars of these shards (name to SHA-256) in the folder of a cache, by name."""
     return [
         entry
         for name, digest in sorted(shards.items())
@@ -169,7 +174,8 @@ def write_manifest(folder: Path, cache: LatentCache) -> None:
 
 
 def read_caches(store: Store) -> tuple[list[LatentCache], list[str]]:
-    """The caches beside the shards, and a line for each that cannot be read. Raises UserError where the store fails."""
+    """Read the caches beside the shards, and a line per unreadable one. Raises UserError if the store
+    fails."""
     caches, problems = [], []
     for digest in store.list_folders(LATENTS_FOLDER):
         name = f"{LATENTS_FOLDER}/{digest}/manifest.json"
@@ -186,9 +192,9 @@ def read_caches(store: Store) -> tuple[list[LatentCache], list[str]]:
 
 
 class LatentReader:
-    """Latents of the samples of some shards (name to SHA-256), by shard and key; threads may share it.
+    """Reads latents of the samples of some shards (name to SHA-256). Threads may share it.
 
-    Raises UserError of kind `no-latents` where the cache does not cover the shards.
+    Raises UserError of kind `no-latents` if the cache does not cover the shards.
     """
 
     def __init__(self, store: Store, cache: LatentCache, shards: Mapping[str, str]) -> None:
@@ -198,7 +204,8 @@ class LatentReader:
         }
         if missing := sorted(shards.keys() - self._entries.keys()):
             raise UserError(
-                f"latents {cache.digest} cover {len(self._entries)} of {len(shards)} shards, not {missing[0]}",
+                f"latents {cache.digest} cover {len(self._entries)} of {len(shards)} shards, "
+                f"not {missing[0]}",
                 where=store.full_path(LATENTS_FOLDER),
                 hint=f"run {CACHE_COMMAND}",
                 kind="no-latents",
@@ -207,23 +214,22 @@ class LatentReader:
             self._indexes = dict(zip(shards, pool.map(self._index, shards), strict=True))
 
     def skip_reason(self, shard: str, key: str) -> str:
-        """Why a sample has no latents (`short-clip`, `damaged-sample`); empty where it has."""
+        """Why a sample has no latents (`short-clip`, `damaged-sample`); empty if it has."""
         return self._entries[shard].passed_over.get(key, "")
 
     def read(self, shard: str, key: str) -> LatentSample:
-        """A sample's latents. Raises UserError of kind `damaged-sample`."""
+        """Read the latents of a sample. Raises UserError of kind `damaged-sample`."""
         name = self._path(shard)
-        index, wanted = self._indexes[shard], key.encode()
-        place = (
-            int(np.searchsorted(index.key, wanted)) if len(index) else 0
-        )  # shards hold their samples in order of keys
-        if place >= len(index) or index.key[place] != wanted:
+        index, encoded = self._indexes[shard], key.encode()
+        # the samples of a shard are in order of their keys
+        row = int(np.searchsorted(index.key, encoded)) if len(index) else 0
+        if row >= len(index) or index.key[row] != encoded:
             raise UserError(f"no latents of {key}", where=self.store.full_path(name), kind="damaged-sample")
-        span = self.store.read_span(name, int(index.offset[place]), int(index.length[place]))
+        span = self.store.read_span(name, int(index.offset[row]), int(index.length[row]))
         where = self.store.full_path(name)
-        if zlib.crc32(span) != index.crc32[place]:
+        if zlib.crc32(span) != index.crc32[row]:
             raise UserError(
-                f"the latents of {key} are not those that were written", where=where, kind="damaged-sample"
+                f"the latents of {key} changed since they were written", where=where, kind="damaged-sample"
             )
         members = read_members(span, key, where)
         return LatentSample.from_bytes(members.get(LATENT_MEMBER, b""), key, where)
@@ -237,7 +243,7 @@ class LatentReader:
         index = ShardIndex.from_bytes(content, self.store.full_path(name))
         if len(index) != self._entries[shard].samples:
             raise UserError(
-                "the index is not of this sidecar",
+                "the index belongs to another sidecar",
                 where=self.store.full_path(name),
                 hint=f"run {CACHE_COMMAND}",
                 kind="damaged-index",
@@ -246,7 +252,8 @@ class LatentReader:
 
 
 def remove_stale_latents(shards_dir: Path, shards: Mapping[str, str]) -> int:
-    """Delete sidecars whose shard is not among these (name to SHA-256), in every cache; returns how many went."""
+    """Delete the sidecars of other shards than these (name to SHA-256) in every cache; returns their
+    number."""
     return sum(
         _remove(folder, [tar.name for tar in _sidecars(folder) if not _is_of(tar, shards.get(tar.name))])
         for folder in cache_folders(shards_dir)
@@ -254,23 +261,24 @@ def remove_stale_latents(shards_dir: Path, shards: Mapping[str, str]) -> int:
 
 
 def delete_latents(shards_dir: Path, clips: Collection[str]) -> int:
-    """Delete every sidecar that names one of the clips, or that cannot tell, and what killed runs left; how many files went.
+    """Delete every sidecar with one of the clips, unreadable sidecars, and partial files; returns the number
+    of files.
 
-    The other samples of such a sidecar are made again by the next `cache-latents`, together with their rewritten shard.
+    The next `cache-latents` computes the other samples of such a sidecar again, for their rewritten shard.
     """
-    gone = 0
+    removed = 0
     for folder in cache_folders(shards_dir):
-        gone += remove_partial_files(folder)
-        gone += _remove(folder, [tar.name for tar in _sidecars(folder) if _holds(tar, clips)])
-    return gone
+        removed += remove_partial_files(folder)
+        removed += _remove(folder, [tar.name for tar in _sidecars(folder) if _holds(tar, clips)])
+    return removed
 
 
 def remove_partial_files(folder: Path) -> int:
-    """Remove what killed runs left half written in a cache's folder; returns how many files."""
-    halves = list(folder.glob(".*.part"))
-    for path in halves:
+    """Remove partial files of killed runs in the folder of a cache; returns their number."""
+    partial = list(folder.glob(".*.part"))
+    for path in partial:
         path.unlink(missing_ok=True)
-    return len(halves)
+    return len(partial)
 
 
 def cache_folders(shards_dir: Path) -> list[Path]:
@@ -280,7 +288,7 @@ def cache_folders(shards_dir: Path) -> list[Path]:
 
 
 def _sidecars(folder: Path) -> list[Path]:
-    """Sidecars by their tar's path, also those of which only the index is left."""
+    """Paths of the tars of all sidecars, also of those with only an index."""
     names = {path.name.removesuffix(index_name("")) for path in folder.glob(index_name("*"))}
     return sorted(folder / name for name in names | {path.name for path in folder.glob("*.tar")})
 
@@ -295,11 +303,11 @@ def _holds(tar: Path, clips: Collection[str]) -> bool:
         index = ShardIndex.from_bytes(tar.with_name(index_name(tar.name)).read_bytes())
         return not {*index.sample_keys(), *LatentEntry(**index.shard).passed_over}.isdisjoint(clips)
     except (OSError, UserError, TypeError):
-        return True  # it cannot tell, so it goes
+        return True  # unreadable: it may hold one of the clips
 
 
 def _entry(tar: Path) -> LatentEntry | None:
-    """What the index says of a sidecar that stands whole, None where there is none."""
+    """The entry of a complete sidecar from its index; None if there is none."""
     try:
         entry = LatentEntry(**ShardIndex.from_bytes(tar.with_name(index_name(tar.name)).read_bytes()).shard)
         return entry if tar.stat().st_size == entry.bytes else None
@@ -308,7 +316,7 @@ def _entry(tar: Path) -> LatentEntry | None:
 
 
 def _remove(folder: Path, names: Collection[str]) -> int:
-    """Delete sidecars: first the manifest lets go of them, then index and tar go."""
+    """Delete sidecars: first from the manifest, then index and tar."""
     manifest = folder / "manifest.json"
     if names and manifest.is_file():
         try:

@@ -1,7 +1,5 @@
-"""Whether the cached latents beside the shards are what their manifests say: every sidecar opened, hashed and counted.
-
-In: a `shards` folder and its manifest's entries. Out: checks that can run as tasks, and one line per defect.
-"""
+"""Verify cached latents against their manifests: open, hash and count every sidecar. Gives one line per
+defect."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ REPAIR = f"remove it and run {CACHE_COMMAND}"
 
 @dataclass(frozen=True)
 class SidecarCheck:
-    """One sidecar to open: its cache's folder, what the manifest says of it, and the shard that it belongs to."""
+    """One sidecar to open: the folder and `fields` of its cache, its entry, and the entry of its shard."""
 
     folder: Path
     entry: LatentEntry
@@ -43,37 +41,37 @@ class SidecarCheck:
 
 
 def latent_checks(shards_dir: Path, shards: Mapping[str, ShardEntry]) -> tuple[list[SidecarCheck], list[str]]:
-    """The sidecars to open, and what is wrong already with the manifests that name them."""
+    """The sidecars to open, and the defects of the manifests that name them."""
     checks, defects = [], list[str]()
     for folder in cache_folders(shards_dir):
-        home = f"{LATENTS_FOLDER}/{folder.name}"
+        name = f"{LATENTS_FOLDER}/{folder.name}"
         try:
-            cache = LatentCache.from_bytes((folder / "manifest.json").read_bytes(), f"{home}/manifest.json")
+            cache = LatentCache.from_bytes((folder / "manifest.json").read_bytes(), f"{name}/manifest.json")
         except OSError:
-            defects.append(f"{home}: has no manifest; run {CACHE_COMMAND}, or remove it")
+            defects.append(f"{name}: has no manifest; run {CACHE_COMMAND}, or remove it")
             continue
         except UserError as error:
-            defects.append(f"{home}: {error}")
+            defects.append(f"{name}: {error}")
             continue
         if not folder.name == cache.digest == latents_digest(cache.fields):
-            defects.append(f"{home}: its manifest is of another cache; {REPAIR}")
+            defects.append(f"{name}: its manifest belongs to another cache; {REPAIR}")
         for entry in cache.entries:
             shard = shards.get(entry.name)
             if shard is None or shard.sha256 != entry.shard_sha256:
                 defects.append(
-                    f"{home}/{entry.name}: its shard is gone or was written anew; run {CACHE_COMMAND}"
+                    f"{name}/{entry.name}: its shard is missing or was rewritten; run {CACHE_COMMAND}"
                 )
             else:
                 checks.append(SidecarCheck(folder, entry, cache.fields, shard))
-        strays = {path.name for path in folder.glob("*.tar")} - {entry.name for entry in cache.entries}
+        unnamed = {path.name for path in folder.glob("*.tar")} - {entry.name for entry in cache.entries}
         defects += [
-            f"{home}/{name}: the manifest does not name it; run {CACHE_COMMAND}" for name in sorted(strays)
+            f"{name}/{tar}: the manifest does not name it; run {CACHE_COMMAND}" for tar in sorted(unnamed)
         ]
     return checks, defects
 
 
 def verify_sidecar(check: SidecarCheck) -> tuple[str, ...]:
-    """Open one sidecar; a line per defect. Never raises for what it finds there."""
+    """Open one sidecar; returns a line per defect, never raises one."""
     tar = check.folder / check.entry.name
     name = f"{LATENTS_FOLDER}/{check.folder.name}/{tar.name}"
     try:
@@ -91,17 +89,17 @@ def _problems(check: SidecarCheck, tar: Path) -> Iterator[str]:
         yield (
             f"{size} bytes, the manifest says {entry.bytes}"
             if size != entry.bytes
-            else "its SHA-256 is not the manifest's"
+            else "its SHA-256 differs from the manifest"
         )
     index = ShardIndex.from_bytes(tar.with_name(index_name(tar.name)).read_bytes(), index_name(tar.name))
     keys = index.sample_keys()
     if sorted([*keys, *entry.passed_over]) != sorted(read_shard_keys(check.folder.parents[1], check.shard)):
-        yield "its clips are not those of its shard"
+        yield "its clips differ from those of its shard"
     with tar.open("rb") as file:
-        for place, key in enumerate(keys):
-            span = read_span(file, index, place)
-            if zlib.crc32(span) != index.crc32[place]:
-                yield f"clip {key}: its bytes are not those that were written"
+        for row, key in enumerate(keys):
+            span = read_span(file, index, row)
+            if zlib.crc32(span) != index.crc32[row]:
+                yield f"clip {key}: its bytes changed since they were written"
                 continue
             try:
                 latents = LatentSample.from_bytes(read_members(span, key).get(LATENT_MEMBER, b""), key)
@@ -111,13 +109,13 @@ def _problems(check: SidecarCheck, tar: Path) -> Iterator[str]:
 
 
 def _array_problems(latents: LatentSample, fields: Mapping[str, Any]) -> Iterator[str]:
-    """What of a clip's arrays is not as the cache's fields say."""
+    """Differences between the arrays of a clip and the fields of its cache."""
     windows = len(latents.start)
     if not 0 < windows <= fields.get("windows", windows):
         yield f"{windows} windows, the cache has {fields.get('windows')}"
     for name in ("video", "reference", "face", "mel", "reference_mel"):
         array = getattr(latents, name)
         if len(array) != windows or str(array.dtype) != fields.get("dtype"):
-            yield f"{name} holds {len(array)} windows as {array.dtype}"
+            yield f"{name} has {len(array)} windows as {array.dtype}"
         elif not np.isfinite(array).all():
-            yield f"{name} holds NaN or infinity"
+            yield f"{name} has NaN or Inf values"

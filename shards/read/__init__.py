@@ -1,1 +1,1 @@
-"""Shards to samples: the seeded sampler, the stream, the budget for unreadable samples."""
+"""Shards to training samples: sampler, stream, and the error budget for damaged samples."""

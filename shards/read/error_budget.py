@@ -1,4 +1,4 @@
-"""A ledger of the samples that could not be read: each is counted, named and logged once, and too many end the run."""
+"""Error budget of a stream: count and log damaged samples, and stop the run at too many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class ErrorBudget:
-    """Counts damaged samples of a stream of `samples`; threads may share it."""
+    """Counts the damaged samples of a stream with `samples` samples. Threads may share it."""
 
     def __init__(
         self,
@@ -23,18 +23,21 @@ class ErrorBudget:
     ) -> None:
         self.config, self.where, self.hint = config, where, hint
         self.damaged: dict[str, str] = {}
-        """Damaged samples so far: key to what is wrong."""
+        """Key of each damaged sample so far, with the error message."""
         self.reads = 0
         self._samples = samples
         self._lock = Lock()
 
     def count_read(self) -> None:
-        """A sample was asked for."""
+        """Count an attempt to read a sample."""
         with self._lock:
             self.reads += 1
 
     def record_failure(self, key: str, error: UserError) -> None:
-        """A sample is damaged. Raises UserError of kind `too-many-damaged` where that is more than the bounds allow."""
+        """Record a damaged sample, once per key.
+
+        Raises UserError of kind `too-many-damaged` if there are more than both bounds allow.
+        """
         with self._lock:
             if key in self.damaged:
                 return

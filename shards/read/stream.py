@@ -1,12 +1,12 @@
-"""Reading shards for training: every sample at its place in an endless seeded order, by index instead of replay.
+"""Read shards for training: random access to an endless seeded sequence of samples.
 
-`position` counts samples through endless epochs. Which sample stands at a position is a pure function of
-(shards, split, seed, buckets, batch, position): step s of a run takes positions [s * batch, (s + 1) * batch) whatever the
-number of ranks and workers, and a resumed run continues at any position without reading what went before. The shuffle is
-uniform over the whole split (within a bucket, where there are buckets), since samples are read by their place, one by one.
+`position` counts samples through endless epochs. The sample at a position is a pure function of (shards,
+split, seed, buckets, batch, position). So step s of a run has positions [s * batch, (s + 1) * batch) for any
+number of ranks and workers, and a resumed run continues at any position without reading earlier samples. The
+shuffle is uniform over the whole split (within a bucket, if there are buckets).
 
-`state(position)` names everything that the order hangs on; `SampleStream.resume` goes on from it on any number of ranks,
-also when the corpus has grown since: the run keeps to the shards that it began with.
+`state(position)` holds everything that the sequence depends on. `SampleStream.resume` continues from it on
+any number of ranks, also if the corpus has grown since: the run keeps the shards that it started with.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from uniavgen.shards.tar.tar_reader import read_members
 
 STATE_VERSION = 1
 OPEN_THREADS = 16
-"""Indexes that are fetched at once when a stream opens: an object store answers each in tens of milliseconds."""
+"""Number of indexes read at once when a stream opens: an object store needs tens of milliseconds for each."""
 
 
 class SampleStream:
-    """The samples of one split in an endless seeded order.
+    """The samples of one split in an endless seeded sequence.
 
-    `root` is a corpus's `shards` folder, local or any fsspec URL. With `buckets`, every `batch` positions are of one bucket;
-    where `WindowBuckets` give each bucket a batch size of its own, a step has as many positions as the largest, and of a
-    smaller batch's only the first hold a sample (`shards.order`): ask `sample_at`, `read` passes over the others.
-    `shards` (name to SHA-256) keeps to these tars; by default it is all of the split. Raises UserError where there are no
-    shards, the split is empty, a named tar is gone or changed, or an index is damaged or of another version.
+    `root` is a corpus's `shards` folder, local or any fsspec URL. With `buckets`, every `batch` positions
+    belong to one bucket. If `WindowBuckets` have different batch sizes, a step has as many positions as the
+    largest batch, and some positions of a smaller one are empty (see `BucketSampler`); `read` skips them.
+    `shards` (name to SHA-256) selects tars; default: all of the split. Raises UserError if there are no
+    shards, the split is empty, a selected tar is missing or changed, or an index is damaged or of another
+    version.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class SampleStream:
         self.store = Store(self.root)
         entries = self._entries()
         if shards is not None:
-            entries = self._the_same(entries, shards)
+            entries = self._selected(entries, shards)
         if not entries:
             raise UserError(
                 f"the {split} split is empty",
@@ -78,30 +79,27 @@ class SampleStream:
             for name in ("key", "offset", "length", "crc32")
         )
         sizes = buckets.batches if isinstance(buckets, WindowBuckets) else ()
-        self.sampler = BucketSampler(_bucket_of_each(indexes, buckets), batch=batch, sizes=sizes, seed=seed)
+        self.sampler = BucketSampler(_bucket_numbers(indexes, buckets), batch=batch, sizes=sizes, seed=seed)
         self.error_budget = ErrorBudget(error_budget or ErrorBudgetConfig(), len(self), self.root)
 
     @staticmethod
     def resume(
         root: str, state: Mapping[str, Any], *, error_budget: ErrorBudgetConfig | None = None
     ) -> tuple[SampleStream, int]:
-        """The stream that a state was taken from, and the position to go on at.
+        """Open the stream of a state; returns it with the position to continue at.
 
-        Raises UserError of kind `shards-changed` where its shards are not there as they were.
+        Raises UserError of kind `shards-changed` if one of its shards is missing or changed.
         """
         if state.get("version") != STATE_VERSION:
-            raise UserError(
-                f"a stream state of version {state.get('version')} is unknown", kind="wrong-version"
-            )
+            raise UserError(f"unknown version {state.get('version')} of a stream state", kind="wrong-version")
         kind = WindowBuckets if "shapes" in (state["buckets"] or ()) else Buckets
         buckets = kind.model_validate(state["buckets"]) if state["buckets"] else None
-        order = {"buckets": buckets, "batch": state["batch"], "shards": state["shards"]}
-        return SampleStream(root, state["split"], state["seed"], **order, error_budget=error_budget), state[
-            "position"
-        ]
+        options = {"buckets": buckets, "batch": state["batch"], "shards": state["shards"]}
+        stream = SampleStream(root, state["split"], state["seed"], **options, error_budget=error_budget)
+        return stream, state["position"]
 
     def state(self, position: int) -> dict[str, Any]:
-        """Everything that the samples from `position` on hang on, as JSON."""
+        """Everything that the samples from `position` on depend on, as JSON."""
         return {
             "version": STATE_VERSION,
             "split": self.split,
@@ -113,51 +111,52 @@ class SampleStream:
         }
 
     def __len__(self) -> int:
-        """Samples in one epoch."""
+        """Number of samples in one epoch."""
         return len(self._keys)
 
     @property
     def keys(self) -> list[str]:
-        """Every sample's key, in the order of the tars."""
+        """Key of every sample, in the order of the tars."""
         return [key.decode() for key in self._keys.tolist()]
 
     def sample_at(self, position: int) -> Sample:
-        """The sample at a position of the endless order.
+        """Read the sample at a position.
 
-        Raises UserError of kind `damaged-sample` naming the shard, or `too-many-damaged` once there were too many.
+        Raises UserError of kind `damaged-sample` that names the shard, or `too-many-damaged` above the error
+        budget.
         """
         return self._read(self.sampler.sample_at(position))
 
     def shard_and_key_at(self, position: int) -> tuple[str, str]:
         """(shard, key) of the sample at a position, without reading it."""
-        return self._name(self.sampler.sample_at(position))
+        return self._shard_and_key(self.sampler.sample_at(position))
 
-    def sample_by_index(self, place: int) -> Sample:
-        """The sample at a place in the order of the tars, 0 .. len - 1. Raises as `sample_at` does."""
-        return self._read(place)
+    def sample_by_index(self, index: int) -> Sample:
+        """Read sample 0 .. len - 1 in the order of the tars. Raises the errors of `sample_at`."""
+        return self._read(index)
 
     def sample_by_key(self, key: str) -> Sample:
-        """The sample of that key. Raises UserError where the split has none."""
-        found = np.flatnonzero(self._keys == key.encode())
-        if not len(found):
+        """Read the sample with this key. Raises UserError if the split has none."""
+        matches = np.flatnonzero(self._keys == key.encode())
+        if not len(matches):
             first = self._keys[0].decode()
             raise UserError(
                 f"no sample {key} in split {self.split}",
                 where=self.store.root,
                 hint=f"the first one is {first}",
             )
-        return self._read(int(found[0]))
+        return self._read(int(matches[0]))
 
     def read(
         self, start: int = 0, *, rank: int = 0, world: int = 1, ahead: int = 0
     ) -> Iterator[tuple[int, Sample]]:
-        """(position, sample) of this reader's share: start + rank, then every `world`-th position, without end.
+        """Yield (position, sample) of this reader without end: start + rank, then every `world`-th position.
 
-        Readers are ranks times workers; together they read each position once. `ahead` samples are read ahead in as many
-        threads. A damaged sample costs its position only; too many raise, as `sample_at` does.
+        The readers (ranks times workers) read each position once together. `ahead` samples are read ahead in
+        as many threads. Positions of damaged samples are skipped; too many raise the error of `sample_at`.
         """
         if not 0 <= rank < world:
-            raise UserError(f"reader {rank} of {world} cannot be", hint="readers count from 0")
+            raise UserError(f"there is no reader {rank} of {world}", hint="readers count from 0")
         positions = range(start + rank, 2**62, world)
         if not ahead:
             yield from ((position, sample) for position in positions if (sample := self._or_none(position)))
@@ -178,25 +177,25 @@ class SampleStream:
     def _or_none(self, position: int) -> Sample | None:
         try:
             return self.sample_at(position)
-        except IndexError:  # a place that a smaller batch leaves empty
+        except IndexError:  # an empty position of a smaller batch
             return None
         except UserError as error:
             if error.kind != "damaged-sample":
                 raise
             return None
 
-    def _name(self, place: int) -> tuple[str, str]:
-        return self._names[self._shard[place]], self._keys[place].decode()
+    def _shard_and_key(self, index: int) -> tuple[str, str]:
+        return self._names[self._shard[index]], self._keys[index].decode()
 
-    def _read(self, place: int) -> Sample:
-        shard, key = self._name(place)
+    def _read(self, index: int) -> Sample:
+        shard, key = self._shard_and_key(index)
         where = self.store.full_path(shard)
         self.error_budget.count_read()
         try:
-            span = self.store.read_span(shard, int(self._offset[place]), int(self._length[place]))
-            if zlib.crc32(span) != self._crc32[place]:
+            span = self.store.read_span(shard, int(self._offset[index]), int(self._length[index]))
+            if zlib.crc32(span) != self._crc32[index]:
                 raise UserError(
-                    f"the bytes of sample {key} are not those that were written",
+                    f"the bytes of sample {key} changed since they were written",
                     where=where,
                     kind="damaged-sample",
                 )
@@ -207,14 +206,14 @@ class SampleStream:
             raise
 
     def _entries(self) -> list[dict[str, Any]]:
-        """The manifest's entries of this split."""
+        """Read the manifest's entries of this split."""
         content = self.store.read_file(
             "manifest.json", missing="no shards here", hint="write them: uniavgen shard --corpus DIR"
         )
         try:
             manifest = json.loads(content)
             version, entries = manifest["manifest_version"], manifest["shards"]
-            found = [
+            of_split = [
                 entry
                 for entry in entries
                 if entry["split"] == self.split and entry["name"] and entry["sha256"]
@@ -231,31 +230,34 @@ class SampleStream:
                 hint="write the shards again: uniavgen shard",
                 kind="wrong-version",
             )
-        return found
+        return of_split
 
     def _index(self, shard: str) -> ShardIndex:
         name = index_name(shard)
         content = self.store.read_file(name, missing="a shard has no index", hint="run uniavgen shard again")
         return ShardIndex.from_bytes(content, self.store.full_path(name))
 
-    def _the_same(self, entries: list[dict[str, Any]], shards: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The entries of these shards, in their order."""
-        now = {entry["name"]: entry for entry in entries}
+    def _selected(self, entries: list[dict[str, Any]], shards: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The entries of these shards, in this order."""
+        by_name = {entry["name"]: entry for entry in entries}
         changed = [
-            name for name, digest in shards.items() if name not in now or now[name]["sha256"] != digest
+            name
+            for name, digest in shards.items()
+            if name not in by_name or by_name[name]["sha256"] != digest
         ]
         if changed:
             raise UserError(
-                f"{len(changed)} of the run's {len(shards)} shards are gone or changed, first {changed[0]}",
+                f"{len(changed)} of the run's {len(shards)} shards are missing or changed, "
+                f"first {changed[0]}",
                 where=self.store.root,
-                hint="bring them back, or begin the order anew on the shards there are",
+                hint="restore them, or start again on the current shards",
                 kind="shards-changed",
             )
-        return [now[name] for name in shards]
+        return [by_name[name] for name in shards]
 
 
-def _bucket_of_each(indexes: Sequence[ShardIndex], buckets: Buckets | WindowBuckets | None) -> np.ndarray:
-    """The bucket of every sample; all in one where there are no buckets."""
+def _bucket_numbers(indexes: Sequence[ShardIndex], buckets: Buckets | WindowBuckets | None) -> np.ndarray:
+    """The bucket of every sample int64 [n]; 0 without buckets."""
     if not buckets:
         return np.zeros(sum(len(index) for index in indexes), np.int64)
     return np.concatenate([buckets.of(index.seconds, index.width_px, index.height_px) for index in indexes])

@@ -1,1 +1,1 @@
-"""One tar of samples: written whole, opened with care, indexed."""
+"""Tars of samples: atomic writer, safe reader, index, and the manifest of a shards folder."""

@@ -1,10 +1,9 @@
-"""The index beside each tar: where every sample stands, how long it lasts, and what its bytes must hash to.
+"""The index of a tar: position, checksum, duration and frame size of every sample.
 
-    train-000000.tar.index.npz    columns over the tar's samples, in tar order: key, offset and length of all its members
-                                  together, crc32 of those bytes, seconds, width_px, height_px, and `sizes` [n, M] of the
-                                  members named in `members`; `shard` is the manifest's entry for the tar, as JSON
-
-Numbers only, so that a million samples open in a second; nothing is pickled.
+`train-000000.tar.index.npz` has these columns over the samples in tar order: key, offset and length of all
+members together, crc32 of those bytes, seconds, width_px, height_px, and the `sizes` [n, M] of the `members`.
+`shard` is the manifest's entry of the tar as JSON. Columns of numbers open in a second for a million samples.
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 from uniavgen.shards.errors import UserError
 
 INDEX_VERSION = 2
-"""1 until 0.1: JSON, without CRC, picture size and member sizes."""
+"""Version 1, until release 0.1: JSON without CRC, frame size and member sizes."""
 _COLUMNS = {
     "offset": np.int64,
     "length": np.int64,
@@ -34,7 +33,10 @@ _COLUMNS |= {"height_px": np.int32}
 
 @dataclass(frozen=True)
 class SampleSpan:
-    """One sample of a tar: bytes [offset, offset + length) are all its members; `sizes` by member name, in tar order."""
+    """Position of one sample in a tar: bytes [offset, offset + length) are all its members.
+
+    `sizes` are in bytes, by member name, in tar order.
+    """
 
     key: str
     offset: int
@@ -48,7 +50,9 @@ class SampleSpan:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The columns of one tar's index; `sizes` int64 [n, M], the others [n]. `shard` is the manifest's entry."""
+    """The columns of the index of one tar: `sizes` int64 [n, M], the others [n]. `shard` is the manifest's
+    entry.
+    """
 
     key: np.ndarray
     offset: np.ndarray
@@ -81,22 +85,21 @@ class ShardIndex:
         return [key.decode() for key in self.key.tolist()]
 
     def to_bytes(self) -> bytes:
-        """The file's content; the same index gives the same bytes."""
+        """The content of the file. Equal indexes give equal bytes."""
         columns = {name: getattr(self, name) for name in ("key", "sizes", *_COLUMNS)}
-        shard = json.dumps(self.shard)
         out = io.BytesIO()
         np.savez(
             out,
             version=np.int64(INDEX_VERSION),
             members=np.array(self.members),
-            shard=np.array(shard),
+            shard=np.array(json.dumps(self.shard)),
             **columns,
         )
         return out.getvalue()
 
     @staticmethod
     def from_bytes(data: bytes, where: object = "") -> ShardIndex:
-        """Raises UserError of kind `damaged-index` or `wrong-version`, naming `where`."""
+        """Parse the content of the file. Raises UserError of kind `damaged-index` or `wrong-version`."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 version = int(file["version"])
@@ -108,24 +111,26 @@ class ShardIndex:
                 columns = {name: file[name].astype(kind) for name, kind in _COLUMNS.items()}
                 members, shard = tuple(file["members"].tolist()), json.loads(str(file["shard"]))
                 keys, sizes = file["key"].astype(np.bytes_), file["sizes"].astype(np.int64)
-                found = ShardIndex(key=keys, sizes=sizes, members=members, shard=shard, **columns)
+                index = ShardIndex(key=keys, sizes=sizes, members=members, shard=shard, **columns)
         except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
             hint = "remove it and run uniavgen shard again"
             raise UserError(
                 "the shard's index is damaged", where=where, hint=hint, kind="damaged-index"
             ) from error
-        if {len(found.sizes), *(len(getattr(found, name)) for name in _COLUMNS)} != {len(found)}:
+        if {len(index.sizes), *(len(getattr(index, name)) for name in _COLUMNS)} != {len(index)}:
             raise UserError(
-                "the shard's index is damaged: columns differ in length", where=where, kind="damaged-index"
+                "the shard's index is damaged: its columns differ in length",
+                where=where,
+                kind="damaged-index",
             )
-        return found
+        return index
 
     def to_energon(self) -> bytes:
-        """The `.tar.idx` that Megatron-Energon reads: where each sample starts and where the last one ends, uint64."""
+        """The `.tar.idx` of Megatron-Energon: uint64 offsets of all samples and the end of the last one."""
         ends = self.offset[-1:] + self.length[-1:]
         return np.concatenate([self.offset, ends]).astype("<u8").tobytes()
 
 
 def index_name(tar: str) -> str:
-    """The index's file name beside a tar."""
+    """File name of the index of a tar."""
     return f"{tar}.index.npz"

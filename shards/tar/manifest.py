@@ -1,7 +1,4 @@
-"""The manifest of a `shards` folder: which tars belong to the corpus, with counts and hashes.
-
-shards/manifest.json    versions, totals by split, and a `ShardEntry` per tar
-"""
+"""The manifest of a `shards` folder (`manifest.json`): its tars with counts and hashes, totals, versions."""
 
 from __future__ import annotations
 
@@ -15,12 +12,15 @@ from uniavgen.shards.sample import SCHEMA_VERSION
 from uniavgen.shards.tar.index import ShardIndex
 
 MANIFEST_VERSION = 2
-"""1 until 0.1; 2 has licences per shard. Shards of an older one are written anew."""
+"""Version 1: until release 0.1. Version 2 adds licences per shard."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as the manifest names it; `licences` counts its samples by the licence of their source."""
+    """The manifest's entry of one tar. `licences` counts the samples by the licence of their source.
+
+    `inputs` changes with everything that would change the tar, see `write.changes`.
+    """
 
     name: str
     split: str
@@ -35,18 +35,20 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest that stands: names of its tars, and, where it is of this program's version, what it says of them."""
+    """A manifest on disk. Entries and settings are empty unless it is `current`: of this program's
+    version.
+    """
 
     current: bool
     names: frozenset[str] = frozenset()
     entries: tuple[ShardEntry, ...] = ()
-    layout: dict[str, Any] | None = None
+    packing: dict[str, Any] | None = None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest that stands in a `shards` folder, None where there is none or it is damaged.
+    """Read the manifest of a `shards` folder; None if it is missing or damaged.
 
-    Raises UserError of kind `wrong-version` for one from a newer program, which must not be written over.
+    Raises UserError of kind `wrong-version` for a newer manifest, which must not be overwritten.
     """
     try:
         content = json.loads((folder / "manifest.json").read_text())
@@ -59,7 +61,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     if versions[0] > MANIFEST_VERSION or versions[1] > SCHEMA_VERSION:
         raise UserError(
-            f"these shards are of version {versions[0]}.{versions[1]}, this program knows {MANIFEST_VERSION}.{SCHEMA_VERSION}",
+            f"these shards have version {versions[0]}.{versions[1]}, "
+            f"this program reads {MANIFEST_VERSION}.{SCHEMA_VERSION}",
             where=folder,
             hint="use the matching release of uniavgen, or move them away",
             kind="wrong-version",
@@ -68,7 +71,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_shard_keys(folder: Path, entry: ShardEntry) -> list[str]:
-    """Keys of a shard's samples in tar order, none where its index is missing, damaged or of another version."""
+    """Keys of a shard's samples in tar order; none if its index is missing, damaged or of another version."""
     try:
         return ShardIndex.from_bytes((folder / entry.index).read_bytes()).sample_keys()
     except (OSError, UserError):

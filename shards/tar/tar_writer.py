@@ -1,7 +1,6 @@
-"""Tars that are either whole or not there: written under a name of their own, then put in place with their index.
+"""Atomic tar writer: write samples to a `.part` file, then rename it and write its index.
 
-In: samples as members by extension. Out: a `.part` file, where its samples stand, its hash. The same samples give the same
-bytes: owner, rights and times in the tar are fixed.
+The same samples give the same bytes: owner, mode and times in the tar are fixed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from uniavgen.shards.atomic_files import replace_file
@@ -21,7 +20,7 @@ from uniavgen.shards.tar.index import SampleSpan, ShardIndex, index_name
 
 @dataclass(frozen=True)
 class TarSample:
-    """One sample to be written; seconds and picture size go into the index."""
+    """One sample to write. Its duration and frame size are stored in the index."""
 
     key: str
     members: Mapping[str, bytes]
@@ -32,7 +31,7 @@ class TarSample:
 
 @dataclass(frozen=True)
 class TarPart:
-    """A tar that is whole but for its name."""
+    """A complete tar that still has a temporary name."""
 
     path: Path
     spans: tuple[SampleSpan, ...]
@@ -41,7 +40,7 @@ class TarPart:
 
 
 def write_tar(tar: Path, samples: Iterable[TarSample]) -> TarPart:
-    """Write samples, in their order, to a part beside the tar's place, safe on disk. A failure leaves nothing."""
+    """Write samples in their order to a part file beside `tar`, synced to disk. A failure leaves no file."""
     from webdataset import TarWriter
 
     part = tar.with_name(f".{tar.name}.{uuid4().hex}.part")
@@ -51,11 +50,11 @@ def write_tar(tar: Path, samples: Iterable[TarSample]) -> TarPart:
             with TarWriter(out, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
                 for sample in samples:
                     start = writer.tarstream.offset
-                    members = dict(sorted(sample.members.items()))  # as webdataset's writer orders them
+                    members = dict(sorted(sample.members.items()))  # the order of webdataset's writer
                     writer.write({"__key__": sample.key, **members})
                     sizes = {name: len(data) for name, data in members.items()}
-                    about = (sample.seconds, sample.width_px, sample.height_px, sizes)
-                    spans.append(SampleSpan(sample.key, start, writer.tarstream.offset - start, 0, *about))
+                    facts = (sample.seconds, sample.width_px, sample.height_px, sizes)
+                    spans.append(SampleSpan(sample.key, start, writer.tarstream.offset - start, 0, *facts))
             out.flush()
             os.fsync(out.fileno())
             digest, spans = _digests(out, spans)
@@ -66,21 +65,24 @@ def write_tar(tar: Path, samples: Iterable[TarSample]) -> TarPart:
     return TarPart(part, tuple(spans), digest, size)
 
 
-def put_in_place(folder: Path, part: TarPart, entry: Any) -> None:
-    """Give a tar the name in its entry (a dataclass); the index comes last, since it is the proof that the tar is whole."""
+def commit_tar(folder: Path, part: TarPart, entry: Any) -> None:
+    """Rename a tar to the name in its entry, a dataclass, and write its index.
+
+    The index comes last: it is the proof that the tar is complete.
+    """
     tar, index = folder / entry.name, folder / index_name(entry.name)
     index.unlink(missing_ok=True)
     os.replace(part.path, tar)
     replace_file(index, ShardIndex.of(part.spans, asdict(entry)).to_bytes())
 
 
-def _digests(file: Any, spans: Sequence[SampleSpan]) -> tuple[str, list[SampleSpan]]:
-    """One pass over what stands in the file: its SHA-256, and the spans with the CRC-32 of their bytes."""
+def _digests(file: IO[bytes], spans: Sequence[SampleSpan]) -> tuple[str, list[SampleSpan]]:
+    """SHA-256 of an open tar, and the spans with the CRC-32 of their bytes, in one pass."""
     file.seek(0)
-    whole, summed = hashlib.sha256(), []
+    digest, with_crc32 = hashlib.sha256(), []
     for span in spans:
         data = file.read(span.length)
-        whole.update(data)
-        summed.append(replace(span, crc32=zlib.crc32(data)))
-    whole.update(file.read())
-    return whole.hexdigest(), summed
+        digest.update(data)
+        with_crc32.append(replace(span, crc32=zlib.crc32(data)))
+    digest.update(file.read())
+    return digest.hexdigest(), with_crc32

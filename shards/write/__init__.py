@@ -1,1 +1,1 @@
-"""Corpus to shards: plan, writer, verification, copies to an object store."""
+"""Corpus to shards: changes, writer, verification, publication to an object store."""

@@ -1,15 +1,14 @@
-"""What Megatron-Energon wants beside the tars, so that it opens a `shards` folder without preparing it.
+"""Index files of Megatron-Energon, so that it opens a `shards` folder without a preparation step.
 
-In: the shards of each split and their indexes. Out, as `energon prepare` of 7.4 would make it:
-
-    train-000000.tar.idx     where each sample of a tar starts
-    .nv-meta/dataset.yaml    samples are given as bytes (`CrudeWebdataset`), for the user's cooker to open
+    train-000000.tar.idx     offset of each sample in a tar
+    .nv-meta/dataset.yaml    samples as raw bytes (`CrudeWebdataset`), which the user's cooker decodes
     .nv-meta/split.yaml      tars by split
-    .nv-meta/.info.json      samples by tar
+    .nv-meta/.info.json      number of samples by tar
     .nv-meta/index.sqlite    every sample and member by key, with offset and size
-    .nv-meta/index.uuid      changes with the shards; written last, so that it vouches for the database
+    .nv-meta/index.uuid      changes with the shards; written last, as proof that the database is complete
 
-Text of the formats: megatron-energon, flavors/webdataset/{prepare,indexing}.py. Energon itself is not needed here.
+The files equal those of `energon prepare` 7.4. Source: megatron-energon,
+flavors/webdataset/{prepare,indexing}.py. Energon itself is not needed here.
 """
 
 from __future__ import annotations
@@ -29,13 +28,15 @@ from uniavgen.shards.tar.manifest import ShardEntry
 
 META_FOLDER = ".nv-meta"
 ENERGON_VERSION = "7.4.1"
-"""The version whose formats these are, and that the tests open them with."""
+"""Version of these formats, and of the Energon that the tests read them with."""
 
 _DATASET = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset", "decoder": None}
 _TABLES = """
-CREATE TABLE samples (tar_file_id INTEGER NOT NULL, sample_key TEXT NOT NULL UNIQUE, sample_index INTEGER NOT NULL,
+CREATE TABLE samples (tar_file_id INTEGER NOT NULL, sample_key TEXT NOT NULL UNIQUE, \
+sample_index INTEGER NOT NULL,
     byte_offset INTEGER, byte_size INTEGER);
-CREATE TABLE sample_parts (tar_file_id INTEGER, sample_index INTEGER, part_name TEXT, content_byte_offset INTEGER,
+CREATE TABLE sample_parts (tar_file_id INTEGER, sample_index INTEGER, part_name TEXT, \
+content_byte_offset INTEGER,
     content_byte_size INTEGER);
 """
 _INDEXES = """
@@ -47,7 +48,8 @@ CREATE INDEX idx_sample_parts_full ON sample_parts(tar_file_id, sample_index, pa
 
 
 def write_energon(folder: Path, splits: Mapping[str, Sequence[ShardEntry]]) -> None:
-    """Bring `.nv-meta` and the `.idx` files in line with the shards of each split. Raises OSError where the disk refuses."""
+    """Bring `.nv-meta` and the `.idx` files in line with the shards of each split. Raises OSError if the disk
+    fails."""
     meta = folder / META_FOLDER
     meta.mkdir(exist_ok=True)
     entries = [entry for split in splits.values() for entry in split]
@@ -57,16 +59,16 @@ def write_energon(folder: Path, splits: Mapping[str, Sequence[ShardEntry]]) -> N
 
     for entry, index in zip(entries, indexes(), strict=True):
         replace_file(folder / f"{entry.name}.idx", index.to_energon())
-    identity = str(
+    shards_id = str(
         uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([(entry.name, entry.sha256) for entry in entries]))
     )
     mark, database = meta / "index.uuid", meta / "index.sqlite"
-    if not (mark.is_file() and mark.read_text() == identity and database.is_file()):
+    if not (mark.is_file() and mark.read_text() == shards_id and database.is_file()):
         mark.unlink(missing_ok=True)
         _write_database(database, indexes())
     for name, content in energon_texts(splits).items():
         replace_file(meta / name, content.encode())
-    replace_file(mark, identity.encode())
+    replace_file(mark, shards_id.encode())
 
 
 def energon_texts(splits: Mapping[str, Sequence[ShardEntry]]) -> dict[str, str]:
@@ -95,7 +97,7 @@ def _write_database(path: Path, indexes: Iterator[ShardIndex]) -> None:
             )
         connection.executescript(_INDEXES)
         connection.commit()
-    except sqlite3.OperationalError as error:  # how sqlite says that the disk is full
+    except sqlite3.OperationalError as error:  # for example of a full disk
         raise OSError(None, f"the index for Megatron-Energon cannot be written: {error}") from error
     finally:
         connection.close()
@@ -108,8 +110,8 @@ def _sample_rows(tar: int, index: ShardIndex) -> Iterator[tuple[int, str, int, i
 
 
 def _member_rows(tar: int, index: ShardIndex) -> Iterator[tuple[int, int, str, int, int]]:
-    """Members stand one after another, each a header of 512 bytes and its data filled up to a multiple of 512."""
+    """Rows of all members. Each member is a header of 512 bytes and its data, padded to a multiple of 512."""
     for number, (start, sizes) in enumerate(zip(index.offset.tolist(), index.sizes.tolist(), strict=True)):
-        steps = accumulate((512 + -(-size // 512) * 512 for size in sizes[:-1]), initial=start + 512)
-        for name, offset, size in zip(index.members, steps, sizes, strict=True):
+        offsets = accumulate((512 + -(-size // 512) * 512 for size in sizes[:-1]), initial=start + 512)
+        for name, offset, size in zip(index.members, offsets, sizes, strict=True):
             yield tar, number, name, offset, size

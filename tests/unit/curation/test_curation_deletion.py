@@ -32,7 +32,7 @@ from uniavgen.shards.latents.cache import (
     write_sidecar,
 )
 from uniavgen.shards.tar.manifest import read_manifest, read_shard_keys
-from uniavgen.shards.tar.tar_writer import put_in_place
+from uniavgen.shards.tar.tar_writer import commit_tar
 from uniavgen.shards.write.publish import publish_shards
 from uniavgen.shards.write.writer import write_shards
 

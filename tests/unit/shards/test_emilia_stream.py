@@ -103,7 +103,7 @@ def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path
     resumed = EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
     assert [resumed.shard_and_key_at(position) for position in range(7, 15)] == keys[7:15]
     write_spoken(tmp_path / "EN-B000001.tar", SPOKEN["EN-B000001"][:1])
-    with pytest.raises(UserError, match="1 of the run's 2 audio shards are gone or changed") as told:
+    with pytest.raises(UserError, match="1 of the run's 2 audio shards are missing or changed") as told:
         EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
     assert told.value.kind == "shards-changed"
 
@@ -171,7 +171,7 @@ def spoilt_members(fault: str) -> dict[str, bytes]:
         ("dnsmos", "dnsmos: Field required"),
         ("broken json", "Invalid JSON"),
         ("no json", "lacks json"),
-        ("cut mp3", "lasts 0"),
+        ("cut mp3", "has 0"),
         ("no mp3 at all", "cannot be decoded"),
     ],
 )

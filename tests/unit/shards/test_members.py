@@ -56,7 +56,7 @@ def test_what_is_unsafe_is_refused_by_name(bad: tarfile.TarInfo, says: str) -> N
 
 
 def test_a_member_that_stands_twice_is_refused() -> None:
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         read_members(tar_of(member("ab.mp4"), member("ab.mp4")), "ab")
 
 
@@ -66,5 +66,5 @@ def test_rubbish_is_no_sample() -> None:
 
 
 def test_a_member_that_is_longer_than_the_bytes_there_are_is_refused() -> None:
-    with pytest.raises(UserError, match="cut off|cannot be read"):
+    with pytest.raises(UserError, match="truncated|cannot be read"):
         read_members(tar_of(member("ab.mp4"))[:514], "ab")

@@ -104,7 +104,7 @@ def test_a_run_keeps_its_order_while_the_corpus_grows_and_says_when_its_shards_a
     assert keys_read(grown, position, 30) == rest
     write_tars(tmp_path, [tars[0], tars[2]])
     with pytest.raises(
-        UserError, match=r"1 of the run's 2 shards are gone or changed, first train-000001.tar"
+        UserError, match=r"1 of the run's 2 shards are missing or changed, first train-000001.tar"
     ) as caught:
         SampleStream.resume(str(tmp_path), state)
     assert caught.value.kind == "shards-changed"

@@ -29,7 +29,7 @@ from uniavgen.shards.latents.cache import (
 from uniavgen.shards.store import Store
 from uniavgen.shards.tar.index import ShardIndex, index_name
 from uniavgen.shards.tar.manifest import read_manifest, read_shard_keys
-from uniavgen.shards.tar.tar_writer import put_in_place
+from uniavgen.shards.tar.tar_writer import commit_tar
 from uniavgen.shards.write.verify import VerifySummary, verify_shards
 from uniavgen.shards.write.writer import write_shards
 
@@ -112,14 +112,14 @@ def first_key(corpus: Corpus) -> str:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("bit", ["SHA-256 is not", "bytes are not those that were written"]),
+        ("bit", ["SHA-256 differs", "bytes changed since they were written"]),
         ("cut", ["5000 bytes, the manifest says"]),
         ("gone", [f"{TAR}: missing"]),
         ("index", [f"{TAR}.index.npz"]),
-        ("idx", [f"{TAR}.idx: missing or not as the index says"]),
+        ("idx", [f"{TAR}.idx: missing or different from the index"]),
         ("stray", ["train-000007.tar: the manifest does not name it"]),
-        ("split.yaml", [".nv-meta/split.yaml: missing or not as"]),
-        ("database", [".nv-meta/index.sqlite: its samples are not"]),
+        ("split.yaml", [".nv-meta/split.yaml: missing or different from"]),
+        ("database", [".nv-meta/index.sqlite: its samples differ"]),
         ("no database", [".nv-meta/index.sqlite: unable to open"]),
         ("dropped", ["the decisions do not keep it"]),
         ("moved", ["the decisions put it into val"]),
@@ -153,7 +153,7 @@ def test_media_that_do_not_fit_each_other_are_found_by_decoding(corpus: Corpus) 
     soundfile.write(path, wave[: len(wave) // 2], rate)
     write_shards(corpus, CONFIG, caption=named)
     (defect,) = verify(corpus).defects
-    assert "its sound lasts 1.00 s, its span 2.00 s" in defect
+    assert "audio of 1.00 s, but a span of 2.00 s" in defect
 
 
 def test_kept_clips_that_are_in_no_shard_are_counted(
@@ -216,7 +216,7 @@ def cache_latents(corpus: Corpus) -> Path:
         found = write_sidecar(
             folder, entry.name, entry.sha256, [(key, latents) for key in read_shard_keys(shards, entry)]
         )
-        put_in_place(folder, found.part, found.entry)
+        commit_tar(folder, found.part, found.entry)
         made.append(found.entry)
     write_manifest(folder, LatentCache(folder.name, fields, {}, tuple(made)))
     return folder
@@ -225,13 +225,13 @@ def cache_latents(corpus: Corpus) -> Path:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("bit", ["SHA-256 is not the manifest's", "bytes are not those that were written"]),
+        ("bit", ["SHA-256 differs from the manifest", "bytes changed since they were written"]),
         ("gone", [f"{TAR} is missing; run uniavgen cache-latents"]),
-        ("fields", ["its manifest is of another cache"]),
+        ("fields", ["its manifest belongs to another cache"]),
         ("stray", ["train-000007.tar: the manifest does not name it; run uniavgen cache-latents"]),
-        ("stale", [f"{TAR}: its shard is gone or was written anew; run uniavgen cache-latents"]),
-        ("nan", ["mel holds NaN or infinity", "SHA-256"]),
-        ("other clips", ["its clips are not those of its shard"]),
+        ("stale", [f"{TAR}: its shard is missing or was rewritten; run uniavgen cache-latents"]),
+        ("nan", ["mel has NaN or Inf values", "SHA-256"]),
+        ("other clips", ["its clips differ from those of its shard"]),
         ("no manifest", ["has no manifest"]),
     ],
 )
@@ -274,4 +274,4 @@ def spoil(corpus: Corpus, folder: Path, kind: str) -> None:
         spoilt = replace(found[0][1], mel=np.full((1, 2), np.nan, np.float16))
         found = [(found[0][0], spoilt), *found[1:]] if kind == "nan" else found[1:]
         part = write_sidecar(folder, TAR, LatentEntry(**index.shard).shard_sha256, found)
-        put_in_place(folder, part.part, part.entry)
+        commit_tar(folder, part.part, part.entry)

@@ -24,7 +24,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import REQUIRED_MEMBERS, decode_audio, decode_video, from_members
 from uniavgen.shards.tar.index import ShardIndex, index_name
-from uniavgen.shards.tar.tar_writer import put_in_place
+from uniavgen.shards.tar.tar_writer import commit_tar
 from uniavgen.shards.write.changes import NewShard, ShardSample, find_changes, kept_clips, pack
 from uniavgen.shards.write.writer import write_shard, write_shards
 
@@ -236,7 +236,7 @@ def test_a_tar_that_an_interrupted_run_finished_is_taken_and_leftovers_are_clear
     (corpus.root / "shards").mkdir()
     shard = write_shard(filled(planned, named)[0])
     entry = shard.entry
-    put_in_place(corpus.root / "shards", shard.part, entry)
+    commit_tar(corpus.root / "shards", shard.part, entry)
     stamp = (corpus.root / "shards" / entry.name).stat().st_mtime_ns
     (corpus.root / "shards" / ".train-000007.tar.0f3a.part").write_bytes(b"half")
     (corpus.root / "shards" / "train-000009.tar").write_bytes(b"stale")
@@ -355,7 +355,7 @@ def test_shards_of_a_newer_program_are_left_alone_and_those_of_an_older_one_are_
     path = corpus.root / "shards" / "manifest.json"
     path.write_text(json.dumps({**manifest(corpus), "manifest_version": 99}))
     before = contents(corpus.root / "shards")
-    with pytest.raises(UserError, match="of version 99.1, this program knows 2.1"):
+    with pytest.raises(UserError, match="have version 99.1, this program reads 2.1"):
         write_shards(corpus, ONE_TAR, caption=named)
     assert contents(corpus.root / "shards") == before
     path.write_text(json.dumps({**manifest(corpus), "manifest_version": 1}))

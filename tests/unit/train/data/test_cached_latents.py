@@ -305,7 +305,7 @@ def test_damaged_shard_is_reported_and_the_others_are_cached(
     found = cache_latents(folder, CONFIG)
     assert (found.made, found.shards) == (2, 2)
     assert found.failed == (
-        "train-000001.tar: its SHA-256 is not the manifest's; remove it and run uniavgen shard",
+        "train-000001.tar: its SHA-256 differs from the manifest; remove it and run uniavgen shard",
     )
     tar.write_bytes(good)
     assert cache_latents(folder, CONFIG).made == 1
@@ -349,14 +349,14 @@ def test_damaged_latents_are_replaced_and_reported(
         keys = {key for step in range(8) for key in loader.load(step, range(4)).batch.keys}
     assert set(loader.stream.error_budget.damaged) == {"clip0"}
     assert keys == {"clip1", "clip2", "clip3", "clip4"}
-    assert "the latents of clip0 are not those that were written" in caplog.text
+    assert "the latents of clip0 changed since they were written" in caplog.text
     shards = {entry.name: entry for entry in read_manifest(folder).entries}  # type: ignore[union-attr]
     checks, defects = latent_checks(folder, shards)
     assert defects == []
     found = {check.entry.name: verify_sidecar(check) for check in checks}
     assert [len(lines) for lines in found.values()] == [2, 0, 0]
-    assert "its SHA-256 is not the manifest's" in found["train-000000.tar"][0]
-    assert "clip clip0: its bytes are not those that were written" in found["train-000000.tar"][1]
+    assert "its SHA-256 differs from the manifest" in found["train-000000.tar"][0]
+    assert "clip clip0: its bytes changed since they were written" in found["train-000000.tar"][1]
 
 
 KILLED = """

@@ -93,7 +93,7 @@ def test_a_stage_that_has_begun_keeps_to_its_shards_or_says_which_is_gone(
     begun_with = open_stream(plan, plan.stage("joint"), str(shards), "run").shards
     write_shards(shards, [make_sample("a", 25, seed=1)])
     with pytest.raises(
-        UserError, match=r"1 of the run's 1 shards are gone or changed, first train-000000.tar"
+        UserError, match=r"1 of the run's 1 shards are missing or changed, first train-000000.tar"
     ) as caught:
         open_stream(plan, plan.stage("joint"), str(shards), "run", begun_with)
     assert caught.value.kind == "shards-changed"
