@@ -42,7 +42,7 @@ from uniavgen.shards.latents.cache import (
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import Sample
 from uniavgen.shards.tar.manifest import ShardEntry, read_manifest
-from uniavgen.shards.tar.tar_writer import put_in_place
+from uniavgen.shards.tar.tar_writer import commit_tar
 from uniavgen.train.batch import LatentBatch, validate_batch
 from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.data.cached_latents import cache_fields
@@ -134,7 +134,7 @@ def _cache(
         try:
             for number, encoded in enumerate(encoders.encode(folder, todo), start=1):
                 if encoded.sidecar:
-                    put_in_place(folder, encoded.sidecar.part, encoded.sidecar.entry)
+                    commit_tar(folder, encoded.sidecar.part, encoded.sidecar.entry)
                     made += 1
                 else:
                     failed.append(encoded.failure)
@@ -239,7 +239,7 @@ class ShardEncoder:
         except OSError as error:
             raise UserError(f"it cannot be read: {error.strerror}", hint="run uniavgen shard") from error
         if digest != shard.sha256:
-            raise UserError("its SHA-256 is not the manifest's", hint="remove it and run uniavgen shard")
+            raise UserError("its SHA-256 differs from the manifest", hint="remove it and run uniavgen shard")
 
     def _latents(self, stream: SampleStream) -> Iterator[tuple[str, LatentSample | str]]:
         """(key, latents, or the reason why there are none) of every sample, in the order of the tar."""

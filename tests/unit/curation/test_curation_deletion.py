@@ -115,7 +115,7 @@ def cache_latents(corpus: Corpus) -> None:
             (key, LatentSample(**arrays, **flags, speech=np.array([spoken[key].encode()]))) for key in others
         ]
         part = write_sidecar(folder, entry.name, entry.sha256, [(first, "short-clip"), *cached])
-        put_in_place(folder, part.part, part.entry)
+        commit_tar(folder, part.part, part.entry)
         made.append(part.entry)
     write_manifest(folder, LatentCache(folder.name, {"windows": 1}, {}, tuple(made)))
     (folder / ".train-000009.tar.0f3a.part").write_text(SECRET)
