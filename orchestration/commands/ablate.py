@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uniavgen.orchestration.tracking.mlflow_runs import Run
     from uniavgen.train.ablation.config import AblateConfig
     from uniavgen.train.ablation.experiment import Job
-    from uniavgen.train.ablation.plan import Experiment
+    from uniavgen.train.ablation.tables import Experiment
     from uniavgen.train.ablation.verdict import Verdict
 
 Results = dict[str, dict[str, Any]]
@@ -76,7 +76,7 @@ def run_ablation(run_dir: Path, settings: Config) -> dict[str, Any]:
     from uniavgen.orchestration.output.ablation_page import write_page
     from uniavgen.orchestration.tracking.mlflow_runs import flatten, open_run
     from uniavgen.shards.atomic_files import locked, replace_file
-    from uniavgen.train.ablation.plan import experiments
+    from uniavgen.train.ablation.tables import experiments
 
     config = settings.ablate
     planned = experiments(config)
@@ -121,7 +121,7 @@ def missing_jobs(experiments: Iterable[Experiment], run_dir: Path) -> tuple[list
 def summarise(config: AblateConfig, results: Results) -> dict[str, Any]:
     """Rows with means and intervals, the paper's values, a verdict on every order that the paper reports."""
     from uniavgen.train.ablation.experiment import reference_levels
-    from uniavgen.train.ablation.plan import TABLES, experiment
+    from uniavgen.train.ablation.tables import TABLES, experiment
 
     tables, verdicts = [], []
     for name in config.tables:
@@ -216,7 +216,7 @@ def _intervals(seeds: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def _verdicts(table: Any, values: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    from uniavgen.train.ablation.plan import ROLES, TABLES
+    from uniavgen.train.ablation.tables import ROLES, TABLES
     from uniavgen.train.ablation.verdict import compare
 
     verdicts = []

@@ -1,1 +1,1 @@
-"""The paper's ablations on a small world with a known law: the world, its read-outs, the rows, one experiment, the verdicts."""
+"""The paper's ablations with small models on made data: data, measures, tables, experiments, verdicts."""

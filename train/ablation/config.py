@@ -1,6 +1,7 @@
-"""Settings of `uniavgen ablate`: the small world, the small model, how long it trains and what is measured. Imports no torch.
+"""Configuration of `uniavgen ablate`: made data, small model, training and measurement. Imports no torch.
 
-The defaults are the `quick` preset. All of it is our choice: the paper's ablations stand on 10k steps of the full model.
+The defaults are the preset `quick`. All values are heuristics: the paper's ablations train the full model for
+10k steps.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, frames_for_latents, m
 from uniavgen.train.config import ObjectiveConfig, SamplingConfig
 
 CHANNELS, BANDS = 10, 8
-"""Channels of the world's video latents and bands of its mels."""
+"""Channels of the made video latents, and bands of the made mels."""
 FACE_TOKENS = 2.0
-"""Side of the world's square face, in tokens; its upper half is the brow, its lower half the mouth."""
+"""Side of the square face, in tokens. The upper half is the brow, the lower half the mouth."""
 
 TableName = Literal["interaction", "face", "layers", "position", "strategy", "guidance", "positions"]
 
@@ -26,30 +27,30 @@ class _Config(BaseModel):
 
 
 class WorldConfig(_Config):
-    """Size and difficulty of the world."""
+    """Size and difficulty of the made data."""
 
     latents: int = Field(
         default=9, ge=2, description="Video latents T of a clip; 9 are 33 pixel frames or 2.06 s."
     )
-    rows: int = Field(default=3, ge=3, description="Height of the picture in tokens.")
-    columns: int = Field(default=4, ge=3, description="Width of the picture in tokens.")
+    rows: int = Field(default=3, ge=3, description="Height of a frame in tokens.")
+    columns: int = Field(default=4, ge=3, description="Width of a frame in tokens.")
     hop: int = Field(
         default=1024, gt=0, description="Samples per mel frame; 1024 are 1.46 mel frames per pixel frame."
     )
     lead_s: float = Field(
         default=0.12,
         ge=0,
-        description="How long the mouth goes before the sound: real ones do by 0.1-0.3 s (Chandrasekaran et al. 2009, The "
-        "natural statistics of audiovisual speech).",
+        description="Seconds by which the mouth moves before the audio; 0.1-0.3 s in real speech "
+        "(Chandrasekaran et al. 2009, The natural statistics of audiovisual speech).",
     )
-    spread_s: float = Field(default=0.05, gt=0, description="Standard deviation of the lead's kernel.")
-    strangers: int = Field(
-        default=2, ge=0, description="Others that move behind, with looks and mouths of their own."
+    spread_s: float = Field(
+        default=0.05, gt=0, description="Standard deviation in seconds of the kernel around `lead_s`."
     )
+    strangers: int = Field(default=2, ge=0, description="Other faces that move in the background.")
     texture: float = Field(
         default=0.1, ge=0, description="Standard deviation of white noise on every latent and mel value."
     )
-    reference_mels: int = Field(default=12, ge=1, description="Mel frames of the reference sound.")
+    reference_mels: int = Field(default=12, ge=1, description="Mel frames of the reference audio.")
 
     @property
     def frames(self) -> int:
@@ -67,7 +68,8 @@ class WorldConfig(_Config):
 
 
 class SmallModelConfig(_Config):
-    """Both branches of the small models; what the rows do not change is the product's default."""
+    """Both branches of the small models. What a row does not change has the default value of the full
+    model."""
 
     dim: int = Field(default=32, description="Width of both branches.")
     layers: int = Field(default=4, description="Blocks of both branches.")
@@ -84,34 +86,33 @@ class AblateConfig(_Config):
     """`uniavgen ablate`."""
 
     tables: tuple[TableName, ...] = Field(
-        default=("interaction",), min_length=1, description="Which of the paper's tables, and our own."
+        default=("interaction",), min_length=1, description="Tables to run; `positions` is not in the paper."
     )
     seeds: int = Field(
-        default=3, ge=2, description="Trainings of every row: other weights, worlds and noise."
+        default=3, ge=2, description="Trainings of every row, with other weights, data and noise."
     )
     branch_steps: int = Field(
         default=700,
         ge=2,
-        description="Optimizer steps of both branches without interaction, once a seed: the paper's rows begin with trained "
-        "branches.",
+        description="Optimizer steps of both branches without interaction, once per seed; rows start there.",
     )
     steps: int = Field(
         default=350, ge=2, description="Optimizer steps of every row after that, with its interaction."
     )
-    batch: int = Field(default=16, ge=1, description="Clips per step, every one of them new.")
+    batch: int = Field(default=16, ge=1, description="Clips per step; no clip is used twice.")
     lr: float = Field(
         default=3e-3, gt=0, description="AdamW's peak learning rate; falls linearly to 0 over the last 30 %."
     )
     warmup: int = Field(default=50, ge=0, description="Steps of linear warm-up.")
     clips: int = Field(default=256, ge=2, description="Held-out clips that are generated and measured.")
-    world: WorldConfig = Field(default_factory=WorldConfig, description="the small world")
+    world: WorldConfig = Field(default_factory=WorldConfig, description="the made data")
     model: SmallModelConfig = Field(default_factory=SmallModelConfig, description="the small models")
     objective: ObjectiveConfig = Field(
         default_factory=ObjectiveConfig, description="the loss; rows set the task mix"
     )
     sampler: SamplingConfig = Field(
         default_factory=lambda: SamplingConfig(steps=16, guidance="none"),
-        description="how held-out clips are generated; without guidance, so that rows differ by what they learnt alone",
+        description="sampler for held-out clips; no guidance, so that rows differ by training only",
     )
 
     @model_validator(mode="after")

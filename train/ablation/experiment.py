@@ -1,8 +1,7 @@
-"""One experiment: train a small dual model on the small world, generate held-out clips, measure them by the law.
+"""Run one experiment: train a small model on made data, generate held-out clips, measure them.
 
-In: a `Training` and the experiments that share it. Out: JSON files, written whole or not at all. Model, tasks, flow and
-sampler are the product's own; only the loop is not the stage trainer's, for dozens of models of 150 k parameters, one
-process and seconds each, need neither DeepSpeed nor shards.
+Model, tasks, flow matching and sampler are those of real training. Only the loop is a plain PyTorch loop:
+dozens of models of 150 k parameters that train for seconds need neither DeepSpeed nor shards.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from torch import Tensor
 from uniavgen.shards.atomic_files import replace_file
 from uniavgen.shards.errors import UserError
 from uniavgen.train.ablation.config import AblateConfig, WorldConfig
-from uniavgen.train.ablation.plan import Experiment, Training
 from uniavgen.train.ablation.readout import agreement, read_face
+from uniavgen.train.ablation.tables import Experiment, Training
 from uniavgen.train.ablation.world import world_batch
 from uniavgen.train.batch import LatentBatch
 from uniavgen.train.config import ObjectiveConfig, SamplingConfig
@@ -33,13 +32,14 @@ from uniavgen.train.sampling import sample
 from uniavgen.train.tasks import Task
 
 TOGETHER, HELD_OUT = 500_000, 1_000_000
-"""Added to a seed for the worlds that rows train on, and for those that nothing is trained on: other people, other words."""
+"""Added to the seed of the made data: for the training of rows, and for held-out clips that no training
+sees."""
 CURVE_EVERY = 50
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training and what is to be measured of it, in the run folder `folder`."""
+    """A training and its experiments, in the run folder `folder`."""
 
     training: Training
     experiments: tuple[Experiment, ...]
@@ -47,31 +47,32 @@ class Job:
 
 
 def result_file(folder: Path | str, key: str) -> Path:
-    """Where an experiment's result stands."""
+    """Path of an experiment's result."""
     return Path(folder) / "experiments" / key / "result.json"
 
 
 def weights_file(folder: Path | str, key: str) -> Path:
-    """Where a training's weights stand."""
+    """Path of a training's weights."""
     return Path(folder) / "trainings" / key / "weights.safetensors"
 
 
 def reference_levels(config: AblateConfig) -> dict[str, dict[str, float]]:
-    """The agreements of held-out clips with their own sound (`truth`) and with one another's (`chance`)."""
+    """Mean agreements of held-out clips with their own audio (`truth`) and with that of another clip
+    (`chance`)."""
     batch = world_batch(config.world, HELD_OUT, tuple(range(config.clips)))
     assert batch.video is not None
     pairings = {"chance": batch.mel.roll(1, 0), "truth": batch.mel}
-    found = {name: agreement(batch.video, mel, config.world) for name, mel in pairings.items()}
+    agreements = {name: agreement(batch.video, mel, config.world) for name, mel in pairings.items()}
     return {
         name: {measure: float(values.mean()) for measure, values in entry.items()}
-        for name, entry in found.items()
+        for name, entry in agreements.items()
     }
 
 
 def run_job(job: Job) -> list[str]:
-    """Train, unless the weights are there already, then measure every experiment; returns their keys.
+    """Train if the weights do not exist, then measure every experiment. Returns the keys of the experiments.
 
-    Raises UserError where the loss leaves the numbers.
+    Raises UserError if the loss becomes NaN.
     """
     torch.set_num_threads(1)
     model, notes = trained(job.training, job.folder)
@@ -81,8 +82,8 @@ def run_job(job: Job) -> list[str]:
     losses = held_out_losses(model, job.training, batch)
     for experiment in job.experiments:
         started = time.monotonic()
-        made = generate(model, batch, experiment.sampler, job.training)
-        measures = {name: float(values.mean()) for name, values in made.items()}
+        agreements = generate_and_measure(model, batch, experiment.sampler, job.training)
+        measures = {name: float(values.mean()) for name, values in agreements.items()}
         document = {
             "experiment": experiment.model_dump(mode="json"),
             "measures": measures | losses,
@@ -96,7 +97,7 @@ def run_job(job: Job) -> list[str]:
 
 
 def trained(training: Training, folder: Path | str) -> tuple[DualBranch, dict[str, Any]]:
-    """The model with its weights from the run folder, trained and put there if need be, and notes on the training."""
+    """The trained model and notes on its training; trains it first if the run folder has no weights."""
     torch.manual_seed(training.seed)
     model = DualBranch(training.model)
     weights = weights_file(folder, training.key)
@@ -105,7 +106,7 @@ def trained(training: Training, folder: Path | str) -> tuple[DualBranch, dict[st
         if training.begins_with is not None:
             branches = trained(training.begins_with, folder)[0].state_dict()
             model.load_state_dict(
-                {name: value for name, value in branches.items() if not new(name)}, strict=False
+                {name: value for name, value in branches.items() if not is_interaction(name)}, strict=False
             )
         started = time.monotonic()
         curve = train(model, training)
@@ -118,13 +119,14 @@ def trained(training: Training, folder: Path | str) -> tuple[DualBranch, dict[st
     return model, json.loads(notes.read_text())
 
 
-def new(name: str) -> bool:
-    """Whether a parameter belongs to the interaction, which every row begins anew."""
+def is_interaction(name: str) -> bool:
+    """Whether a parameter belongs to the interaction, which every row initialises at random."""
     return name.startswith("interactions.")
 
 
 def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
-    """Train in place on clips that are all new; mean losses of every 50 steps. Raises UserError for a loss of NaN."""
+    """Train in place, with new clips at every step. Returns mean losses of every 50 steps. Raises UserError
+    for NaN."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=0.01, fused=True)
     world_seed = training.seed + TOGETHER * training.interact
     first_phase = training.phases[0].share * training.steps
@@ -158,7 +160,7 @@ def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
             recent.clear()
             if curve[-1]["total"] != curve[-1]["total"]:
                 raise UserError(
-                    f"the loss left the numbers before step {step + 1}",
+                    f"the loss became NaN before step {step + 1}",
                     hint="lower ablate.lr",
                     kind="loss-not-finite",
                 )
@@ -173,7 +175,7 @@ def lr_at(training: Training, step: int) -> float:
 
 
 def task_of(training: Training, step: int) -> Task:
-    """The task of a step, by the mix of the phase that it lies in."""
+    """The task of a step, by the task mix of its phase."""
     end = 0.0
     for phase in training.phases:
         end += phase.share * training.steps
@@ -183,38 +185,39 @@ def task_of(training: Training, step: int) -> Task:
 
 
 def held_out(training: Training, clips: int) -> LatentBatch:
-    """Clips that the training never saw, the same for every row of a seed."""
+    """Clips that no training sees, the same for every row of a seed."""
     return world_batch(training.world, HELD_OUT + training.seed, tuple(range(clips)))
 
 
 @torch.no_grad()
 def held_out_losses(model: DualBranch, training: Training, batch: LatentBatch) -> dict[str, float]:
-    """Velocity losses of joint generation on draws that are the same for every row, and the face masks' IoU."""
+    """Velocity losses of joint generation, on the same draws for every row, and the IoU of the face masks."""
     objective = ObjectiveConfig(timestep=training.objective.timestep, caption_dropout=0, speech_dropout=0)
     draw = Draw(HELD_OUT + training.seed, 0, tuple(range(len(batch.keys))))
     rate, face = training.world.mels_per_frame, training.model.face
     inputs = prepare_inputs(batch, Task.JOINT, draw, objective, face, mels_per_frame=rate)
     out = model(inputs.video, inputs.audio)
-    figures = {
+    losses = {
         "video_loss": _loss(out.video, inputs.video_target, inputs.video_scored),
         "audio_loss": _loss(out.audio, inputs.audio_target, inputs.audio_scored),
     }
     if out.face_masks is not None and inputs.face is not None and inputs.face_scored is not None:
-        figures["mask_iou"] = float(mask_iou(out.face_masks, inputs.face, inputs.face_scored).mean())
-    return figures
+        losses["mask_iou"] = float(mask_iou(out.face_masks, inputs.face, inputs.face_scored).mean())
+    return losses
 
 
-def generate(
+def generate_and_measure(
     model: DualBranch, batch: LatentBatch, sampler: SamplingConfig, training: Training
 ) -> dict[str, Tensor]:
-    """Agreements of generated picture and sound per clip [B], and `identity`: cosine with the look that was asked for."""
+    """Agreements of generated video and audio per clip [B], and `identity`: cosine with the look of the
+    reference."""
     assert batch.video is not None
     world: WorldConfig = training.world
     seed = HELD_OUT + training.seed
     video, mel = sample(model, batch, Task.JOINT, sampler, seed, mels_per_frame=world.mels_per_frame)
     assert video is not None
-    wanted, found = read_face(batch.video, world).look, read_face(video, world).look
-    return agreement(video, mel, world) | {"identity": torch.cosine_similarity(wanted, found, dim=1)}
+    true_look, look = read_face(batch.video, world).look, read_face(video, world).look
+    return agreement(video, mel, world) | {"identity": torch.cosine_similarity(true_look, look, dim=1)}
 
 
 def _loss(predicted: Tensor | None, target: Tensor | None, scored: Tensor | None) -> float:

@@ -1,6 +1,7 @@
-"""Reading the small world back from latents: the exact inverses of its law, and how well sound and face agree.
+"""Measure made or generated clips: read face and voice from latents, and how well they agree with the law of
+the made data.
 
-In: video latents and mels, from the world or from a model. Out: tracks, and agreements per clip. Nothing here is trained.
+The readers invert the formulas of `train.ablation.world`. Nothing here is trained.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from uniavgen.train.ablation.world import (
     SKIN,
     TIMBRE,
     areas,
-    between,
-    latent_clock,
+    interpolate,
+    latent_times_of,
     mel_basis,
-    mel_clock,
+    mel_times_of,
     mouth_of,
     timbre_of,
 )
 
 PLACE_STEP = 0.05
-"""Grid of the search for the face, in tokens."""
+"""Grid step of the search for the face, in tokens."""
 LAGS = 8
-"""Pixel frames either way that a lag is sought in: half a second."""
+"""Largest lag that is searched, in pixel frames either way: half a second."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """What the picture says: place [B, T, 2], mouth [B, F], expression [B, T], look [B, 3]."""
+    """Read from video: place [B, T, 2], mouth [B, F], expression [B, T], look [B, 3]."""
 
     place: Tensor
     mouth: Tensor
@@ -47,7 +48,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Voice:
-    """What the sound says: loudness [B, L], expression [B, T] (its pitch at the latents' times), timbre [B, 3]."""
+    """Read from audio: loudness [B, L], expression [B, T] (pitch at the latents' times), timbre [B, 3]."""
 
     loudness: Tensor
     expression: Tensor
@@ -55,7 +56,8 @@ class Voice:
 
 
 def read_face(video: Tensor, config: WorldConfig) -> Face:
-    """Find the face by its skin, then read its parts by least squares: video [B, 10, T, rows, columns]."""
+    """Find the face by the skin channel, then read its parts by least squares. video [B, 10, T, rows,
+    columns]."""
     place = find_face(video[:, SKIN].squeeze(1), config)
     middle = FACE_TOKENS / 2
     mouth = _part(video[:, MOUTH], areas(config, place, middle, FACE_TOKENS))
@@ -69,7 +71,8 @@ def read_face(video: Tensor, config: WorldConfig) -> Face:
 
 
 def find_face(skin: Tensor, config: WorldConfig) -> Tensor:
-    """The corner whose covered areas come nearest to the skin: [B, T, rows, columns] -> [B, T, 2] in tokens."""
+    """Corner of the face whose covered areas are nearest to `skin` [B, T, rows, columns]: [B, T, 2] in
+    tokens."""
     axes = [
         torch.arange(0, size - FACE_TOKENS + PLACE_STEP / 2, PLACE_STEP)
         for size in (config.rows, config.columns)
@@ -81,26 +84,27 @@ def find_face(skin: Tensor, config: WorldConfig) -> Tensor:
 
 
 def read_voice(mel: Tensor, config: WorldConfig) -> Voice:
-    """Coordinates of the mels in the world's basis: mel [B, 8, L]."""
+    """Read loudness, pitch and timbre from mel [B, 8, L]: its coordinates in `mel_basis`."""
     coordinates = mel.transpose(1, 2) @ mel_basis().T
     return Voice(
         coordinates[..., LOUDNESS].squeeze(-1),
-        between(coordinates[..., PITCH].squeeze(-1), mel_clock(config), latent_clock(config)),
+        interpolate(coordinates[..., PITCH].squeeze(-1), mel_times_of(config), latent_times_of(config)),
         coordinates[..., TIMBRE].mean(1),
     )
 
 
 def agreement(video: Tensor, mel: Tensor, config: WorldConfig) -> dict[str, Tensor]:
-    """How well picture and sound of each clip [B] obey the law together.
+    """How well video and audio of each clip [B] agree.
 
-    `sync`: correlation of the mouth with what the sound asks of it (LS's role); `sync_error_ms`: size of the shift that
-    would correlate best, within half a second; `timbre` (TC's role) and `expression` (EC's): cosine of the voice's and the
-    face's. Of unrelated halves all three are 0 on average, of the truth 1.
+    `sync` (for LS): correlation of the mouth with the mouth that the audio implies. `sync_error_ms`: size of
+    the shift with the largest correlation, within half a second. `timbre` (for TC) and `expression` (for EC):
+    cosine between voice and face. Except for the error, unrelated halves give 0 on average and the truth
+    gives 1.
     """
     face, voice = read_face(video, config), read_voice(mel, config)
-    asked = mouth_of(voice.loudness, config)
+    implied_mouth = mouth_of(voice.loudness, config)
     by_lag = torch.stack(
-        [correlation(*_shifted(face.mouth, asked, lag)) for lag in range(-LAGS, LAGS + 1)], dim=1
+        [correlation(*_shifted(face.mouth, implied_mouth, lag)) for lag in range(-LAGS, LAGS + 1)], dim=1
     )
     error = (by_lag.argmax(1) - LAGS).abs() * (1000 / VIDEO_FPS)
     return {
@@ -112,16 +116,17 @@ def agreement(video: Tensor, mel: Tensor, config: WorldConfig) -> dict[str, Tens
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's r of each row: [B, n], [B, n] -> [B]; 0 where a row does not vary."""
+    """Pearson's r of each row: [B, n], [B, n] -> [B]; 0 if a row is constant."""
     return torch.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
 
 
 def _part(channels: Tensor, area: Tensor) -> Tensor:
-    """Value of a part that covers `area` [B, T, rows, columns] of the tokens: [B, c, T, rows, columns] -> [B, c, T]."""
+    """Value [B, c, T] of a part that covers `area` [B, T, rows, columns] of `channels` [B, c, T, rows,
+    columns]."""
     return (channels * area[:, None]).sum((-2, -1)) / area.square().sum((-2, -1))[:, None]
 
 
 def _shifted(a: Tensor, b: Tensor, lag: int) -> tuple[Tensor, Tensor]:
-    """The parts of two tracks that overlap when b comes `lag` later."""
+    """The overlapping parts of two tracks if b is shifted by `lag` frames."""
     length = a.shape[1] - abs(lag)
     return a[:, max(lag, 0) :][:, :length], b[:, max(-lag, 0) :][:, :length]

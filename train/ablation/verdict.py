@@ -1,7 +1,7 @@
-"""Statistics of an ablation: intervals over seeds, and whether an order that the paper reports is reproduced. Pure functions.
+"""Statistics of an ablation: intervals over seeds, and whether an order that the paper reports is reproduced.
 
-Rows of one seed share worlds, branches and noise, so two rows are compared by the differences within each seed. With few
-seeds the intervals are Student's; nothing is corrected for the number of comparisons, which the caller should print.
+Rows of one seed share data, branches and noise, so two rows are compared by their differences within each
+seed. Intervals are Student's, for few seeds. They are not corrected for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from uniavgen.shards.errors import UserError
 Judgement = Literal["reproduced", "undecided", "reversed"]
 
 CONFIDENT = 0.95
-"""Probability from which on an order counts as found."""
+"""Probability from which an order counts as reproduced."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of a few values with its 95 % interval."""
+    """Mean of a few values and its 95 % interval."""
 
     mean: float
     low: float
@@ -31,8 +31,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the order of two rows came out: the difference better - worse, its 95 % interval, and the confidence that it is
-    positive (one-sided Student's t over seeds)."""
+    """Result for the order of two rows: difference better - worse with its 95 % interval, and the confidence
+    that it is positive (one-sided Student's t over seeds)."""
 
     better: str
     worse: str
@@ -61,19 +61,20 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def confidence_positive(values: Sequence[float]) -> float:
-    """Probability that the mean which the values stem from is above 0: one-sided Student's t; all alike decides itself."""
+    """Probability that the true mean is above 0, by one-sided Student's t; 0, 0.5 or 1 if all values are
+    equal."""
     from scipy.stats import t
 
-    middle, spread = mean(values), stdev(values)
+    average, spread = mean(values), stdev(values)
     if spread == 0:
-        return 0.5 if middle == 0 else float(middle > 0)
-    return float(t.cdf(middle / (spread / math.sqrt(len(values))), len(values) - 1))
+        return 0.5 if average == 0 else float(average > 0)
+    return float(t.cdf(average / (spread / math.sqrt(len(values))), len(values) - 1))
 
 
 def compare(
     better: str, worse: str, role: str, values_better: Sequence[float], values_worse: Sequence[float]
 ) -> Verdict:
-    """The verdict on one pair of rows, whose values stand in the same order of seeds; larger values are better."""
+    """The verdict on two rows. Values are in the same order of seeds; larger values are better."""
     if len(values_better) != len(values_worse):
         raise UserError(
             f"{better} has {len(values_better)} seeds, {worse} {len(values_worse)}", kind="unpaired-seeds"

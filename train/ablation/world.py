@@ -1,12 +1,12 @@
-"""A small world where sound and face obey a known law, for asking whether a model learns what joins them.
+"""Made latents of talking faces ("the made world"), in which audio and face are related by known formulas.
 
-In: a seed and sample indices. Out: a `LatentBatch` of a talking person (latents, mels, references, texts, face shares), a
-pure function of both. A hidden speech track drives mouth and loudness, the look of the face decides the voice's timbre, and
-an expression shows in both. Texts, reference picture and reference sound tell who speaks and what, never when. Strangers
-with faces of their own move behind. `train.ablation.readout` inverts the law.
+With them one can measure whether a model learns the relation. A batch is a pure function of a seed and of
+clip indices. A hidden speech track drives mouth and loudness (lip sync), the look of the face determines the
+timbre of the voice, and one expression track shows in both. Texts and references tell who speaks and what,
+but not when. Other faces move in the background. `train.ablation.readout` inverts the formulas.
 
-The mouth moves before the sound, as real ones do by 100-300 ms (Chandrasekaran et al. 2009, The natural statistics of
-audiovisual speech); sizes, rates and amplitudes are our choice.
+The mouth moves before the audio, in real speech by 100-300 ms (Chandrasekaran et al. 2009, The natural
+statistics of audiovisual speech). Sizes, rates and amplitudes are heuristics.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from uniavgen.train.ablation.config import BANDS, CHANNELS, FACE_TOKENS, WorldCo
 from uniavgen.train.batch import LatentBatch
 
 SKIN, MOUTH, BROW, LOOK, SCENE = slice(0, 1), slice(1, 5), slice(5, 6), slice(6, 9), slice(9, 10)
-"""Channels of a video latent: where the face is, the mouth at each pixel frame that the latent owns, the expression, the
-look (3 features), the background."""
+"""Channels of a video latent: face area, mouth opening at each of its four pixel frames, expression, look (3
+features), background."""
 
 LOUDNESS, TIMBRE, PITCH, VOWEL = slice(0, 1), slice(1, 4), slice(4, 5), slice(5, 7)
-"""Coordinates of a mel frame in its orthonormal basis: loudness, timbre (3 features), pitch, vowel (2 features)."""
+"""Coordinates of a mel frame in its orthonormal basis: loudness, timbre (3 features), pitch, vowel (2
+features)."""
 
 SPEECH_MEAN, SPEECH_STD = 0.48, 0.34
-"""Of the speech track, measured once: loudness and mouth are shown standardised by them."""
+"""Mean and standard deviation of the speech track, measured once; loudness and mouth are standardised with
+them."""
 MOUTH_GAIN = 1.5
-"""The mouth moves less than the sound, which the lead smooths away."""
+"""Makes up for the smoothing by the lead kernel, which reduces the movement of the mouth."""
 
 SYLLABLES = b"aeo"
 SILENCE_S = 0.35
@@ -41,10 +43,10 @@ SILENCE_S = 0.35
 
 @dataclass(frozen=True)
 class Truth:
-    """What really happened in the clips of a batch.
+    """The hidden values behind the clips of a batch.
 
-    speech [B, L] the hidden track at mel frames; mouth [B, F] the opening at pixel frames, standardised as it is shown;
-    expression [B, T]; look [B, 3]; place [B, T, 2] the face's upper left corner (row, column) in tokens.
+    speech [B, L]: speech track at mel frames; mouth [B, F]: opening at pixel frames, standardised; expression
+    [B, T]; look [B, 3]; place [B, T, 2]: upper left corner of the face (row, column) in tokens.
     """
 
     speech: Tensor
@@ -55,14 +57,15 @@ class Truth:
 
 
 def world_batch(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> LatentBatch:
-    """The clips `indices` of the world `seed`: patches are single tokens, so video is [B, 10, T, rows, columns]."""
+    """The clips `indices` of the data set `seed`. A patch is one latent, so video is [B, 10, T, rows,
+    columns]."""
     return world_clips(config, seed, indices)[0]
 
 
 def world_clips(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tuple[LatentBatch, Truth]:
-    """The same clips with their truth."""
+    """The same clips and their hidden values."""
     draws = _Draws(seed, indices)
-    mel_times, latent_times = mel_clock(config), latent_clock(config)
+    mel_times, latent_times = mel_times_of(config), latent_times_of(config)
     speech, vowel, ids, spoken = _speech(draws, config, mel_times)
     look = draws.normal(3)
     expression = _track(draws, latent_times)
@@ -74,12 +77,12 @@ def world_clips(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tup
         [
             standardised(speech)[..., None],
             timbre_of(look)[:, None].expand(-1, len(mel_times), -1),
-            between(expression, latent_times, mel_times)[..., None],
+            interpolate(expression, latent_times, mel_times)[..., None],
             vowel,
         ],
         dim=-1,
     )
-    calm = _neutral_face(draws, config, look)
+    neutral = _neutral_face(draws, config, look)
     other = _speech(draws, config, mel_times[: config.reference_mels])
     voice = torch.cat(
         [
@@ -98,7 +101,7 @@ def world_clips(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tup
         speech_ids=ids,
         speech_mask=spoken,
         video=_noisy(draws, video, config),
-        reference=_noisy(draws, calm, config),
+        reference=_noisy(draws, neutral, config),
         caption=torch.stack([scene, scene.flip(-1)], dim=1),
         caption_mask=torch.ones(len(indices), 2, dtype=torch.bool),
         face=face_shares(config, place),
@@ -107,33 +110,33 @@ def world_clips(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tup
 
 
 def standardised(speech: Tensor) -> Tensor:
-    """The hidden track as loudness: mean 0, standard deviation 1 over the world."""
+    """The speech track as loudness: mean 0, standard deviation 1 over the data set."""
     return (speech - SPEECH_MEAN) / SPEECH_STD
 
 
 def mouth_of(loudness: Tensor, config: WorldConfig) -> Tensor:
-    """The law of speech: mouth opening at pixel frames [B, F] from loudness at mel frames [B, L].
+    """Lip sync: mouth opening at pixel frames [B, F] from loudness at mel frames [B, L].
 
-    A Gaussian kernel over the sound that lies `lead_s` ahead, renormalised at the clip's end.
+    A Gaussian kernel over the audio `lead_s` later, renormalised at the end of the clip.
     """
     return MOUTH_GAIN * loudness @ _lead(config).T
 
 
 def timbre_of(look: Tensor) -> Tensor:
-    """The law of voices: timbre [B, 3] from look [B, 3], a fixed rotation."""
+    """Timbre [B, 3] of the voice from the look [B, 3] of the face: a fixed rotation."""
     return look @ _rotation().T
 
 
 @lru_cache(maxsize=1)
 def mel_basis() -> Tensor:
-    """Orthonormal rows [7, 8]: a level, then cosines over the bands (DCT-II), which is what log-mel envelopes are made of."""
+    """Orthonormal rows [7, 8]: a level, then cosines over the bands (DCT-II), as for log-mel envelopes."""
     band = torch.arange(BANDS, dtype=torch.float64) + 0.5
     rows = torch.stack([torch.cos(math.pi * k * band / BANDS) for k in range(VOWEL.stop)])
     return (rows / rows.norm(dim=1, keepdim=True)).float()
 
 
 def areas(config: WorldConfig, place: Tensor, top: float = 0.0, bottom: float = FACE_TOKENS) -> Tensor:
-    """Share of each token covered by rows top..bottom of a face: place [..., 2] -> [..., rows, columns]."""
+    """Share of each token covered by rows top..bottom of a face at place [..., 2]: [..., rows, columns]."""
 
     def overlap(low: Tensor, high: Tensor, count: int) -> Tensor:
         edge = torch.arange(count, dtype=place.dtype)
@@ -145,7 +148,7 @@ def areas(config: WorldConfig, place: Tensor, top: float = 0.0, bottom: float = 
 
 
 def face_shares(config: WorldConfig, place: Tensor) -> Tensor:
-    """The face mask that training supervises: place [B, T, 2] -> [B, T, rows, columns]."""
+    """The face mask target [B, T, rows, columns] of a face at place [B, T, 2]."""
     return areas(config, place)
 
 
@@ -157,9 +160,10 @@ def paint(
     look: Tensor,
     behind: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Video latents [B, 10, T, rows, columns]: a token that the face touches shows nothing of what is behind.
+    """Video latents [B, 10, T, rows, columns]. A token that the face touches shows nothing of the background.
 
-    place [B, T, 2]; mouth [B, T, 4]; expression [B, T]; look [B, 3]; behind: picture [B, 10, T, rows, columns] and scene.
+    place [B, T, 2]; mouth [B, T, 4]; expression [B, T]; look [B, 3]; behind: background [B, 10, T, rows,
+    columns], scene.
     """
     face, middle = areas(config, place), FACE_TOKENS / 2
     upper, lower = areas(config, place, 0.0, middle), areas(config, place, middle, FACE_TOKENS)
@@ -172,7 +176,7 @@ def paint(
 
 
 class _Draws:
-    """Random numbers of a batch: each clip has its own generator, asked in a fixed order."""
+    """Random numbers of a batch: each clip has its own generator, used in a fixed order."""
 
     def __init__(self, seed: int, indices: tuple[int, ...]) -> None:
         self.generators = [flow_matching.generator_for(seed, index, "world") for index in indices]
@@ -185,9 +189,10 @@ class _Draws:
 
 
 def _speech(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Track [B, L], vowel [B, L, 2], syllables as byte ids int64 [B, S] and their mask, at mel times [L] in seconds.
+    """Speech track [B, L], vowel [B, L, 2], syllables as byte ids int64 [B, S] and their mask, at mel times
+    [L] in seconds.
 
-    Syllables follow one another after random pauses; their kinds are in the text, their times and stress are not.
+    Syllables follow each other after random pauses. The text has their kinds, but not their times and stress.
     """
     end = float(times[-1])
     count = 2 + math.ceil(end / 0.2)
@@ -209,16 +214,16 @@ def _speech(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tensor, 
 
 
 def _track(draws: _Draws, times: Tensor) -> Tensor:
-    """A smooth random track of variance 1 at `times` [n]: a mean and a slow wave, [B, n]."""
+    """A smooth random track [B, n] of variance 1 at `times` [n]: a mean and a slow wave."""
     mean, swing = draws.normal(2, 1).unbind(1)
     phase = 2 * math.pi * (draws.uniform(1) + times * (0.2 + 0.3 * draws.uniform(1)))
     return (mean + swing * math.sqrt(2) * phase.sin()) / math.sqrt(2)
 
 
 def _place(draws: _Draws, config: WorldConfig, mouth: Tensor) -> Tensor:
-    """Corner of the face [B, T, 2]: it drifts, nods as it speaks, and stays in the picture."""
+    """Corner of the face [B, T, 2]: it drifts, nods with the speech, and stays inside the frame."""
     room = torch.tensor([config.rows - FACE_TOKENS, config.columns - FACE_TOKENS])
-    times = latent_clock(config)
+    times = latent_times_of(config)
     start, drift = draws.uniform(1, 2) * room, 0.3 * draws.normal(1, 2)
     nod = 0.15 * _by_latent(mouth)[..., -1]
     place = start + drift * times[:, None] + torch.stack([nod, torch.zeros_like(nod)], dim=-1)
@@ -226,11 +231,12 @@ def _place(draws: _Draws, config: WorldConfig, mouth: Tensor) -> Tensor:
 
 
 def _background(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tensor, Tensor]:
-    """What is behind: picture [B, 10, T, rows, columns] and the scene [B, 2] that the caption tells."""
+    """Background [B, 10, T, rows, columns] with other faces, and the scene [B, 2] that the caption
+    contains."""
     scene = draws.normal(2)
     slope = torch.linspace(-1, 1, config.columns)
-    picture = torch.zeros(len(scene), CHANNELS, len(times), config.rows, config.columns)
-    picture[:, SCENE] = (scene[:, :1] + scene[:, 1:] * slope)[:, None, None, None, :] / math.sqrt(2)
+    background = torch.zeros(len(scene), CHANNELS, len(times), config.rows, config.columns)
+    background[:, SCENE] = (scene[:, :1] + scene[:, 1:] * slope)[:, None, None, None, :] / math.sqrt(2)
     room = torch.tensor([config.rows - 1.0, config.columns - 1.0])
     for _ in range(config.strangers):
         start, stop, look = draws.uniform(1, 2) * room, draws.uniform(1, 2) * room, draws.normal(3)
@@ -240,15 +246,15 @@ def _background(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tens
             for axis, size in ((0, config.rows), (1, config.columns))
         ]
         shape = (1 - axes[0]).clamp(min=0)[..., :, None] * (1 - axes[1]).clamp(min=0)[..., None, :]
-        mouth = mouth_of(standardised(_speech(draws, config, mel_clock(config))[0]), config)
-        picture[:, MOUTH] += _by_latent(mouth).transpose(1, 2)[..., None, None] * shape[:, None]
-        picture[:, LOOK] += look[:, :, None, None, None] * shape[:, None]
-        picture[:, BROW] += (_track(draws, times)[..., None, None] * shape)[:, None]
-    return picture, scene
+        mouth = mouth_of(standardised(_speech(draws, config, mel_times_of(config))[0]), config)
+        background[:, MOUTH] += _by_latent(mouth).transpose(1, 2)[..., None, None] * shape[:, None]
+        background[:, LOOK] += look[:, :, None, None, None] * shape[:, None]
+        background[:, BROW] += (_track(draws, times)[..., None, None] * shape)[:, None]
+    return background, scene
 
 
 def _neutral_face(draws: _Draws, config: WorldConfig, look: Tensor) -> Tensor:
-    """The reference picture [B, 10, 1, rows, columns]: the same look elsewhere, at rest, before nothing."""
+    """The reference frame [B, 10, 1, rows, columns]: same look, other place, closed mouth, no background."""
     room = torch.tensor([config.rows - FACE_TOKENS, config.columns - FACE_TOKENS])
     empty = torch.zeros(len(look), CHANNELS, 1, config.rows, config.columns)
     rest = torch.zeros(len(look), 1, LATENT_STRIDE)
@@ -256,15 +262,17 @@ def _neutral_face(draws: _Draws, config: WorldConfig, look: Tensor) -> Tensor:
 
 
 def _by_latent(track: Tensor) -> Tensor:
-    """A track at pixel frames [B, F] as each latent's four [B, T, 4]; the first latent owns one frame, four times."""
+    """A track at pixel frames [B, F] as four values per latent [B, T, 4]; the first latent has one frame,
+    repeated."""
     first = track[:, :1].expand(-1, LATENT_STRIDE)
     return torch.cat([first, track[:, 1:]], dim=1).unflatten(1, (-1, LATENT_STRIDE))
 
 
-def between(values: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-    """A track [B, n] known at `places` [n], interpolated linearly at `wanted` [m], constant beyond the ends: [B, m]."""
-    after = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
-    share = ((wanted - places[after - 1]) / (places[after] - places[after - 1])).clamp(0, 1)
+def interpolate(values: Tensor, times: Tensor, wanted: Tensor) -> Tensor:
+    """Linear interpolation: a track [B, n] at `times` [n] -> [B, m] at `wanted` [m], constant beyond the
+    ends."""
+    after = torch.searchsorted(times, wanted).clamp(1, len(times) - 1)
+    share = ((wanted - times[after - 1]) / (times[after] - times[after - 1])).clamp(0, 1)
     return values[:, after - 1] * (1 - share) + values[:, after] * share
 
 
@@ -272,26 +280,27 @@ def _noisy(draws: _Draws, clean: Tensor, config: WorldConfig) -> Tensor:
     return clean + config.texture * draws.normal(*clean.shape[1:])
 
 
-def mel_clock(config: WorldConfig) -> Tensor:
+def mel_times_of(config: WorldConfig) -> Tensor:
+    """Time in seconds of each mel frame: [L]."""
     return torch.arange(config.mels) * (config.hop / SAMPLE_RATE)
 
 
-def latent_clock(config: WorldConfig) -> Tensor:
-    """When each latent's last pixel frame is shown, in seconds."""
+def latent_times_of(config: WorldConfig) -> Tensor:
+    """Time in seconds of the last pixel frame of each latent: [T]."""
     return torch.arange(config.latents) * (LATENT_STRIDE / VIDEO_FPS)
 
 
 @lru_cache(maxsize=8)
 def _lead(config: WorldConfig) -> Tensor:
-    """Weights [F, L] of the sound that a pixel frame's mouth makes ready for; rows sum to 1."""
+    """Weights [F, L] of the audio that determines the mouth of each pixel frame; rows sum to 1."""
     frame = torch.arange(config.frames)[:, None] / VIDEO_FPS
-    weight = torch.exp(-0.5 * ((mel_clock(config) - frame - config.lead_s) / config.spread_s) ** 2)
+    weight = torch.exp(-0.5 * ((mel_times_of(config) - frame - config.lead_s) / config.spread_s) ** 2)
     return weight / weight.sum(1, keepdim=True)
 
 
 @lru_cache(maxsize=1)
 def _rotation() -> Tensor:
-    """A fixed rotation [3, 3], no axis of which stays."""
+    """A fixed rotation [3, 3] that keeps no axis."""
     generator = flow_matching.generator_for("timbre of a look")
     q, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
     return q.float()

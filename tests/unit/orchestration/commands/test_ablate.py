@@ -14,7 +14,7 @@ from uniavgen.orchestration.config import Config, load_config
 from uniavgen.shards.atomic_files import locked
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.ablation.experiment import result_file, weights_file
-from uniavgen.train.ablation.plan import TABLES, experiment, experiments
+from uniavgen.train.ablation.tables import TABLES, experiment, experiments
 
 MICRO = [
     f"ablate.{each}"

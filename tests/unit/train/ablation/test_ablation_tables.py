@@ -1,4 +1,4 @@
-"""The ablation's plan and statistics: rows that differ by what they name, keys, orders of the paper, verdicts by hand."""
+"""Ablation tables and statistics: rows, keys, orders of the paper, verdicts computed by hand."""
 
 import hashlib
 import itertools
@@ -9,7 +9,7 @@ import pytest
 from uniavgen.shards.errors import UserError
 from uniavgen.train.ablation.config import AblateConfig, WorldConfig
 from uniavgen.train.ablation.experiment import lr_at, task_of
-from uniavgen.train.ablation.plan import RECIPE, ROLES, TABLES, Experiment, experiment, experiments
+from uniavgen.train.ablation.tables import RECIPE, ROLES, TABLES, Experiment, experiment, experiments
 from uniavgen.train.ablation.verdict import compare, confidence_positive, interval
 from uniavgen.train.model.config import InteractionConfig
 from uniavgen.train.tasks import PAPER_MIX, Task
@@ -19,7 +19,7 @@ POSITIONS = [row.name for row in TABLES["positions"].rows]
 AS_BASE = f"ATI / ATI, {InteractionConfig().positions}"
 
 
-def test_equal_experiments_of_different_tables_are_one() -> None:
+def test_equal_experiments_of_different_tables_have_one_key() -> None:
     base = [
         experiment(CONFIG, TABLES[table].rows[at], 0).key
         for table, at in (
@@ -43,19 +43,19 @@ def test_equal_experiments_of_different_tables_are_one() -> None:
 @pytest.mark.parametrize(
     "change", [{"steps": 3}, {"clips": 9}, {"world": WorldConfig(lead_s=0.2)}, {"lr": 1e-4}]
 )
-def test_a_key_follows_from_everything_that_the_result_depends_on(change: dict) -> None:
+def test_key_depends_on_every_setting_and_the_seed(change: dict) -> None:
     row = TABLES["interaction"].rows[0]
     assert experiment(CONFIG, row, 0).key == experiment(AblateConfig(seeds=5), row, 0).key
     assert experiment(CONFIG, row, 0).key != experiment(AblateConfig(**change), row, 0).key
     assert experiment(CONFIG, row, 0).key != experiment(CONFIG, row, 1).key
 
 
-def test_a_key_survives_the_way_through_a_file() -> None:
+def test_key_survives_serialisation() -> None:
     entry = experiment(CONFIG, TABLES["strategy"].rows[2], 1)
     assert Experiment.model_validate_json(entry.model_dump_json()).key == entry.key
 
 
-def test_a_field_that_came_later_leaves_earlier_keys_as_they_were() -> None:
+def test_added_field_at_its_earlier_value_keeps_the_key() -> None:
     before, after = (
         experiment(CONFIG, TABLES["positions"].rows[POSITIONS.index(f"ATI / ATI, {value}")], 0)
         for value in ("none", "time")
@@ -69,7 +69,7 @@ def test_a_field_that_came_later_leaves_earlier_keys_as_they_were() -> None:
     assert before.training.begins_with == after.training.begins_with
 
 
-def test_rows_differ_by_what_their_table_names() -> None:
+def test_rows_differ_only_in_the_setting_of_their_table() -> None:
     rows = {row.name: experiment(CONFIG, row, 0).training.model for row in TABLES["interaction"].rows}
     assert {(model.interaction.a2v, model.interaction.v2a) for model in rows.values()} == {
         ("sgi", "sgi"),
@@ -86,10 +86,10 @@ def test_rows_differ_by_what_their_table_names() -> None:
     assert modes == ["none", "unsupervised", "fixed", "decayed"]
 
 
-def test_strategies_mix_tasks_as_the_paper_names_them() -> None:
+def test_task_mixes_of_the_training_strategies() -> None:
     config = AblateConfig(steps=400)
-    plans = {row.name: experiment(config, row, 0).training for row in TABLES["strategy"].rows}
-    tasks = {name: [task_of(training, step) for step in range(400)] for name, training in plans.items()}
+    trainings = {row.name: experiment(config, row, 0).training for row in TABLES["strategy"].rows}
+    tasks = {name: [task_of(training, step) for step in range(400)] for name, training in trainings.items()}
     assert set(tasks["JGO"]) == {Task.JOINT}
     assert {task: tasks["MTO"].count(task) for task in Task} == {
         task: 40 * share for task, share in PAPER_MIX.items()
@@ -100,7 +100,7 @@ def test_strategies_mix_tasks_as_the_paper_names_them() -> None:
     }
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+def test_learning_rate_schedule() -> None:
     training = experiment(AblateConfig(steps=100, warmup=10, lr=1.0), TABLES["layers"].rows[0], 0).training
     rates = [lr_at(training, step) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 11)
@@ -109,7 +109,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
-def test_orders_are_the_papers() -> None:
+def test_orders_are_those_of_the_paper() -> None:
     orders = TABLES["interaction"].orders()
     assert len(orders) == 10 * len(ROLES)
     assert ("ATI / STI", "STI / ATI", "LS") in orders
@@ -119,7 +119,7 @@ def test_orders_are_the_papers() -> None:
     assert TABLES["positions"].orders() == []
 
 
-def test_verdicts_against_hand_made_numbers() -> None:
+def test_verdict_on_numbers_computed_by_hand() -> None:
     # differences 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt(3), t = 3.4641 at 2 degrees of freedom
     verdict = compare("a", "b", "LS", [0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
     assert verdict.difference.mean == pytest.approx(0.2)
@@ -132,14 +132,14 @@ def test_verdicts_against_hand_made_numbers() -> None:
     assert compare("a", "b", "LS", [0.5, 0.4, 0.6], [0.45, 0.5, 0.5]).judgement == "undecided"
 
 
-def test_seeds_are_compared_in_pairs_so_that_a_common_shift_cancels() -> None:
+def test_rows_are_compared_within_seeds() -> None:
     verdict = compare("a", "b", "TC", [0.11, 0.51, 0.91], [0.10, 0.50, 0.90])
     assert verdict.confidence > 0.999
     with pytest.raises(UserError, match="3 seeds, b 2"):
         compare("a", "b", "TC", [1, 2, 3], [1, 2])
 
 
-def test_values_that_are_all_alike_decide_themselves() -> None:
+def test_equal_values_give_confidence_zero_half_or_one() -> None:
     assert [confidence_positive([x, x]) for x in (-1.0, 0.0, 2.0)] == [0.0, 0.5, 1.0]
     assert interval([2.0, 2.0]).low == 2.0
     with pytest.raises(UserError, match="two values"):

@@ -1,4 +1,4 @@
-"""The small world: a pure function of its seed, inverted exactly by the read-outs, and silent about time in its texts."""
+"""Made data of the ablations: a pure function of its seed; readers invert it; texts do not tell times."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ WORLD = WorldConfig()
 CLIPS = tuple(range(64))
 
 
-def test_a_clip_depends_on_seed_and_index_alone() -> None:
+def test_clip_depends_on_seed_and_index_only() -> None:
     alone, among = world_batch(WORLD, 3, (7,)), world_batch(WORLD, 3, (2, 7, 9))
     other = world_batch(WORLD, 4, (7,))
     for name, value in vars(alone).items():
@@ -36,38 +36,38 @@ def test_a_clip_depends_on_seed_and_index_alone() -> None:
             )
 
 
-def test_a_batch_is_what_training_takes() -> None:
+def test_made_batch_is_valid_for_training() -> None:
     validate_batch(world_batch(WORLD, 0, CLIPS), WORLD.mels_per_frame)
 
 
-def test_read_outs_invert_a_world_without_texture() -> None:
+def test_readers_invert_clips_without_noise() -> None:
     world = WorldConfig(texture=0.0)
     batch, truth = world_clips(world, 0, CLIPS)
     face, voice = read_face(batch.video, world), read_voice(batch.mel, world)
-    # the face's place is sought on a grid of a twentieth of a token
+    # the place of the face is searched on a grid of 0.05 tokens
     torch.testing.assert_close(face.place, truth.place, atol=0.05, rtol=0)
     torch.testing.assert_close(voice.loudness, standardised(truth.speech), atol=1e-4, rtol=0)
     torch.testing.assert_close(voice.timbre, timbre_of(truth.look), atol=1e-4, rtol=0)
-    for found, true in (
+    for value, true in (
         (face.mouth, truth.mouth),
         (face.expression, truth.expression),
         (face.look, truth.look),
     ):
-        assert (found - true).abs().max() < 0.06 * true.abs().max()
+        assert (value - true).abs().max() < 0.06 * true.abs().max()
 
 
-def test_read_outs_are_within_the_texture() -> None:
+def test_reading_error_is_below_the_noise() -> None:
     batch, truth = world_clips(WORLD, 0, CLIPS)
     face, voice = read_face(batch.video, WORLD), read_voice(batch.mel, WORLD)
-    for found, true in (
+    for value, true in (
         (face.mouth, truth.mouth),
         (face.expression, truth.expression),
         (voice.loudness, standardised(truth.speech)),
     ):
-        assert (found - true).square().mean().sqrt() < 1.5 * WORLD.texture
+        assert (value - true).square().mean().sqrt() < 1.5 * WORLD.texture
 
 
-def test_the_truth_agrees_and_shuffled_pairs_are_at_chance() -> None:
+def test_agreement_is_high_for_truth_and_zero_for_shuffled_pairs() -> None:
     batch = world_batch(WORLD, 1, tuple(range(256)))
     truth = agreement(batch.video, batch.mel, WORLD)
     assert truth["sync"].min() > 0.95
@@ -82,7 +82,7 @@ def test_the_truth_agrees_and_shuffled_pairs_are_at_chance() -> None:
 
 
 @pytest.mark.parametrize("lag", [-3, 2])
-def test_a_planted_shift_of_the_sound_is_read_in_milliseconds(lag: int) -> None:
+def test_audio_shift_is_measured_in_milliseconds(lag: int) -> None:
     world = WorldConfig(texture=0.0)
     batch = world_batch(world, 2, CLIPS)
     mels = round(lag * float(world.mels_per_frame))
@@ -92,7 +92,7 @@ def test_a_planted_shift_of_the_sound_is_read_in_milliseconds(lag: int) -> None:
     assert late["sync"].mean() < 0.5
 
 
-def test_the_mouth_leads_the_sound() -> None:
+def test_mouth_moves_before_the_audio() -> None:
     world = WorldConfig(lead_s=0.2, spread_s=0.02)
     pulse = torch.zeros(1, world.mels)
     pulse[0, 30] = 1.0
@@ -103,8 +103,8 @@ def test_the_mouth_leads_the_sound() -> None:
     )
 
 
-def test_words_tell_the_kinds_of_syllables_and_not_their_times() -> None:
-    """Clips that share their words differ in speech as much as any two; captions tell the scene alone."""
+def test_texts_do_not_tell_the_times_of_syllables() -> None:
+    """Clips with equal words have speech as different as any two clips; captions tell only the scene."""
     batch, truth = world_clips(WORLD, 5, tuple(range(600)))
     words = [
         bytes((ids[mask] - 1).tolist()) for ids, mask in zip(batch.speech_ids, batch.speech_mask, strict=True)
@@ -124,23 +124,23 @@ def test_words_tell_the_kinds_of_syllables_and_not_their_times() -> None:
         assert 1 - (target - fitted).var() / target.var() < 0.03
 
 
-def test_the_reference_sound_has_the_voice_and_other_words() -> None:
+def test_reference_audio_has_the_same_timbre_and_other_speech() -> None:
     batch, truth = world_clips(WORLD, 6, CLIPS)
     coordinates = batch.reference_mel.transpose(1, 2) @ mel_basis().T
     torch.testing.assert_close(coordinates[..., 1:4].mean(1), timbre_of(truth.look), atol=0.15, rtol=0)
-    own = standardised(truth.speech)[:, : WORLD.reference_mels]
-    assert torch.cosine_similarity(coordinates[..., 0], own, dim=1).mean() < 0.7
+    speech = standardised(truth.speech)[:, : WORLD.reference_mels]
+    assert torch.cosine_similarity(coordinates[..., 0], speech, dim=1).mean() < 0.7
 
 
 @settings(max_examples=40, deadline=None)
 @given(row=st.floats(0, 1), column=st.floats(0, 2))
 @example(row=0.921875, column=0.2265625)
-def test_a_face_covers_its_area_and_is_found_where_it_is(row: float, column: float) -> None:
+def test_find_face_returns_the_place_of_the_face(row: float, column: float) -> None:
     place = torch.tensor([[[row, column]]])
     area = areas(WORLD, place)
     assert area.sum().item() == pytest.approx(FACE_TOKENS**2, rel=1e-5)
     centres = torch.stack(torch.meshgrid(torch.arange(3) + 0.5, torch.arange(4) + 0.5, indexing="ij"), dim=-1)
     middle = (area[0, 0, ..., None] * centres).sum((0, 1)) / FACE_TOKENS**2
     torch.testing.assert_close(middle, torch.tensor([row, column]) + FACE_TOKENS / 2, atol=1e-4, rtol=0)
-    # between two steps either may cover the more alike
+    # between two grid steps either may be nearer
     torch.testing.assert_close(find_face(2 * area, WORLD), place, atol=PLACE_STEP, rtol=0)

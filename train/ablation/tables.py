@@ -1,7 +1,7 @@
-"""What an ablation consists of: the paper's tables as rows, each row as trainings and samplers. Imports no torch.
+"""The paper's ablation tables as rows, and the experiment of every row and seed. Imports no torch.
 
-In: an `AblateConfig`. Out: the experiments of every (row, seed), each with a key that depends on nothing but what its
-result depends on; equal experiments of different tables are one.
+An experiment has a key: a digest of everything on which its result depends. Equal experiments of different
+tables have the same key and run once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from uniavgen.train.model.config import (
 from uniavgen.train.tasks import PAPER_MIX, Task
 
 RECIPE = 1
-"""Part of every key: raise it when the world, the training or the measures change, so that old results are not reused."""
+"""Part of every key. Raise it if the made data, the training or the measures change: old results are then not
+reused."""
 
 ADDED = {"positions": "none"}
-"""Fields that came after `RECIPE`, and the value that means what was done before them: keys leave them out at that value, so
-that earlier results still count."""
+"""Fields added after `RECIPE`, with the value that stands for the earlier behaviour. Keys leave a field out
+at that value, so that earlier results are reused."""
 
 ROLES = {"LS": "sync", "TC": "timbre", "EC": "expression"}
-"""The paper's measures (lip sync, timbre and emotion consistency) and ours that take their roles."""
+"""Measures of the paper (lip sync, timbre consistency, emotion consistency) and the ones that replace them
+here."""
 
 JOINT_ONLY: dict[Task, int] = {Task.JOINT: 1}
 
@@ -43,33 +45,33 @@ class _Frozen(BaseModel):
 
     @property
     def key(self) -> str:
-        """Digest of all fields, but for those of `ADDED` at their earlier value: 12 hex digits."""
+        """Digest of all fields, without those of `ADDED` at their earlier value: 12 hex digits."""
         document = json.dumps(
-            [RECIPE, type(self).__name__, _as_before(self.model_dump(mode="json"))], sort_keys=True
+            [RECIPE, type(self).__name__, _without_added(self.model_dump(mode="json"))], sort_keys=True
         )
         return hashlib.sha256(document.encode()).hexdigest()[:12]
 
 
-def _as_before(document: Any) -> Any:
-    """The document as `RECIPE` first had it, wherever that says the same."""
+def _without_added(document: Any) -> Any:
+    """The document without the fields of `ADDED` that have their earlier value."""
     if isinstance(document, dict):
         return {
-            name: _as_before(value)
+            name: _without_added(value)
             for name, value in document.items()
             if name not in ADDED or value != ADDED[name]
         }
-    return [_as_before(value) for value in document] if isinstance(document, list) else document
+    return [_without_added(value) for value in document] if isinstance(document, list) else document
 
 
 class Phase(_Frozen):
-    """A stretch of a training, as a share of its steps, and the task mix in it."""
+    """A part of a training: its share of the steps, and its task mix."""
 
     share: float
     tasks: dict[Task, int]
 
 
 class Training(_Frozen):
-    """All that a small model's weights depend on."""
+    """Everything on which the weights of a small model depend."""
 
     world: WorldConfig
     model: ModelConfig
@@ -82,11 +84,11 @@ class Training(_Frozen):
     seed: int
     interact: bool = True
     begins_with: Training | None = None
-    """The training whose branches this one takes over; its interaction starts anew."""
+    """Training whose branches this one starts from; the interaction starts at random."""
 
 
 class Experiment(_Frozen):
-    """All that a measurement depends on."""
+    """Everything on which a measurement depends."""
 
     training: Training
     sampler: SamplingConfig
@@ -95,7 +97,8 @@ class Experiment(_Frozen):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: what it changes of the base, and the paper's figures by the names of `ROLES`."""
+    """A row of a table: its changes to the base configuration, and the paper's values by the names of
+    `ROLES`."""
 
     name: str
     paper: dict[str, float] = field(default_factory=dict)
@@ -107,7 +110,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to compare. Where the paper names only the best row, `best` says which, over all others."""
+    """Rows to compare. `best`: name of the best row, if that is all that the paper reports."""
 
     name: TableName
     title: str
@@ -115,7 +118,7 @@ class Table:
     best: str | None = None
 
     def orders(self) -> list[tuple[str, str, str]]:
-        """(better row, worse row, the paper's measure) of every pair whose order the paper reports."""
+        """(better row, worse row, measure of the paper) for every pair whose order the paper reports."""
         if self.best is not None:
             return [
                 (self.best, row.name, role) for role in ROLES for row in self.rows if row.name != self.best
@@ -196,7 +199,7 @@ TABLES: dict[TableName, Table] = {
         ),
         Table(
             "strategy",
-            "training strategy (paper, Fig. 7): JGO joint only, MTO multi-task from the start, JFML joint first",
+            "training strategy (paper, Fig. 7): JGO joint only, MTO multi-task at once, JFML joint first",
             (
                 Row("JGO"),
                 Row("MTO", phases=(Phase(share=1.0, tasks=PAPER_MIX),)),
@@ -220,7 +223,7 @@ TABLES: dict[TableName, Table] = {
         ),
         Table(
             "positions",
-            "what queries and keys know of time, with windows in pixel frames either side (ours: the paper does not say)",
+            "time positions of queries and keys; windows in pixel frames on either side (not in the paper)",
             tuple(
                 row
                 for positions in ("none", "time")
@@ -236,7 +239,8 @@ TABLES: dict[TableName, Table] = {
 
 
 def model_config(config: AblateConfig, row: Row) -> ModelConfig:
-    """The small model of a row: both branches alike, tokens of one latent value each; the rest as the product's defaults."""
+    """The small model of a row: equal branches, patches of one latent; everything else has the default
+    value."""
     size = config.model
     shape: dict[str, Any] = {
         "dim": size.dim,
@@ -255,13 +259,13 @@ def model_config(config: AblateConfig, row: Row) -> ModelConfig:
 
 
 def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
-    """What must be run for one row and seed."""
+    """The experiment of one row and seed."""
     common: dict[str, Any] = {
         name: getattr(config, name) for name in ("world", "objective", "batch", "lr", "warmup")
     }
-    apart = Training(
+    branches = Training(
         **common,
-        # without interaction, so none of its settings matters: what it knows of time must not part the keys
+        # trained without interaction: none of its settings may change the key
         model=model_config(config, Row("", interaction={"positions": "none"})),
         phases=Row("").phases,
         steps=config.branch_steps,
@@ -274,14 +278,15 @@ def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
         phases=row.phases,
         steps=config.steps,
         seed=seed,
-        begins_with=apart,
+        begins_with=branches,
     )
     sampler = SamplingConfig(**{**config.sampler.model_dump(), **row.sampler})
     return Experiment(training=training, sampler=sampler, clips=config.clips)
 
 
 def experiments(config: AblateConfig) -> dict[tuple[TableName, str, int], Experiment]:
-    """The experiment of every (table, row, seed), seeds outermost so that an early stop leaves whole comparisons."""
+    """The experiment of every (table, row, seed). Seeds are outermost: an early stop leaves complete
+    comparisons."""
     return {
         (name, row.name, seed): experiment(config, row, seed)
         for seed in range(config.seeds)
