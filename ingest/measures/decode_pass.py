@@ -21,7 +21,7 @@ from uniavgen.ingest.measures.fingerprints import VideoHasher
 from uniavgen.ingest.measures.picture_quality import PictureMeter
 from uniavgen.ingest.models.face_embedding import face_encoder, require_encoder
 from uniavgen.ingest.models.face_reader import FaceCollector, FaceReader
-from uniavgen.ingest.models.text_detector import TextCollector, TextReader
+from uniavgen.ingest.models.text_detector import TextCollector, TextDetector
 from uniavgen.ingest.records import (
     FacesSeen,
     FrameTable,
@@ -73,7 +73,7 @@ class Watching(Step):
         if "shots" in wanted and self._shots is None:
             self._shots = ShotDetector(self.config.shots, self.config.device)
         if "text" in wanted and self._text is None:
-            self._text = TextReader(self.config.text)
+            self._text = TextDetector(self.config.text)
 
     def __call__(self, record: SourceRecord, wanted: tuple[str, ...]) -> dict[str, Any]:
         began = time.perf_counter()

@@ -45,7 +45,7 @@ def clip_syncs(record: SourceRecord, reader: SyncModels, config: IngestConfig) -
         return clip_pictures(record.result(LocalCopy).path, record.result(Probe), faces, clips[index], config)
 
     found = []
-    for each in reader.read(ClipsOfSource(faces, sound, clips, config.sync.max_shift_ms / 1000), pictures):
+    for each in reader.measure(ClipsOfSource(faces, sound, clips, config.sync.max_shift_ms / 1000), pictures):
         signals = {
             "active_face_confidence": each.active.confidence,
             "active_face_margin": each.active.margin,

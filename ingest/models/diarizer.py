@@ -1,9 +1,11 @@
-"""Who speaks when, and how each voice sounds: pyannote.audio's diarization with weights that need no account.
+"""Speaker diarization with pyannote.audio: turns, and one speaker embedding per speaker.
 
-Goes in: a `Sound`. Comes out: turns (`Span`s labelled SPEAKER_00, ...; they may overlap) and a voice of unit length per
-speaker. Segmentation is the model bundled with WhisperX, voices are SpeechBrain's ECAPA-TDNN (`voices`). A long source is
-heard piece by piece, its speakers are named over all pieces together. A whole pyannote pipeline may be named instead.
-Settings: see `DiarizationConfig`; they lie on a plateau that `tests/benchmarks/ingest/diarization_sweep.py` prints.
+Weights need no account.
+
+Segmentation is the model bundled with WhisperX, embeddings are SpeechBrain's ECAPA-TDNN
+(`speaker_embedding`). A long source is processed in chunks, and its speakers are clustered over all chunks. A
+whole pyannote pipeline may be configured instead. The settings in `DiarizationConfig` lie on a plateau that
+`tests/benchmarks/ingest/diarization_sweep.py` prints.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 from uniavgen.ingest.config import DiarizationConfig
 from uniavgen.ingest.io.audio import AudioFile, split_at_pauses
 from uniavgen.ingest.models.speaker_embedding import (
-    SHORTEST_VOICE_S,
+    MIN_SPEECH_S,
     VoiceEncoder,
     absorb_small_clusters,
     cluster_voices,
@@ -35,22 +37,25 @@ from uniavgen.shards.errors import UserError
 EMBEDDED = "embedded"
 
 CLEAR_SHARE = 0.2
-"""A window's speaker helps to find the voices when alone for this share of the window (pyannote's own)."""
+"""A speaker of a window takes part in clustering when alone for this share of the window (pyannote's
+value)."""
 
-SMALLEST_SHARE = 0.2
-"""In a short source a voice is one where this share of the windows has it (pyannote: 0.1; with few windows that lets through
-a handful of bad ones as a speaker of their own)."""
+MIN_CLUSTER_SHARE = 0.2
+"""In a short source a cluster is a speaker if it has this share of the windows (pyannote: 0.1, which makes a
+few bad windows a speaker where there are few windows)."""
 
-NOBODY = -2
-"""Label of a window's speaker who says nothing (pyannote's own)."""
+SILENT = -2
+"""Label of a window's speaker who says nothing (pyannote's value)."""
 
 
 @dataclass
 class ChunkSpeech:
-    """One piece, before its speakers have names. W windows of F frames, with up to S speakers who are local to a window.
+    """Segmentation of one chunk before clustering: W windows of F frames with up to S speakers local to each
+    window.
 
-    `scores` is pyannote's SlidingWindowFeature [W, F, S] (0..1), `active` bool [W, F, S], `count` its SlidingWindowFeature
-    [frames, 1] of speakers at once, `voices` float32 [W, S, 192], NaN where there is none.
+    `scores` is pyannote's SlidingWindowFeature [W, F, S] (0..1), `active` bool [W, F, S], `count` a
+    SlidingWindowFeature [frames, 1] of simultaneous speakers, `voices` float32 [W, S, 192], NaN where there
+    is none.
     """
 
     scores: Any
@@ -59,21 +64,21 @@ class ChunkSpeech:
     voices: np.ndarray
 
     def clear(self) -> np.ndarray:
-        """bool [W, S]: who has a voice, and is heard alone for long enough that it can be trusted."""
+        """Speakers with an embedding and enough speech without overlap to be reliable: bool [W, S]."""
         alone = self.active & (self.active.sum(axis=2, keepdims=True) == 1)
-        heard_enough = alone.sum(axis=1) >= CLEAR_SHARE * self.active.shape[1]
-        return np.asarray(heard_enough & np.isfinite(self.voices).all(axis=2))
+        enough = alone.sum(axis=1) >= CLEAR_SHARE * self.active.shape[1]
+        return np.asarray(enough & np.isfinite(self.voices).all(axis=2))
 
 
 class Diarizer:
-    """The diarization that the configuration names, loaded once."""
+    """The configured diarization, loaded once."""
 
     def __init__(self, config: DiarizationConfig, device: str = "cpu") -> None:
-        os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # before the import: it counts its users otherwise
+        os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # telemetry off, before the import
         warnings.filterwarnings("ignore", module="pyannote|torchaudio|speechbrain")
         self.config = config
         try:
-            self._road = (
+            self._model = (
                 EmbeddedDiarizer(config, device)
                 if config.model == EMBEDDED
                 else NamedPipeline(config, device)
@@ -81,28 +86,28 @@ class Diarizer:
         finally:
             remove_lazy_modules()
 
-    def diarize(self, sound: AudioFile) -> tuple[list[Span], dict[str, list[float]]]:
-        """Turns, in order, and each speaker's voice; nothing where nobody speaks."""
-        if not sound.samples:
+    def diarize(self, audio: AudioFile) -> tuple[list[Span], dict[str, list[float]]]:
+        """Turns in order of time and the embedding of each speaker; both empty where nobody speaks."""
+        if not audio.samples:
             return [], {}
-        pieces = split_at_pauses(sound, self.config.piece_s)
-        turns, voices = self._road.speakers(sound, pieces)
-        # windows reach past a piece's end
+        chunks = split_at_pauses(audio, self.config.piece_s)
+        turns, voices = self._model.diarize_chunks(audio, chunks)
+        # windows extend past the end of a chunk
         inside = [
             Span(
-                piece.start_s + max(0.0, turn.start_s),
-                min(piece.end_s, piece.start_s + turn.end_s),
+                chunk.start_s + max(0.0, turn.start_s),
+                min(chunk.end_s, chunk.start_s + turn.end_s),
                 turn.label,
             )
-            for piece, found in zip(pieces, turns, strict=True)
-            for turn in found
-            if piece.start_s + turn.start_s < piece.end_s
+            for chunk, turns_of_chunk in zip(chunks, turns, strict=True)
+            for turn in turns_of_chunk
+            if chunk.start_s + turn.start_s < chunk.end_s
         ]
-        return relabel_in_order(join_turns_at_seams(inside, {piece.start_s for piece in pieces}), voices)
+        return relabel_in_order(join_turns_at_seams(inside, {chunk.start_s for chunk in chunks}), voices)
 
 
 class EmbeddedDiarizer:
-    """Segmentation in windows, a voice per window's speaker, one clustering over all pieces."""
+    """Segmentation in windows, an embedding per speaker of a window, one clustering over all chunks."""
 
     def __init__(self, config: DiarizationConfig, device: str = "cpu") -> None:
         import torch
@@ -123,30 +128,32 @@ class EmbeddedDiarizer:
             device=torch.device(device),
         )
 
-    def speakers(
-        self, sound: AudioFile, pieces: list[Span]
+    def diarize_chunks(
+        self, audio: AudioFile, chunks: list[Span]
     ) -> tuple[list[list[Span]], dict[str, np.ndarray]]:
-        """Turns per piece, on the piece's clock, and voices; labels are numbers that hold over all pieces."""
-        heard = [self.hear(sound.span(piece.start_s, piece.end_s)) for piece in pieces]
+        """Turns per chunk, in seconds from its start, and embeddings by label; labels are numbers over all
+        chunks.
+        """
+        speech = [self.segment(audio.span(chunk.start_s, chunk.end_s)) for chunk in chunks]
         stride_s = self.config.segmentation_step * self._window_s * self.config.voice_stride
         labels, voices = assign_speakers(
-            heard, self.config.cluster_threshold, self.config.min_voice_s / stride_s
+            speech, self.config.cluster_threshold, self.config.min_voice_s / stride_s
         )
-        turns = [chunk_turns(piece, names) for piece, names in zip(heard, labels, strict=True)]
+        turns = [chunk_turns(chunk, names) for chunk, names in zip(speech, labels, strict=True)]
         return turns, {str(number): voice for number, voice in enumerate(voices)}
 
-    def hear(self, pcm: np.ndarray) -> ChunkSpeech:
-        """Who is active where in int16 [n], and the voices of every `voice_stride`-th window."""
+    def segment(self, pcm: np.ndarray) -> ChunkSpeech:
+        """Speaker activity in int16 [n], and the embeddings of every `voice_stride`-th window."""
         import torch
 
         waveform = pcm.astype(np.float32) / 32768
         scores = self._segment({"waveform": torch.from_numpy(waveform)[None], "sample_rate": AUDIO_RATE})
-        heard = self.piece(scores, np.zeros(0))
-        heard.voices = self._voices(waveform, heard.active)
-        return heard
+        chunk = self.chunk_speech(scores, np.zeros(0))
+        chunk.voices = self._embed(waveform, chunk.active)
+        return chunk
 
-    def piece(self, scores: Any, voices: np.ndarray) -> ChunkSpeech:
-        """A piece out of segmentation scores and voices: who is active, how many at once."""
+    def chunk_speech(self, scores: Any, voices: np.ndarray) -> ChunkSpeech:
+        """Activity and number of simultaneous speakers from segmentation scores."""
         from pyannote.audio.pipelines.utils import SpeakerDiarizationMixin
         from pyannote.audio.utils.signal import binarize
 
@@ -154,30 +161,30 @@ class EmbeddedDiarizer:
         count = SpeakerDiarizationMixin.speaker_count(binary, self._receptive_field, warm_up=(0.0, 0.0))
         return ChunkSpeech(scores, np.nan_to_num(binary.data) > 0.5, count, voices)
 
-    def _voices(self, waveform: np.ndarray, active: np.ndarray) -> np.ndarray:
+    def _embed(self, waveform: np.ndarray, active: np.ndarray) -> np.ndarray:
         windows, frames, speakers = active.shape
         length = round(self._window_s * AUDIO_RATE)
         step = round(self.config.segmentation_step * self._window_s * AUDIO_RATE)
         waveform = np.pad(waveform, (0, max(0, (windows - 1) * step + length - len(waveform))))
         frame_of = np.arange(length) * frames // length
         alone = active & (active.sum(axis=2, keepdims=True) < 2)
-        fewest = math.ceil(frames * SHORTEST_VOICE_S / self._window_s)
-        spoken = []
+        min_frames = math.ceil(frames * MIN_SPEECH_S / self._window_s)
+        speech = []
         for window in range(0, windows, self.config.voice_stride):
             for speaker in range(speakers):
-                # speech that nobody else is heard in, where there is enough of it
+                # speech without overlap, where there is enough of it
                 clean = alone[window, :, speaker]
-                mask = clean if clean.sum() > fewest else active[window, :, speaker]
-                spoken.append(waveform[window * step : window * step + length][mask[frame_of]])
+                mask = clean if clean.sum() > min_frames else active[window, :, speaker]
+                speech.append(waveform[window * step : window * step + length][mask[frame_of]])
         voices = np.full((windows, speakers, self._encoder.size), np.nan, np.float32)
-        voices[:: self.config.voice_stride] = self._encoder.encode(spoken).reshape(
+        voices[:: self.config.voice_stride] = self._encoder.encode(speech).reshape(
             -1, speakers, self._encoder.size
         )
         return voices
 
 
 class NamedPipeline:
-    """A whole pyannote pipeline by name; the speakers of its pieces are joined by their voices."""
+    """A whole pyannote pipeline by name; the speakers of its chunks are merged by their embeddings."""
 
     def __init__(self, config: DiarizationConfig, device: str = "cpu") -> None:
         import torch
@@ -201,28 +208,30 @@ class NamedPipeline:
             )
         self._pipeline.to(torch.device(device))
 
-    def speakers(
-        self, sound: AudioFile, pieces: list[Span]
+    def diarize_chunks(
+        self, audio: AudioFile, chunks: list[Span]
     ) -> tuple[list[list[Span]], dict[str, np.ndarray]]:
-        """Turns per piece, on the piece's clock, and voices; labels are numbers that hold over all pieces."""
+        """Turns per chunk, in seconds from its start, and embeddings by label; labels are numbers over all
+        chunks.
+        """
         import torch
 
         turns: list[list[Span]] = []
         local: list[tuple[int, str]] = []
         means, sizes = [], []
-        for index, piece in enumerate(pieces):
-            pcm = sound.span(piece.start_s, piece.end_s).astype(np.float32) / 32768
-            found = self._pipeline(
+        for index, chunk in enumerate(chunks):
+            pcm = audio.span(chunk.start_s, chunk.end_s).astype(np.float32) / 32768
+            result = self._pipeline(
                 {"waveform": torch.from_numpy(pcm)[None], "sample_rate": AUDIO_RATE, "uri": "source"}
             )
-            tracks = found.speaker_diarization.itertracks(yield_label=True)
+            tracks = result.speaker_diarization.itertracks(yield_label=True)
             turns.append([Span(float(turn.start), float(turn.end), label) for turn, _, label in tracks])
             for label, voice in zip(
-                found.speaker_diarization.labels(), found.speaker_embeddings, strict=False
+                result.speaker_diarization.labels(), result.speaker_embeddings, strict=False
             ):
                 local.append((index, label))
                 means.append(unit_length(np.nan_to_num(voice)))
-                sizes.append(found.speaker_diarization.label_duration(label))
+                sizes.append(result.speaker_diarization.label_duration(label))
         if not local:
             return turns, {}
         joined = merge_clusters(np.stack(means), np.array(sizes), self.config.cluster_threshold)
@@ -234,103 +243,114 @@ class NamedPipeline:
             for n in np.unique(joined)
         }
         named = [
-            [Span(t.start_s, t.end_s, names[i, t.label]) for t in found] for i, found in enumerate(turns)
+            [Span(t.start_s, t.end_s, names[i, t.label]) for t in chunk_turns]
+            for i, chunk_turns in enumerate(turns)
         ]
         return named, {label: voice for label, voice in voices.items() if np.any(voice)}
 
 
 def assign_speakers(
-    pieces: Sequence[ChunkSpeech], threshold: float, smallest: float
+    chunks: Sequence[ChunkSpeech], threshold: float, min_windows: float
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Labels int [W, S] for each piece, from 0 up (`NOBODY` for who is silent), and the speakers' voices [speakers, 192].
+    """Labels int [W, S] for each chunk, from 0 up (`SILENT` for silence), and the speakers' embeddings
+    [speakers, 192].
 
-    Clear voices are clustered piece by piece, the groups joined over all pieces, those of fewer than `smallest` windows
-    given to the nearest. Then every voice goes to the nearest speaker, and who has none to the one who is active with them.
+    Clear embeddings are clustered in each chunk, the clusters merged over all chunks, and those of fewer than
+    `min_windows` windows given to the nearest. Then every embedding gets the nearest speaker, and a window's
+    speaker without embedding the one whose activity overlaps most.
     """
-    groups = [cluster_voices(piece.voices[piece.clear()], threshold) for piece in pieces]
-    members = [unit_length(piece.voices[piece.clear()]) for piece in pieces]
-    if not sum(len(found) for found in groups):
-        return [np.where(piece.active.any(axis=1), 0, NOBODY) for piece in pieces], np.zeros(
+    clusters = [cluster_voices(chunk.voices[chunk.clear()], threshold) for chunk in chunks]
+    members = [unit_length(chunk.voices[chunk.clear()]) for chunk in chunks]
+    if not sum(len(labels) for labels in clusters):
+        return [np.where(chunk.active.any(axis=1), 0, SILENT) for chunk in chunks], np.zeros(
             (0, 0), np.float32
         )
-    sums = np.concatenate([_summed(m, g) for m, g in zip(members, groups, strict=True) if len(g)])
-    sizes = np.concatenate([np.bincount(g) for g in groups if len(g)])
+    sums = np.concatenate([_sum_by_label(m, c) for m, c in zip(members, clusters, strict=True) if len(c)])
+    sizes = np.concatenate([np.bincount(c) for c in clusters if len(c)])
     joined = merge_clusters(sums / sizes[:, None], sizes, threshold)
-    sums, sizes = _summed(sums, joined), _summed(sizes, joined)
-    at_least = max(1, min(round(smallest), round(SMALLEST_SHARE * sizes.sum())))
-    voices = unit_length(_summed(sums, absorb_small_clusters(sums, sizes, at_least)))
-    return [_labels(piece, voices) for piece in pieces], voices
+    sums, sizes = _sum_by_label(sums, joined), _sum_by_label(sizes, joined)
+    at_least = max(1, min(round(min_windows), round(MIN_CLUSTER_SHARE * sizes.sum())))
+    voices = unit_length(_sum_by_label(sums, absorb_small_clusters(sums, sizes, at_least)))
+    return [_labels(chunk, voices) for chunk in chunks], voices
 
 
-def _summed(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _sum_by_label(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.stack([values[labels == label].sum(axis=0) for label in range(labels.max() + 1)])
 
 
-def _labels(piece: ChunkSpeech, voices: np.ndarray) -> np.ndarray:
-    spoken = piece.active.any(axis=1)
-    known = spoken & np.isfinite(piece.voices).all(axis=2)
-    labels = np.full(spoken.shape, NOBODY)
-    labels[known] = (unit_length(piece.voices[known]) @ voices.T).argmax(axis=1)
-    return labels_by_overlap(piece.active, labels, spoken & ~known, piece.scores.sliding_window, len(voices))
+def _labels(chunk: ChunkSpeech, voices: np.ndarray) -> np.ndarray:
+    spoken = chunk.active.any(axis=1)
+    known = spoken & np.isfinite(chunk.voices).all(axis=2)
+    labels = np.full(spoken.shape, SILENT)
+    labels[known] = (unit_length(chunk.voices[known]) @ voices.T).argmax(axis=1)
+    return labels_by_overlap(chunk.active, labels, spoken & ~known, chunk.scores.sliding_window, len(voices))
 
 
 def labels_by_overlap(
     active: np.ndarray, labels: np.ndarray, unknown: np.ndarray, windows: Any, speakers: int
 ) -> np.ndarray:
-    """Labels with those of the `unknown` [W, S] filled in: each takes the speaker whose activity in the other windows is
-    most like its own (intersection over union), two of one window never the same; else the speaker heard nearest in time."""
+    """Labels with the `unknown` [W, S] filled in: each takes the speaker whose activity in the other windows
+    overlaps most (intersection over union), never the same for two of one window; without overlap the speaker
+    nearest in time.
+    """
     from scipy.optimize import linear_sum_assignment
 
     labels = labels.copy()
     count, frames, _ = active.shape
     starts = np.round(np.arange(count) * windows.step / windows.duration * frames).astype(int)
-    heard = np.zeros((starts[-1] + frames, speakers), np.float32)
-    seen = np.zeros(len(heard), np.float32)
-    for index, start in enumerate(starts):
-        rows = np.flatnonzero(labels[index] >= 0)
+    activity = np.zeros((starts[-1] + frames, speakers), np.float32)
+    coverage = np.zeros(len(activity), np.float32)
+    for window, start in enumerate(starts):
+        rows = np.flatnonzero(labels[window] >= 0)
         for row in rows:
-            heard[start : start + frames, labels[index, row]] += active[index, :, row]
-        seen[start : start + frames] += len(rows) > 0
-    likely = heard > 0.5 * np.maximum(seen, 1)[:, None]
+            activity[start : start + frames, labels[window, row]] += active[window, :, row]
+        coverage[start : start + frames] += len(rows) > 0
+    likely = activity > 0.5 * np.maximum(coverage, 1)[:, None]
     spoken_at = np.flatnonzero(likely.any(axis=1))
     for window in np.flatnonzero(unknown.any(axis=1)):
         rows = np.flatnonzero(unknown[window])
-        own = active[window][:, rows].T.astype(np.float32)
+        unknown_activity = active[window][:, rows].T.astype(np.float32)
         others = likely[starts[window] : starts[window] + frames].astype(np.float32)
-        shared = own @ others
-        alike = shared / np.maximum(own.sum(axis=1)[:, None] + others.sum(axis=0) - shared, 1)
-        for place, label in zip(*linear_sum_assignment(alike, maximize=True), strict=True):
-            if alike[place, label] > 0:
-                labels[window, rows[place]] = label
+        shared = unknown_activity @ others
+        similarity = shared / np.maximum(
+            unknown_activity.sum(axis=1)[:, None] + others.sum(axis=0) - shared, 1
+        )
+        for index, label in zip(*linear_sum_assignment(similarity, maximize=True), strict=True):
+            if similarity[index, label] > 0:
+                labels[window, rows[index]] = label
         for row in np.flatnonzero(unknown[window] & (labels[window] < 0)):
             middle = starts[window] + float(np.flatnonzero(active[window, :, row]).mean())
             nearest = spoken_at[np.abs(spoken_at - middle).argmin()] if len(spoken_at) else 0
-            labels[window, row] = int(heard[nearest].argmax())
+            labels[window, row] = int(activity[nearest].argmax())
     return labels
 
 
-def chunk_turns(piece: ChunkSpeech, labels: np.ndarray) -> list[Span]:
-    """Turns on the piece's clock, labelled by the number of their speaker: pyannote's aggregation over its windows."""
+def chunk_turns(chunk: ChunkSpeech, labels: np.ndarray) -> list[Span]:
+    """Turns in seconds from the chunk's start, labelled with the speaker's number: pyannote's aggregation
+    over windows.
+    """
     from pyannote.audio.pipelines.utils import SpeakerDiarizationMixin
     from pyannote.core import SlidingWindowFeature
 
-    if not np.nanmax(piece.count.data, initial=0):
+    if not np.nanmax(chunk.count.data, initial=0):
         return []
-    windows, frames, _ = piece.active.shape
+    windows, frames, _ = chunk.active.shape
     scores = np.full((windows, frames, labels.max() + 1), np.nan, np.float32)
     for window in range(windows):
         for label in np.unique(labels[window][labels[window] >= 0]):
-            scores[window, :, label] = piece.scores.data[window][:, labels[window] == label].max(axis=1)
-    named = SlidingWindowFeature(scores, piece.scores.sliding_window)
-    found = SpeakerDiarizationMixin.to_annotation(SpeakerDiarizationMixin.to_diarization(named, piece.count))
+            scores[window, :, label] = chunk.scores.data[window][:, labels[window] == label].max(axis=1)
+    by_speaker = SlidingWindowFeature(scores, chunk.scores.sliding_window)
+    annotation = SpeakerDiarizationMixin.to_annotation(
+        SpeakerDiarizationMixin.to_diarization(by_speaker, chunk.count)
+    )
     return [
         Span(float(turn.start), float(turn.end), str(label))
-        for turn, _, label in found.itertracks(yield_label=True)
+        for turn, _, label in annotation.itertracks(yield_label=True)
     ]
 
 
 def join_turns_at_seams(turns: list[Span], seams: set[float]) -> list[Span]:
-    """The turns, with those of one speaker that meet at a seam of two pieces made one."""
+    """The turns, with those of one speaker that meet at the seam of two chunks joined."""
     joined: list[Span] = []
     for turn in sorted(turns, key=lambda turn: (turn.label, turn.start_s)):
         before = joined[-1] if joined else None
@@ -344,7 +364,9 @@ def join_turns_at_seams(turns: list[Span], seams: set[float]) -> list[Span]:
 def relabel_in_order(
     turns: list[Span], voices: dict[str, np.ndarray]
 ) -> tuple[list[Span], dict[str, list[float]]]:
-    """Turns in order of time and voices, relabelled SPEAKER_00, SPEAKER_01, ... in the order in which they are first heard."""
+    """Turns in order of time and embeddings, relabelled SPEAKER_00, SPEAKER_01, ... in order of the first
+    turn.
+    """
     ordered = sorted(turns, key=lambda turn: (turn.start_s, turn.end_s, turn.label))
     names: dict[str, str] = {}
     for turn in ordered:

@@ -1,8 +1,7 @@
-"""Where the faces are and how their mouths move: MediaPipe's FaceLandmarker, confirmed by its own detector.
+"""Faces and their landmarks by MediaPipe's FaceLandmarker, confirmed by its own detector, tracked by overlap.
 
-Goes in: pictures uint8 [H, W, 3] of the 16 fps grid, one after another. Comes out: a `FaceTable` with a row per face and
-frame, tracked by overlap. On a profile or a pattern the landmarks can lock onto something that is no face; a face counts
-only while the detector, asked on its own, finds one at the same place with eyes, nose and mouth where the landmarks are.
+On a profile or a pattern the landmarks can lock onto something that is not a face. A face is accepted only
+while the detector alone finds one at the same position, with eyes, nose and mouth where the landmarks are.
 """
 
 from __future__ import annotations
@@ -21,60 +20,30 @@ from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.shards.weights import resolve
 
 OVAL = (
-    10,
-    338,
-    297,
-    332,
-    284,
-    251,
-    389,
-    356,
-    454,
-    323,
-    361,
-    288,
-    397,
-    365,
-    379,
-    378,
-    400,
-    377,
-    152,
-    148,
-    176,
-    149,
-    150,
-    136,
-    172,
-    58,
-    132,
-    93,
-    234,
-    127,
-    162,
-    21,
-    54,
-    103,
-    67,
-    109,
+    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288),
+    *(397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136),
+    *(172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
 )
-"""The 36 mesh points of the face's outline, clockwise from the forehead (MediaPipe's FACEMESH_FACE_OVAL, in order)."""
+"""The 36 mesh points of the face oval, clockwise from the forehead (MediaPipe's FACEMESH_FACE_OVAL, in
+order)."""
 
 INNER_LIPS = ((13, 14), (82, 87), (312, 317))
-"""Pairs of mesh points of the upper and lower inner lip: middle, and either side of it."""
+"""Pairs of mesh points of upper and lower inner lip: the middle and both sides of it."""
 
 FOREHEAD, CHIN = 10, 152
 
 DETECTOR_POINTS = ((33, 133), (362, 263), (1,), (13, 14))
-"""Mesh points that lie where the detector puts its first four: right eye, left eye, nose tip, mouth."""
+"""Mesh points of the detector's first four key points: right eye, left eye, nose tip, mouth."""
 
 Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in fractions of the picture."""
+"""x0, y0, x1, y1 in fractions of the frame."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What the detector alone found: `points` float [4, 2] are eyes, nose and mouth in fractions of the picture."""
+    """A face found by the detector alone: `points` float [4, 2] are eyes, nose and mouth in fractions of the
+    frame.
+    """
 
     box: Box
     score: float
@@ -83,7 +52,10 @@ class Detection:
 
 @dataclass(frozen=True)
 class Face:
-    """One face in one picture; the fields are those of `FaceTable`. `score` is 0 until the detector has confirmed it."""
+    """One face in one frame; the fields are those of `FaceTable`.
+
+    `score` is 0 until the detector confirms the face.
+    """
 
     box: Box
     oval: np.ndarray
@@ -94,13 +66,15 @@ class Face:
     roll: float
     sharpness: float
     points: np.ndarray
-    """Eyes, nose and mouth, float [4, 2], to compare with a `Detection`."""
+    """Eyes, nose and mouth, float [4, 2], for comparison with a `Detection`."""
 
 
 class FaceReader:
-    """FaceLandmarker and the face detector out of the same file. Close it: its native threads outlive garbage collection.
+    """FaceLandmarker, and the face detector from the same file.
 
-    Every picture is read on its own: MediaPipe's video mode would smooth the lips.
+    Close it: its native threads outlive garbage collection.
+
+    Every frame is processed as a single image, because MediaPipe's video mode smooths the lips.
     """
 
     def __init__(self, config: FaceConfig) -> None:
@@ -126,20 +100,20 @@ class FaceReader:
             )
         )
 
-    def landmarks(self, picture: np.ndarray) -> list[Face]:
-        """Whatever landmarks fit, largest first, all with score 0: some may be no faces."""
-        found = self._landmarker.detect(_image(picture))
+    def landmarks(self, frame: np.ndarray) -> list[Face]:
+        """All faces with landmarks, largest first, with score 0: some may not be faces."""
+        result = self._landmarker.detect(_image(frame))
         faces = [
-            _face(np.array([(point.x, point.y) for point in points], np.float32), np.asarray(pose), picture)
-            for points, pose in zip(found.face_landmarks, found.facial_transformation_matrixes, strict=True)
+            _face(np.array([(point.x, point.y) for point in points], np.float32), np.asarray(pose), frame)
+            for points, pose in zip(result.face_landmarks, result.facial_transformation_matrixes, strict=True)
         ]
         return sorted(faces, key=lambda face: -(face.box[3] - face.box[1]))
 
-    def detections(self, picture: np.ndarray) -> list[Detection]:
-        """The detector's own answer."""
-        height, width = picture.shape[:2]
-        found = []
-        for hit in self._detector.detect(_image(picture)).detections:
+    def detections(self, frame: np.ndarray) -> list[Detection]:
+        """Faces found by the detector alone."""
+        height, width = frame.shape[:2]
+        detections = []
+        for hit in self._detector.detect(_image(frame)).detections:
             box = hit.bounding_box
             corners = (
                 box.origin_x / width,
@@ -148,40 +122,45 @@ class FaceReader:
                 (box.origin_y + box.height) / height,
             )
             points = np.array([(point.x, point.y) for point in hit.keypoints[: len(DETECTOR_POINTS)]])
-            found.append(Detection(corners, float(hit.categories[0].score), points))
-        return found
+            detections.append(Detection(corners, float(hit.categories[0].score), points))
+        return detections
 
-    def read(self, picture: np.ndarray) -> list[Face]:
-        """Confirmed faces of one picture, largest first."""
-        found = self.landmarks(picture)
-        return self._confirmed(found, self.detections(picture), picture) if found else []
+    def read(self, frame: np.ndarray) -> list[Face]:
+        """Confirmed faces of one frame, largest first."""
+        faces = self.landmarks(frame)
+        return self._confirmed(faces, self.detections(frame), frame) if faces else []
 
-    def count(self, picture: np.ndarray, faces: list[Face]) -> int:
-        """Faces of any size: those that were found in the picture, and those that landmarks confirm in one of four
-        overlapping tiles, where small faces are large enough to be found."""
+    def count(self, frame: np.ndarray, faces: list[Face]) -> int:
+        """Number of faces of any size: `faces`, and those that landmarks confirm in one of four overlapping
+        tiles, where small faces are large enough to be detected.
+        """
         boxes: list[Box] = [face.box for face in faces]
-        height, width = picture.shape[:2]
+        height, width = frame.shape[:2]
         tile_h, tile_w = round(height * 0.6), round(width * 0.6)
         for y in (0, height - tile_h):
             for x in (0, width - tile_w):
-                tile = picture[y : y + tile_h, x : x + tile_w]
-                place = np.array([x / width, y / height] * 2)
+                tile = frame[y : y + tile_h, x : x + tile_w]
+                corner = np.array([x / width, y / height] * 2)
                 scale = np.array([tile_w / width, tile_h / height] * 2)
                 hits = [hit for hit in self.detections(tile) if hit.score >= self.config.tile_confidence]
-                if all(any(_same_face(_at(hit.box, place, scale), known) for known in boxes) for hit in hits):
-                    continue  # nothing new: spare the landmarks
-                found = [
-                    _at(face.box, place, scale) for face in self._confirmed(self.landmarks(tile), hits, tile)
+                if all(
+                    any(_same_face(_to_frame(hit.box, corner, scale), known) for known in boxes)
+                    for hit in hits
+                ):
+                    continue  # nothing new: skip the landmarks
+                confirmed = [
+                    _to_frame(face.box, corner, scale)
+                    for face in self._confirmed(self.landmarks(tile), hits, tile)
                 ]
-                boxes += [box for box in found if not any(_same_face(box, known) for known in boxes)]
+                boxes += [box for box in confirmed if not any(_same_face(box, known) for known in boxes)]
         return len(boxes)
 
     def close(self) -> None:
         self._landmarker.close()
         self._detector.close()
 
-    def _confirmed(self, faces: list[Face], detections: list[Detection], picture: np.ndarray) -> list[Face]:
-        aspect = picture.shape[1] / picture.shape[0]
+    def _confirmed(self, faces: list[Face], detections: list[Detection], frame: np.ndarray) -> list[Face]:
+        aspect = frame.shape[1] / frame.shape[0]
         scored = [
             replace(face, score=confirmed_score(face, detections, aspect, self.config)) for face in faces
         ]
@@ -189,40 +168,42 @@ class FaceReader:
 
 
 def confirmed_score(face: Face, detections: list[Detection], aspect: float, config: FaceConfig) -> float:
-    """Score of the best detection that lies on the face, with eyes, nose and mouth where the landmarks have them; 0 if
-    there is none, or the face is turned further than landmarks reach. `aspect` is the picture's width over its height."""
+    """Score of the best detection that overlaps the face and agrees on eyes, nose and mouth; 0 without any,
+    or if the face is turned further than landmarks are reliable. `aspect` is the frame's width over its
+    height.
+    """
     if head_angle_deg(face) > config.turn_limit_deg:
         return 0.0
     unit_length = np.array([aspect, 1.0])
     size = max(1e-6, face.box[3] - face.box[1], (face.box[2] - face.box[0]) * aspect)
     best = 0.0
     for hit in detections:
-        apart = np.linalg.norm((hit.points - face.points) * unit_length, axis=1).mean() / size
-        if apart <= config.agreement_distance and iou(face.box, hit.box) >= config.agreement_iou:
+        distance = np.linalg.norm((hit.points - face.points) * unit_length, axis=1).mean() / size
+        if distance <= config.agreement_distance and iou(face.box, hit.box) >= config.agreement_iou:
             best = max(best, hit.score)
     return best
 
 
 def head_angle_deg(face: Face) -> float:
-    """Angle between where the face looks and the camera."""
+    """Angle between the direction of the face and the camera."""
     return float(np.degrees(np.arccos(np.cos(np.radians(face.yaw)) * np.cos(np.radians(face.pitch)))))
 
 
 @dataclass
 class _Track:
-    """A face that may go on: where it was last seen, and what the detector said when it was last asked."""
+    """An open track: where the face was last seen, and the score when the detector was last run."""
 
     frame: int
     box: Box
-    asked: int = -1
+    checked: int = -1
     score: float = 0.0
 
 
 class FaceTracker:
-    """Joins faces of neighbouring frames into tracks by overlap, and collects the table.
+    """Joins faces of neighbouring frames to tracks by overlap, and collects the table.
 
-    The detector is asked about a face when its track begins, on every `confirm_every`-th frame of it, and on every frame
-    while it denies it. A denied face gets no row.
+    The detector is run when a track begins, on every `confirm_every`-th frame of it, and on every frame while
+    it denies the face. A denied face gets no row.
     """
 
     def __init__(self, config: FaceConfig) -> None:
@@ -234,23 +215,24 @@ class FaceTracker:
     def add(
         self, frame: int, faces: list[Face], detect: Callable[[], list[Detection]], aspect: float = 1.0
     ) -> tuple[list[Face], int]:
-        """Landmarked faces of one frame; frames come in order. Returns the confirmed ones, and how many were denied.
+        """Add the landmarked faces of one frame, in order of frames; return the confirmed ones and the number
+        denied.
 
-        `detect` gives the detector's answer about this picture; it is called once or not at all. `aspect` is the picture's
-        width over its height.
+        `detect` runs the detector on this frame and is called at most once. `aspect` is the frame's width
+        over its height.
         """
         self._open = {
             t: seen for t, seen in self._open.items() if frame - seen.frame <= self.config.track_gap + 1
         }
         tracks = self._assign(faces)
-        met = [self._open[number] for number in tracks]
-        due = any(track.score == 0 or frame - track.asked >= self.config.confirm_every for track in met)
+        matched = [self._open[number] for number in tracks]
+        due = any(track.score == 0 or frame - track.checked >= self.config.confirm_every for track in matched)
         detections = detect() if due else []
         confirmed, denied = [], 0
-        for face, number, track in zip(faces, tracks, met, strict=True):
+        for face, number, track in zip(faces, tracks, matched, strict=True):
             track.frame, track.box = frame, face.box
             if due:
-                track.asked, track.score = frame, confirmed_score(face, detections, aspect, self.config)
+                track.checked, track.score = frame, confirmed_score(face, detections, aspect, self.config)
             if track.score > 0 and head_angle_deg(face) <= self.config.turn_limit_deg:
                 confirmed.append(replace(face, score=track.score))
                 self._rows.append((frame, number, confirmed[-1]))
@@ -274,7 +256,7 @@ class FaceTracker:
         )
 
     def _assign(self, faces: list[Face]) -> list[int]:
-        """The number of each face's track, the best overlaps first; a face without one opens its own."""
+        """Track number of each face, best overlaps first; a face without a track opens one."""
         pairs = sorted(
             (-iou(face.box, seen.box), index, track)
             for index, face in enumerate(faces)
@@ -293,8 +275,11 @@ class FaceTracker:
 
 
 class FaceCollector:
-    """Fed with every picture of the 16 fps grid in order; gives `FacesSeen`. `wanted` says at which seconds faces are
-    looked for. A picture equal to the one before is not read again. With an `encoder` it also gives face vectors."""
+    """Collects the faces of every frame of the 16 fps grid, in order, and with an `encoder` their embeddings.
+
+    `wanted(seconds)` tells where faces are searched for. A frame equal to the one before is not processed
+    again.
+    """
 
     def __init__(
         self,
@@ -303,7 +288,7 @@ class FaceCollector:
         wanted: Callable[[float], bool],
         encoder: FaceEncoder | None = None,
     ) -> None:
-        self._vectors = FaceEmbeddingCollector(encoder) if encoder else None
+        self._embeddings = FaceEmbeddingCollector(encoder) if encoder else None
         self._reader, self._config, self._wanted = reader, config, wanted
         self._tracker = FaceTracker(config)
         self._looked: list[bool] = []
@@ -311,16 +296,16 @@ class FaceCollector:
         self._denied: list[int] = []
         self._before: tuple[np.ndarray, list[Face]] | None = None
 
-    def add_frame(self, frame: int, picture: np.ndarray) -> None:
-        looked = self._wanted(frame / VIDEO_FPS)
-        found = self._landmarks(picture) if looked else []
-        aspect = picture.shape[1] / picture.shape[0]
-        faces, denied = self._tracker.add(frame, found, lambda: self._reader.detections(picture), aspect)
-        if self._vectors:
-            self._vectors.add_frame(frame, picture, [(face.box, face.points) for face in faces])
-        counting = looked and self._config.tile_every and frame % self._config.tile_every == 0
+    def add_frame(self, index: int, frame: np.ndarray) -> None:
+        looked = self._wanted(index / VIDEO_FPS)
+        landmarked = self._landmarks(frame) if looked else []
+        aspect = frame.shape[1] / frame.shape[0]
+        faces, denied = self._tracker.add(index, landmarked, lambda: self._reader.detections(frame), aspect)
+        if self._embeddings:
+            self._embeddings.add_frame(index, frame, [(face.box, face.points) for face in faces])
+        counting = looked and self._config.tile_every and index % self._config.tile_every == 0
         self._looked.append(looked)
-        self._count.append(self._reader.count(picture, faces) if counting else -1)
+        self._count.append(self._reader.count(frame, faces) if counting else -1)
         self._denied.append(denied)
 
     def result(self) -> FacesSeen:
@@ -329,12 +314,12 @@ class FaceCollector:
             face_count=np.array(self._count, np.int16),
             denied=np.array(self._denied, np.int16),
             faces=self._tracker.table(),
-            vectors=self._vectors.result() if self._vectors else None,
+            vectors=self._embeddings.result() if self._embeddings else None,
         )
 
-    def _landmarks(self, picture: np.ndarray) -> list[Face]:
-        if self._before is None or not np.array_equal(self._before[0], picture):
-            self._before = picture, self._reader.landmarks(picture)
+    def _landmarks(self, frame: np.ndarray) -> list[Face]:
+        if self._before is None or not np.array_equal(self._before[0], frame):
+            self._before = frame, self._reader.landmarks(frame)
         return self._before[1]
 
 
@@ -349,62 +334,63 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def _same_face(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """A face at a tile's edge is found in part: two boxes are one face if they share a third of the smaller."""
+    """Whether two boxes share a third of the smaller: a face at the edge of a tile is found only in part."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
     return width > 0 and height > 0 and width * height > smaller / 3
 
 
 def head_pose(pose: np.ndarray) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in degrees from MediaPipe's 4 x 4 transformation, all 0 for an upright look into the camera.
+    """Yaw, pitch and roll in degrees from MediaPipe's 4 x 4 transformation; all 0 for an upright frontal
+    face.
 
-    Yaw is positive towards the picture's right, pitch upwards, roll where the head leans to the picture's left; the
-    rotation is yaw x pitch x roll (x right, y up, z towards the camera).
+    Yaw is positive towards the frame's right, pitch upwards, roll when the head leans to the frame's left;
+    the rotation is yaw x pitch x roll (x right, y up, z towards the camera).
     """
-    turn = pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0)
-    yaw = np.arctan2(turn[0, 2], turn[2, 2])
-    pitch = np.arcsin(np.clip(turn[1, 2], -1, 1))
-    roll = np.arctan2(turn[1, 0], turn[1, 1])
+    rotation = pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0)
+    yaw = np.arctan2(rotation[0, 2], rotation[2, 2])
+    pitch = np.arcsin(np.clip(rotation[1, 2], -1, 1))
+    roll = np.arctan2(rotation[1, 0], rotation[1, 1])
     return float(np.degrees(yaw)), float(np.degrees(pitch)), float(np.degrees(roll))
 
 
-def _at(box: Box, place: np.ndarray, scale: np.ndarray) -> Box:
-    """A tile's box in the whole picture."""
-    x0, y0, x1, y1 = (place + scale * box).tolist()
+def _to_frame(box: Box, corner: np.ndarray, scale: np.ndarray) -> Box:
+    """A box in a tile as a box in the frame."""
+    x0, y0, x1, y1 = (corner + scale * box).tolist()
     return x0, y0, x1, y1
 
 
-def _face(mesh: np.ndarray, pose: np.ndarray, picture: np.ndarray) -> Face:
-    """A face with score 0 from its mesh [478, 2] in fractions of the picture."""
-    height, width = picture.shape[:2]
+def _face(mesh: np.ndarray, pose: np.ndarray, frame: np.ndarray) -> Face:
+    """A face with score 0 from its mesh [478, 2] in fractions of the frame."""
+    height, width = frame.shape[:2]
     oval = mesh[list(OVAL)]
     x0, y0 = oval.min(axis=0).tolist()
     x1, y1 = oval.max(axis=0).tolist()
     pixels = mesh * (width, height)
     face_height = float(np.linalg.norm(pixels[FOREHEAD] - pixels[CHIN]))
-    gap = float(np.mean([np.linalg.norm(pixels[up] - pixels[low]) for up, low in INNER_LIPS]))
-    points = np.array([mesh[list(several)].mean(axis=0) for several in DETECTOR_POINTS])
+    gap = float(np.mean([np.linalg.norm(pixels[upper] - pixels[lower]) for upper, lower in INNER_LIPS]))
+    points = np.array([mesh[list(indices)].mean(axis=0) for indices in DETECTOR_POINTS])
     box = (x0, y0, x1, y1)
     return Face(
-        box, oval, 0.0, gap / max(face_height, 1e-6), *head_pose(pose), _sharpness(picture, box), points
+        box, oval, 0.0, gap / max(face_height, 1e-6), *head_pose(pose), _sharpness(frame, box), points
     )
 
 
-def _sharpness(picture: np.ndarray, box: Box) -> float:
-    """Variance of the Laplacian of a face, scaled to 128 pixels of height: so that sizes compare."""
+def _sharpness(frame: np.ndarray, box: Box) -> float:
+    """Variance of the Laplacian of a face scaled to a height of 128 pixels, comparable over face sizes."""
     import cv2
 
-    height, width = picture.shape[:2]
+    height, width = frame.shape[:2]
     x0, y0 = max(0, round(box[0] * width)), max(0, round(box[1] * height))
     x1, y1 = min(width, round(box[2] * width)), min(height, round(box[3] * height))
     if x1 - x0 < 4 or y1 - y0 < 4:
         return 0.0
-    grey = cv2.cvtColor(picture[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY)
+    gray = cv2.cvtColor(frame[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY)
     size = (max(4, round(128 * (x1 - x0) / (y1 - y0))), 128)
-    return float(cv2.Laplacian(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), cv2.CV_32F).var())
+    return float(cv2.Laplacian(cv2.resize(gray, size, interpolation=cv2.INTER_AREA), cv2.CV_32F).var())
 
 
-def _image(picture: np.ndarray) -> Any:
+def _image(frame: np.ndarray) -> Any:
     import mediapipe
 
-    return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(picture))
+    return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))

@@ -1,8 +1,7 @@
-"""Word times by forced alignment: with the English acoustic model that pocketsphinx carries, or WhisperX's wav2vec2.
+"""Word times by forced alignment: pocketsphinx with its English acoustic model, or WhisperX with wav2vec2.
 
-Goes in: int16 [n] at 16 kHz, the words said in it, in order, and their language. Comes out: the same words with times. For
-pocketsphinx a word that the dictionary lacks is aligned by a rough pronunciation after its spelling; one without letters
-shares the time between its neighbours.
+For pocketsphinx a word that is not in the dictionary is aligned by an approximate pronunciation from its
+spelling; a word without letters shares the time between its neighbours.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ WHISPERX = "whisperx"
 FRAMES_PER_SECOND = 100
 
 BEAMS = (1e-48, 1e-120)
-"""Pocketsphinx's own beam, and a wide one that costs thrice as much: a passage with a misheard or half-cut word needs it."""
+"""Pocketsphinx's default beam, and a wide one at three times the cost for passages with a wrong or truncated
+word."""
 
-SOUNDS = {
+PHONES = {
     "ch": "CH",
     "ck": "K",
     "ee": "IY",
@@ -66,25 +66,26 @@ SOUNDS = {
     "y": "IY",
     "z": "Z",
 }
-"""A letter's commonest phone in the dictionary's alphabet: enough to place a name in time, not to recognise it."""
+"""The most common phone of letters, in the dictionary's alphabet: enough to align a name, not to recognise
+it."""
 
 
 class WordAligner(Protocol):
-    """Gives words better times; words that it cannot align keep those that they have."""
+    """Replaces the times of words; words that cannot be aligned keep theirs."""
 
     def retime(self, pcm: np.ndarray, words: list[SpokenWord], language: str) -> list[SpokenWord]: ...
 
 
 def word_aligner(model: str, device: str = "cpu") -> WordAligner:
-    """`pocketsphinx`; `whisperx` for its own choice per language; else a wav2vec2 CTC model by folder or name.
+    """`pocketsphinx`, `whisperx` (its default model per language), or a wav2vec2 CTC model by folder or name.
 
-    Raises UserError (missing-weights) where a named model cannot be loaded.
+    Raises UserError (missing-weights) if a model cannot be loaded.
     """
     return PocketsphinxAligner() if model == POCKETSPHINX else Wav2Vec2Aligner(model, device)
 
 
 class PocketsphinxAligner:
-    """pocketsphinx in alignment mode, loaded once. English alone."""
+    """pocketsphinx in alignment mode, loaded once. English only."""
 
     def __init__(self) -> None:
         from pocketsphinx import Decoder
@@ -95,7 +96,7 @@ class PocketsphinxAligner:
         ]
 
     def retime(self, pcm: np.ndarray, words: list[SpokenWord], language: str) -> list[SpokenWord]:
-        """The words with aligned times; unchanged where the sound cannot be aligned with them."""
+        """The words with aligned times; unchanged where the alignment fails."""
         if language != "en":
             return words
         spoken = [_parts(word.text) for word in words]
@@ -103,17 +104,17 @@ class PocketsphinxAligner:
             for decoder in self._decoders:
                 if not decoder.lookup_word(part):
                     decoder.add_word(part, spelled_pronunciation(part), True)
-        everything = [part for parts in spoken for part in parts]
+        all_parts = [part for parts in spoken for part in parts]
         times = next(
-            (found for decoder in self._decoders if (found := _aligned(decoder, pcm, everything))), None
+            (times for decoder in self._decoders if (times := _align(decoder, pcm, all_parts))), None
         )
         if times is None:
             return words
         spans: list[tuple[float, float] | None] = []
         position = 0
         for parts in spoken:
-            found = times[position : position + len(parts)]
-            spans.append((found[0][0], found[-1][1]) if found else None)
+            own_times = times[position : position + len(parts)]
+            spans.append((own_times[0][0], own_times[-1][1]) if own_times else None)
             position += len(parts)
         filled = fill_gaps(spans, [len(word.text) for word in words], len(pcm) / AUDIO_RATE)
         return [
@@ -123,17 +124,21 @@ class PocketsphinxAligner:
 
 
 class Wav2Vec2Aligner:
-    """WhisperX's alignment with a wav2vec2 CTC model: one named by the user for all languages, or its own for each."""
+    """WhisperX's alignment with wav2vec2: one named CTC model for all languages, or WhisperX's default for
+    each.
+    """
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         self._name = model
         self._device = device
         self._loaded: dict[str, Any] = {}
         if model != WHISPERX:
-            self._load("en")  # a wrong name shall be told before any work is done
+            self._load("en")  # fail before any work if the name is wrong
 
     def retime(self, pcm: np.ndarray, words: list[SpokenWord], language: str) -> list[SpokenWord]:
-        """The words with aligned times; unchanged where WhisperX has no model for the language or finds no alignment."""
+        """The words with aligned times; unchanged where WhisperX has no model for the language or the
+        alignment fails.
+        """
         from whisperx.alignment import (
             DEFAULT_ALIGN_MODELS_HF,
             DEFAULT_ALIGN_MODELS_TORCH,
@@ -149,14 +154,14 @@ class Wav2Vec2Aligner:
         text = (" " if spaced else "").join(word.text for word in words)
         segment = {"text": text, "start": 0.0, "end": len(pcm) / AUDIO_RATE}
         with _without_sentences():
-            found = align([segment], model, metadata, pcm.astype(np.float32) / 32768, self._device)[
+            aligned = align([segment], model, metadata, pcm.astype(np.float32) / 32768, self._device)[
                 "word_segments"
             ]
         sizes = [1 if spaced else len(word.text) for word in words]
-        if len(found) != sum(sizes):
+        if len(aligned) != sum(sizes):
             return words
         ends = np.cumsum(sizes)
-        spans = [_outer_span(found[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+        spans = [_outer_span(aligned[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
         filled = fill_gaps(spans, [len(word.text) for word in words], len(pcm) / AUDIO_RATE)
         return [
             SpokenWord(word.text, start, end, word.score, word.speaker)
@@ -176,15 +181,15 @@ class Wav2Vec2Aligner:
                 raise UserError(
                     f"the alignment model for {language} cannot be loaded",
                     where=self._name,
-                    hint=f"name a folder with a wav2vec2 CTC model and its processor, or align_model={POCKETSPHINX}",
+                    hint=f"name a folder with a wav2vec2 CTC model, or align_model={POCKETSPHINX}",
                     kind="missing-weights",
                 ) from error
         model, metadata = self._loaded[key]
         return model, {**metadata, "language": language}
 
 
-def _aligned(decoder: Any, pcm: np.ndarray, parts: list[str]) -> list[tuple[float, float]] | None:
-    """(start, end) in s of each part; None where the decoder loses its way."""
+def _align(decoder: Any, pcm: np.ndarray, parts: list[str]) -> list[tuple[float, float]] | None:
+    """(start, end) in seconds of each part; None if the alignment fails."""
     if not parts:
         return None
     try:
@@ -194,46 +199,47 @@ def _aligned(decoder: Any, pcm: np.ndarray, parts: list[str]) -> list[tuple[floa
         decoder.end_utt()
     except RuntimeError:
         return None
-    found = [
+    times = [
         (segment.start_frame / FRAMES_PER_SECOND, (segment.end_frame + 1) / FRAMES_PER_SECOND)
         for segment in (decoder.seg() or ())
         if re.sub(r"\(\d+\)$", "", segment.word) not in ("<s>", "</s>", "<sil>", "(NULL)")
         and not segment.word.startswith("[")
     ]
-    return found if len(found) == len(parts) else None
+    return times if len(times) == len(parts) else None
 
 
 @contextlib.contextmanager
 def _without_sentences() -> Iterator[None]:
-    """WhisperX fetches a sentence splitter from the network for what is used of it nowhere here: words. NLTK's untrained
-    one stands in."""
+    """Replace WhisperX's sentence splitter, which is downloaded and not needed for words, by NLTK's untrained
+    one.
+    """
     from nltk.tokenize.punkt import PunktSentenceTokenizer
     from whisperx import alignment
 
-    loads = alignment.nltk_load
+    original = alignment.nltk_load
     alignment.nltk_load = lambda name: PunktSentenceTokenizer()
     try:
         yield
     finally:
-        alignment.nltk_load = loads
+        alignment.nltk_load = original
 
 
 def _outer_span(parts: list[dict[str, Any]]) -> tuple[float, float] | None:
-    """From the first start to the last end of a word's parts; None where one has no time."""
+    """First start and last end of a word's parts; None where one has no time."""
     if any("start" not in part or "end" not in part for part in parts):
         return None
     return float(parts[0]["start"]), float(parts[-1]["end"])
 
 
 def spelled_pronunciation(word: str) -> str:
-    """Phones of a word by its letters alone, for words that no dictionary has."""
-    return " ".join(SOUNDS[hit] for hit in re.findall("|".join(SOUNDS), word)) or "AH"
+    """Approximate phones of a word that is not in the dictionary, from its letters."""
+    return " ".join(PHONES[letters] for letters in re.findall("|".join(PHONES), word)) or "AH"
 
 
 def fill_gaps(
     spans: list[tuple[float, float] | None], weights: list[int], end_s: float
 ) -> list[tuple[float, float]]:
-    """Spans for every word: those that are None divide the time between their neighbours, by their weights."""
+    """Replace each run of None: its words divide the time between their neighbours by weight."""
     filled: list[tuple[float, float]] = []
     index = 0
     while index < len(spans):
@@ -242,19 +248,19 @@ def fill_gaps(
             filled.append(span)
             index += 1
             continue
-        after = next((i for i in range(index, len(spans)) if spans[i] is not None), len(spans))
+        run_end = next((i for i in range(index, len(spans)) if spans[i] is not None), len(spans))
         start = filled[-1][1] if filled else 0.0
-        following = spans[after] if after < len(spans) else None
+        following = spans[run_end] if run_end < len(spans) else None
         end = following[0] if following else end_s
-        edges = start + (end - start) * np.cumsum([0, *weights[index:after]]) / max(
-            1, sum(weights[index:after])
+        edges = start + (end - start) * np.cumsum([0, *weights[index:run_end]]) / max(
+            1, sum(weights[index:run_end])
         )
         filled += [(float(a), float(b)) for a, b in itertools.pairwise(edges)]
-        index = after
+        index = run_end
     return filled
 
 
 def _parts(text: str) -> list[str]:
-    """A word as the dictionary spells it: lower case, without punctuation, compounds apart."""
+    """The parts of a word as the dictionary spells them: lower case, no punctuation, compounds split."""
     plain = text.lower().replace("’", "'")
     return [part.strip("'") for part in re.findall(r"[a-z']+", plain) if part.strip("'")]

@@ -1,9 +1,10 @@
-"""Which face speaks, by Light-ASD (Liao et al. 2023, "A Light Weight Model for Active Speaker Detection", CVPR).
+"""Active speaker detection by Light-ASD (Liao et al. 2023, "A Light Weight Model for Active Speaker
+Detection", CVPR).
 
-Goes in: pictures at 25 fps, the boxes of every face, and the sound of the same span. Comes out: an `ActiveFace`. The network
-is written to the published state dict: keys and shapes of `finetuning_TalkSet.model` load strictly. Its score is a logit,
-positive where it sees speaking. On planted and real faces it tells speaking mouths from resting ones surely and from chewing
-ones mostly, and hardly minds whose voice is heard: where two faces move their mouths, the embedded measure tells them apart.
+The network follows the published state dict: keys and shapes of `finetuning_TalkSet.model` load strictly. Its
+score is a logit, positive for speaking. On planted and real faces it separates speaking mouths from resting
+ones reliably and from chewing ones mostly, but hardly depends on whose voice is heard: where two faces move
+their mouths, the embedded model (`active_speaker`) separates them.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from uniavgen.ingest.models.published_networks import (
 )
 
 FEATURES = 128
-MEAN, SPREAD = 0.4161, 0.1688
-"""Brightness that the network was trained with, of 0..1."""
+MEAN, STD = 0.4161, 0.1688
+"""Mean and standard deviation of the brightness 0..1 in training."""
 
 FACE_PX = 112
-"""The middle of the crop, nose to chin, is what it sees."""
+"""Side of the crop's centre, nose to chin, which is the input of the network."""
 
 
 class LightAsd:
-    """The network with its weights. Raises UserError (missing-weights, wrong-weights) where they are absent or not its own."""
+    """The network with its weights. Raises UserError (missing-weights, wrong-weights)."""
 
     def __init__(self, weights: str, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -43,60 +44,68 @@ class LightAsd:
 
     def find_active_face(
         self,
-        pictures: np.ndarray,
+        frames: np.ndarray,
         boxes: Mapping[int, np.ndarray],
         pcm: np.ndarray,
         largest: int | None = None,
     ) -> ActiveFace:
         """Which face speaks in a clip.
 
-        `pictures` uint8 [T, H, W, 3] RGB at 25 fps; `boxes` of each track float [T, 4] in fractions of the picture, NaN where
-        it is not seen; `pcm` int16 at 16 kHz of the same span, without margins.
+        `frames` uint8 [T, H, W, 3] RGB at 25 fps; `boxes` of each track float [T, 4] in fractions of the
+        frame, NaN where it is not seen; `pcm` int16 at 16 kHz of the same span, without margins.
         """
         fits = {}
         for track, box in boxes.items():
             if np.isfinite(box).all(axis=1).mean() >= 0.5:
-                fits[track] = speaking_confidence(self.scores(pictures, box, pcm))
+                fits[track] = speaking_confidence(self.scores(frames, box, pcm))
         return choose_face(fits, largest)
 
-    def scores(self, pictures: np.ndarray, boxes: np.ndarray, pcm: np.ndarray) -> np.ndarray:
-        """The published score of one face in every picture, a logit: float32 [T]; positive speaks."""
-        grey = face_crops(pictures, boxes).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    def scores(self, frames: np.ndarray, boxes: np.ndarray, pcm: np.ndarray) -> np.ndarray:
+        """The network's logit for one face in every frame: float32 [T]; positive means speaking."""
+        grey = face_crops(frames, boxes).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
         first = (CROP_PX - FACE_PX) // 2
         faces = grey[:, first : first + FACE_PX, first : first + FACE_PX]
-        sound = mfcc(pcm)
+        mfccs = mfcc(pcm)
         steps = MFCC_HZ // NETWORK_FPS
-        count = min(len(faces), len(sound) // steps)
+        count = min(len(faces), len(mfccs) // steps)
         with torch.inference_mode():
-            seen = torch.from_numpy(faces[:count]).to(self.device)[None]
-            heard = torch.from_numpy(sound[: count * steps]).to(self.device)[None]
-            logits: np.ndarray = self._network(heard, seen)[0].cpu().numpy()
+            face_input = torch.from_numpy(faces[:count]).to(self.device)[None]
+            mfcc_input = torch.from_numpy(mfccs[: count * steps]).to(self.device)[None]
+            logits: np.ndarray = self._network(mfcc_input, face_input)[0].cpu().numpy()
         return np.pad(logits, (0, len(faces) - count), mode="edge")
 
 
 def speaking_confidence(scores: np.ndarray) -> float:
-    """Confidence 0..1 from the scores of a clip's frames: the mean probability of speaking over the likelier half of them,
-    for a speaker pauses."""
+    """Confidence 0..1 of a clip: the mean probability of speaking over the more likely half of its frames
+    (speakers pause).
+    """
     probability = 1 / (1 + np.exp(-scores.astype(np.float64)))
     return float(np.sort(probability)[len(probability) // 2 :].mean())
 
 
 class Network(nn.Module):
-    """Two encoders, added, a recurrent pass each way, a classifier; `lossV` of training is kept so that the file loads."""
+    """Video and audio encoder, their sum, a GRU in each direction, a classifier.
+
+    `lossV` is only used in training and kept so that the checkpoint loads strictly.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.model = nn.ModuleDict(
-            {"visualEncoder": VisualEncoder(), "audioEncoder": AudioEncoder(), "GRU": TwoWay(FEATURES)}
+            {
+                "visualEncoder": VisualEncoder(),
+                "audioEncoder": AudioEncoder(),
+                "GRU": BidirectionalGru(FEATURES),
+            }
         )
         self.lossAV = Classifier()
         self.lossV = Classifier()
 
-    def forward(self, heard: Tensor, seen: Tensor) -> Tensor:
-        """Score [B, T] from MFCCs [B, 4 T, 13] and grey faces 0..255 [B, T, 112, 112]."""
-        sound = self.model["audioEncoder"](heard[:, None].transpose(2, 3))
-        sight = self.model["visualEncoder"](((seen / 255 - MEAN) / SPREAD)[:, None])
-        score: Tensor = self.lossAV(self.model["GRU"](sound + sight))[..., 1]
+    def forward(self, mfccs: Tensor, faces: Tensor) -> Tensor:
+        """Logits [B, T] from MFCCs [B, 4 T, 13] and grey faces 0..255 [B, T, 112, 112]."""
+        audio = self.model["audioEncoder"](mfccs[:, None].transpose(2, 3))
+        video = self.model["visualEncoder"](((faces / 255 - MEAN) / STD)[:, None])
+        score: Tensor = self.lossAV(self.model["GRU"](audio + video))[..., 1]
         return score
 
 
@@ -110,8 +119,8 @@ class Classifier(nn.Module):
         return logits
 
 
-class TwoWay(nn.Module):
-    """A pass forwards, then one backwards over its result: [B, T, C] to [B, T, C]."""
+class BidirectionalGru(nn.Module):
+    """A GRU forwards, then one backwards over its result: [B, T, C] to [B, T, C]."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -119,24 +128,30 @@ class TwoWay(nn.Module):
         self.gru_backward = nn.GRU(features, features, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        ahead = nn.functional.gelu(self.gru_forward(x)[0]).flip(1)
-        return nn.functional.gelu(self.gru_backward(ahead)[0].flip(1))
+        reversed_x = nn.functional.gelu(self.gru_forward(x)[0]).flip(1)
+        return nn.functional.gelu(self.gru_backward(reversed_x)[0].flip(1))
 
 
 class VisualBlock(nn.Module):
-    """Two paths of kernel 3 and 5, each across the picture and then along time; added and mixed. [B, C, T, H, W]."""
+    """Two paths with kernels 3 and 5, each over space and then over time; summed and mixed. [B, C, T, H,
+    W].
+    """
 
-    def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()
         for size in (3, 5):
             pad = size // 2
-            across = nn.Conv3d(
-                inside, outside, (1, size, size), (1, stride, stride), (0, pad, pad), bias=False
+            spatial = nn.Conv3d(
+                channels_in, channels_out, (1, size, size), (1, stride, stride), (0, pad, pad), bias=False
             )
-            along = nn.Conv3d(outside, outside, (size, 1, 1), padding=(pad, 0, 0), bias=False)
-            _register(self, {f"s_{size}": across, f"t_{size}": along}, nn.BatchNorm3d(outside, eps=1e-3))
+            temporal = nn.Conv3d(channels_out, channels_out, (size, 1, 1), padding=(pad, 0, 0), bias=False)
+            _register(
+                self, {f"s_{size}": spatial, f"t_{size}": temporal}, nn.BatchNorm3d(channels_out, eps=1e-3)
+            )
         _register(
-            self, {"last": nn.Conv3d(outside, outside, 1, bias=False)}, nn.BatchNorm3d(outside, eps=1e-3)
+            self,
+            {"last": nn.Conv3d(channels_out, channels_out, 1, bias=False)},
+            nn.BatchNorm3d(channels_out, eps=1e-3),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,16 +159,20 @@ class VisualBlock(nn.Module):
 
 
 class AudioBlock(nn.Module):
-    """The same along the cepstral axis and then along time. [B, C, 13, T]."""
+    """The same over the cepstral axis and then over time. [B, C, 13, T]."""
 
-    def __init__(self, inside: int, outside: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         for size in (3, 5):
-            across = nn.Conv2d(inside, outside, (size, 1), padding=(size // 2, 0), bias=False)
-            along = nn.Conv2d(outside, outside, (1, size), padding=(0, size // 2), bias=False)
-            _register(self, {f"m_{size}": across, f"t_{size}": along}, nn.BatchNorm2d(outside, eps=1e-3))
+            cepstral = nn.Conv2d(channels_in, channels_out, (size, 1), padding=(size // 2, 0), bias=False)
+            temporal = nn.Conv2d(channels_out, channels_out, (1, size), padding=(0, size // 2), bias=False)
+            _register(
+                self, {f"m_{size}": cepstral, f"t_{size}": temporal}, nn.BatchNorm2d(channels_out, eps=1e-3)
+            )
         _register(
-            self, {"last": nn.Conv2d(outside, outside, 1, bias=False)}, nn.BatchNorm2d(outside, eps=1e-3)
+            self,
+            {"last": nn.Conv2d(channels_out, channels_out, 1, bias=False)},
+            nn.BatchNorm2d(channels_out, eps=1e-3),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +191,7 @@ class VisualEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _shrink(self.block2(_shrink(self.block1(x))))
+        x = _pool(self.block2(_pool(self.block1(x))))
         deepest: Tensor = self.block3(x)
         return deepest.amax(dim=(3, 4)).transpose(1, 2)
 
@@ -195,19 +214,19 @@ class AudioEncoder(nn.Module):
         return deepest.mean(dim=2).transpose(1, 2)
 
 
-def _shrink(x: Tensor) -> Tensor:
+def _pool(x: Tensor) -> Tensor:
     return nn.functional.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
 
 
 def _register(block: nn.Module, layers: Mapping[str, nn.Module], norm: nn.Module) -> None:
-    """Layers under their published names, each with a normalisation of its own."""
+    """Add layers under their published names, each with its own batch norm."""
     for name, layer in layers.items():
         block.add_module(name, layer)
         block.add_module(f"bn_{name}", type(norm)(norm.num_features, eps=norm.eps))
 
 
-def _two_paths(block: nn.Module, x: Tensor, across: str) -> Tensor:
+def _two_paths(block: nn.Module, x: Tensor, first: str) -> Tensor:
     def layer(name: str, x: Tensor) -> Tensor:
         return torch.relu(block.get_submodule(f"bn_{name}")(block.get_submodule(name)(x)))
 
-    return layer("last", layer("t_3", layer(f"{across}_3", x)) + layer("t_5", layer(f"{across}_5", x)))
+    return layer("last", layer("t_3", layer(f"{first}_3", x)) + layer("t_5", layer(f"{first}_5", x)))

@@ -1,7 +1,7 @@
-"""What published audio-visual networks look at and listen to: square face crops at 25 fps, and 13 MFCCs at 100 Hz.
+"""Shared by the published audio-visual networks SyncNet and Light-ASD: checkpoints, face crops and MFCCs.
 
-Goes in: pictures with a face's box in each, or sound at 16 kHz. Comes out: arrays made as SyncNet's and Light-ASD's own
-pipelines make them, so that their published weights see what they were trained on.
+Crops (25 fps) and MFCCs (100 Hz) are computed as in the networks' own pipelines, so that the published
+weights get the inputs they were trained on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ NETWORK_FPS = 25
 
 CROP_PX = 224
 MARGIN = 0.4
-"""The crop reaches 1 + MARGIN half boxes either side, and is moved down by MARGIN (both pipelines' `cropScale`)."""
+"""The crop extends 1 + MARGIN half boxes to either side and is moved down by MARGIN (`cropScale` of both
+pipelines)."""
 
 BORDER = 110
-"""Grey level outside the picture (both pipelines)."""
+"""Grey level outside the frame (both pipelines)."""
 
 SMOOTH_FRAMES = 13
 """Boxes are median-filtered over this many frames (both pipelines)."""
@@ -37,15 +38,15 @@ COEFFICIENTS, FILTERS, FFT, PREEMPHASIS, LIFTER = 13, 26, 512, 0.97, 22
 
 
 def load_published(network: nn.Module, path: str, setting: str) -> None:
-    """Fill a network from a checkpoint that the user names in `setting`.
+    """Load a network strictly from a checkpoint that the user names in `setting`. No code in the file is run.
 
-    Raises UserError: missing-weights where there is no file, wrong-weights where it is not this network's.
+    Raises UserError: missing-weights where there is no file, wrong-weights where it does not fit the network.
     """
     import torch
 
     if not Path(path).is_file():
         raise UserError(
-            "the named weights are not there",
+            "the weights file does not exist",
             where=path or "no path",
             hint=f"set {setting} to the file",
             kind="missing-weights",
@@ -62,38 +63,39 @@ def load_published(network: nn.Module, path: str, setting: str) -> None:
         AttributeError,
     ) as error:
         raise UserError(
-            "the file does not hold this network's weights",
+            "the file does not contain the weights of this network",
             where=path,
             hint=f"name the published file in {setting}",
             kind="wrong-weights",
         ) from error
 
 
-def face_crops(pictures: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Square crops uint8 [T, 224, 224, 3] of one face, forehead to below the chin, colours in the order given.
+def face_crops(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Square crops uint8 [T, 224, 224, 3] of one face, forehead to below the chin, in the channel order of
+    `frames`.
 
-    `pictures` uint8 [T, H, W, 3] at 25 fps; `boxes` float [T, 4] (x0, y0, x1, y1) in fractions of the picture, NaN where the
-    face is not seen: interpolated. Raises ValueError where it is never seen.
+    `frames` uint8 [T, H, W, 3] at 25 fps; `boxes` float [T, 4] (x0, y0, x1, y1) in fractions of the frame,
+    NaN where the face is not seen (interpolated). Raises ValueError where it is never seen.
     """
     import cv2
     from scipy.ndimage import median_filter
 
-    filled = _filled(boxes)
-    height, width = pictures.shape[1:3]
+    filled = _fill_gaps(boxes)
+    height, width = frames.shape[1:3]
     left, top, right, bottom = (filled * (width, height, width, height)).T
     half = median_filter(np.maximum(bottom - top, right - left) / 2, SMOOTH_FRAMES, mode="nearest")
     x = median_filter((left + right) / 2, SMOOTH_FRAMES, mode="nearest")
     y = median_filter((top + bottom) / 2, SMOOTH_FRAMES, mode="nearest")
-    crops = np.empty((len(pictures), CROP_PX, CROP_PX, 3), np.uint8)
-    for index, picture in enumerate(pictures):
+    crops = np.empty((len(frames), CROP_PX, CROP_PX, 3), np.uint8)
+    for index, frame in enumerate(frames):
         side = 2 * half[index] * (1 + MARGIN)
         corner = (x[index] - side / 2, y[index] - half[index])
         scale = CROP_PX / side
-        place = [(0.5 - edge) * scale - 0.5 for edge in corner]  # pixels are counted at their centres
-        move = np.array([[scale, 0, place[0]], [0, scale, place[1]]])
+        shift = [(0.5 - edge) * scale - 0.5 for edge in corner]  # pixel positions are those of their centres
+        transform = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
         cv2.warpAffine(
-            picture,
-            move,
+            frame,
+            transform,
             (CROP_PX, CROP_PX),
             dst=crops[index],
             flags=cv2.INTER_LINEAR,
@@ -104,10 +106,11 @@ def face_crops(pictures: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def mfcc(pcm: np.ndarray) -> np.ndarray:
-    """MFCCs float32 [n, 13] at 100 Hz of int16 sound at 16 kHz, the first one its log energy.
+    """MFCCs float32 [n, 13] at 100 Hz of int16 audio at 16 kHz; coefficient 0 is the log energy.
 
-    As python_speech_features computes them by default, which both networks were trained on: pre-emphasis 0.97, rectangular
-    windows of 25 ms, 512 points, 26 filters up to 8 kHz, lifter 22; the last window is filled with zeros.
+    The defaults of python_speech_features, on which both networks were trained: pre-emphasis 0.97,
+    rectangular windows of 25 ms, 512 points, 26 filters up to 8 kHz, lifter 22; the last window is padded
+    with zeros.
     """
     from scipy.fft import dct
 
@@ -118,40 +121,43 @@ def mfcc(pcm: np.ndarray) -> np.ndarray:
     padded = np.pad(signal, (0, max(0, (count - 1) * hop + width - len(signal))))
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::hop][:count]
     power = np.square(np.abs(np.fft.rfft(windows, FFT))) / FFT
-    least = np.finfo(float).eps
+    epsilon = np.finfo(float).eps
     bands = power @ _mel_filters().T
-    coefficients = dct(np.log(np.where(bands == 0, least, bands)), type=2, axis=1, norm="ortho")[
+    coefficients = dct(np.log(np.where(bands == 0, epsilon, bands)), type=2, axis=1, norm="ortho")[
         :, :COEFFICIENTS
     ]
     coefficients *= 1 + LIFTER / 2 * np.sin(np.pi * np.arange(COEFFICIENTS) / LIFTER)
     energy = power.sum(axis=1)
-    coefficients[:, 0] = np.log(np.where(energy == 0, least, energy))
+    coefficients[:, 0] = np.log(np.where(energy == 0, epsilon, energy))
     return coefficients.astype(np.float32)
 
 
 def interpolate_boxes(
     frames: np.ndarray, boxes: np.ndarray, rate_hz: float, times: np.ndarray, reach_s: float = 0.2
 ) -> np.ndarray:
-    """Boxes float [T, 4] of one track at `times` [T] in seconds, between those of its `frames` int [N] counted at `rate_hz`;
-    NaN where no frame of it is within `reach_s`."""
-    at = np.asarray(frames) / rate_hz
-    found = np.stack([np.interp(times, at, corner) for corner in np.asarray(boxes, float).T], axis=1)
-    nearest = np.abs(at[None] - np.asarray(times)[:, None]).min(axis=1)
-    found[nearest > reach_s] = np.nan
-    return found
+    """Boxes float [T, 4] of one track at `times` [T] in seconds, interpolated from those of its `frames` int
+    [N], which count at `rate_hz`; NaN where no frame of the track is within `reach_s`.
+    """
+    frame_times = np.asarray(frames) / rate_hz
+    interpolated = np.stack(
+        [np.interp(times, frame_times, corner) for corner in np.asarray(boxes, float).T], axis=1
+    )
+    nearest = np.abs(frame_times[None] - np.asarray(times)[:, None]).min(axis=1)
+    interpolated[nearest > reach_s] = np.nan
+    return interpolated
 
 
-def _filled(boxes: np.ndarray) -> np.ndarray:
+def _fill_gaps(boxes: np.ndarray) -> np.ndarray:
     seen = np.isfinite(boxes).all(axis=1)
     if not seen.any():
-        raise ValueError("the face is in none of the pictures")
-    at = np.arange(len(boxes))
-    return np.stack([np.interp(at, at[seen], corner) for corner in boxes[seen].T], axis=1)
+        raise ValueError("the face is in none of the frames")
+    index = np.arange(len(boxes))
+    return np.stack([np.interp(index, index[seen], corner) for corner in boxes[seen].T], axis=1)
 
 
 @lru_cache(maxsize=1)
 def _mel_filters() -> np.ndarray:
-    """Triangles on whole FFT bins: float64 [26, 257]."""
+    """Triangular mel filters on whole FFT bins: float64 [26, 257]."""
     highest = 2595 * np.log10(1 + AUDIO_RATE / 2 / 700)
     edges_hz = 700 * (10 ** (np.linspace(0, highest, FILTERS + 2) / 2595) - 1)
     edges = np.floor((FFT + 1) * edges_hz / AUDIO_RATE)

@@ -1,8 +1,8 @@
-"""Voices as vectors, and which of them are one speaker's.
+"""Speaker embeddings by ECAPA-TDNN (192-d), and their clustering to speakers.
 
-Goes in: waveforms; comes out: ECAPA-TDNN embeddings of 192 numbers. And: embeddings in, speakers out, by agglomerative
-clustering with average linkage on cosine distance. A long source is clustered piece by piece and its groups are then
-joined by the same linkage, so that memory follows the piece, not the source.
+Clustering is agglomerative with average linkage on cosine distance. A long source is clustered chunk by
+chunk, and its clusters are then merged with the same linkage, so that memory depends on the chunk and not on
+the source.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from uniavgen.ingest.records import AUDIO_RATE
 from uniavgen.shards.weights import resolve
 
 VOICE_SIZE = 192
-SHORTEST_VOICE_S = 0.5
-"""Less speech than this gives no embedding (pyannote's own limit for SpeechBrain models)."""
+MIN_SPEECH_S = 0.5
+"""Shortest speech that gives an embedding (pyannote's limit for SpeechBrain models)."""
 
 
 class VoiceEncoder:
-    """ECAPA-TDNN: speech to voice embeddings, loaded once."""
+    """ECAPA-TDNN, loaded once."""
 
     size = VOICE_SIZE
 
@@ -44,16 +44,17 @@ class VoiceEncoder:
         self._model.eval().to(self.device)
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeddings float32 [B, 192] of B waveforms float32 [n_i] of speech alone (n_i differ).
+        """Embeddings float32 [B, 192] of B waveforms float32 [n_i] of speech; n_i may differ.
 
-        NaN for less than half a second; of more than `voice_seconds` the middle is used. Those of equal length share batches.
+        NaN for less than half a second; of more than `voice_seconds` the middle is used. Equal lengths share
+        batches.
         """
         import torch
 
         voices = np.full((len(waveforms), VOICE_SIZE), np.nan, np.float32)
         by_length: dict[int, list[int]] = {}
         for row, speech in enumerate(waveforms):
-            if len(speech) >= SHORTEST_VOICE_S * AUDIO_RATE:
+            if len(speech) >= MIN_SPEECH_S * AUDIO_RATE:
                 by_length.setdefault(min(len(speech), self._longest), []).append(row)
         for length, rows in by_length.items():
             for first in range(0, len(rows), self._batch):
@@ -62,31 +63,32 @@ class VoiceEncoder:
                 with torch.inference_mode():
                     features = self._features(torch.from_numpy(np.stack(cut)).to(self.device))
                     # sentence-mean normalisation, as the weights were trained
-                    found = self._model(features - features.mean(dim=1, keepdim=True))
-                voices[batch] = found[:, 0].cpu().numpy()
+                    embedded = self._model(features - features.mean(dim=1, keepdim=True))
+                voices[batch] = embedded[:, 0].cpu().numpy()
         return voices
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Rows of [..., d] scaled to length one."""
+    """Rows of [..., d] scaled to unit length."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
 def cluster_voices(voices: np.ndarray, threshold: float) -> np.ndarray:
-    """Groups int [n] of voices [n, d]: average linkage on cosine distance, cut at `threshold`."""
+    """Cluster labels int [n] of voices [n, d]: average linkage on cosine distance, cut at `threshold`."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     if len(voices) < 2:
         return np.zeros(len(voices), int)
-    found = fcluster(linkage(voices, method="average", metric="cosine"), threshold, criterion="distance")
-    return np.asarray(found, int) - 1
+    labels = fcluster(linkage(voices, method="average", metric="cosine"), threshold, criterion="distance")
+    return np.asarray(labels, int) - 1
 
 
 def merge_clusters(means: np.ndarray, sizes: np.ndarray, threshold: float) -> np.ndarray:
-    """Groups int [k] of groups: the same linkage, gone on with from groups that were made apart.
+    """Labels int [k] of k clusters: the same average linkage, continued from clusters that were formed
+    separately.
 
-    `means` [k, d] are means of unit vectors: one minus the product of two is the mean cosine distance between their members,
-    so average linkage needs nothing but means and sizes.
+    `means` [k, d] are means of unit vectors. One minus the dot product of two of them is the mean cosine
+    distance between their members, so average linkage needs only means and sizes.
     """
     means, sizes = means.astype(np.float64).copy(), sizes.astype(np.float64).copy()
     labels, alive = np.arange(len(means)), np.ones(len(means), bool)
@@ -105,12 +107,13 @@ def merge_clusters(means: np.ndarray, sizes: np.ndarray, threshold: float) -> np
     return np.unique(labels, return_inverse=True)[1]
 
 
-def absorb_small_clusters(means: np.ndarray, sizes: np.ndarray, smallest: int) -> np.ndarray:
-    """Labels int [k] of k groups in which those with fewer than `smallest` members take the label of the nearest other one.
+def absorb_small_clusters(means: np.ndarray, sizes: np.ndarray, min_size: int) -> np.ndarray:
+    """Labels int [k] of k clusters: one with fewer than `min_size` members takes the label of the nearest
+    large one.
 
-    All are one where none is large enough (as in pyannote).
+    All get one label where none is large enough (as in pyannote).
     """
-    large = np.flatnonzero(sizes >= smallest)
+    large = np.flatnonzero(sizes >= min_size)
     if not len(large):
         return np.zeros(len(sizes), int)
     nearest = (unit_length(means) @ unit_length(means[large]).T).argmax(axis=1)
@@ -119,7 +122,9 @@ def absorb_small_clusters(means: np.ndarray, sizes: np.ndarray, smallest: int) -
 
 
 def remove_lazy_modules() -> None:
-    """SpeechBrain leaves placeholders in sys.modules that raise when anyone inspects them (tracebacks and test tools do)."""
+    """Remove SpeechBrain's placeholders from sys.modules: they raise when inspected, as tracebacks and pytest
+    do.
+    """
     for name, module in list[tuple[str, Any]](sys.modules.items()):
         if any(kind.__name__ == "LazyModule" for kind in type(module).__mro__):
             del sys.modules[name]

@@ -1,7 +1,7 @@
-"""Who speaks and whether it is in sync, by the models that the configuration names: embedded, Light-ASD, SyncNet.
+"""Active speaker and lip sync of a source's clips, by the models that the configuration names.
 
-Goes in: what the clips of one source show and sound. Comes out: a `SpeakingFace` for each. The embedded models read lip
-openings alone; a named one needs pictures, which are asked for clip by clip, so that one clip's are held at a time.
+The embedded models read lip openings only. Light-ASD and SyncNet need video frames, which are requested one
+clip at a time, so that one clip's frames are in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from uniavgen.ingest.records import AUDIO_RATE
 
 @dataclass(frozen=True)
 class ClipFrames:
-    """A clip's pictures uint8 [T, H, W, 3] RGB at 25 fps, and the boxes of each face track float [T, 4] in fractions of them
-    (`lip_inputs.boxes_at` makes these from the 16 fps table), NaN where it is not seen."""
+    """A clip's frames uint8 [T, H, W, 3] RGB at 25 fps, and the boxes of each face track float [T, 4] in
+    fractions of the frame, NaN where it is not seen (`published_networks.interpolate_boxes` gives these from
+    the 16 fps table).
+    """
 
-    pictures: np.ndarray
+    frames: np.ndarray
     boxes: Mapping[int, np.ndarray]
 
 
 class SyncModels:
-    """The named models load once, here. Raises UserError (missing-weights, wrong-weights) where a file is not theirs."""
+    """The configured models, loaded once. Raises UserError (missing-weights, wrong-weights) for their
+    files.
+    """
 
     def __init__(self, config: SyncConfig, device: str = "cpu") -> None:
         self.config = config
@@ -42,33 +46,37 @@ class SyncModels:
             self._syncnet = SyncNet(config, device)
 
     @property
-    def needs_pictures(self) -> bool:
+    def needs_frames(self) -> bool:
         return self._light_asd is not None or self._syncnet is not None
 
-    def read(
-        self, clips: Sequence[ClipFaces], pictures: Callable[[int], ClipFrames] | None = None
+    def measure(
+        self, clips: Sequence[ClipFaces], frames_of: Callable[[int], ClipFrames] | None = None
     ) -> list[SpeakingFace]:
-        """One answer per clip of one source; `pictures(index)` is called once for each clip where `needs_pictures`."""
-        found = find_speaking_faces(clips, self.config)
-        if not self.needs_pictures:
-            return found
-        assert pictures is not None
-        return [self._look(clip, pictures(index), found[index]) for index, clip in enumerate(clips)]
+        """One result per clip of one source; `frames_of(index)` is called once for each clip if
+        `needs_frames`.
+        """
+        embedded = find_speaking_faces(clips, self.config)
+        if not self.needs_frames:
+            return embedded
+        assert frames_of is not None
+        return [
+            self._measure_clip(clip, frames_of(index), embedded[index]) for index, clip in enumerate(clips)
+        ]
 
-    def _look(self, clip: ClipFaces, shown: ClipFrames, embedded: SpeakingFace) -> SpeakingFace:
+    def _measure_clip(self, clip: ClipFaces, video: ClipFrames, embedded: SpeakingFace) -> SpeakingFace:
         active, sync = embedded.active, embedded.sync
         if self._light_asd is not None:
-            active = self._named_speaker(clip, shown)
+            active = self._light_asd_speaker(clip, video)
             if active.main != embedded.active.main:
                 gap = clip.gaps.get(active.main) if active.main is not None else None
                 sync = LipSync() if gap is None else lip_sync(gap, clip.pcm, self.config)
         if self._syncnet is not None:
-            box = shown.boxes.get(active.main) if active.main is not None else None
-            sync = LipSync() if box is None else self._syncnet.lip_sync(shown.pictures, box, clip.pcm)
+            box = video.boxes.get(active.main) if active.main is not None else None
+            sync = LipSync() if box is None else self._syncnet.lip_sync(video.frames, box, clip.pcm)
         return SpeakingFace(active, sync)
 
-    def _named_speaker(self, clip: ClipFaces, shown: ClipFrames) -> ActiveFace:
+    def _light_asd_speaker(self, clip: ClipFaces, video: ClipFrames) -> ActiveFace:
         assert self._light_asd is not None
         margin = self.config.max_shift_ms * AUDIO_RATE // 1000
         within = clip.pcm[margin : len(clip.pcm) - margin]
-        return self._light_asd.find_active_face(shown.pictures, shown.boxes, within, clip.largest)
+        return self._light_asd.find_active_face(video.frames, video.boxes, within, clip.largest)

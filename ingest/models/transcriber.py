@@ -1,9 +1,9 @@
-"""What is said: WhisperX for the words, forced alignment for their times.
+"""Transcription: WhisperX for the words, forced alignment for their times.
 
-Goes in: a `Sound` and the speakers' turns; one chunk of it is in memory at a time. Comes out: passages (what Whisper heard
-at once, with its language, log-probability and no-speech probability) and words. A word's score is Whisper's probability of
-its tokens. Its times come from forced alignment (`alignment`); where that cannot be had, from Whisper's own attention, which
-starts words some 65-110 ms early.
+Input is an `AudioFile` and the speakers' turns; one chunk of audio is in memory at a time. Results are
+passages (a chunk's text with its language, log-probability and no-speech probability) and words. A word's
+score is Whisper's probability of its tokens. Times come from `forced_alignment`; where that fails, from
+Whisper's cross-attention, which starts words 65-110 ms early.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.weights import REGISTRY, resolve
 
 SPEECH_PAD_S = 0.15
-"""Sound taken along either side of a stretch of speech, so that no word loses its edge."""
+"""Audio added on either side of speech, so that words are not truncated."""
 
 FULL_PAD_S = 30.0
-"""Silence that fills Whisper's whole window, whatever stands before it."""
+"""Silence that fills Whisper's whole window after a chunk of any length."""
 
-LOOPING_COMPRESSION = 2.4
-"""Whisper's own bound on the compression ratio, above which it decodes again."""
+MAX_COMPRESSION_RATIO = 2.4
+"""Compression ratio above which Whisper decodes again (its default)."""
 
 
 def whisper_model_path(config: TranscriptionConfig) -> str:
-    """What WhisperX shall load: the folder of registered weights, a folder of the user's, or a model name for the hub."""
+    """The model that WhisperX loads: a folder of registered weights, a folder of the user, or a name on the
+    hub.
+    """
     if config.model in REGISTRY:
         return str(resolve(config.model))
     if os.sep in config.model and not (Path(config.model) / "model.bin").is_file():
         raise UserError(
-            "no CTranslate2 Whisper model here",
+            "the folder has no CTranslate2 Whisper model",
             where=config.model,
             hint="name a folder with model.bin",
             kind="missing-weights",
@@ -56,76 +58,79 @@ class Transcriber:
     """WhisperX with one Whisper model, loaded once."""
 
     def __init__(self, config: TranscriptionConfig, device: str = "cpu", threads: int = 1) -> None:
-        os.environ["PYANNOTE_METRICS_ENABLED"] = (
-            "0"  # whisperx imports pyannote, which counts its users otherwise
-        )
+        os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # telemetry off: whisperx imports pyannote
         logging.getLogger("whisperx").setLevel(logging.ERROR)
         from whisperx.asr import find_numeral_symbol_tokens, load_model
 
         self.config = config
-        self._model = _model_that_takes_encodings()(
+        self._model = _shared_encoding_model()(
             whisper_model_path(config), device=device, compute_type=config.compute_type, cpu_threads=threads
         )
         suppressed = [-1]
         if config.spell_numbers:
             suppressed += find_numeral_symbol_tokens(self._tokenizer("en"))
-        asked = {"beam_size": config.beam_size, "suppress_tokens": suppressed}
-        with contextlib.redirect_stdout(sys.stderr):  # it announces its arguments
-            # the speakers' turns say where speech is: the voice detector that it would load is never asked
-            pipeline = load_model("", device=device, model=self._model, vad_model=object(), asr_options=asked)
+        options = {"beam_size": config.beam_size, "suppress_tokens": suppressed}
+        with contextlib.redirect_stdout(sys.stderr):  # it prints its arguments
+            # speech comes from the diarization, so the voice activity detector is not loaded
+            pipeline = load_model(
+                "", device=device, model=self._model, vad_model=object(), asr_options=options
+            )
         self._options = pipeline.options
         self._aligner = word_aligner(config.align_model, device)
 
-    def transcribe(self, sound: AudioFile, turns: list[Span]) -> tuple[list[Passage], list[SpokenWord]]:
-        """Passages and words in order of time; nothing where there is no turn. Each word carries its speaker's label.
+    def transcribe(self, audio: AudioFile, turns: list[Span]) -> tuple[list[Passage], list[SpokenWord]]:
+        """Passages and words in order of time; both empty without turns. Each word has its speaker's label.
 
-        The language is that of the longest chunk.
+        The language is detected in the longest chunk.
         """
-        chunks = speech_chunks(sound, turns, self.config.chunk_seconds)
+        chunks = speech_chunks(audio, turns, self.config.chunk_seconds)
         if not chunks:
             return [], []
         longest = max(chunks, key=lambda chunk: (chunk.end_s - chunk.start_s, -chunk.start_s))
-        first = self._encoded(sound, longest, self.config.encoder_pad_s)
+        first = self._encode(audio, longest, self.config.encoder_pad_s)
         language, probability = self._language(first)
         passages, words = [], []
         for chunk in chunks:
-            encoded = first if chunk is longest else self._encoded(sound, chunk, self.config.encoder_pad_s)
-            passage, heard = self._passage(sound, chunk, encoded, language, probability)
+            encoded = first if chunk is longest else self._encode(audio, chunk, self.config.encoder_pad_s)
+            passage, chunk_words = self._passage(audio, chunk, encoded, language, probability)
             passages.append(passage)
-            words += heard
+            words += chunk_words
         return passages, assign_word_speakers(words, turns)
 
-    def _encoded(self, sound: AudioFile, chunk: Span, pad_s: float) -> Any:
-        """The encoder's view of a chunk, made once for language, words, no-speech and attention.
+    def _encode(self, audio: AudioFile, chunk: Span, pad_s: float) -> Any:
+        """Encoder output of a chunk, computed once for language, words, no-speech and attention.
 
-        Whisper was trained on 30 s, and its encoder costs by what it is given. Ten seconds of silence after the speech do as
-        well as all of them (measured); with few it may say a sentence twice, so what loops is heard again in full.
+        Whisper was trained on 30 s, and its encoder's cost grows with its input. Ten seconds of silence after
+        the speech work as well as 30 s (measured). With less Whisper may repeat a sentence, so repetitive
+        text is decoded again in full.
         """
         from whisperx.audio import N_SAMPLES, log_mel_spectrogram
 
-        waveform = sound.span(chunk.start_s, chunk.end_s).astype(np.float32) / 32768
+        waveform = audio.span(chunk.start_s, chunk.end_s).astype(np.float32) / 32768
         padding = min(N_SAMPLES - len(waveform), round(pad_s * AUDIO_RATE))
         mels = self._model.feat_kwargs.get("feature_size") or 80
         features = log_mel_spectrogram(waveform[:N_SAMPLES], n_mels=mels, padding=max(0, padding))
         return self._model.encode(features[:, : features.shape[1] // 2 * 2])  # the encoder halves the frames
 
     def _language(self, encoded: Any) -> tuple[str, float]:
-        """The language and its probability; one that the user fixed has what Whisper gives it."""
+        """The language and its probability; a configured language has the probability that Whisper gives
+        it.
+        """
         ranked = [(token[2:-2], float(p)) for token, p in self._model.model.detect_language(encoded)[0]]
         if self.config.language:
             return self.config.language, dict(ranked).get(self.config.language, 0.0)
         return ranked[0]
 
     def _passage(
-        self, sound: AudioFile, chunk: Span, encoded: Any, language: str, probability: float
+        self, audio: AudioFile, chunk: Span, encoded: Any, language: str, probability: float
     ) -> tuple[Passage, list[SpokenWord]]:
         tokenizer = self._tokenizer(language)
-        found = self._model.generate_segment_batched(encoded, tokenizer, self._options)
-        if is_repetitive(found["text"][0]) and self.config.encoder_pad_s < FULL_PAD_S:
-            encoded = self._encoded(sound, chunk, FULL_PAD_S)
-            found = self._model.generate_segment_batched(encoded, tokenizer, self._options)
-        text = found["text"][0].strip()
-        asked = self._model.model.generate(
+        decoded = self._model.generate_segment_batched(encoded, tokenizer, self._options)
+        if is_repetitive(decoded["text"][0]) and self.config.encoder_pad_s < FULL_PAD_S:
+            encoded = self._encode(audio, chunk, FULL_PAD_S)
+            decoded = self._model.generate_segment_batched(encoded, tokenizer, self._options)
+        text = decoded["text"][0].strip()
+        silence = self._model.model.generate(
             encoded, [list(tokenizer.sot_sequence)], max_length=8, beam_size=1, return_no_speech_prob=True
         )
         passage = Passage(
@@ -134,28 +139,30 @@ class Transcriber:
             text,
             language,
             probability,
-            float(found["avg_logprob"][0]),
-            float(asked[0].no_speech_prob),
+            float(decoded["avg_logprob"][0]),
+            float(silence[0].no_speech_prob),
             compression_ratio(text),
         )
         words = self._attended_words(tokenizer, text, encoded, chunk.end_s - chunk.start_s)
-        words = self._aligner.retime(sound.span(chunk.start_s, chunk.end_s), words, language)
+        words = self._aligner.retime(audio.span(chunk.start_s, chunk.end_s), words, language)
         return passage, [shift_word(word, chunk.start_s) for word in words]
 
     def _attended_words(self, tokenizer: Any, text: str, encoded: Any, seconds: float) -> list[SpokenWord]:
-        """Words with times by Whisper's cross-attention and their probabilities, punctuation kept on its word."""
+        """Words with probabilities and times by Whisper's cross-attention; punctuation stays with its
+        word.
+        """
         from faster_whisper.transcribe import merge_punctuations
 
         tokens = tokenizer.encode(" " + text) if text else []
         frames = max(1, round(seconds * 100))
         rows = self._model.find_alignment(tokenizer, [tokens], encoded, frames) if tokens else [[]]
-        found = rows[0] if rows else []
-        merge_punctuations(found, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、")
+        words = rows[0] if rows else []
+        merge_punctuations(words, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、")
         return [
             SpokenWord(
                 word["word"].strip(), float(word["start"]), float(word["end"]), float(word["probability"])
             )
-            for word in found
+            for word in words
             if any(letter.isalnum() for letter in word["word"])
         ]
 
@@ -167,24 +174,25 @@ class Transcriber:
         )
 
 
-def speech_chunks(sound: AudioFile, turns: list[Span], longest_s: float) -> list[Span]:
-    """Stretches of speech of at most `longest_s`, padded a little: turns are joined up to that length, and speech that
-    goes on without a pause is split where it is quietest."""
-    length = sound.duration_s
+def speech_chunks(audio: AudioFile, turns: list[Span], max_s: float) -> list[Span]:
+    """Spans of speech of at most `max_s`, slightly padded: turns are joined up to that length, and longer
+    speech without a pause is split where it is quietest.
+    """
+    duration = audio.duration_s
     spoken: list[list[float]] = []
     for turn in sorted(turns, key=lambda turn: turn.start_s):
-        start, end = max(0.0, turn.start_s - SPEECH_PAD_S), min(length, turn.end_s + SPEECH_PAD_S)
+        start, end = max(0.0, turn.start_s - SPEECH_PAD_S), min(duration, turn.end_s + SPEECH_PAD_S)
         if spoken and start <= spoken[-1][1]:
             spoken[-1][1] = max(spoken[-1][1], end)
         else:
             spoken.append([start, end])
     chunks: list[list[float]] = []
     for start, end in spoken:
-        while end - start > longest_s:
-            middle = quietest_time(sound, start + longest_s / 2, start + longest_s)
-            chunks.append([start, middle])
-            start = middle
-        if chunks and end - chunks[-1][0] <= longest_s:
+        while end - start > max_s:
+            split = quietest_time(audio, start + max_s / 2, start + max_s)
+            chunks.append([start, split])
+            start = split
+        if chunks and end - chunks[-1][0] <= max_s:
             chunks[-1][1] = end
         else:
             chunks.append([start, end])
@@ -192,42 +200,44 @@ def speech_chunks(sound: AudioFile, turns: list[Span], longest_s: float) -> list
 
 
 def assign_word_speakers(words: list[SpokenWord], turns: list[Span]) -> list[SpokenWord]:
-    """Each word with the label of the turn that covers most of it, "" where none does."""
+    """Label each word with the speaker whose turns cover most of it; "" where none does."""
     turns = sorted(turns, key=lambda turn: turn.start_s)
-    starts, heard_until = (
+    starts, max_ends = (
         [turn.start_s for turn in turns],
         list(accumulate((turn.end_s for turn in turns), max)),
     )
-    found = []
+    labelled = []
     for word in words:
         shares: dict[str, float] = {}
-        for turn in turns[bisect_right(heard_until, word.start_s) : bisect_left(starts, word.end_s)]:
-            shared = min(word.end_s, turn.end_s) - max(word.start_s, turn.start_s)
-            if shared > 0:
-                shares[turn.label] = shares.get(turn.label, 0.0) + shared
+        for turn in turns[bisect_right(max_ends, word.start_s) : bisect_left(starts, word.end_s)]:
+            overlap_s = min(word.end_s, turn.end_s) - max(word.start_s, turn.start_s)
+            if overlap_s > 0:
+                shares[turn.label] = shares.get(turn.label, 0.0) + overlap_s
         speaker = max(sorted(shares), key=lambda label: shares[label]) if shares else ""
-        found.append(SpokenWord(word.text, word.start_s, word.end_s, word.score, speaker))
-    return found
+        labelled.append(SpokenWord(word.text, word.start_s, word.end_s, word.score, speaker))
+    return labelled
 
 
 def shift_word(word: SpokenWord, by_s: float) -> SpokenWord:
-    """The word, later by `by_s`."""
+    """The word, shifted by `by_s`."""
     return SpokenWord(word.text, word.start_s + by_s, word.end_s + by_s, word.score, word.speaker)
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of the text over bytes of its zlib form (Whisper's own measure): a high one betrays a loop."""
+    """Bytes of the text over bytes after zlib (Whisper's own measure): high for repetitive text."""
     data = text.encode()
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether a transcript repeats itself as recognisers do, or compresses like one that does (Whisper's own bound)."""
-    return (repeated_ratio(text.split()) or 0.0) > 0 or compression_ratio(text) > LOOPING_COMPRESSION
+    """Whether a transcript repeats itself, or compresses above Whisper's own limit."""
+    return (repeated_ratio(text.split()) or 0.0) > 0 or compression_ratio(text) > MAX_COMPRESSION_RATIO
 
 
-def _model_that_takes_encodings() -> type:
-    """WhisperX's model, which may also be given what it has encoded: language, words, no-speech and attention share it."""
+def _shared_encoding_model() -> type:
+    """WhisperX's model that also accepts encoder output: language, words, no-speech and attention share one
+    encoding.
+    """
     from ctranslate2 import StorageView
     from whisperx.asr import WhisperModel
 

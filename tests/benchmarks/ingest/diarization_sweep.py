@@ -123,7 +123,7 @@ def heard(road: EmbeddedDiarizer, talk: Conversation, cache: Path, speech_thresh
     """The piece with voices in every window, from the cache where it is there."""
     path = cache / f"{talk.name}-{len(talk.pcm)}-{speech_threshold}.npz"
     if not path.exists():
-        piece = road.hear(talk.pcm)
+        piece = road.segment(talk.pcm)
         window = piece.scores.sliding_window
         np.savez(
             path,
@@ -134,7 +134,7 @@ def heard(road: EmbeddedDiarizer, talk: Conversation, cache: Path, speech_thresh
     kept = np.load(path)
     start, duration, step = kept["window"]
     scores = SlidingWindowFeature(kept["scores"], SlidingWindow(start=start, duration=duration, step=step))
-    return road.piece(scores, kept["voices"])
+    return road.chunk_speech(scores, kept["voices"])
 
 
 def thinned(road: EmbeddedDiarizer, piece: ChunkSpeech, windows: int, voices: int) -> ChunkSpeech:
@@ -143,7 +143,7 @@ def thinned(road: EmbeddedDiarizer, piece: ChunkSpeech, windows: int, voices: in
     step = SlidingWindow(start=old.start, duration=old.duration, step=old.step * windows)
     kept = np.full_like(piece.voices[::windows], np.nan)
     kept[::voices] = piece.voices[:: windows * voices]
-    return road.piece(SlidingWindowFeature(piece.scores.data[::windows], step), kept)
+    return road.chunk_speech(SlidingWindowFeature(piece.scores.data[::windows], step), kept)
 
 
 def error_rate(

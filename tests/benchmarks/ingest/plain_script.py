@@ -38,7 +38,7 @@ from uniavgen.ingest.models.face_reader import FaceReader
 from uniavgen.ingest.models.forced_alignment import PocketsphinxAligner
 from uniavgen.ingest.models.lip_sync import lip_sync
 from uniavgen.ingest.models.speaker_embedding import VoiceEncoder
-from uniavgen.ingest.models.text_detector import TextReader
+from uniavgen.ingest.models.text_detector import TextDetector
 from uniavgen.ingest.records import Span, SpokenWord
 from uniavgen.shards.weights import resolve
 
@@ -100,7 +100,7 @@ class PlainScript:
         self.face_reader = FaceReader(config.faces)
         self.face_encoder = face_encoder(config.faces)
         self.meter = SoundMeter(config.sound_quality)
-        self.text_reader = TextReader(config.text)
+        self.text_reader = TextDetector(config.text)
 
     def measure(self, path: Path, out: Path) -> tuple[float, int]:
         """Length of the video in seconds, and how many clips were cut from it into `out`."""

@@ -20,7 +20,7 @@ from uniavgen.ingest.measures.sound_quality import SoundMeter
 from uniavgen.ingest.models.diarizer import Diarizer
 from uniavgen.ingest.models.face_reader import FaceReader
 from uniavgen.ingest.models.shot_detector import ShotDetector
-from uniavgen.ingest.models.text_detector import TextReader
+from uniavgen.ingest.models.text_detector import TextDetector
 from uniavgen.ingest.models.transcriber import Transcriber
 from uniavgen.ingest.records import FacesSeen, MeasuredRows, SourceRecord, SyncMeasures
 from uniavgen.shards.corpus.signals import SIGNALS
@@ -32,7 +32,7 @@ MODELS: tuple[tuple[Any, str], ...] = (
     (Transcriber, "transcribe"),
     (FaceReader, "landmarks"),
     (ShotDetector, "shots"),
-    (TextReader, "covered"),
+    (TextDetector, "covered"),
     (SoundMeter, "signals"),
     (media, "decode_frames"),
     (cutting, "run_graph"),

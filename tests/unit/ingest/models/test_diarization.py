@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from uniavgen.ingest.config import DiarizationConfig
 from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.models.diarizer import (
-    NOBODY,
+    SILENT,
     Diarizer,
     join_turns_at_seams,
     labels_by_overlap,
@@ -199,7 +199,7 @@ def test_a_voice_too_short_to_know_is_named_by_who_is_active_with_it() -> None:
     active = np.zeros((windows, frames, 2), bool)
     truth = np.zeros((2, 20), bool)
     truth[0, 2:9], truth[1, 8:11] = True, True  # the second falls in and says little
-    labels = np.full((windows, 2), NOBODY)
+    labels = np.full((windows, 2), SILENT)
     for window in range(windows):  # windows of ten frames, two apart; the speakers' places swap
         for speaker in range(2):
             active[window, :, (speaker + window) % 2] = truth[speaker, 2 * window : 2 * window + frames]

@@ -64,14 +64,14 @@ def test_confidence_is_half_where_the_likelier_half_of_the_frames_is_undecided()
 
 def test_absent_weights_are_one_clear_line(tmp_path: Path) -> None:
     config = SyncConfig(active_model="light-asd", light_asd_weights=str(tmp_path / "none"))
-    with pytest.raises(UserError, match="named weights are not there.*sync.light_asd_weights"):
+    with pytest.raises(UserError, match="weights file does not exist.*sync.light_asd_weights"):
         SyncModels(config)
 
 
 def test_the_embedded_models_need_no_pictures() -> None:
     reader = SyncModels(SyncConfig())
-    assert not reader.needs_pictures
-    assert reader.read([]) == []
+    assert not reader.needs_frames
+    assert reader.measure([]) == []
 
 
 @pytest.mark.slow
@@ -98,14 +98,14 @@ def test_a_speaking_mouth_scores_above_one_that_rests_and_one_that_chews() -> No
         boxes[track] = box
     config = SyncConfig(active_model="light-asd", light_asd_weights=str(PUBLISHED))
     reader = SyncModels(config)
-    assert reader.needs_pictures
+    assert reader.needs_frames
     margin = config.max_shift_ms * 16
     sound = pcm[16_000 - margin : 3 * 16_000 + margin]
     gaps = {
         track: np.interp(np.arange(32) / 16, np.arange(50) / 25, [f.opening for f in film])
         for track, film in films.items()
     }
-    (found,) = reader.read([ClipFaces(gaps, sound, largest=0)], lambda _: ClipFrames(pictures, boxes))
+    (found,) = reader.measure([ClipFaces(gaps, sound, largest=0)], lambda _: ClipFrames(pictures, boxes))
     fits = found.active.fits
     assert found.active.track == 1
     assert fits[1] > 0.8

@@ -110,9 +110,9 @@ def test_a_clip_goes_through_the_network_and_its_windows_are_those_of_the_frames
         alone = network.eval().lips(window)[0].numpy()
     assert lips[1] == pytest.approx(alone, abs=1e-4)
     heard = mfcc(pcm)
-    sound = net.embed_sound(heard, 4)
+    sound = net.embed_audio(heard, 4)
     with torch.inference_mode():
-        alone = network.sound(torch.from_numpy(heard[8:28].T.copy())[None, None])[0].numpy()
+        alone = network.audio(torch.from_numpy(heard[8:28].T.copy())[None, None])[0].numpy()
     assert sound[2] == pytest.approx(alone, abs=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_a_face_that_is_hardly_seen_is_not_measured(weights: str) -> None:
 
 
 def test_weights_that_are_absent_or_another_network_s_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="named weights are not there.*sync.syncnet_weights") as missing:
+    with pytest.raises(UserError, match="weights file does not exist.*sync.syncnet_weights") as missing:
         SyncNet(config(str(tmp_path / "none.model")))
     assert missing.value.kind == "missing-weights"
     other = tmp_path / "other.model"
@@ -136,7 +136,7 @@ def test_weights_that_are_absent_or_another_network_s_are_one_clear_line(tmp_pat
     text = tmp_path / "text.model"
     text.write_text("no weights")
     for path in (other, text):
-        with pytest.raises(UserError, match="does not hold this network's weights") as wrong:
+        with pytest.raises(UserError, match="does not contain the weights of this network") as wrong:
             SyncNet(config(str(path)))
         assert wrong.value.kind == "wrong-weights"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uniavgen.ingest.config import TextConfig
-from uniavgen.ingest.models.text_detector import TextCollector, TextReader, text_boxes, text_ratio
+from uniavgen.ingest.models.text_detector import TextCollector, TextDetector, text_boxes, text_ratio
 from uniavgen.ingest.records import TextSeen
 from uniavgen.shards.weights import resolve
 
@@ -12,8 +12,8 @@ LINES = ("the quick brown fox", "jumps over the lazy dog", "NEWS AT TEN TONIGHT"
 
 
 @pytest.fixture(scope="module")
-def reader() -> TextReader:
-    return TextReader(TextConfig())
+def reader() -> TextDetector:
+    return TextDetector(TextConfig())
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def captioned(picture: np.ndarray, lines: int, scale: float = 0.8) -> tuple[np.n
 
 
 @pytest.mark.slow
-def test_every_line_of_a_caption_adds_its_area(reader: TextReader, face: np.ndarray) -> None:
+def test_every_line_of_a_caption_adds_its_area(reader: TextDetector, face: np.ndarray) -> None:
     made = [captioned(face, lines) for lines in range(len(LINES) + 1)]
     found = [reader.covered(picture) for picture, _ in made]
     assert found[0] == 0
@@ -53,14 +53,14 @@ def test_every_line_of_a_caption_adds_its_area(reader: TextReader, face: np.ndar
 
 
 @pytest.mark.slow
-def test_larger_letters_cover_more(reader: TextReader, face: np.ndarray) -> None:
+def test_larger_letters_cover_more(reader: TextDetector, face: np.ndarray) -> None:
     found = [reader.covered(captioned(face, 1, scale)[0]) for scale in (0.5, 0.7, 0.9, 1.2)]
     assert found[0] > 0
     assert found == sorted(found)
 
 
 @pytest.mark.slow
-def test_what_bears_no_letters_has_no_text(reader: TextReader) -> None:
+def test_what_bears_no_letters_has_no_text(reader: TextDetector) -> None:
     soft = np.random.default_rng(0).integers(0, 255, (9, 16, 3), np.uint8).repeat(32, 0).repeat(32, 1)
     for picture in (
         np.full((288, 512, 3), 30, np.uint8),
@@ -71,13 +71,15 @@ def test_what_bears_no_letters_has_no_text(reader: TextReader) -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_of_any_size_is_read(reader: TextReader) -> None:
+def test_a_picture_of_any_size_is_read(reader: TextDetector) -> None:
     for height, width in ((20, 30), (512, 288), (333, 501)):
         assert reader.probability(np.zeros((height, width, 3), np.uint8)).ndim == 2
 
 
 @pytest.mark.slow
-def test_text_is_looked_at_every_two_seconds_where_it_is_wanted(reader: TextReader, face: np.ndarray) -> None:
+def test_text_is_looked_at_every_two_seconds_where_it_is_wanted(
+    reader: TextDetector, face: np.ndarray
+) -> None:
     meter = TextCollector(reader, TextConfig(every_s=1.0), lambda at_s: at_s < 3)
     with_text, _ = captioned(face, 2)
     for frame in range(16 * 5):
