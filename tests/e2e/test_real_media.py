@@ -1,6 +1,6 @@
-"""Ten real videos end as they should: each one a source row, its clips measured sanely, its files cut to the clock.
+"""Ten real videos: each becomes a source row with plausible clips and media of the right length.
 
-Three of them are measured first, as a forecast for the others, which then shows beside what came true.
+Three of them are measured first, as a forecast for the others, which is then compared with what was measured.
 """
 
 from pathlib import Path
@@ -55,13 +55,13 @@ def clips(ingested: Ingested) -> dict[str, list[dict[str, Any]]]:
         .query("SELECT s.uri, c.* FROM clips c JOIN sources s USING (source_id) ORDER BY s.uri, c.start_s")
         .to_pylist()
     )
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_video: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(Path(row["uri"]).stem, []).append(row)
-    return found
+        by_video.setdefault(Path(row["uri"]).stem, []).append(row)
+    return by_video
 
 
-def test_every_video_is_a_source_and_none_fails(
+def test_every_video_becomes_a_source_and_none_fails(
     ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
 ) -> None:
     corpus, sampled, rest = ingested
@@ -73,11 +73,11 @@ def test_every_video_is_a_source_and_none_fails(
     assert len(corpus.read("failures")) == 0
 
 
-def test_a_forecast_from_three_stands_beside_what_came_true(ingested: Ingested) -> None:
+def test_forecast_is_reported_beside_the_measured_values(ingested: Ingested) -> None:
     corpus, sampled, rest = ingested
-    forecast, told = sampled["forecast"], rest["forecast"]
+    forecast, actual = sampled["forecast"], rest["forecast"]
     waiting = forecast["sources"]
-    assert (forecast["sampled"], waiting, told["sources"], told["done"]) == (
+    assert (forecast["sampled"], waiting, actual["sources"], actual["done"]) == (
         SAMPLED,
         rest["sources"],
         waiting,
@@ -90,13 +90,15 @@ def test_a_forecast_from_three_stands_beside_what_came_true(ingested: Ingested) 
     lengths = {
         row["uri"]: row["duration_s"] for row in corpus.read("sources", ["uri", "duration_s"]).to_pylist()
     }
-    assert told["actual"]["video_h"] * 3600 == pytest.approx(rest["video_seconds"], abs=0.1)
+    assert actual["actual"]["video_h"] * 3600 == pytest.approx(rest["video_seconds"], abs=0.1)
     assert rest["video_seconds"] + sampled["video_seconds"] == pytest.approx(sum(lengths.values()), abs=0.1)
-    assert told["actual"]["wall_h"] * 3600 == pytest.approx(rest["seconds"])
-    assert told["actual"]["clips"] == rest["clips"]
+    assert actual["actual"]["wall_h"] * 3600 == pytest.approx(rest["seconds"])
+    assert actual["actual"]["clips"] == rest["clips"]
 
 
-def test_one_speaking_face_is_measured_as_one_speaking_face(clips: dict[str, list[dict[str, Any]]]) -> None:
+def test_videos_of_one_speaking_face_have_the_expected_signals(
+    clips: dict[str, list[dict[str, Any]]],
+) -> None:
     for name in SPEAKING:
         for row in clips[name]:
             assert row["language"] == "en"
@@ -113,7 +115,7 @@ def test_one_speaking_face_is_measured_as_one_speaking_face(clips: dict[str, lis
             assert row["sync_confidence"] < 0.5 or abs(row["sync_offset_ms"]) < 160
 
 
-def test_what_is_wrong_with_the_others_shows_in_their_signals(clips: dict[str, list[dict[str, Any]]]) -> None:
+def test_defects_of_the_other_videos_show_in_their_signals(clips: dict[str, list[dict[str, Any]]]) -> None:
     for name in SILENT:
         assert {(row["has_audio"], row["transcript"], row["loudness_db"]) for row in clips[name]} == {
             (0, "", None)
@@ -129,7 +131,7 @@ def test_what_is_wrong_with_the_others_shows_in_their_signals(clips: dict[str, l
     assert sentence["word_count"] >= 1
 
 
-def test_words_lie_within_their_clips_in_order(clips: dict[str, list[dict[str, Any]]]) -> None:
+def test_words_are_inside_their_clips_and_in_order(clips: dict[str, list[dict[str, Any]]]) -> None:
     for row in (row for rows in clips.values() for row in rows):
         at = 0.0
         for word in row["words"]:
@@ -138,16 +140,16 @@ def test_words_lie_within_their_clips_in_order(clips: dict[str, list[dict[str, A
             at = word["end_s"]
 
 
-def test_media_are_cut_to_the_sample_s_clock(
+def test_clip_files_have_the_rates_of_a_sample(
     ingested: Ingested, clips: dict[str, list[dict[str, Any]]]
 ) -> None:
     corpus = ingested[0]
     for rows in clips.values():
         row = rows[0]
         frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
-        pictures = decode_video(corpus.media_path(row["clip_id"], "mp4").read_bytes())
-        assert len(pictures) == frames
-        assert pictures.shape[1] * pictures.shape[2] <= CutConfig().pixels
+        frames_rgb = decode_video(corpus.media_path(row["clip_id"], "mp4").read_bytes())
+        assert len(frames_rgb) == frames
+        assert frames_rgb.shape[1] * frames_rgb.shape[2] <= CutConfig().pixels
         face = FaceTrack.from_bytes(corpus.media_path(row["clip_id"], "face.npz").read_bytes())
         assert face.oval.shape == (frames, 36, 2)
         flac = corpus.media_path(row["clip_id"], "flac")
@@ -159,7 +161,7 @@ def test_media_are_cut_to_the_sample_s_clock(
             )
 
 
-FATES = {
+REASONS = {
     "address_english_mpeg4": {""},
     "closeup_english": {""},
     "studio_english_16khz": {""},
@@ -171,21 +173,22 @@ FATES = {
     "multi_shot_no_audio": {"has_audio"},
     "face_appears_midway": {"face_coverage", "speech"},
 }
-"""Reasons that the default policy gives the clips of each video; "" is kept."""
+"""Reasons of the default policy for the clips of each video; "" means kept."""
 
 
-def test_every_video_ends_as_it_should_for_the_reason_it_should(ingested: Ingested) -> None:
+def test_default_policy_gives_every_video_the_expected_reason(ingested: Ingested) -> None:
     from uniavgen.curation.policy.decisions import decide
     from uniavgen.curation.policy.rules import load_policy
 
     corpus = ingested[0]
     decide(corpus, load_policy("default"))
     rows = corpus.query(
-        """SELECT s.uri, d.reason FROM clips c JOIN decisions d USING (clip_id) JOIN sources s USING (source_id)
+        """SELECT s.uri, d.reason
+        FROM clips c JOIN decisions d USING (clip_id) JOIN sources s USING (source_id)
         ORDER BY s.uri, c.start_s"""
     ).to_pylist()
-    fates: dict[str, list[str]] = {}
+    reasons_by_video: dict[str, list[str]] = {}
     for row in rows:
-        fates.setdefault(Path(row["uri"]).stem, []).append(row["reason"])
-    assert {name: set(reasons) for name, reasons in fates.items()} == FATES
-    assert fates["face_appears_midway"][0] == "face_coverage"
+        reasons_by_video.setdefault(Path(row["uri"]).stem, []).append(row["reason"])
+    assert {name: set(reasons) for name, reasons in reasons_by_video.items()} == REASONS
+    assert reasons_by_video["face_appears_midway"][0] == "face_coverage"

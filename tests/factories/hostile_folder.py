@@ -1,4 +1,4 @@
-"""A current folder as some users have it: named like a package, with files named like our packages and Python's."""
+"""A user's current folder that is named like a package and holds files named like modules."""
 
 from pathlib import Path
 

@@ -14,7 +14,7 @@ from paths import ROOT
 def install_wheel(folder: Path) -> Path:
     """Build a wheel from the tracked files and install it below `folder`; returns the path of its `uniavgen`.
 
-    The packages it needs are those of the running environment, seen through a .pth file: installing 4 GB again
+    Its dependencies are those of the running environment, seen through a .pth file: installing 4 GB again
     would take minutes and test pip.
     """
     source = folder / "source"

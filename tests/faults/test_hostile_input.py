@@ -1,7 +1,7 @@
-"""Files made to harm: each ends within bounded time and memory, opens no other file and no connection, and says why it failed.
+"""Hostile files: each ends within time and memory limits, opens no other file, and names its failure.
 
-The canaries: a pipe on disk that notices when anybody opens it to read, and a listener on the loopback. The test of the
-canaries themselves shows that a plain ffmpeg does touch them.
+Two canaries detect access: a named pipe that notices when it is opened for reading, and a listener on the
+loopback. One test shows that a plain ffmpeg does reach them.
 """
 
 import os
@@ -39,7 +39,8 @@ def render(target: Path, *arguments: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of a test pattern with a tone."""
     inputs = (
         "-f",
         "lavfi",
@@ -52,18 +53,18 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-pix_fmt",
         "yuv420p",
     )
-    return render(tmp_path_factory.mktemp("film") / "film.mp4", *inputs)
+    return render(tmp_path_factory.mktemp("video") / "video.mp4", *inputs)
 
 
 class Canaries:
-    """A pipe and a listener that remember whether they were touched."""
+    """A named pipe and a listener that record whether they were accessed."""
 
     def __init__(self, folder: Path) -> None:
         self.pipe = folder / "canary.ts"
         os.mkfifo(self.pipe)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        self.touched: set[str] = set()
+        self.accessed: set[str] = set()
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=watch, daemon=True) for watch in (self._watch_pipe, self._watch_listener)
@@ -75,7 +76,7 @@ class Canaries:
         while not self._over.wait(0.005):
             try:  # a pipe can be opened to write only while somebody reads it
                 os.close(os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK))
-                self.touched.add("file")
+                self.accessed.add("file")
             except OSError:
                 continue
 
@@ -84,7 +85,7 @@ class Canaries:
         while not self._over.is_set():
             try:
                 self.listener.accept()[0].close()
-                self.touched.add("network")
+                self.accessed.add("network")
             except OSError:
                 continue
 
@@ -102,25 +103,25 @@ def canaries(tmp_path: Path) -> Iterator[Canaries]:
     found.close()
 
 
-def everything(path: Path, folder: Path, limits: LimitConfig = LIMITS) -> str:
-    """Probe, sound and pictures of a file, each even if the one before failed; the probe's answer: "" or a failure's kind."""
-    facts = tried(probe_video, str(path), limits)
+def probe_and_decode(path: Path, folder: Path, limits: LimitConfig = LIMITS) -> str:
+    """Probe a file, decode its audio and its frames; returns the first failure's kind, or ""."""
+    facts = result_or_error(probe_video, str(path), limits)
     shape = Probe(2.0, 96, 64, 25.0, "", "", True) if isinstance(facts, UserError) else facts
     ends = [
         facts,
-        tried(decode_audio, str(path), 2.0, folder / "sound.raw", limits),
-        tried(lambda: list(decode_frames(str(path), shape, 64, 25, folder / "tiny.raw", limits))),
-        tried(decode_shot_frames, str(path), shape, 25, folder / "tiny.raw", limits),
+        result_or_error(decode_audio, str(path), 2.0, folder / "sound.raw", limits),
+        result_or_error(lambda: list(decode_frames(str(path), shape, 64, 25, folder / "tiny.raw", limits))),
+        result_or_error(decode_shot_frames, str(path), shape, 25, folder / "tiny.raw", limits),
     ]
     errors = [end for end in ends if isinstance(end, UserError)]
     assert not [str(error) for error in errors if "\n" in str(error) or not error.kind]
     return errors[0].kind if errors else ""
 
 
-def tried(what: Callable[..., Any], *arguments: Any) -> Any:
-    """What it returns, or the UserError that it raises; any other exception passes."""
+def result_or_error(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result, or the UserError that was raised; any other exception is not caught."""
     try:
-        return what(*arguments)
+        return function(*arguments)
     except UserError as error:
         return error
 
@@ -128,9 +129,11 @@ def tried(what: Callable[..., Any], *arguments: Any) -> Any:
 SCRIPTS = {
     "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{pipe}\n#EXTINF:1,\nhttp://{address}/a.ts\n#EXT-X-ENDLIST\n",
     "script.mp4": "ffconcat version 1.0\nfile '{pipe}'\nfile 'http://{address}/a.ts'\n",
-    "stream.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 33\na=control:rtsp://{address}/\n",
+    "stream.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video 9 RTP/AVP 33\na=control:rtsp://{address}/\n",
     "rooms.mpd": '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S">'
-    "<Period><BaseURL>http://{address}/</BaseURL><AdaptationSet mimeType='video/mp4'><Representation id='1' bandwidth='1'>"
+    "<Period><BaseURL>http://{address}/</BaseURL><AdaptationSet mimeType='video/mp4'>"
+    "<Representation id='1' bandwidth='1'>"
     "<BaseURL>{pipe}</BaseURL></Representation></AdaptationSet></Period></MPD>",
     "address.mp4": "http://{address}/a.mp4\n",
     "playlist.mov": "RTSPtextrtsp://{address}/a.mov\n",
@@ -139,16 +142,16 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_file_that_names_others_opens_none_of_them(tmp_path: Path, canaries: Canaries, name: str) -> None:
+def test_file_that_names_other_files_opens_none(tmp_path: Path, canaries: Canaries, name: str) -> None:
     (tmp_path / "inner").mkdir()
     trap = tmp_path / "inner" / name
     trap.write_text(SCRIPTS[name].format(pipe=canaries.pipe, address=canaries.address))
-    assert everything(trap, tmp_path) == "not-a-video"
+    assert probe_and_decode(trap, tmp_path) == "not-a-video"
     time.sleep(0.1)
-    assert canaries.touched == set()
+    assert canaries.accessed == set()
 
 
-def test_the_canaries_notice_a_program_that_follows(tmp_path: Path, canaries: Canaries) -> None:
+def test_canaries_detect_a_decoder_that_follows_references(tmp_path: Path, canaries: Canaries) -> None:
     for name, follow in (
         ("list.m3u8", ["-protocol_whitelist", "file,http,tcp"]),
         ("script.mp4", ["-f", "concat", "-safe", "0"]),
@@ -159,11 +162,11 @@ def test_the_canaries_notice_a_program_that_follows(tmp_path: Path, canaries: Ca
         command = [ffmpeg_path(), "-loglevel", "error", *follow, *allow, "-i", str(trap), "-f", "null", "-"]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as follower:
             deadline = time.monotonic() + 10
-            while "file" not in canaries.touched and time.monotonic() < deadline:
+            while "file" not in canaries.accessed and time.monotonic() < deadline:
                 time.sleep(0.01)
             follower.kill()
-        assert "file" in canaries.touched
-        canaries.touched.discard("file")
+        assert "file" in canaries.accessed
+        canaries.accessed.discard("file")
 
 
 def atom(kind: bytes, body: bytes) -> bytes:
@@ -171,7 +174,7 @@ def atom(kind: bytes, body: bytes) -> bytes:
 
 
 def with_external_data(data: bytes, folder: str, name: str) -> bytes:
-    """A QuickTime file whose tracks say, in every `dref`, that their media lies in another file (an alias record)."""
+    """A QuickTime file in which every `dref` refers to media in another file (an alias record)."""
     path = f"{folder}/{name}".encode()
     record = (
         bytes(10)
@@ -189,33 +192,32 @@ def with_external_data(data: bytes, folder: str, name: str) -> bytes:
         b"dref", bytes(4) + struct.pack(">I", 1) + atom(b"alis", bytes(4) + record.ljust(160, b"\0"))
     )
 
-    def rebuilt(piece: bytes) -> bytes:
+    def with_reference(atoms: bytes) -> bytes:
         out, at = b"", 0
-        while at + 8 <= len(piece):
-            size, kind = struct.unpack(">I4s", piece[at : at + 8])
-            body = piece[at + 8 : at + size]
+        while at + 8 <= len(atoms):
+            size, kind = struct.unpack(">I4s", atoms[at : at + 8])
+            body = atoms[at + 8 : at + size]
             if kind == b"dref":
                 out += reference
             else:
                 out += atom(
-                    kind, rebuilt(body) if kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf") else body
+                    kind,
+                    with_reference(body) if kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf") else body,
                 )
             at += size
         return out
 
-    # the index stands behind the media, so its growth moves nothing
-    return rebuilt(data)
+    # the index is behind the media, so offsets into the media stay right
+    return with_reference(data)
 
 
-def test_a_movie_whose_media_lies_in_another_file_does_not_get_it(
-    tmp_path: Path, film: Path, canaries: Canaries
-) -> None:
+def test_external_media_reference_is_not_followed(tmp_path: Path, video: Path, canaries: Canaries) -> None:
     trap = tmp_path / "trap.mov"
-    trap.write_bytes(with_external_data(film.read_bytes(), str(tmp_path), canaries.pipe.name))
-    everything(trap, tmp_path)
+    trap.write_bytes(with_external_data(video.read_bytes(), str(tmp_path), canaries.pipe.name))
+    probe_and_decode(trap, tmp_path)
     time.sleep(0.1)
-    assert canaries.touched == set()
-    # the same file does lead there when asked to follow
+    assert canaries.accessed == set()
+    # ffmpeg follows the reference when it is told to
     command = [
         ffmpeg_path(),
         "-loglevel",
@@ -231,29 +233,31 @@ def test_a_movie_whose_media_lies_in_another_file_does_not_get_it(
         [*command, "-f", "null", "-"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as follower:
         deadline = time.monotonic() + 10
-        while "file" not in canaries.touched and time.monotonic() < deadline:
+        while "file" not in canaries.accessed and time.monotonic() < deadline:
             time.sleep(0.01)
         follower.kill()
-    assert "file" in canaries.touched
+    assert "file" in canaries.accessed
 
 
-def test_what_is_attached_to_a_film_stays_in_it(tmp_path: Path, film: Path, canaries: Canaries) -> None:
+def test_attachments_are_not_extracted(tmp_path: Path, video: Path, canaries: Canaries) -> None:
     (tmp_path / "note.txt").write_text(f"file://{canaries.pipe} http://{canaries.address}/")
     attached = ("-attach", str(tmp_path / "note.txt"), "-metadata:s:t", "mimetype=text/plain", "-c", "copy")
-    trap = render(tmp_path / "trap.mkv", "-i", str(film), *attached)
+    trap = render(tmp_path / "trap.mkv", "-i", str(video), *attached)
     (work := tmp_path / "work").mkdir()
-    assert everything(trap, work) == ""
-    assert canaries.touched == set()
+    assert probe_and_decode(trap, work) == ""
+    assert canaries.accessed == set()
     assert {path.name for path in work.iterdir()} == {"sound.raw", "tiny.raw"}
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_the_system_calls_show_no_other_file_and_no_connection(tmp_path: Path, film: Path) -> None:
+def test_system_calls_show_no_other_file_and_no_connection(tmp_path: Path, video: Path) -> None:
     trap = tmp_path / "trap.m3u8"
     trap.write_text(SCRIPTS["list.m3u8"].format(pipe="/etc/hostname", address="127.0.0.1:9"))
     program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, 'tests/faults'); import test_hostile_input as t\n"
-        f"for name in ({str(film)!r}, {str(trap)!r}): t.everything(Path(name), Path({str(tmp_path)!r}))"
+        "import sys; from pathlib import Path\n"
+        "sys.path[:0] = ['tests/faults', 'tests/factories']; import test_hostile_input as t\n"
+        f"for name in ({str(video)!r}, {str(trap)!r}):\n"
+        f"    t.probe_and_decode(Path(name), Path({str(tmp_path)!r}))"
     )
     calls = "trace=open,openat,openat2,creat,connect,sendto,execve"
     command = [
@@ -285,14 +289,14 @@ def test_the_system_calls_show_no_other_file_and_no_connection(tmp_path: Path, f
     }
     system = ("/lib", "/usr", "/proc", "/sys", "/dev", "/etc/ld.so", "/etc/ssl")
     ours = {Path(name).name for name in opened if not name.startswith(system)}
-    assert ours - {Path(ffmpeg_path()).name, "sh"} == {"film.mp4", "trap.m3u8", "sound.raw.part", "tiny.raw"}
-    # nor does anybody else, the process that probes included, open the named file or a connection
+    assert ours - {Path(ffmpeg_path()).name, "sh"} == {"video.mp4", "trap.m3u8", "sound.raw.part", "tiny.raw"}
+    # no other process opens the named file or a connection either
     assert not [line for line in lines if "/etc/hostname" in line and "execve" not in line]
     assert not [line for line in lines if "AF_INET" in line]
 
 
 def png(width: int, height: int, bits: int = 1) -> bytes:
-    """A black picture of one bit a pixel, of which 16 megapixels are 2 kB; or of 64 bits, red to alpha in 16 each."""
+    """A black PNG: 1 bit per pixel (16 megapixels are 2 kB), or 64 bits per pixel (RGBA, 16 bits each)."""
     depth, colours = {1: (1, 0), 64: (16, 6)}[bits]
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -310,14 +314,14 @@ def png(width: int, height: int, bits: int = 1) -> bytes:
     )
 
 
-def film_of(picture: bytes, target: Path, declared: int, frames: int) -> Path:
-    """A movie of equal PNG pictures that declares `declared` pixels a side."""
+def png_video(png_frame: bytes, target: Path, declared: int, frames: int) -> Path:
+    """A video of equal PNG frames whose header declares `declared` pixels a side."""
     with av.open(str(target), "w") as container:
         stream = container.add_stream("png", rate=25)
         stream.width, stream.height, stream.pix_fmt = declared, declared, "gray"
         container.start_encoding()
         for index in range(frames):
-            packet = av.Packet(picture)
+            packet = av.Packet(png_frame)
             packet.stream, packet.pts, packet.dts, packet.time_base = (
                 stream,
                 index * 512,
@@ -336,65 +340,65 @@ def patched(data: bytes, mark: bytes, offset: int, value: bytes) -> bytes:
 
 
 BOMBS: dict[str, tuple[Callable[[Path, Path], Path], LimitConfig, set[str]]] = {
-    "a gigapixel that is declared": (
-        lambda film, to: film_of(png(40_000, 40_000), to / "a.mov", 16_000, 1),
+    "declared gigapixel": (
+        lambda video, to: png_video(png(40_000, 40_000), to / "a.mov", 16_000, 1),
         LIMITS,
         {"too-large"},
     ),
-    "a gigapixel that is not": (
-        lambda film, to: film_of(png(40_000, 40_000), to / "a.mov", 64, 1),
+    "undeclared gigapixel": (
+        lambda video, to: png_video(png(40_000, 40_000), to / "a.mov", 64, 1),
         LIMITS,
         {"too-large"},
     ),
-    "81 megapixels that are not": (
-        lambda film, to: film_of(png(9_000, 9_000), to / "a.mov", 64, 3),
+    "undeclared 81 megapixels": (
+        lambda video, to: png_video(png(9_000, 9_000), to / "a.mov", 64, 3),
         LIMITS,
         {"too-large"},
     ),
-    "a hundred years": (
-        lambda film, to: write(
-            to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", 3.2e12))
+    "duration of a hundred years": (
+        lambda video, to: write(
+            to / "a.mkv", patched(mkv(video, to), b"\x44\x89\x88", 3, struct.pack(">d", 3.2e12))
         ),
         LIMITS,
         {"too-long"},
     ),
-    "a negative length": (
-        lambda film, to: write(
-            to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", -5e3))
+    "negative duration": (
+        lambda video, to: write(
+            to / "a.mkv", patched(mkv(video, to), b"\x44\x89\x88", 3, struct.pack(">d", -5e3))
         ),
         LIMITS,
         {""},
     ),
-    "no length that is a number": (
-        lambda film, to: write(
-            to / "a.mkv", patched(mkv(film, to), b"\x44\x89\x88", 3, struct.pack(">d", float("nan")))
+    "duration NaN": (
+        lambda video, to: write(
+            to / "a.mkv", patched(mkv(video, to), b"\x44\x89\x88", 3, struct.pack(">d", float("nan")))
         ),
         LIMITS,
         {"", "too-long"},
     ),
-    "two billion pictures a second": (
-        lambda film, to: write(
-            to / "a.avi", patched(avi(film, to), b"strh", 28, struct.pack("<II", 1, 0x7FFFFFFF))
+    "two billion frames per second": (
+        lambda video, to: write(
+            to / "a.avi", patched(avi(video, to), b"strh", 28, struct.pack("<II", 1, 0x7FFFFFFF))
         ),
         LIMITS,
         {"", "not-a-video", "decode-failed"},
     ),
-    "an index that points nowhere": (
-        lambda film, to: write(
-            to / "a.mp4", patched(film.read_bytes(), b"stco", 8, struct.pack(">I", 0x7FFFFFF0) * 40)
+    "index out of range": (
+        lambda video, to: write(
+            to / "a.mp4", patched(video.read_bytes(), b"stco", 8, struct.pack(">I", 0x7FFFFFF0) * 40)
         ),
         LIMITS,
         {"", "not-a-video", "decode-failed"},
     ),
-    "a table of four billion entries": (
-        lambda film, to: write(
-            to / "a.mp4", patched(film.read_bytes(), b"stsz", 8, b"\0\0\0\0\xff\xff\xff\xff")
+    "table of four billion entries": (
+        lambda video, to: write(
+            to / "a.mp4", patched(video.read_bytes(), b"stsz", 8, b"\0\0\0\0\xff\xff\xff\xff")
         ),
         LIMITS,
         {"", "not-a-video", "decode-failed", "memory"},
     ),
-    "an atom longer than the file": (
-        lambda film, to: write(to / "a.mp4", patched(film.read_bytes(), b"moov", -4, b"\x7f\xff\xff\xff")),
+    "atom longer than the file": (
+        lambda video, to: write(to / "a.mp4", patched(video.read_bytes(), b"moov", -4, b"\x7f\xff\xff\xff")),
         LIMITS,
         {"", "not-a-video"},
     ),
@@ -406,30 +410,30 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def mkv(film: Path, folder: Path) -> bytes:
-    return render(folder / "plain.mkv", "-i", str(film), "-c", "copy").read_bytes()
+def mkv(video: Path, folder: Path) -> bytes:
+    return render(folder / "plain.mkv", "-i", str(video), "-c", "copy").read_bytes()
 
 
-def avi(film: Path, folder: Path) -> bytes:
-    return render(folder / "plain.avi", "-i", str(film), "-c:v", "mpeg4", "-c:a", "mp2").read_bytes()
+def avi(video: Path, folder: Path) -> bytes:
+    return render(folder / "plain.avi", "-i", str(video), "-c:v", "mpeg4", "-c:a", "mp2").read_bytes()
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_costs_bounded_time_and_memory_and_is_named(tmp_path: Path, film: Path, name: str) -> None:
+def test_bomb_costs_bounded_time_and_memory_and_is_named(tmp_path: Path, video: Path, name: str) -> None:
     make, limits, kinds = BOMBS[name]
-    bomb = make(film, tmp_path)
+    bomb = make(video, tmp_path)
     assert bomb.stat().st_size < 2_000_000
     began = time.monotonic()
-    assert everything(bomb, tmp_path, limits) in kinds
+    assert probe_and_decode(bomb, tmp_path, limits) in kinds
     assert time.monotonic() - began < limits.probe_seconds
     largest_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert largest_kib < limits.memory_gb * 2**20
     assert sum(path.stat().st_size for path in tmp_path.glob("*.raw*")) < 5_000_000
 
 
-def test_pictures_beyond_the_memory_limit_name_it(tmp_path: Path) -> None:
-    # a picture takes 162 MB: the decoder and its threads start below the limit, the next picture finds no room
-    bomb = film_of(png(4_500, 4_500, 64), tmp_path / "a.mov", 4_500, 4)
+def test_frame_beyond_the_memory_limit_names_the_limit(tmp_path: Path) -> None:
+    # one frame takes 162 MB: the decoder and its threads start below the limit, the next frame exceeds it
+    bomb = png_video(png(4_500, 4_500, 64), tmp_path / "a.mov", 4_500, 4)
     assert bomb.stat().st_size < 2_000_000
     facts = probe_video(str(bomb), LIMITS)
     with pytest.raises(UserError, match="limits.memory_gb") as caught:
@@ -438,7 +442,7 @@ def test_pictures_beyond_the_memory_limit_name_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_tiny_pictures_end_at_the_limits(tmp_path: Path) -> None:
+def test_million_tiny_frames_stop_at_the_limits(tmp_path: Path) -> None:
     one = render(
         tmp_path / "one.mkv", "-f", "lavfi", "-i", "color=s=16x16:r=1000:d=10", "-c:v", "mpeg4", "-g", "1000"
     )
@@ -467,10 +471,10 @@ def test_a_million_tiny_pictures_end_at_the_limits(tmp_path: Path) -> None:
     assert (tmp_path / "tiny.raw").stat().st_size == 20 * 25 * 48 * 27 * 3
 
 
-def test_a_gap_in_time_makes_no_more_than_the_longest_source_allows(tmp_path: Path, film: Path) -> None:
-    # two seconds of film, then one more after eleven days: what is between would be 15 million pictures
-    late = render(tmp_path / "late.mkv", "-i", str(film), "-c", "copy", "-output_ts_offset", "1000000")
-    (tmp_path / "list").write_text(f"file '{film}'\nfile '{late}'\n")
+def test_gap_in_timestamps_yields_at_most_the_longest_allowed_source(tmp_path: Path, video: Path) -> None:
+    # two seconds, then one more second after eleven days: the gap would be 15 million frames
+    late = render(tmp_path / "late.mkv", "-i", str(video), "-c", "copy", "-output_ts_offset", "1000000")
+    (tmp_path / "list").write_text(f"file '{video}'\nfile '{late}'\n")
     gap = render(
         tmp_path / "gap.mkv",
         "-f",
@@ -485,6 +489,6 @@ def test_a_gap_in_time_makes_no_more_than_the_longest_source_allows(tmp_path: Pa
     )
     limits = LimitConfig(max_duration_s=30)
     facts = Probe(4.0, 96, 64, 25.0, "h264", "aac", True)
-    pictures = sum(1 for _ in decode_frames(str(gap), facts, 64, 25, tmp_path / "tiny.raw", limits))
-    assert pictures <= 30 * 16
+    frames = sum(1 for _ in decode_frames(str(gap), facts, 64, 25, tmp_path / "tiny.raw", limits))
+    assert frames <= 30 * 16
     assert decode_audio(str(gap), 4.0, tmp_path / "sound.raw", limits).duration_s <= 30

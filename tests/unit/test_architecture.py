@@ -1,4 +1,4 @@
-"""Structure of the packages: import direction, private names, rooms, import levels, cycles, installed names."""
+"""Structure of the packages: import direction, private names, folder sizes, import levels, cycles."""
 
 import ast
 import subprocess
@@ -46,7 +46,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def forbidden_imports(floor: str, source: str) -> list[str]:
-    """What a module of `floor` imports although it may not: a higher floor, a private name, an old top-level name."""
+    """What a module of `floor` imports but may not: a higher floor, a private name, an old top-level name."""
     found = []
     for module, name in imports(ast.parse(source)):
         parts = module.split(".")
@@ -69,7 +69,7 @@ def module_name(path: Path) -> str:
 
 @cache
 def import_graph() -> dict[str, set[str]]:
-    """Module -> modules of the floors that it imports, imports inside functions included; names without `uniavgen.`."""
+    """Module -> modules of the floors that it imports, also inside functions; names without `uniavgen.`."""
     names = {module_name(path) for path in MODULES}
     graph: dict[str, set[str]] = {}
     for path in MODULES:
@@ -82,7 +82,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def longest_chain(graph: dict[str, set[str]]) -> dict[str, int]:
-    """Module -> its import level: 1 where it imports nothing of the graph. Raises ValueError naming a cycle."""
+    """Module -> its import level: 1 if it imports nothing of the graph. Raises ValueError for a cycle."""
     levels: dict[str, int] = {}
 
     def level(name: str, trail: tuple[str, ...]) -> int:
