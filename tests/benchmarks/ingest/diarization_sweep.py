@@ -119,45 +119,47 @@ def annotation(turns: list[Span]) -> Annotation:
     return found
 
 
-def heard(road: EmbeddedDiarizer, talk: Conversation, cache: Path, speech_threshold: float) -> ChunkSpeech:
-    """The piece with voices in every window, from the cache where it is there."""
+def heard(
+    diarizer: EmbeddedDiarizer, talk: Conversation, cache: Path, speech_threshold: float
+) -> ChunkSpeech:
+    """The chunk with voices in every window, from the cache where it is there."""
     path = cache / f"{talk.name}-{len(talk.pcm)}-{speech_threshold}.npz"
     if not path.exists():
-        piece = road.segment(talk.pcm)
-        window = piece.scores.sliding_window
+        chunk = diarizer.segment(talk.pcm)
+        window = chunk.scores.sliding_window
         np.savez(
             path,
-            scores=piece.scores.data,
-            voices=piece.voices,
+            scores=chunk.scores.data,
+            voices=chunk.voices,
             window=[window.start, window.duration, window.step],
         )
     kept = np.load(path)
     start, duration, step = kept["window"]
     scores = SlidingWindowFeature(kept["scores"], SlidingWindow(start=start, duration=duration, step=step))
-    return road.chunk_speech(scores, kept["voices"])
+    return diarizer.chunk_speech(scores, kept["voices"])
 
 
-def thinned(road: EmbeddedDiarizer, piece: ChunkSpeech, windows: int, voices: int) -> ChunkSpeech:
+def thinned(diarizer: EmbeddedDiarizer, chunk: ChunkSpeech, windows: int, voices: int) -> ChunkSpeech:
     """What would have been heard in every n-th window, with voices in every m-th of them."""
-    old = piece.scores.sliding_window
+    old = chunk.scores.sliding_window
     step = SlidingWindow(start=old.start, duration=old.duration, step=old.step * windows)
-    kept = np.full_like(piece.voices[::windows], np.nan)
-    kept[::voices] = piece.voices[:: windows * voices]
-    return road.chunk_speech(SlidingWindowFeature(piece.scores.data[::windows], step), kept)
+    kept = np.full_like(chunk.voices[::windows], np.nan)
+    kept[::voices] = chunk.voices[:: windows * voices]
+    return diarizer.chunk_speech(SlidingWindowFeature(chunk.scores.data[::windows], step), kept)
 
 
 def error_rate(
-    talks: list[Conversation], pieces: list[ChunkSpeech], threshold: float, smallest_s: float, voices: int
+    talks: list[Conversation], chunks: list[ChunkSpeech], threshold: float, smallest_s: float, voices: int
 ) -> float:
     """Diarization error rate over all conversations together, without a collar, overlap counted."""
     from pyannote.metrics.diarization import DiarizationErrorRate
 
     metric = DiarizationErrorRate()
-    for talk, piece in zip(talks, pieces, strict=True):
+    for talk, chunk in zip(talks, chunks, strict=True):
         (labels,), _ = assign_speakers(
-            [piece], threshold, smallest_s / (piece.scores.sliding_window.step * voices)
+            [chunk], threshold, smallest_s / (chunk.scores.sliding_window.step * voices)
         )
-        metric(annotation(talk.turns), annotation(chunk_turns(piece, labels)))
+        metric(annotation(talk.turns), annotation(chunk_turns(chunk, labels)))
     return float(abs(metric))
 
 
@@ -192,30 +194,30 @@ def main() -> None:
         config = DiarizationConfig(
             segmentation_threshold=speech_threshold, segmentation_step=0.1, voice_stride=stride
         )
-        road = EmbeddedDiarizer(config)
-        at[speech_threshold] = road, [heard(road, talk, cache, speech_threshold) for talk in talks]
-    for speech_threshold, (road, whole) in at.items():
-        pieces = [thinned(road, piece, 1, 3) for piece in whole]
+        diarizer = EmbeddedDiarizer(config)
+        at[speech_threshold] = diarizer, [heard(diarizer, talk, cache, speech_threshold) for talk in talks]
+    for speech_threshold, (diarizer, whole) in at.items():
+        chunks = [thinned(diarizer, chunk, 1, 3) for chunk in whole]
         print(
             f"\nDER %, speech threshold {speech_threshold}; rows: smallest voice in s, columns: clustering threshold"
         )
         print("      ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
         for smallest in SMALLEST_VOICES_S:
-            row = [error_rate(talks, pieces, t, smallest, 3) for t in CLUSTER_THRESHOLDS]
+            row = [error_rate(talks, chunks, t, smallest, 3) for t in CLUSTER_THRESHOLDS]
             print(f"{smallest:6.1f}", *(f"{100 * x:6.1f}" for x in row))
     default = DiarizationConfig()
-    road, pieces = at[default.segmentation_threshold]
+    diarizer, chunks = at[default.segmentation_threshold]
     last = sample()
-    checked = heard(road, last, cache, default.segmentation_threshold)
+    checked = heard(diarizer, last, cache, default.segmentation_threshold)
     print(
         "\nDER %, speech threshold of the default; rows: step in s / voices every s; columns: clustering threshold"
     )
     print("              ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
     for windows, voices in SCHEDULES:
-        thin = [thinned(road, piece, windows, voices) for piece in pieces]
+        thin = [thinned(diarizer, chunk, windows, voices) for chunk in chunks]
         row = [error_rate(talks, thin, t, default.min_voice_s, voices) for t in CLUSTER_THRESHOLDS]
         print(f"{0.5 * windows:6.1f} {0.5 * windows * voices:6.1f} ", *(f"{100 * x:6.1f}" for x in row))
-        thin = [thinned(road, checked, windows, voices)]
+        thin = [thinned(diarizer, checked, windows, voices)]
         row = [error_rate([last], thin, t, default.min_voice_s, voices) for t in CLUSTER_THRESHOLDS]
         print("   sample.wav ", *(f"{100 * x:6.1f}" for x in row))
 

@@ -1,4 +1,4 @@
-"""With two faces in the picture the one that speaks is found; with none that speaks, none is."""
+"""Active speaker by lip movement: two faces, off-screen voices, late audio."""
 
 from functools import lru_cache
 
@@ -34,7 +34,7 @@ def pictures(who: str) -> list[np.ndarray]:
 
 @lru_cache
 def gaps(left: str, right: str) -> dict[int, np.ndarray]:
-    """Lip openings that the landmarker reads off one picture with two faces side by side."""
+    """Lip openings measured on frames with two faces side by side."""
     from uniavgen.ingest.models.face_reader import FaceReader
 
     reader = FaceReader(FaceConfig())
@@ -65,7 +65,7 @@ CASES = [
 
 
 @pytest.mark.slow
-def test_of_two_faces_the_one_that_speaks_is_found_in_nine_of_ten_cases() -> None:
+def test_speaker_of_two_faces_is_found_in_nine_of_ten_cases() -> None:
     found = [find_active_face(gaps(left, right), sound(voice), CONFIG) for left, right, voice, _ in CASES]
     right_ones = [active.track == track for active, (*_, track) in zip(found, CASES, strict=True)]
     assert sum(right_ones) >= 9
@@ -78,7 +78,7 @@ def test_of_two_faces_the_one_that_speaks_is_found_in_nine_of_ten_cases() -> Non
 
 
 @pytest.mark.slow
-def test_a_voice_from_off_screen_makes_no_face_the_speaker() -> None:
+def test_off_screen_voice_gives_no_speaker() -> None:
     cases = [
         ("joe", "silent", "bob"),
         ("joe", "silent", "ann"),
@@ -86,7 +86,8 @@ def test_a_voice_from_off_screen_makes_no_face_the_speaker() -> None:
         ("ann", "chewing", "bob"),
     ]
     cases += [("silent", "bob", "ann"), ("joe", "ann", "bob"), ("bob", "joe", "ann"), ("ann", "bob", "joe")]
-    # from the middle of a sentence: every planted sentence starts at the same time, and two that start together do match
+    # from the middle of a sentence: every planted sentence starts at the same time, and two that start
+    # together do match
     found = [
         find_active_face(gaps(left, right), sound(voice, -1100), CONFIG, largest=LEFT)
         for left, right, voice in cases
@@ -100,7 +101,7 @@ def test_a_voice_from_off_screen_makes_no_face_the_speaker() -> None:
 
 
 @pytest.mark.slow
-def test_in_a_source_whose_sound_is_late_the_speaker_is_known_with_the_offset() -> None:
+def test_late_audio_gives_speaker_and_offset() -> None:
     clips = []
     for voice, line in [("joe", 0), ("joe", 5), ("joe", 11), ("joe", 13)]:
         phones, pcm = spoken(voice, line)
@@ -121,21 +122,21 @@ def bump(at_ms: float, height: float) -> np.ndarray:
     return (height * np.exp(-0.5 * np.square((shifts - at_ms) / 40))).astype(np.float32)
 
 
-def test_a_fit_at_an_unlikely_shift_counts_less_and_one_at_the_expected_shift_counts_fully() -> None:
+def test_match_at_unlikely_offset_is_weighted_down() -> None:
     curves = {offset: FaceCurve(bump(offset, 0.5), 5.0, 1.0) for offset in (0, 200, 400)}
     fits = score_faces(curves, expected_ms=0.0)
     assert fits[0] > fits[200] > fits[400]
     assert score_faces(curves, expected_ms=400.0)[400] == pytest.approx(fits[0])
 
 
-def test_a_mouth_that_hardly_moves_is_silent_however_well_it_fits() -> None:
+def test_mouth_that_hardly_moves_is_silent() -> None:
     fits = score_faces({0: FaceCurve(bump(0, 0.9), 5.0, 0.05), 1: FaceCurve(None, 5.0, 0.0)}, expected_ms=0.0)
     assert fits[0] < 0.1
     assert fits[1] == 0.0
     assert choose_face(fits, largest=0).track is None
 
 
-def test_the_numbers_are_about_the_speaker_where_known_and_else_about_the_largest_face() -> None:
+def test_main_face_is_the_speaker_else_the_largest() -> None:
     speaking = choose_face({0: 0.2, 1: 1.4}, largest=0)
     assert (speaking.track, speaking.main, speaking.confidence, speaking.margin) == (
         1,
@@ -155,7 +156,7 @@ def test_the_numbers_are_about_the_speaker_where_known_and_else_about_the_larges
     assert choose_face({1: 0.1}, largest=2).confidence is None
 
 
-def test_without_sound_nothing_is_measured_and_a_face_of_half_a_second_is_left_out() -> None:
+def test_no_audio_or_short_face_gives_no_measurement() -> None:
     lips = np.abs(np.random.default_rng(0).normal(0.02, 0.01, 80))
     silence = np.zeros(round((5 + 2 * MARGIN) * 16_000), np.int16)
     assert find_active_face({0: lips}, silence, CONFIG, largest=0).confidence is None
@@ -165,7 +166,7 @@ def test_without_sound_nothing_is_measured_and_a_face_of_half_a_second_is_left_o
     assert list(find_active_face({0: lips, 1: brief}, noise, CONFIG).fits) == [0]
 
 
-def test_a_face_that_enters_midway_is_compared_with_the_sound_of_its_own_stretch() -> None:
+def test_face_that_enters_midway_is_compared_with_its_own_span() -> None:
     phones, pcm = spoken("joe", 0)
     late = mouth(phones)
     late[:32] = np.nan

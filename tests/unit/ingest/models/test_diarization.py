@@ -1,4 +1,6 @@
-"""Who speaks when: on a labelled recording, on planted conversations, and over pieces; the clustering against references."""
+"""Diarization of a labelled recording, of planted conversations and over chunks; clustering against
+references.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ def diarizer() -> Diarizer:
 
 @pytest.fixture(scope="module")
 def dialogue() -> tuple[np.ndarray, Annotation]:
-    """pyannote's own sample: two people on the telephone, int16 at 16 kHz, and who really speaks when."""
+    """pyannote's sample, a telephone call as int16 at 16 kHz, and its labelled turns."""
     import pyannote.audio
     import soundfile
     from pyannote.database.util import load_rttm
@@ -86,13 +88,13 @@ def spoken(voice: str, *sentences: int) -> list[np.ndarray]:
 
 
 def pcm_of(*parts: np.ndarray) -> np.ndarray:
-    """Parts with half a second of a quiet room around each."""
+    """The parts with half a second of room noise around each."""
     room = np.random.default_rng(0).normal(0, 3e-4, AUDIO_RATE // 2)
     return (np.concatenate([room, *[x for part in parts for x in (part, room)]]) * 32767).astype(np.int16)
 
 
 @pytest.mark.slow
-def test_diarization_error_on_a_labelled_dialogue_is_at_most_a_tenth(
+def test_diarization_error_rate_is_at_most_ten_percent(
     tmp_path: Path, diarizer: Diarizer, dialogue: tuple[np.ndarray, Annotation]
 ) -> None:
     pcm, truth = dialogue
@@ -109,7 +111,7 @@ def test_diarization_error_on_a_labelled_dialogue_is_at_most_a_tenth(
 
 
 @pytest.mark.slow
-def test_speakers_keep_their_labels_over_pieces(
+def test_speakers_keep_their_labels_over_chunks(
     tmp_path: Path,
     diarizer: Diarizer,
     dialogue: tuple[np.ndarray, Annotation],
@@ -123,9 +125,7 @@ def test_speakers_keep_their_labels_over_pieces(
 
 
 @pytest.mark.slow
-def test_one_voice_is_one_speaker_an_overlap_is_two_and_a_voice_is_known_again(
-    tmp_path: Path, diarizer: Diarizer
-) -> None:
+def test_single_voice_overlap_and_returning_voice(tmp_path: Path, diarizer: Diarizer) -> None:
     from pyannote.core import Segment
 
     joe, ann, bob = spoken("joe", 0, 1, 2), spoken("ann", 3, 4), spoken("bob", 5, 6)
@@ -171,7 +171,7 @@ def partition(labels: np.ndarray) -> set[frozenset[int]]:
 
 @given(voice_sets, st.floats(0.1, 1.2))
 @settings(deadline=None, max_examples=60)
-def test_joining_groups_goes_on_with_the_same_linkage(voices: np.ndarray, threshold: float) -> None:
+def test_merge_clusters_equals_one_average_linkage(voices: np.ndarray, threshold: float) -> None:
     singles = merge_clusters(voices, np.ones(len(voices)), threshold)
     assert partition(singles) == partition(cluster_voices(voices, threshold))
     early = cluster_voices(voices, threshold / 2)
@@ -180,19 +180,19 @@ def test_joining_groups_goes_on_with_the_same_linkage(voices: np.ndarray, thresh
     assert partition(late) == partition(singles)
 
 
-def test_one_voice_alone_is_a_group_and_none_is_none() -> None:
+def test_clustering_of_one_voice_and_of_none() -> None:
     assert cluster_voices(np.ones((1, 4)), 0.5).tolist() == [0]
     assert cluster_voices(np.zeros((0, 4)), 0.5).tolist() == []
     assert merge_clusters(np.ones((1, 4)), np.ones(1), 0.5).tolist() == [0]
 
 
-def test_small_groups_join_the_nearest_large_one() -> None:
+def test_small_clusters_join_the_nearest_large_one() -> None:
     means = np.array([[1.0, 0.0], [0.9, 0.3], [0.0, 1.0], [0.1, 1.0]])
     assert absorb_small_clusters(means, np.array([9, 2, 9, 1]), 5).tolist() == [0, 0, 1, 1]
     assert absorb_small_clusters(means, np.array([1, 2, 1, 1]), 5).tolist() == [0, 0, 0, 0]
 
 
-def test_a_voice_too_short_to_know_is_named_by_who_is_active_with_it() -> None:
+def test_short_voice_gets_the_label_of_overlapping_activity() -> None:
     from pyannote.core import SlidingWindow
 
     windows, frames = 5, 10
@@ -213,19 +213,19 @@ def test_a_voice_too_short_to_know_is_named_by_who_is_active_with_it() -> None:
                 assert found[window, (speaker + window) % 2] == speaker
 
 
-def test_turns_that_meet_at_a_seam_are_one_and_others_stay() -> None:
+def test_turns_that_meet_at_a_seam_are_joined() -> None:
     turns = [Span(0, 10, "1"), Span(10, 12, "1"), Span(10, 11, "2"), Span(12, 13, "1")]
     assert join_turns_at_seams(turns, {0.0, 10.0}) == [Span(0, 12, "1"), Span(12, 13, "1"), Span(10, 11, "2")]
 
 
-def test_speakers_are_numbered_as_they_are_first_heard() -> None:
+def test_speakers_are_numbered_by_first_turn() -> None:
     turns, voices = relabel_in_order([Span(5, 6, "0"), Span(1, 2, "7")], {"0": np.ones(2), "7": np.zeros(2)})
     assert turns == [Span(1, 2, "SPEAKER_00"), Span(5, 6, "SPEAKER_01")]
     assert voices == {"SPEAKER_00": [0, 0], "SPEAKER_01": [1, 1]}
 
 
 @pytest.mark.slow
-def test_a_named_pipeline_is_loaded_and_its_speakers_are_joined_over_pieces(tmp_path: Path) -> None:
+def test_named_pipeline_speakers_are_merged_over_chunks(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("pipeline:\n  name: tone_pipeline.TonePipeline\n  params: {}\n")
     times = np.arange(3 * AUDIO_RATE) / AUDIO_RATE
     low, high, silence = (
@@ -244,9 +244,7 @@ def test_a_named_pipeline_is_loaded_and_its_speakers_are_joined_over_pieces(tmp_
 
 
 @pytest.mark.slow
-def test_a_pipeline_that_cannot_be_had_is_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_unavailable_pipeline_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     for name in (str(tmp_path / "nothing"), "pyannote/speaker-diarization-community-1"):
         with pytest.raises(UserError, match=r"cannot be loaded.*HF_TOKEN") as caught:

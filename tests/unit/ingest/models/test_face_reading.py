@@ -1,4 +1,4 @@
-"""Faces on a real photograph, still and brought to speak: where they are, how many, how turned, and what is none."""
+"""Face landmarks on a real photograph, still and animated: position, count, pose, and false faces."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -50,7 +50,9 @@ def reader() -> Iterator[FaceReader]:
 
 @pytest.fixture(scope="module")
 def talking() -> list[FaceFrame]:
-    """Two seconds of two looks of the animated photograph, with the true oval and lip distance of every frame."""
+    """Two seconds of two variants of the animated photograph, with the true oval and lip distance of every
+    frame.
+    """
     times = [i / 16 for i in range(32)]
     return [frame for look in ("astronaut", "dark_close") for frame in animate(look, PHONES, times, seed=3)]
 
@@ -72,7 +74,7 @@ def oval_iou(found: np.ndarray, truth: np.ndarray, side: int = 400) -> float:
 
 
 def turned(picture: np.ndarray, degrees: float, about: tuple[float, float] = (225, 115)) -> np.ndarray:
-    """The picture turned counter-clockwise about the face."""
+    """The photograph rotated counter-clockwise about the face."""
     import cv2
 
     turn = cv2.getRotationMatrix2D(about, degrees, 1.0)
@@ -80,7 +82,7 @@ def turned(picture: np.ndarray, degrees: float, about: tuple[float, float] = (22
 
 
 def turned_head(reader: FaceReader, yaw: float = 0.0, pitch: float = 0.0) -> list[Face]:
-    """What is read where the photograph's mesh is turned by these degrees in depth and the photograph follows it."""
+    """Faces in the photograph after its mesh was rotated in depth by these degrees."""
     rest = portrait("astronaut_close", 384)
     neck = rest.mesh[152]
     (x, y), z = (rest.mesh - neck).T, rest.depth / 0.7  # the demo flattens its depth to 0.7
@@ -92,9 +94,7 @@ def turned_head(reader: FaceReader, yaw: float = 0.0, pitch: float = 0.0) -> lis
 
 
 @pytest.mark.slow
-def test_the_oval_lies_where_the_face_is_on_nearly_every_frame(
-    reader: FaceReader, talking: list[FaceFrame]
-) -> None:
+def test_oval_matches_the_face_on_nearly_every_frame(reader: FaceReader, talking: list[FaceFrame]) -> None:
     seen = seen_by(reader, [frame.picture for frame in talking], FaceConfig())
     assert seen.faces.frame.tolist() == list(range(len(talking)))
     assert not seen.denied.any()
@@ -105,7 +105,7 @@ def test_the_oval_lies_where_the_face_is_on_nearly_every_frame(
 
 
 @pytest.mark.slow
-def test_the_lip_gap_follows_the_lips(reader: FaceReader, talking: list[FaceFrame]) -> None:
+def test_lip_gap_follows_the_lips(reader: FaceReader, talking: list[FaceFrame]) -> None:
     gap = seen_by(reader, [frame.picture for frame in talking], FaceConfig()).faces.lip_gap
     truth = np.array([frame.opening for frame in talking])
     for half in (slice(0, 32), slice(32, 64)):
@@ -113,7 +113,7 @@ def test_the_lip_gap_follows_the_lips(reader: FaceReader, talking: list[FaceFram
 
 
 @pytest.mark.slow
-def test_a_detector_asked_seldom_gives_the_rows_of_one_asked_always(talking: list[FaceFrame]) -> None:
+def test_confirming_every_fourth_frame_gives_the_same_rows(talking: list[FaceFrame]) -> None:
     class Counting(FaceReader):
         asked = 0
 
@@ -135,7 +135,7 @@ def test_a_detector_asked_seldom_gives_the_rows_of_one_asked_always(talking: lis
 
 
 @pytest.mark.slow
-def test_a_repeated_picture_is_not_read_again(
+def test_repeated_frame_is_not_processed_again(
     reader: FaceReader, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, landmarks = [], reader.landmarks
@@ -152,7 +152,7 @@ def test_a_repeated_picture_is_not_read_again(
 
 
 @pytest.mark.slow
-def test_the_face_is_found_where_it_is(reader: FaceReader, photograph: np.ndarray) -> None:
+def test_face_box_matches_the_photograph(reader: FaceReader, photograph: np.ndarray) -> None:
     (face,) = reader.read(photograph)
     assert iou(face.box, (170 / 512, 45 / 512, 275 / 512, 190 / 512)) > 0.6
     assert face.oval.shape == (len(OVAL), 2)
@@ -161,7 +161,7 @@ def test_the_face_is_found_where_it_is(reader: FaceReader, photograph: np.ndarra
 
 
 @pytest.mark.slow
-def test_roll_is_the_planted_one_and_a_mirror_turns_yaw_and_roll_round(
+def test_roll_is_measured_and_mirroring_inverts_yaw_and_roll(
     reader: FaceReader, photograph: np.ndarray
 ) -> None:
     (rest,) = reader.read(photograph)
@@ -174,7 +174,7 @@ def test_roll_is_the_planted_one_and_a_mirror_turns_yaw_and_roll_round(
 
 
 @pytest.mark.slow
-def test_planted_turns_and_nods_are_found_in_order(reader: FaceReader) -> None:
+def test_yaw_and_pitch_follow_planted_rotations(reader: FaceReader) -> None:
     angles = np.array([-20, -10, 0, 10, 20])
     yaw = np.array([turned_head(reader, yaw=angle)[0].yaw for angle in angles])
     pitch = np.array([turned_head(reader, pitch=angle)[0].pitch for angle in angles])
@@ -183,7 +183,7 @@ def test_planted_turns_and_nods_are_found_in_order(reader: FaceReader) -> None:
         assert np.polyfit(angles, found, 1)[0] == pytest.approx(1, abs=0.35)
 
 
-def test_a_pose_matrix_gives_back_its_angles() -> None:
+def test_head_pose_inverts_its_rotation_matrix() -> None:
     yaw, pitch, roll = np.radians([25.0, -10.0, 7.0])
     about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     down = -pitch  # a right-handed turn about x lowers the face
@@ -195,7 +195,7 @@ def test_a_pose_matrix_gives_back_its_angles() -> None:
 
 
 @pytest.mark.slow
-def test_two_faces_stand_side_by_side(reader: FaceReader, photograph: np.ndarray) -> None:
+def test_two_faces_side_by_side_are_found(reader: FaceReader, photograph: np.ndarray) -> None:
     pair = np.concatenate([photograph[:300, 60:400], photograph[:300, 60:400][:, ::-1]], axis=1)
     assert len(reader.read(pair)) == 2
 
@@ -212,7 +212,7 @@ def test_small_faces_are_counted_in_tiles(reader: FaceReader, photograph: np.nda
 
 
 @pytest.mark.slow
-def test_noise_waves_and_the_suits_badges_are_no_faces(reader: FaceReader, photograph: np.ndarray) -> None:
+def test_noise_and_badges_are_not_faces(reader: FaceReader, photograph: np.ndarray) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (384, 384, 3), np.uint8)
     squares = (
         np.kron(np.indices((8, 8)).sum(axis=0) % 2, np.ones((48, 48), int))
@@ -227,7 +227,7 @@ def test_noise_waves_and_the_suits_badges_are_no_faces(reader: FaceReader, photo
 
 
 @pytest.mark.slow
-def test_blur_lowers_the_sharpness(reader: FaceReader, photograph: np.ndarray) -> None:
+def test_blur_lowers_sharpness(reader: FaceReader, photograph: np.ndarray) -> None:
     import cv2
 
     found = [
@@ -238,8 +238,8 @@ def test_blur_lowers_the_sharpness(reader: FaceReader, photograph: np.ndarray) -
 
 
 @pytest.mark.slow
-def test_landmarks_beside_a_face_or_on_nothing_are_denied(reader: FaceReader, photograph: np.ndarray) -> None:
-    """Landmarks of the photograph, held against pictures in which the face stands elsewhere or not at all."""
+def test_landmarks_without_matching_detection_are_denied(reader: FaceReader, photograph: np.ndarray) -> None:
+    """Landmarks of the photograph, compared with images in which the face is elsewhere or absent."""
     (face,) = reader.landmarks(photograph)
     config = FaceConfig()
     assert confirmed_score(face, reader.detections(photograph), 1.0, config) > 0.5
@@ -252,7 +252,7 @@ def test_landmarks_beside_a_face_or_on_nothing_are_denied(reader: FaceReader, ph
 
 
 @pytest.mark.slow
-def test_a_face_turned_away_step_by_step_is_followed_and_then_let_go(reader: FaceReader) -> None:
+def test_face_that_turns_away_is_tracked_up_to_the_limit(reader: FaceReader) -> None:
     found = [turned_head(reader, degrees) for degrees in (0, 30, 50, 70, 85)]
     assert [len(faces) for faces in found] == [1, 1, 1, 0, 0]
     yaws = [faces[0].yaw for faces in found[:3]]
@@ -261,8 +261,10 @@ def test_a_face_turned_away_step_by_step_is_followed_and_then_let_go(reader: Fac
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the development videos are not here ({MEDIA})")
-def test_a_wrong_lock_on_a_real_profile_is_denied(reader: FaceReader) -> None:
-    """After 20 s a woman stands in profile: landmarks crumple into her cheek, and the detector alone would agree."""
+def test_wrong_landmarks_on_a_real_profile_are_denied(reader: FaceReader) -> None:
+    """After 20 s a woman is in profile: the landmarks collapse into her cheek while the detector still finds
+    a face.
+    """
     import cv2
 
     path, limits, config = str(MEDIA / "multi_shot_no_audio.mp4"), LimitConfig(), FaceConfig()
@@ -290,11 +292,11 @@ def made_face(x: float, yaw: float = 0.0) -> Face:
 
 
 def agreeing(*faces: Face) -> Callable[[], list[Detection]]:
-    """A detector that finds these faces where they are."""
+    """A detector that finds these faces."""
     return lambda: [Detection(face.box, 0.9, face.points) for face in faces]
 
 
-def test_a_face_keeps_its_track_through_a_gap_and_a_stranger_gets_his_own() -> None:
+def test_track_survives_a_gap_and_another_face_gets_its_own() -> None:
     tracker = FaceTracker(FaceConfig(track_gap=2))
     for frame, places in enumerate([[0.1], [0.12, 0.7], [], [0.71, 0.14], [], [], [], [0.14]]):
         faces = [made_face(x) for x in places]
@@ -305,9 +307,7 @@ def test_a_face_keeps_its_track_through_a_gap_and_a_stranger_gets_his_own() -> N
     assert set(table.score.tolist()) == {np.float32(0.9)}
 
 
-def test_a_denied_face_has_no_row_until_the_detector_agrees_and_loses_its_rows_when_it_no_longer_does() -> (
-    None
-):
+def test_denied_face_has_no_rows_while_it_is_denied() -> None:
     tracker = FaceTracker(FaceConfig(confirm_every=2))
     face = made_face(0.4)
     told = [False, False, True, None, True, None, False, True]  # None: not asked
@@ -323,14 +323,14 @@ def test_a_denied_face_has_no_row_until_the_detector_agrees_and_loses_its_rows_w
     assert denied == [1, 1, 0, 0, 0, 0, 1, 0]
 
 
-def test_a_face_turned_beyond_the_limit_is_denied_between_two_questions_too() -> None:
+def test_face_beyond_the_angle_limit_is_denied_between_confirmations() -> None:
     tracker = FaceTracker(FaceConfig(confirm_every=8, turn_limit_deg=70))
     for frame, yaw in enumerate([10.0, 60.0, 75.0, 50.0]):
         tracker.add(frame, [made_face(0.4, yaw)], agreeing(made_face(0.4)))
     assert tracker.table().frame.tolist() == [0, 1, 3]
 
 
-def test_a_detection_whose_eyes_nose_and_mouth_lie_elsewhere_confirms_nothing() -> None:
+def test_detection_with_other_key_points_confirms_nothing() -> None:
     face, config = made_face(0.4), FaceConfig()
     upside_down = Detection(face.box, 0.9, POINTS[[1, 0, 3, 2]] * (0.2, -0.3) + (0.4, 0.5))
     assert confirmed_score(face, [Detection(face.box, 0.9, face.points)], 1.0, config) == 0.9

@@ -1,4 +1,6 @@
-"""Light-ASD: the published weights load strictly, a speaking mouth scores above one that rests or chews."""
+"""Light-ASD: strict loading of the published weights; speaking mouths score above resting and chewing
+ones.
+"""
 
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_the_network_has_the_published_names_and_shapes() -> None:
+def test_network_has_published_names_and_shapes() -> None:
     shapes = {name: tuple(value.shape) for name, value in Network().state_dict().items()}
     assert len(shapes) == 192
     for name, shape in {
@@ -45,7 +47,7 @@ def test_the_network_has_the_published_names_and_shapes() -> None:
         assert shapes[name] == shape
 
 
-def test_one_score_per_picture_whatever_the_sound_lacks(drawn: str) -> None:
+def test_one_score_per_frame_when_audio_is_short(drawn: str) -> None:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (12, 50, 60, 3), np.uint8)
     boxes = np.tile([0.2, 0.2, 0.7, 0.8], (12, 1))
@@ -56,19 +58,19 @@ def test_one_score_per_picture_whatever_the_sound_lacks(drawn: str) -> None:
     assert short.shape == (12,)
 
 
-def test_confidence_is_half_where_the_likelier_half_of_the_frames_is_undecided() -> None:
+def test_confidence_is_half_for_undecided_frames() -> None:
     assert speaking_confidence(np.zeros(10)) == pytest.approx(0.5)
     assert speaking_confidence(np.array([-9.0] * 5 + [9.0] * 5)) > 0.99
     assert speaking_confidence(np.full(10, -3.0)) < 0.1
 
 
-def test_absent_weights_are_one_clear_line(tmp_path: Path) -> None:
+def test_light_asd_missing_weights_are_a_one_line_error(tmp_path: Path) -> None:
     config = SyncConfig(active_model="light-asd", light_asd_weights=str(tmp_path / "none"))
     with pytest.raises(UserError, match="weights file does not exist.*sync.light_asd_weights"):
         SyncModels(config)
 
 
-def test_the_embedded_models_need_no_pictures() -> None:
+def test_embedded_models_need_no_frames() -> None:
     reader = SyncModels(SyncConfig())
     assert not reader.needs_frames
     assert reader.measure([]) == []
@@ -76,8 +78,8 @@ def test_the_embedded_models_need_no_pictures() -> None:
 
 @pytest.mark.slow
 @needs_weights
-def test_a_speaking_mouth_scores_above_one_that_rests_and_one_that_chews() -> None:
-    """25 fps pictures of 2 s, side by side: the reader's boxes are the planted ones."""
+def test_speaking_mouth_scores_above_resting_and_chewing() -> None:
+    """2 s of frames at 25 fps, side by side, with the planted boxes."""
     from uniavgen.orchestration.demo import face
 
     times = [1.0 + frame / 25 for frame in range(50)]

@@ -1,4 +1,4 @@
-"""Planted shifts come back with the right sign; strangers do not correlate; clips of one source help each other."""
+"""Lip sync offsets: planted shifts and their sign, unrelated audio, clips of one source read together."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +38,7 @@ LINES = [
 
 
 def syllables(seed: int, seconds: float) -> np.ndarray:
-    """Opening 0..1 at 1000 Hz: syllables at irregular times."""
+    """Lip opening 0..1 at 1000 Hz with syllables at irregular times."""
     rng = np.random.default_rng(seed)
     opening, at = np.zeros(round(seconds * 1000)), 0
     while at < len(opening):
@@ -50,7 +50,7 @@ def syllables(seed: int, seconds: float) -> np.ndarray:
 
 
 def clip(seed: int, late_ms: float, seconds: float = 5.0) -> tuple[np.ndarray, np.ndarray]:
-    """(lip gap at 16 fps, sound with margins): noise whose level follows the mouth, `late_ms` after it."""
+    """(lip gap at 16 fps, audio with margins): noise whose level follows the mouth, `late_ms` later."""
     opening = syllables(seed, seconds + 4)
     lips = opening[2000 + np.round(np.arange(round(seconds * 16)) * 62.5).astype(int)]
     times = np.arange(round((seconds + 2 * MARGIN) * AUDIO_RATE)) / AUDIO_RATE + 2 - MARGIN - late_ms / 1000
@@ -61,20 +61,20 @@ def clip(seed: int, late_ms: float, seconds: float = 5.0) -> tuple[np.ndarray, n
 
 @lru_cache
 def planted(voice: str, line: int) -> tuple[np.ndarray, np.ndarray]:
-    """(planted lip opening, the sentence's sound)."""
+    """(planted lip opening, audio of the sentence)."""
     phones, pcm = spoken(voice, line)
     return mouth(phones), pcm
 
 
 @pytest.mark.parametrize("late_ms", [-400, -120, 0, 80, 250, 400])
-def test_a_planted_shift_is_recovered_within_40_ms_and_late_sound_is_positive(late_ms: float) -> None:
+def test_planted_shift_is_recovered_within_40_ms_with_sign(late_ms: float) -> None:
     found = [lip_sync(*clip(seed, late_ms), CONFIG) for seed in range(10)]
     errors = [abs(sync.offset_ms - late_ms) for sync in found if sync.offset_ms is not None]
     assert np.sum(np.array(errors) <= 40) >= 9
 
 
 @pytest.mark.slow
-def test_shifts_of_speech_on_phoneme_driven_lips_are_recovered_within_40_ms() -> None:
+def test_shift_of_speech_on_phoneme_driven_lips_within_40_ms() -> None:
     found = [
         (lip_sync(gap, heard(pcm, MARGIN, late_ms), CONFIG), late_ms)
         for gap, pcm in (planted(*line) for line in LINES)
@@ -91,7 +91,7 @@ def test_shifts_of_speech_on_phoneme_driven_lips_are_recovered_within_40_ms() ->
 
 
 @pytest.mark.slow
-def test_confidence_tells_speech_in_sync_from_another_sentence() -> None:
+def test_confidence_separates_synced_speech_from_another_sentence() -> None:
     own, dubbed = [], []
     for index, line in enumerate(LINES):
         gap, pcm = planted(*line)
@@ -106,7 +106,7 @@ def test_confidence_tells_speech_in_sync_from_another_sentence() -> None:
 
 
 @pytest.mark.slow
-def test_lips_seen_by_the_landmarker_recover_the_shifts_too() -> None:
+def test_shift_is_recovered_from_measured_landmarks() -> None:
     from uniavgen.ingest.models.face_reader import FaceReader
 
     reader = FaceReader(FaceConfig())
@@ -124,7 +124,7 @@ def test_lips_seen_by_the_landmarker_recover_the_shifts_too() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the development videos are not here ({MEDIA})")
 @pytest.mark.parametrize("name", ["studio_english_16khz.mp4", "closeup_english.mp4"])
-def test_on_real_faces_what_it_claims_to_know_is_within_80_ms(name: str, tmp_path: Path) -> None:
+def test_known_offsets_on_real_faces_are_within_80_ms(name: str, tmp_path: Path) -> None:
     from uniavgen.ingest.io import media
     from uniavgen.ingest.io.probe_client import probe_video
     from uniavgen.ingest.models.face_reader import FaceReader
@@ -160,7 +160,7 @@ def test_on_real_faces_what_it_claims_to_know_is_within_80_ms(name: str, tmp_pat
     assert np.array(errors)[known].max() <= 80
 
 
-def test_clips_of_one_source_help_those_that_are_unsure_and_overrule_none_that_is_sure() -> None:
+def test_clips_of_one_source_help_unknown_ones_only() -> None:
     noisy = []
     for seed in range(40, 48):
         lips, pcm = clip(seed, 200, seconds=3.0)
@@ -177,7 +177,7 @@ def test_clips_of_one_source_help_those_that_are_unsure_and_overrule_none_that_i
     assert together[9].offset_ms == pytest.approx(-300, abs=40)
 
 
-def test_what_the_others_say_is_their_mean_without_the_clip_itself() -> None:
+def test_expected_offset_excludes_the_clip_itself() -> None:
     rng = np.random.default_rng(0)
     curves = [(rng.random(121).astype(np.float32), length) for length in (2.0, 3.0, 7.0)]
     found = expected_offsets([*curves, (None, 0.0)])
@@ -191,20 +191,20 @@ def test_what_the_others_say_is_their_mean_without_the_clip_itself() -> None:
     assert expected_offsets(curves[:1])[0].curve is None
 
 
-def test_a_face_that_is_hardly_seen_gives_no_offset() -> None:
+def test_rarely_seen_face_gives_no_offset() -> None:
     lips, pcm = clip(0, 0)
     lips[: len(lips) // 2] = np.nan
     assert lip_sync(lips, pcm, CONFIG) == LipSync()
 
 
 @pytest.mark.parametrize("still", ["lips", "sound"])
-def test_what_does_not_move_gives_no_offset(still: str) -> None:
+def test_constant_lips_or_audio_give_no_offset(still: str) -> None:
     lips, pcm = clip(0, 0)
     lips, pcm = (np.full_like(lips, 0.1), pcm) if still == "lips" else (lips, np.zeros_like(pcm))
     assert lip_sync(lips, pcm, CONFIG) == LipSync()
 
 
-def test_the_curve_equals_a_correlation_written_out() -> None:
+def test_curve_equals_naive_correlation() -> None:
     rng = np.random.default_rng(0)
     lips, sound = rng.standard_normal(300), rng.standard_normal(340)
     curve = correlation_curve(lips, sound, 20)
@@ -212,7 +212,7 @@ def test_the_curve_equals_a_correlation_written_out() -> None:
     assert curve == pytest.approx([np.corrcoef(lips, sound[k : k + 300])[0, 1] for k in range(41)], abs=1e-6)
 
 
-def test_the_curve_covers_every_shift_in_steps_of_10_ms() -> None:
+def test_curve_covers_every_shift_in_10_ms_steps() -> None:
     curve = sync_curve(*clip(0, 0), CONFIG)
     assert curve is not None
     assert curve.shape == (2 * CONFIG.max_shift_ms // 10 + 1,)
@@ -220,7 +220,7 @@ def test_the_curve_covers_every_shift_in_steps_of_10_ms() -> None:
 
 
 @pytest.mark.parametrize(("hertz", "octave"), [(700, 0), (1400, 1), (2800, 2)])
-def test_a_tone_is_loud_in_its_own_octave_and_a_burst_stands_at_its_time(hertz: int, octave: int) -> None:
+def test_octave_loudness_places_tone_and_burst(hertz: int, octave: int) -> None:
     at = np.arange(AUDIO_RATE) / AUDIO_RATE
     burst = np.exp(-0.5 * np.square((at - 0.4) / 0.03))
     loudness = octave_loudness((9000 * burst * np.sin(2 * np.pi * hertz * at)).astype(np.int16), CONFIG)

@@ -1,4 +1,4 @@
-"""Planted cuts are found to the frame; a film without cuts has none, whatever its camera and its lamps do."""
+"""Shot detection: planted cuts, dissolves, flashes, lighting and camera motion."""
 
 import itertools
 from pathlib import Path
@@ -33,7 +33,7 @@ Crop = tuple[float, float, float, bool]
 
 @pytest.fixture(scope="module")
 def talking() -> dict[str, np.ndarray]:
-    """Four looks of the animated photograph speaking, uint8 [60, 128, 128, 3] at 25 fps."""
+    """Four variants of the animated photograph, uint8 [60, 128, 128, 3] at 25 fps."""
     import cv2
 
     phones = [Phone(symbol, 0.15 * i, 0.15 * i + 0.15) for i, symbol in enumerate("apaimofabutipama")]
@@ -55,7 +55,7 @@ def transnet() -> ShotDetector:
 
 
 def window(picture: np.ndarray, crop: Crop) -> np.ndarray:
-    """The detector's picture [27, 48, 3] of a crop."""
+    """The detector's frame [27, 48, 3] of a crop."""
     import cv2
 
     left, top, width, mirrored = crop
@@ -68,13 +68,15 @@ def window(picture: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def segment(frames: np.ndarray, crop: Crop, count: int, start: int = 0) -> np.ndarray:
-    """`count` frames of one shot; the film runs to its end and back."""
+    """`count` frames of one shot; the video is played forwards and backwards."""
     last = len(frames) - 1
     return np.stack([window(frames[last - abs((start + i) % (2 * last) - last)], crop) for i in range(count)])
 
 
 def planted(talking: dict[str, np.ndarray], seed: int, cuts: int = 5) -> tuple[np.ndarray, list[int]]:
-    """A film of `cuts` hard cuts, and its shots' first frames: to another person, or to the same one mirrored or nearer."""
+    """A video with `cuts` hard cuts (another person, or the same one mirrored or closer) and its shots' first
+    frames.
+    """
     rng = np.random.default_rng(seed)
     parts, at, before = [], [], ("", 0.0, False)
     while len(parts) <= cuts:
@@ -123,7 +125,7 @@ def test_scenedetect_finds_planted_cuts_within_a_frame(talking: dict[str, np.nda
 
 
 def single_shots(talking: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """30 s without a cut, four times: a still camera, a moving one, flashes, and lamps that are switched."""
+    """Four videos of 30 s without a cut: still camera, moving camera, flashes, switched lamps."""
     rng = np.random.default_rng(0)
     plain = segment(talking["mirror"], (10, 10, 110, False), 750)
     sway = [
@@ -142,16 +144,14 @@ def single_shots(talking: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transnetv2", "scenedetect"])
-def test_no_cut_is_invented_in_a_single_shot(
-    name: str, transnet: ShotDetector, talking: dict[str, np.ndarray]
-) -> None:
+def test_single_shot_has_no_cut(name: str, transnet: ShotDetector, talking: dict[str, np.ndarray]) -> None:
     detector = transnet if name == "transnetv2" else ShotDetector(SCENEDETECT)
     for kind, film in single_shots(talking).items():
         assert detector.shots(film, 30.0) == [Span(0.0, 30.0)], kind
 
 
 @pytest.mark.slow
-def test_a_cut_during_a_flash_is_still_a_cut(talking: dict[str, np.ndarray]) -> None:
+def test_cut_during_a_flash_is_found(talking: dict[str, np.ndarray]) -> None:
     film = np.concatenate(
         [
             segment(talking["mirror"], (10, 10, 110, False), 40),
@@ -164,7 +164,7 @@ def test_a_cut_during_a_flash_is_still_a_cut(talking: dict[str, np.ndarray]) -> 
 
 
 @pytest.mark.slow
-def test_the_network_looks_at_cuts_and_dissolves_and_not_at_a_talking_head(
+def test_candidate_frames_cover_cuts_and_dissolves_only(
     talking: dict[str, np.ndarray],
 ) -> None:
     film, cuts = planted(talking, 1)
@@ -180,7 +180,7 @@ def test_the_network_looks_at_cuts_and_dissolves_and_not_at_a_talking_head(
     assert not candidate_frames(one, TRANSNET).any()
 
 
-def test_differences_of_a_long_memory_mapped_film_equal_the_naive_ones(tmp_path: Path) -> None:
+def test_frame_differences_of_mapped_file_equal_naive_ones(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     film = np.lib.format.open_memmap(tmp_path / "film.npy", "w+", np.uint8, (CHUNK + 30, 3, 4, 3))
     film[:] = rng.integers(0, 256, film.shape, np.uint8)
@@ -191,7 +191,9 @@ def test_differences_of_a_long_memory_mapped_film_equal_the_naive_ones(tmp_path:
 
 
 @given(st.lists(st.booleans(), max_size=80), st.integers(0, 5), st.integers(1, 30))
-def test_stretches_cover_what_is_wanted_once_in_order(wanted: list[bool], margin: int, longest: int) -> None:
+def test_widened_runs_cover_wanted_frames_once_in_order(
+    wanted: list[bool], margin: int, longest: int
+) -> None:
     pieces = list(widened_runs(np.array(wanted, bool), margin, longest))
     covered = [frame for first, last in pieces for frame in range(first, last)]
     near = {
@@ -206,7 +208,7 @@ def test_stretches_cover_what_is_wanted_once_in_order(wanted: list[bool], margin
     assert all(0 < last - first <= longest for first, last in pieces)
 
 
-def test_a_flash_longer_than_the_limit_is_two_cuts(talking: dict[str, np.ndarray]) -> None:
+def test_flash_longer_than_the_limit_is_two_cuts(talking: dict[str, np.ndarray]) -> None:
     one, other = (
         segment(talking["mirror"], (10, 10, 110, False), 60),
         segment(talking["dark"], (5, 5, 100, False), 60),
@@ -217,11 +219,11 @@ def test_a_flash_longer_than_the_limit_is_two_cuts(talking: dict[str, np.ndarray
         assert len(drop_flashes(film, [(19, 20), (19 + length, 20 + length)])) == cuts
 
 
-def test_shots_cover_the_film_and_leave_a_transition_out() -> None:
+def test_shots_cover_the_video_without_transitions() -> None:
     shots = shots_between([(24, 25), (60, 63)], 25, 4.0)
     assert shots == [Span(0.0, 1.0), Span(1.0, 61 / 25), Span(63 / 25, 4.0)]
 
 
-def test_a_film_without_frames_is_one_shot(transnet: ShotDetector) -> None:
+def test_video_without_frames_is_one_shot(transnet: ShotDetector) -> None:
     assert shots_between([], 25, 1.5) == [Span(0.0, 1.5)]
     assert transnet.shots(np.zeros((0, 27, 48, 3), np.uint8), 2.0) == [Span(0.0, 2.0)]

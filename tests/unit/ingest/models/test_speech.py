@@ -1,4 +1,4 @@
-"""What is said: on recordings with a known text, on planted words, on noise; cut into chunks and aligned by either road."""
+"""Transcription and alignment: known texts, planted words, noise, chunks, both aligners."""
 
 import itertools
 import json
@@ -45,9 +45,7 @@ def plain(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_planted_words_are_written_down_and_start_where_they_are_said(
-    tmp_path: Path, transcriber: Transcriber
-) -> None:
+def test_planted_words_and_their_start_times_are_recognised(tmp_path: Path, transcriber: Transcriber) -> None:
     import jiwer
     from scipy.signal import resample_poly
 
@@ -88,7 +86,7 @@ def test_planted_words_are_written_down_and_start_where_they_are_said(
 
 
 def _noises(seconds: float = 3.0) -> dict[str, np.ndarray]:
-    """Sound without speech, float at 16 kHz."""
+    """Audio without speech, float at 16 kHz."""
     times = np.arange(round(seconds * AUDIO_RATE)) / AUDIO_RATE
     hiss = np.random.default_rng(0).standard_normal(len(times))
     beats = np.where(times % 0.5 < 0.03, 0.5 * hiss, 0)
@@ -105,9 +103,7 @@ def _noises(seconds: float = 3.0) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_what_is_made_up_where_nobody_speaks_shows_in_the_signals(
-    tmp_path: Path, transcriber: Transcriber
-) -> None:
+def test_hallucinated_text_shows_in_the_signals(tmp_path: Path, transcriber: Transcriber) -> None:
     marked = {}
     for name, noise in _noises().items():
         sound = saved(tmp_path, noise * 32767)
@@ -134,7 +130,7 @@ turn_lists = st.lists(
 
 @given(turn_lists)
 @settings(deadline=None, max_examples=40)
-def test_chunks_cover_every_turn_and_none_is_longer_than_asked(
+def test_chunks_cover_turns_within_max_length(
     tmp_path_factory: pytest.TempPathFactory, turns: list[Span]
 ) -> None:
     sound = saved(tmp_path_factory.mktemp("chunks"), np.ones(120 * AUDIO_RATE))
@@ -146,21 +142,21 @@ def test_chunks_cover_every_turn_and_none_is_longer_than_asked(
         assert shared == pytest.approx(turn.end_s - turn.start_s, abs=1e-6)
 
 
-def test_speech_without_a_pause_is_split_where_it_is_quietest(tmp_path: Path) -> None:
+def test_long_speech_is_split_at_its_quietest_time(tmp_path: Path) -> None:
     pcm = np.full(40 * AUDIO_RATE, 1000)
     pcm[20 * AUDIO_RATE : 20 * AUDIO_RATE + 3200] = 0
     first, second = speech_chunks(saved(tmp_path, pcm), [Span(0, 40)], 28.0)
     assert first.end_s == second.start_s == pytest.approx(20.1, abs=0.1)
 
 
-def test_a_word_belongs_to_the_turn_that_covers_most_of_it() -> None:
+def test_word_belongs_to_the_turn_that_covers_most_of_it() -> None:
     turns = [Span(0, 1.0, "A"), Span(0.9, 3, "B")]
     words = [SpokenWord("w", a, b, 1.0) for a, b in ((0.5, 0.95), (0.85, 1.4), (5, 6))]
     speakers = [word.speaker for word in assign_word_speakers(words, turns)]
     assert speakers == ["A", "B", ""]
 
 
-def test_words_without_times_share_the_gap_by_their_length() -> None:
+def test_words_without_times_share_the_gap_by_length() -> None:
     assert fill_gaps([None, (1.0, 2.0), None, None], [3, 1, 1, 3], 4.0) == [
         (0.0, 1.0),
         (1.0, 2.0),
@@ -169,12 +165,12 @@ def test_words_without_times_share_the_gap_by_their_length() -> None:
     ]
 
 
-def test_an_unknown_name_is_spelled_into_phones() -> None:
+def test_unknown_name_is_spelled_into_phones() -> None:
     assert spelled_pronunciation("gaotian") == "G AE AA T IH AE N"
     assert spelled_pronunciation("thing") == "TH IH NG"
 
 
-def test_a_loop_compresses_better_than_a_sentence() -> None:
+def test_repetition_compresses_better_than_a_sentence() -> None:
     assert (
         compression_ratio("thank you " * 40) > 2.5 > compression_ratio("a sentence that says something once")
     )
@@ -182,7 +178,7 @@ def test_a_loop_compresses_better_than_a_sentence() -> None:
 
 @pytest.fixture(scope="module")
 def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a random wav2vec2 CTC model of 20 k parameters and its processor, as a user's folder would hold them."""
+    """A folder with a random wav2vec2 CTC model of 20 k parameters and its processor."""
     from transformers import (
         Wav2Vec2Config,
         Wav2Vec2CTCTokenizer,
@@ -211,7 +207,7 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_a_named_wav2vec2_model_gives_the_words_their_times(wav2vec2: str) -> None:
+def test_named_wav2vec2_model_gives_word_times(wav2vec2: str) -> None:
     pcm = np.random.default_rng(0).normal(0, 3000, 3 * AUDIO_RATE).astype(np.int16)
     words = [SpokenWord(text, 0.0, 0.0, 0.7, "A") for text in ("It", "wasn't", "the", "2nd", "age.")]
     found = word_aligner(wav2vec2).retime(pcm, words, "en")
@@ -222,7 +218,7 @@ def test_a_named_wav2vec2_model_gives_the_words_their_times(wav2vec2: str) -> No
     assert [w.text for w in word_aligner(wav2vec2).retime(pcm, characters, "ja")] == ["今日", "は"]
 
 
-def test_an_alignment_model_that_cannot_be_had_is_told_in_one_line(
+def test_unavailable_alignment_model_is_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -232,7 +228,7 @@ def test_an_alignment_model_that_cannot_be_had_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_words_in_a_language_without_an_aligner_keep_their_times() -> None:
+def test_words_in_unsupported_language_keep_their_times() -> None:
     words = [SpokenWord("dobrý", 1.0, 1.4, 0.5)]
     pcm = np.zeros(AUDIO_RATE, np.int16)
     assert word_aligner("pocketsphinx").retime(pcm, words, "cs") == words

@@ -1,4 +1,4 @@
-"""SyncNet's network takes its published layout, and the search finds a planted shift with the right sign."""
+"""SyncNet: strict loading of the published layout, planted shifts, MFCCs, face crops."""
 
 from pathlib import Path
 
@@ -31,12 +31,12 @@ PUBLISHED = {
         18: (512, 256, 1, 6, 6),
     },
 }
-"""Weights of syncnet_v2.model by tower and place; every layer but the last of a tower's `fc` is followed by its norm."""
+"""Layers of syncnet_v2.model by tower; all but the last of a tower's `fc` are followed by a norm."""
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file in the published layout, its values drawn."""
+    """A file in the published layout with random values."""
     draw = torch.Generator().manual_seed(0)
     state: dict[str, torch.Tensor] = {}
     for tower, layers in PUBLISHED.items():
@@ -57,14 +57,14 @@ def config(path: str) -> SyncConfig:
     return SyncConfig(model="syncnet", syncnet_weights=path)
 
 
-def test_the_published_layout_loads_strictly_and_nothing_of_the_network_is_left_out(weights: str) -> None:
+def test_published_layout_loads_strictly_and_completely(weights: str) -> None:
     assert set(torch.load(weights, weights_only=True)) == set(Network().state_dict())
     SyncNet(config(weights))
 
 
 @pytest.mark.parametrize("late", [-15, -6, 0, 3, 15])
-def test_the_search_finds_a_planted_shift_and_late_sound_is_positive(late: int) -> None:
-    """The embeddings of sight and sound are the same numbers: an oracle that needs no weights."""
+def test_planted_shift_is_found_and_late_audio_is_positive(late: int) -> None:
+    """Equal embeddings for video and audio: an oracle without weights."""
     said = np.random.default_rng(0).standard_normal((160, 8)).astype(np.float32)
     lips, sound = said[40:120], said[40 - 15 - late : 120 + 15 - late]
     sync = sync_from_distances(shift_distances(lips, sound))
@@ -76,21 +76,21 @@ def test_the_search_finds_a_planted_shift_and_late_sound_is_positive(late: int) 
     assert sync.scores["syncnet_confidence"] == pytest.approx(np.median(shift_distances(lips, sound)))
 
 
-def test_distances_are_means_of_euclidean_distances() -> None:
+def test_shift_distances_are_mean_euclidean_distances() -> None:
     rng = np.random.default_rng(1)
     lips, sound = rng.random((5, 3)), rng.random((9, 3))
     naive = [np.mean([np.sqrt(((lips[i] - sound[i + k]) ** 2).sum()) for i in range(5)]) for k in range(5)]
     assert shift_distances(lips, sound) == pytest.approx(naive)
 
 
-def test_a_confidence_of_three_counts_as_half() -> None:
+def test_syncnet_confidence_of_three_maps_to_half() -> None:
     distances = np.array([10.0, 10, 10, 7, 10, 10, 10])
     assert sync_from_distances(distances).confidence == pytest.approx(0.5)
     assert sync_from_distances(np.full(7, 9.0)).confidence == 0
 
 
 @pytest.mark.slow
-def test_a_clip_goes_through_the_network_and_its_windows_are_those_of_the_frames(weights: str) -> None:
+def test_network_windows_match_the_frames(weights: str) -> None:
     net = SyncNet(config(weights))
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (26, 90, 120, 3), np.uint8)
@@ -116,7 +116,7 @@ def test_a_clip_goes_through_the_network_and_its_windows_are_those_of_the_frames
     assert sound[2] == pytest.approx(alone, abs=1e-4)
 
 
-def test_a_face_that_is_hardly_seen_is_not_measured(weights: str) -> None:
+def test_rarely_seen_face_is_not_measured(weights: str) -> None:
     boxes = np.full((30, 4), np.nan)
     boxes[:15] = [0.3, 0.2, 0.6, 0.8]
     assert (
@@ -127,7 +127,7 @@ def test_a_face_that_is_hardly_seen_is_not_measured(weights: str) -> None:
     )
 
 
-def test_weights_that_are_absent_or_another_network_s_are_one_clear_line(tmp_path: Path) -> None:
+def test_missing_or_wrong_weights_are_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights file does not exist.*sync.syncnet_weights") as missing:
         SyncNet(config(str(tmp_path / "none.model")))
     assert missing.value.kind == "missing-weights"
@@ -141,14 +141,14 @@ def test_weights_that_are_absent_or_another_network_s_are_one_clear_line(tmp_pat
         assert wrong.value.kind == "wrong-weights"
 
 
-def test_a_named_model_without_a_path_is_refused_when_the_configuration_is_read() -> None:
+def test_named_model_without_a_path_is_a_configuration_error() -> None:
     with pytest.raises(ValueError, match="syncnet_weights"):
         SyncConfig(model="syncnet")
     with pytest.raises(ValueError, match="light_asd_weights"):
         SyncConfig(active_model="light-asd")
 
 
-def test_mfccs_equal_their_definition_written_out() -> None:
+def test_mfcc_equals_naive_definition() -> None:
     pcm = np.random.default_rng(3).integers(-8000, 8000, 1000).astype(np.int16)
     found = mfcc(pcm)
     assert found.shape == (5, 13)
@@ -169,7 +169,7 @@ def test_mfccs_equal_their_definition_written_out() -> None:
     assert found[4, 0] == pytest.approx(np.log(power.sum()), rel=1e-5)
 
 
-def test_a_crop_shows_the_face_at_its_place_and_grey_outside_the_picture() -> None:
+def test_crop_shows_the_face_and_gray_outside_the_frame() -> None:
     pictures = np.zeros((14, 100, 200, 3), np.uint8)
     pictures[:, 40:80, 80:120] = (255, 0, 0)
     crops = face_crops(pictures, np.tile([0.4, 0.4, 0.6, 0.8], (14, 1)))
@@ -185,7 +185,7 @@ def test_a_crop_shows_the_face_at_its_place_and_grey_outside_the_picture() -> No
     assert (corner[-1, 0] == BORDER).all()
 
 
-def test_boxes_of_16_fps_are_read_at_25_fps_and_are_missing_where_the_track_is() -> None:
+def test_boxes_are_interpolated_from_16_to_25_fps_within_the_track() -> None:
     frames = np.array([0, 1, 2, 16, 17])
     boxes = np.stack([frames / 100] * 4, axis=1)
     found = interpolate_boxes(frames, boxes, 16, np.arange(27) / 25)

@@ -1,4 +1,4 @@
-"""Burned-in text: its share of the picture grows with every line, in any script and size, and is none without text."""
+"""Share of the frame under burned-in text: lines, sizes, no text, sampling in time."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def reader() -> TextDetector:
 
 @pytest.fixture(scope="module")
 def face() -> np.ndarray:
-    """The astronaut's head, uint8 [288, 512, 3]: no letters in it."""
+    """The astronaut's head without letters, uint8 [288, 512, 3]."""
     import cv2
 
     picture = cv2.imread(str(resolve("astronaut") / "astronaut.png"))
@@ -29,7 +29,7 @@ def face() -> np.ndarray:
 
 
 def captioned(picture: np.ndarray, lines: int, scale: float = 0.8) -> tuple[np.ndarray, float]:
-    """The picture with white, black-edged lines from its foot upwards, and the share of it under their boxes."""
+    """The frame with white, black-edged lines from the bottom up, and the share of it under their boxes."""
     import cv2
 
     picture, area = picture.copy(), 0
@@ -43,7 +43,7 @@ def captioned(picture: np.ndarray, lines: int, scale: float = 0.8) -> tuple[np.n
 
 
 @pytest.mark.slow
-def test_every_line_of_a_caption_adds_its_area(reader: TextDetector, face: np.ndarray) -> None:
+def test_every_caption_line_adds_its_area(reader: TextDetector, face: np.ndarray) -> None:
     made = [captioned(face, lines) for lines in range(len(LINES) + 1)]
     found = [reader.covered(picture) for picture, _ in made]
     assert found[0] == 0
@@ -60,7 +60,7 @@ def test_larger_letters_cover_more(reader: TextDetector, face: np.ndarray) -> No
 
 
 @pytest.mark.slow
-def test_what_bears_no_letters_has_no_text(reader: TextDetector) -> None:
+def test_frame_without_letters_has_no_text(reader: TextDetector) -> None:
     soft = np.random.default_rng(0).integers(0, 255, (9, 16, 3), np.uint8).repeat(32, 0).repeat(32, 1)
     for picture in (
         np.full((288, 512, 3), 30, np.uint8),
@@ -71,15 +71,13 @@ def test_what_bears_no_letters_has_no_text(reader: TextDetector) -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_of_any_size_is_read(reader: TextDetector) -> None:
+def test_frame_of_any_size_is_measured(reader: TextDetector) -> None:
     for height, width in ((20, 30), (512, 288), (333, 501)):
         assert reader.probability(np.zeros((height, width, 3), np.uint8)).ndim == 2
 
 
 @pytest.mark.slow
-def test_text_is_looked_at_every_two_seconds_where_it_is_wanted(
-    reader: TextDetector, face: np.ndarray
-) -> None:
+def test_text_is_measured_every_two_seconds_where_wanted(reader: TextDetector, face: np.ndarray) -> None:
     meter = TextCollector(reader, TextConfig(every_s=1.0), lambda at_s: at_s < 3)
     with_text, _ = captioned(face, 2)
     for frame in range(16 * 5):
@@ -90,11 +88,11 @@ def test_text_is_looked_at_every_two_seconds_where_it_is_wanted(
     assert text_ratio(seen, 0, 33) == pytest.approx(reader.covered(with_text) * 2 / 3)
 
 
-def test_a_clip_without_a_looked_at_picture_has_no_text_ratio() -> None:
+def test_clip_without_measured_frame_has_no_text_ratio() -> None:
     assert text_ratio(TextSeen(np.array([0.5, np.nan, np.nan], np.float32)), 1, 3) is None
 
 
-def test_a_box_grows_by_area_over_perimeter_and_weak_or_thin_ones_are_none() -> None:
+def test_boxes_grow_by_area_over_perimeter_and_weak_or_thin_ones_are_dropped() -> None:
     probability = np.zeros((64, 128), np.float32)
     probability[20:31, 30:91] = 0.9  # 60 by 10 between the middles of its outermost pixels
     probability[50:52, 10:100] = 0.9  # thin
