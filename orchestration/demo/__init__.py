@@ -1,1 +1,1 @@
-"""The demo corpus: source videos made from real speech and a real photograph, with the truth about them."""
+"""The demo corpus: short videos of a speaking portrait with known truth, and the score against that truth."""

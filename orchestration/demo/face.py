@@ -1,8 +1,7 @@
-"""A photograph brought to speak: lips by phones, blinks, head motion, and the true face oval of every frame.
+"""Animate the portrait: lips follow phones, with blinks, head motion, and the true face oval of every frame.
 
-In: the portrait photograph, a look (a recoloured and reshaped variant of it) and mouth tracks. Out: RGB
-frames with what is true about them. A Delaunay mesh over MediaPipe's 478 landmarks is moved and the
-photograph follows it, triangle by triangle, with `cv2.remap`; the mouth's inside is painted between the lips.
+A Delaunay mesh over MediaPipe's 478 landmarks is moved, and the photograph is warped with it, triangle by
+triangle (`cv2.remap`). The inside of the mouth is painted between the lips.
 """
 
 from __future__ import annotations
@@ -81,8 +80,11 @@ _ABOVE_LIDS = ((247, 30, 29, 27, 28, 56, 190), (467, 260, 259, 257, 258, 286, 41
 
 @dataclass(frozen=True)
 class FaceFrame:
-    """One frame uint8 [size, size, 3] RGB; the face oval float32 [36, 2] in fractions of width and height;
-    and the distance between the inner lips as a share of the face height."""
+    """A frame with its truth.
+
+    `picture`: uint8 [size, size, 3] in RGB. `oval`: face oval float32 [36, 2] in fractions of width and
+    height. `opening`: distance between the inner lips as a share of the face height.
+    """
 
     picture: np.ndarray
     oval: np.ndarray
@@ -92,9 +94,9 @@ class FaceFrame:
 def animate(
     look: str, phones: Sequence[Phone], times: Sequence[float], *, size: int = 384, seed: int = 0
 ) -> Iterator[FaceFrame]:
-    """Frames of a speaking head at the instants `times` (seconds, on the clock of `phones`).
+    """Frames of a speaking head at `times` (seconds, on the clock of `phones`).
 
-    Blinks and head motion are drawn from `seed`; the lips follow `phones` alone.
+    Blinks and head motion are drawn from `seed`; the lips follow `phones` only.
     """
     import numpy as np
 
@@ -118,7 +120,7 @@ def animate(
 
 
 def pattern(times: Sequence[float], *, size: int = 384, seed: int = 0) -> Iterator[np.ndarray]:
-    """Moving colour waves uint8 [size, size, 3]: a picture with motion and no face."""
+    """Moving colour waves uint8 [size, size, 3]: frames with motion and without a face."""
     import numpy as np
 
     y, x = np.mgrid[0:size, 0:size] / size * 2 * np.pi
@@ -132,7 +134,7 @@ def pattern(times: Sequence[float], *, size: int = 384, seed: int = 0) -> Iterat
 
 
 def _pose(rest: Portrait, gap: float, rounding: float, blink: float, motion: np.ndarray) -> np.ndarray:
-    """Where every mesh point is, [P, 2]: lips, jaw and lids move in the face, then the head moves."""
+    """Positions [P, 2] of all mesh points: lips, jaw and lids move in the face, then the head moves."""
     import numpy as np
 
     points = rest.mesh.copy()
@@ -166,7 +168,7 @@ def _pose(rest: Portrait, gap: float, rounding: float, blink: float, motion: np.
 
 
 def _move_head(rest: Portrait, points: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """Turn and shift the head: motion = yaw, pitch, roll in radians and a shift in face heights (x, y)."""
+    """Turn and shift the head. `motion`: yaw, pitch, roll in radians, and a shift (x, y) in face heights."""
     import numpy as np
 
     height = rest.mesh[152, 1] - rest.mesh[10, 1]
@@ -182,7 +184,7 @@ def _move_head(rest: Portrait, points: np.ndarray, motion: np.ndarray) -> np.nda
 
 
 def _render(rest: Portrait, points: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """The texture carried by the mesh to `points`, and the mouth's inside painted between the lips: uint8 [S, S, 3]."""
+    """The texture warped to `points`, with the inside of the mouth between the lips: uint8 [S, S, 3]."""
     import cv2
     import numpy as np
 
@@ -209,7 +211,7 @@ def _render(rest: Portrait, points: np.ndarray, motion: np.ndarray) -> np.ndarra
 
 
 def _blinks(times: np.ndarray, seed: int) -> np.ndarray:
-    """How shut the eyes are, 0..1 [n]: a blink of about a fifth of a second every 2 to 5 seconds."""
+    """Eye closure 0..1 [n]: a blink of about 0.2 s every 2 to 5 seconds."""
     import numpy as np
 
     rng = np.random.default_rng((seed, 1))
@@ -222,7 +224,9 @@ def _blinks(times: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _head_motion(times: np.ndarray, seed: int) -> np.ndarray:
-    """Slow, smooth head motion [n, 5]: yaw, pitch, roll (radians) and shift (face heights), sums of sines below 0.7 Hz."""
+    """Smooth head motion [n, 5]: yaw, pitch, roll (radians), shift (face heights); sums of sines below 0.7
+    Hz.
+    """
     import numpy as np
 
     rng = np.random.default_rng((seed, 2))

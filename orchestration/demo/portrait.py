@@ -1,7 +1,7 @@
-"""The portrait at rest: the photograph cut, recoloured and reshaped for a look, with a mesh over it and its lips shut.
+"""The portrait at rest: the photograph cropped, recoloured and reshaped for a look, with a mesh and closed
+lips.
 
-In: the name of a look and a size. Out: a `Portrait`, which `face.py` animates, and `warp`, which carries a
-texture by a mesh.
+`face.py` animates the `Portrait`; `warp` moves a texture with a mesh.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 _LIPS_OUTLINE = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
 MESH_POINTS = 468
-"""Landmarks in the mesh; the last ten of 478 are irises, which stay inside the eyes' triangles."""
+"""Landmarks of the mesh. The last ten of MediaPipe's 478 are irises, which the mesh does not need."""
 
 MOUTH_DARK = (62.0, 22.0, 20.0)
-"""Colour deep in the mouth, RGB."""
+"""Colour of the back of the mouth, RGB."""
 
 _CROP = (105, 5, 240)
-"""Left, top and side of the square of the photograph that is animated, in its pixels."""
+"""Left, top and side in pixels of the square of the photograph that is animated."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """A variant of the photograph, so that different people look different. Colours are factors on R, G, B."""
+    """A variant of the photograph, so that people look different. Colours are factors on R, G, B."""
 
     mirror: bool = False
     zoom: float = 1.0
@@ -90,7 +90,7 @@ LOOKS: dict[str, Look] = {
 
 @dataclass(frozen=True)
 class Portrait:
-    """A look at rest, made once: texture with shut lips, teeth, mesh, all in pixels of the output picture."""
+    """A look at rest: texture with closed lips, teeth and mesh, all in pixels of the output frame."""
 
     texture: np.ndarray
     mouth_inside: np.ndarray
@@ -102,7 +102,7 @@ class Portrait:
 
 @lru_cache(maxsize=8)
 def portrait(name: str, size: int) -> Portrait:
-    """Cut, colour and reshape the photograph for a look, and lay the mesh over it."""
+    """Crop, recolour and reshape the photograph for a look, and build its mesh."""
     import cv2
     import numpy as np
     from scipy.spatial import Delaunay
@@ -129,7 +129,7 @@ def portrait(name: str, size: int) -> Portrait:
 
 
 def warp(texture: np.ndarray, mesh: np.ndarray, points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """The texture uint8 [S, S, 3] carried from `mesh` to `points` (pixels [P, 2]), triangle by triangle."""
+    """The texture uint8 [S, S, 3] warped from `mesh` to `points` (pixels [P, 2]), triangle by triangle."""
     import cv2
     import numpy as np
 
@@ -148,7 +148,7 @@ def warp(texture: np.ndarray, mesh: np.ndarray, points: np.ndarray, triangles: n
 
 
 def _affine_maps(moved: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """For each triangle the map from moved to rest pixels: [T, 2, 3] from two [T, 3, 2]; a flat triangle keeps its corner."""
+    """Affine maps [T, 2, 3] from moved to rest pixels, of two [T, 3, 2]; flat triangles keep their corner."""
     import numpy as np
 
     edges = moved[:, 1:] - moved[:, :1]
@@ -186,7 +186,7 @@ def _photograph() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _recolour(picture: np.ndarray, mesh: np.ndarray, look: Look) -> np.ndarray:
-    """The look's colours for hair, skin, room and suit, blended softly from one region to the next."""
+    """Apply the look's colours to hair, skin, room and suit, with soft borders."""
     import cv2
     import numpy as np
 
@@ -225,7 +225,9 @@ def _recolour(picture: np.ndarray, mesh: np.ndarray, look: Look) -> np.ndarray:
 
 
 def _mouth_textures(picture: np.ndarray, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The face with its mouth filled by lip colour, and the mouth's inside: the photograph's teeth before the dark."""
+    """The face with the mouth filled by lip colour, and the inside of the mouth with the photograph's
+    teeth.
+    """
     import cv2
     import numpy as np
 
@@ -254,7 +256,7 @@ def _mouth_textures(picture: np.ndarray, mesh: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _with_anchors(mesh: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mesh points followed by a ring around the hair, which moves with the head, and fixed points at the border."""
+    """Mesh points, then a ring around the hair that moves with the head, and fixed points at the border."""
     import numpy as np
 
     oval = mesh[list(OVAL)]
@@ -273,7 +275,7 @@ def _with_anchors(mesh: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reshape(points: np.ndarray, grip: np.ndarray, look: Look) -> np.ndarray:
-    """The mesh with the look's face width and jaw width; what does not move with the head stays."""
+    """The mesh with the look's face width and jaw width; points that do not move with the head stay."""
     import numpy as np
 
     centre = points[list(OVAL)].mean(axis=0)

@@ -1,8 +1,8 @@
-"""When the words and phones of the recorded reading (the weights "two-cities") are said.
+"""Times of words and phones in the recorded reading (weights "two-cities").
 
-The recording never changes (its SHA-256 is checked), so its times are data: forced alignment by pocketsphinx,
-phrase by phrase, the median of 30 runs with other margins; word starts agreed within 10-20 ms in nearly all.
-They are aligned and not planted, so nothing that measures word times counts them.
+The recording never changes (its SHA-256 is checked), so its times are stored as data: forced alignment by
+pocketsphinx, phrase by phrase, median of 30 runs with different margins. Nearly all word starts agreed within
+10-20 ms. The times are aligned, not planted, so scores of word times leave them out.
 """
 
 PHRASES: tuple[tuple[tuple[str, int, str], ...], ...] = (
@@ -130,7 +130,7 @@ PHRASES: tuple[tuple[tuple[str, int, str], ...], ...] = (
         ("received", 3600, "R:3 IH:3 S:16 IY:23 V:6 D:9"),
     ),
 )
-"""Phrases of (word, start in hundredths of a second, "PHONE:hundredths ...") on the recording's clock, ARPABET."""
+"""Phrases of (word, start in 1/100 s, "PHONE:length in 1/100 s ..." in ARPABET), on the recording's clock."""
 
 PASSAGES: tuple[tuple[int, int], ...] = ((0, 4), (4, 8), (8, 11), (11, 14))
-"""Passages of several seconds: first phrase and one past the last; the recording pauses between passages."""
+"""First phrase of each passage, and one past its last; the recording pauses between passages."""

@@ -1,7 +1,5 @@
-"""How well an ingested corpus matches the truth about the demo videos.
-
-In: a corpus (ingested, perhaps curated) and the truth. Out: one `DemoScore`. Nothing is decoded: tables and
-face tracks are compared with what was planted.
+"""Compare an ingested corpus with the truth about the demo videos: tables and face tracks; nothing is
+decoded.
 """
 
 from __future__ import annotations
@@ -23,15 +21,17 @@ if TYPE_CHECKING:
     from uniavgen.shards.corpus.tables import Corpus
 
 DER_COLLAR_S = 0.25
+"""Tolerance at turn boundaries in the diarization error rate."""
 CUT_TOLERANCE_S = 0.15
-_GRID = 64  # cells a side on which face masks are compared
+_GRID = 64
+"""Cells per side of the grid on which face masks are compared."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Caught:
-    """A planted bad source and what caught it: "failure: KIND", "rule: REASON", or "" where nothing did."""
+    """A planted bad source and what caught it: "failure: KIND", "rule: REASON", or "" if nothing did."""
 
     name: str
     planted: str
@@ -40,10 +40,10 @@ class Caught:
 
 @dataclass(frozen=True)
 class DemoScore:
-    """Measured against the truth; None where there was nothing to measure.
+    """Scores against the truth; None if there was nothing to compare.
 
-    Words, faces and sync are measured in the clips of sources with nothing wrong (words also where only the
-    picture is wrong), turns and cuts over whole sources. Rates and IoU are 0..1.
+    Words, faces and sync are scored in the clips of good sources (words also if only the picture is bad),
+    turns and cuts over whole sources. Rates and IoU are 0..1.
     """
 
     word_error_rate: float | None
@@ -72,18 +72,18 @@ class DemoScore:
         return sum(bool(entry.caught_by) for entry in self.caught)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """What was measured, the figure, and the aim, for a table."""
+        """Rows for a table: what, value, target."""
         return [
-            ("word error rate", _show(self.word_error_rate, "{:.3f}"), "<= 0.05"),
-            ("spoken words inside clips", _show(self.words_in_clips, "{:.0%}"), ">= 90%"),
+            ("word error rate", _format(self.word_error_rate, "{:.3f}"), "<= 0.05"),
+            ("spoken words inside clips", _format(self.words_in_clips, "{:.0%}"), ">= 90%"),
             (
                 "word start error, median / 90 %",
-                f"{_show(self.word_start_median_ms)} / {_show(self.word_start_p90_ms)} ms",
+                f"{_format(self.word_start_median_ms)} / {_format(self.word_start_p90_ms)} ms",
                 "<= 30 ms",
             ),
             (
                 f"diarization error rate (collar {DER_COLLAR_S} s)",
-                _show(self.diarization_error_rate, "{:.3f}"),
+                _format(self.diarization_error_rate, "{:.3f}"),
                 "<= 0.10",
             ),
             (
@@ -93,11 +93,11 @@ class DemoScore:
             ),
             (
                 "face oval IoU, median / 10 %",
-                f"{_show(self.face_iou_median, '{:.2f}')} / {_show(self.face_iou_p10, '{:.2f}')}",
+                f"{_format(self.face_iou_median, '{:.2f}')} / {_format(self.face_iou_p10, '{:.2f}')}",
                 ">= 0.85",
             ),
-            ("lip-sound offset error, median", f"{_show(self.sync_error_median_ms)} ms", "<= 40 ms"),
-            ("clips with offset error under 80 ms", _show(self.sync_within_80_ms, "{:.0%}"), ">= 90%"),
+            ("audio-visual offset error, median", f"{_format(self.sync_error_median_ms)} ms", "<= 40 ms"),
+            ("clips with offset error under 80 ms", _format(self.sync_within_80_ms, "{:.0%}"), ">= 90%"),
             (
                 "clips kept / voices",
                 f"{self.clips_kept} of {self.clips} / {self.voices_kept}",
@@ -108,7 +108,7 @@ class DemoScore:
         ]
 
     def caught_rows(self) -> list[tuple[str, str, str]]:
-        """File, what was planted, what caught it, for a table."""
+        """Rows for a table: file, planted defect, what caught it."""
         return [(entry.name, entry.planted, entry.caught_by or "NOT CAUGHT") for entry in self.caught]
 
     def as_dict(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class DemoScore:
 
 
 def score(corpus: Corpus, truth: DemoTruth) -> DemoScore:
-    """Compare a corpus with the truth; sources are matched by file name."""
+    """Compare a corpus with the truth. Sources are matched by file name."""
     known = {source.name: source for source in truth.sources}
     rows = {
         name: row
@@ -153,12 +153,12 @@ def score(corpus: Corpus, truth: DemoTruth) -> DemoScore:
 
 
 def normalise(text: str) -> list[str]:
-    """Words as they are compared: lower case, letters, digits and inner apostrophes only."""
+    """Words for comparison: lower case; letters, digits and inner apostrophes only."""
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
 
 
 def _word_scores(pairs: Sequence[tuple[Row, SourceTruth]], sources: Iterable[SourceTruth]) -> dict[str, Any]:
-    """Word errors in clips, pooled, and how far the starts of rightly heard words are from the planted starts."""
+    """Pooled word error rate in clips, and errors of the starts of correctly recognised words."""
     import jiwer
     import numpy as np
 
@@ -194,7 +194,7 @@ def _start_errors(
     alignment: Any,
     clip_start_s: float,
 ) -> list[float]:
-    """Absolute errors in ms of the starts of the words that jiwer found equal."""
+    """Absolute errors in ms of the starts of the words that jiwer aligned as equal."""
     errors = []
     for chunk in alignment:
         if chunk.type == "equal":
@@ -208,7 +208,7 @@ def _start_errors(
 
 
 def _diarization(rows: Mapping[str, Row], known: Mapping[str, SourceTruth]) -> float | None:
-    """Diarization error rate pooled over the sources in which somebody is heard (pyannote.metrics)."""
+    """Diarization error rate over all sources with speech (pyannote.metrics)."""
     from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate
 
@@ -219,32 +219,32 @@ def _diarization(rows: Mapping[str, Row], known: Mapping[str, SourceTruth]) -> f
         reference, hypothesis = Annotation(uri=name), Annotation(uri=name)
         for number, turn in enumerate(known[name].turns):
             reference[Segment(turn.start_s, turn.end_s), number] = turn.voice
-        for number, found in enumerate(row["turns"] or []):
-            hypothesis[Segment(found["start_s"], found["end_s"]), number] = found["label"]
+        for number, turn in enumerate(row["turns"] or []):
+            hypothesis[Segment(turn["start_s"], turn["end_s"]), number] = turn["label"]
         metric(reference, hypothesis, uem=Timeline([Segment(0, known[name].duration_s)]))
     return float(abs(metric)) if metric["total"] else None
 
 
 def _cut_scores(rows: Mapping[str, Row], known: Mapping[str, SourceTruth]) -> dict[str, int]:
-    """Planted cuts found within CUT_TOLERANCE_S, and cuts where none was planted; over all sources that show a face."""
-    planted = found = false = 0
+    """Planted cuts found within CUT_TOLERANCE_S, and false cuts, over all sources that show a face."""
+    planted = hits = false = 0
     for name, row in rows.items():
         if not known[name].face:
             continue
         starts = sorted(shot["start_s"] for shot in row["shots"] or [])[1:]
-        free = list(starts)
+        unmatched = list(starts)
         for cut in known[name].cuts_s:
-            near = min(free, key=lambda start: abs(start - cut), default=None)
+            near = min(unmatched, key=lambda start: abs(start - cut), default=None)
             planted += 1
             if near is not None and abs(near - cut) <= CUT_TOLERANCE_S:
-                found += 1
-                free.remove(near)
-        false += len(free)
-    return {"cuts_planted": planted, "cuts_found": found, "cuts_false": false}
+                hits += 1
+                unmatched.remove(near)
+        false += len(unmatched)
+    return {"cuts_planted": planted, "cuts_found": hits, "cuts_false": false}
 
 
 def _face_scores(corpus: Corpus, clips: Iterable[Row], by_id: Mapping[str, SourceTruth]) -> dict[str, Any]:
-    """Overlap of measured and true face ovals, frame by frame; a frame without a face counts as 0."""
+    """IoU of measured and true face ovals, frame by frame; a frame without a face counts as 0."""
     import numpy as np
 
     overlaps: list[np.ndarray] = []
@@ -254,42 +254,43 @@ def _face_scores(corpus: Corpus, clips: Iterable[Row], by_id: Mapping[str, Sourc
             track = FaceTrack.from_bytes(path.read_bytes())
             times = clip["start_s"] + np.arange(len(track.oval)) / VIDEO_FPS
             overlaps.append(oval_iou(track, true_ovals(source, times)))
-    every = np.concatenate(overlaps) if overlaps else np.zeros(0)
-    if not len(every):
+    iou = np.concatenate(overlaps) if overlaps else np.zeros(0)
+    if not len(iou):
         return {"face_iou_median": None, "face_iou_p10": None}
-    return {"face_iou_median": float(np.median(every)), "face_iou_p10": float(np.percentile(every, 10))}
+    return {"face_iou_median": float(np.median(iou)), "face_iou_p10": float(np.percentile(iou, 10))}
 
 
 def true_ovals(source: SourceTruth, times: np.ndarray) -> np.ndarray:
-    """The true face ovals float32 [n, 36, 2] at `times` [n] (seconds), straight between the kept ones."""
+    """True face ovals float32 [n, 36, 2] at `times` [n] (seconds), linear between the stored ones."""
     import numpy as np
 
-    kept = np.array(source.face, np.float32)
-    position = np.clip(times * FACE_RATE_HZ, 0, len(kept) - 1)
+    stored = np.array(source.face, np.float32)
+    position = np.clip(times * FACE_RATE_HZ, 0, len(stored) - 1)
     before = np.floor(position).astype(int)
-    after = np.minimum(before + 1, len(kept) - 1)
+    after = np.minimum(before + 1, len(stored) - 1)
     share = (position - before).astype(np.float32)[:, None, None]
-    mixed: np.ndarray = kept[before] * (1 - share) + kept[after] * share
-    return mixed
+    ovals: np.ndarray = stored[before] * (1 - share) + stored[after] * share
+    return ovals
 
 
 def oval_iou(track: FaceTrack, true: np.ndarray) -> np.ndarray:
-    """Intersection over union [n] of a track's ovals with true ones [n, P, 2], on soft masks of a grid."""
+    """IoU [n] of a track's ovals with true ones [n, P, 2], as soft masks on a grid."""
     import numpy as np
 
-    found = rasterise_oval(track.oval, track.score, _GRID, _GRID, supersample=4)
+    measured = rasterise_oval(track.oval, track.score, _GRID, _GRID, supersample=4)
     planted = rasterise_oval(true, np.ones(len(true)), _GRID, _GRID, supersample=4)
-    both, either = np.minimum(found, planted).sum(axis=(1, 2)), np.maximum(found, planted).sum(axis=(1, 2))
-    ratio: np.ndarray = both / np.maximum(either, 1e-9)
-    return ratio
+    both = np.minimum(measured, planted).sum(axis=(1, 2))
+    either = np.maximum(measured, planted).sum(axis=(1, 2))
+    iou: np.ndarray = both / np.maximum(either, 1e-9)
+    return iou
 
 
 def _sync_scores(clips: Iterable[Row], by_id: Mapping[str, SourceTruth]) -> dict[str, Any]:
-    """How far the measured lip-sound offset is from the planted one (positive: sound late)."""
+    """Difference of measured and planted audio-visual offset (positive: audio late)."""
     import numpy as np
 
     offsets = [(clip.get("sync_offset_ms"), by_id[clip["source_id"]].shift_ms) for clip in clips]
-    errors = np.array([abs(found - planted) for found, planted in offsets if found is not None])
+    errors = np.array([abs(measured - planted) for measured, planted in offsets if measured is not None])
     if not len(errors):
         return {"sync_error_median_ms": None, "sync_within_80_ms": None}
     return {
@@ -299,7 +300,7 @@ def _sync_scores(clips: Iterable[Row], by_id: Mapping[str, SourceTruth]) -> dict
 
 
 def _voice_of(clip: Row, source: SourceTruth) -> str:
-    """The true voice that speaks longest in a clip; "" where none does."""
+    """The true voice that speaks longest in a clip; "" if none does."""
     spoken: Counter[str] = Counter()
     for turn in source.turns:
         spoken[turn.voice] += max(0.0, min(turn.end_s, clip["end_s"]) - max(turn.start_s, clip["start_s"]))
@@ -314,19 +315,21 @@ def _caught(
     decisions: Mapping[str, Row],
     failure: Row | None,
 ) -> Caught:
-    """What caught a planted bad source: its failure row, or the reason why none of its clips was kept."""
+    """What caught a planted bad source: its failure row, or the reasons that rejected all its clips."""
     if failure:
         return Caught(source.name, source.fate, f"failure: {failure['error_type']}")
-    own = [decisions.get(clip["clip_id"]) for clip in clips if row and clip["source_id"] == row["source_id"]]
-    if own and all(decision and not decision["kept"] for decision in own):
-        reasons = Counter(decision["reason"] for decision in own if decision)
+    verdicts = [
+        decisions.get(clip["clip_id"]) for clip in clips if row and clip["source_id"] == row["source_id"]
+    ]
+    if verdicts and all(decision and not decision["kept"] for decision in verdicts):
+        reasons = Counter(decision["reason"] for decision in verdicts if decision)
         return Caught(
             source.name, source.fate, "rule: " + ", ".join(reason for reason, _ in reasons.most_common())
         )
-    if row and not own and row["error"]:
+    if row and not verdicts and row["error"]:
         return Caught(source.name, source.fate, f"source: {row['error']}")
     return Caught(source.name, source.fate, "")
 
 
-def _show(value: float | None, form: str = "{:.0f}") -> str:
+def _format(value: float | None, form: str = "{:.0f}") -> str:
     return "not measured" if value is None else form.format(value)

@@ -1,9 +1,9 @@
-"""The demo's voices: speech whose words, phones and turns are known.
+"""Speech of the demo with known words, phones and turns.
 
-In: sentences. Out: utterances with word and phone times, and sound tracks put together from them. Three
-voices come from one Piper model: played faster or slower (with the speaking rate set against it) pitch and
-formants move together, and a speaker embedder hears different people. The fourth is a real recorded reading.
-A sentence in a voice gives the same samples every time: the model's noise is a fixed array.
+Three voices come from one Piper model. It is played faster or slower, with the speaking rate set against it:
+pitch and formants move together, so a speaker embedding separates the voices. The fourth voice is a real
+recorded reading. A sentence in a voice gives the same samples every time, because the model's noise is a
+fixed array.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ VOICES: dict[str, tuple[Fraction, float]] = {
     "ann": (Fraction(11, 9), 1.31),
     "bob": (Fraction(7, 9), 0.76),
 }
-"""Piper voices by name: how much faster than spoken they are played, and how slowly Piper is told to speak for it.
+"""Piper voices: playback speed, and Piper's `length_scale` that compensates for it.
 
-To an ECAPA speaker embedder two of them are below 0.5 alike (cosine), two sentences of one above 0.55 (a test
-holds both).
-"""
+ECAPA speaker embeddings: cosine below 0.5 between two voices, above 0.55 between two sentences of one voice
+(tested)."""
 
 NOISE = 0.4
-"""Piper's liveliness, below its own 0.667 and 0.8: clearer speech (our choice)."""
+"""Piper's `noise_scale` and `noise_w_scale`, below its defaults 0.667 and 0.8 for clearer speech.
+Heuristic."""
 
 PIPER_LATE_S = 0.050
-"""Piper's phone times come this much after the sound they stand for (measured on word starts; subtracted here)."""
+"""Delay of Piper's phone times, measured on word starts; it is subtracted here."""
 
 MOUTH_LAG_S = 0.027
-"""The lips follow the corrected phones by this much: then lips and sound move together within 10 ms in every voice."""
+"""Delay of the lips after the corrected phones: lips and audio then agree within 10 ms in every voice."""
 
 _STRESS, _LENGTHENING, _PUNCTUATION = "ˈˌ", "ːʲ", ",.;:!?"
 
 
 @dataclass(frozen=True)
 class SpokenWord:
-    """A word and when it is said, in seconds."""
+    """A spoken word; times in seconds."""
 
     text: str
     start_s: float
@@ -66,7 +66,9 @@ class SpokenWord:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Sound float32 [n] at `RATE` with its words and phones; `exact` is False where times were aligned, not planted."""
+    """A waveform float32 [n] at `RATE` with words and phones. `exact` is False if their times were
+    aligned.
+    """
 
     voice: str
     waveform: np.ndarray
@@ -77,9 +79,11 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Track:
-    """A whole sound track: sound float32 [n] at `RATE`, its utterances' words and phones on the track's
-    clock, one turn (voice, start, end) for each utterance, and the instants between utterances where a
-    picture may cut."""
+    """Utterances joined to an audio track, float32 [n] at `RATE`; all times are from its start.
+
+    `turns`: one (voice, start, end) per utterance. `gaps`: instants between utterances, where the video may
+    cut.
+    """
 
     waveform: np.ndarray
     words: tuple[SpokenWord, ...]
@@ -94,9 +98,9 @@ class Track:
 
 
 def say(sentence: str, voice: str) -> Utterance:
-    """One sentence in a voice of `VOICES`: the same samples every time.
+    """A sentence in a voice of `VOICES`; the same samples every time.
 
-    Raises ValueError where a word of it has no phones of its own.
+    Raises ValueError if a word has no phones of its own.
     """
     from piper import SynthesisConfig
 
@@ -114,7 +118,7 @@ def say(sentence: str, voice: str) -> Utterance:
 
 
 def read_passage(number: int) -> Utterance:
-    """A passage of the real reading (`reading.PASSAGES`); its times were aligned, not planted."""
+    """A passage of the real reading (`reading.PASSAGES`); its times were aligned."""
     import soundfile
 
     waveform, rate = soundfile.read(resolve("two-cities") / "two_cities.wav", dtype="float32")
@@ -138,7 +142,7 @@ def read_passage(number: int) -> Utterance:
 
 
 def assemble(utterances: Sequence[Utterance], seed: int) -> Track:
-    """Utterances one after the other with pauses of 0.55-0.80 s, over a quiet room (noise at -62 dBFS)."""
+    """Join utterances with pauses of 0.55-0.80 s, over background noise at -62 dBFS."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -157,10 +161,10 @@ def assemble(utterances: Sequence[Utterance], seed: int) -> Track:
         clock, pause_before = last + begin + pause, pause
     total = round((turns[-1][2] + 0.50) * RATE)
     waveform = (rng.standard_normal(total) * 10 ** (-62 / 20)).astype(np.float32)
-    for start, sound in parts:
+    for start, speech in parts:
         first_sample = max(0, -start)
-        piece = sound[first_sample : first_sample + total - max(0, start)]
-        waveform[max(0, start) : max(0, start) + len(piece)] += piece
+        inside = speech[first_sample : first_sample + total - max(0, start)]
+        waveform[max(0, start) : max(0, start) + len(inside)] += inside
     return Track(
         waveform, tuple(words), tuple(phones), tuple(turns), tuple(gaps), all(u.exact for u in utterances)
     )
@@ -168,7 +172,7 @@ def assemble(utterances: Sequence[Utterance], seed: int) -> Track:
 
 @lru_cache(maxsize=1)
 def _piper() -> PiperVoice:
-    """The voice, with phone durations as a second output and its noise made constant."""
+    """The Piper voice, with phone durations as a second output and constant noise."""
     import onnx
     import onnxruntime
     from piper import PiperVoice
@@ -188,7 +192,7 @@ def _piper() -> PiperVoice:
 
 
 def _freeze_noise(model: ModelProto) -> None:
-    """Let every random node take its values from one fixed Gaussian array: the runtime's own generator has no reset."""
+    """Replace every random node by a fixed Gaussian array: ONNX Runtime's generator cannot be reset."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -210,7 +214,10 @@ def _freeze_noise(model: ModelProto) -> None:
 def _words_and_phones(
     sentence: str, spans: list[tuple[str, float]], late_s: float
 ) -> tuple[tuple[SpokenWord, ...], tuple[Phone, ...]]:
-    """Times of words and phones from Piper's tokens (symbol, seconds); a stress mark's time goes to the next phone."""
+    """Words and phones from Piper's tokens (symbol, seconds).
+
+    A stress mark's time is added to the next phone.
+    """
     groups: list[list[Phone]] = [[]]
     clock, pending = -late_s, 0.0
     for symbol, length in spans:
@@ -244,7 +251,7 @@ def _resample(waveform: np.ndarray, rate: Fraction, to: int = RATE) -> np.ndarra
 
 
 def _level(waveform: np.ndarray, target_db: float = -21.0) -> np.ndarray:
-    """Scaled to one loudness (RMS of the louder half of 20 ms frames), peaks kept under full scale."""
+    """Scale to one level: RMS of the louder half of 20 ms frames; peaks stay below full scale."""
     import numpy as np
 
     frames = waveform[: len(waveform) // 960 * 960].reshape(-1, 960)

@@ -1,4 +1,4 @@
-"""What is true about the demo's videos: words, turns, cuts, faces and the planted defects; read and written as truth.json."""
+"""The truth about the demo's videos (words, turns, cuts, faces, planted defects), stored as truth.json."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from uniavgen.shards.errors import UserError
 TRUTH_NAME = "truth.json"
 TRUTH_VERSION = 1
 FACE_RATE_HZ = 10.0
-"""How many true face ovals a second are kept; between them they are to be interpolated."""
+"""Stored face ovals per second; interpolate linearly between them."""
 
 KEPT = "kept"
-"""Fate of a source with nothing wrong; every other fate is the name of its planted defect."""
+"""Fate of a good video. Every other fate is the name of a planted defect."""
 
 
 @dataclass(frozen=True)
 class WordTruth:
-    """A word that is said, in seconds on the clock of the sound track."""
+    """A spoken word; times in seconds from the start of the video."""
 
     text: str
     start_s: float
@@ -30,7 +30,7 @@ class WordTruth:
 
 @dataclass(frozen=True)
 class TurnTruth:
-    """A stretch in which one voice speaks, in seconds on the clock of the sound track."""
+    """A turn of one voice; times in seconds from the start of the video."""
 
     voice: str
     start_s: float
@@ -39,12 +39,11 @@ class TurnTruth:
 
 @dataclass(frozen=True)
 class SourceTruth:
-    """What is true about one video file.
+    """The truth about one video file.
 
-    `exact_times` is False where words are true but their times were aligned by a program. `face[i]` is the
-    oval (36 points, fractions of width and height) at i / FACE_RATE_HZ seconds; empty where there is no face.
-    `shift_ms` is how late the sound is against the picture. `fate` is "kept" or the name of the planted
-    defect.
+    `exact_times` is False if the times of the words were aligned by a program. `face[i]` is the face oval (36
+    points, fractions of width and height) at i / FACE_RATE_HZ seconds; empty without a face. `shift_ms` is
+    the delay of the audio. `fate` is "kept" or the name of the planted defect.
     """
 
     name: str
@@ -72,7 +71,7 @@ class SourceTruth:
 
 @dataclass(frozen=True)
 class DemoTruth:
-    """The whole demo corpus; `digest` names the code and parameters that made it."""
+    """The truth about the demo corpus; `digest` identifies the code and the specs that made it."""
 
     digest: str
     sources: tuple[SourceTruth, ...]
@@ -83,13 +82,13 @@ class DemoTruth:
 
     def save(self, folder: Path) -> None:
         """Write truth.json into `folder`, by rename."""
-        part = folder / f".{TRUTH_NAME}.part"
-        part.write_text(json.dumps({"truth_version": TRUTH_VERSION, **asdict(self)}))
-        os.replace(part, folder / TRUTH_NAME)
+        unfinished = folder / f".{TRUTH_NAME}.part"
+        unfinished.write_text(json.dumps({"truth_version": TRUTH_VERSION, **asdict(self)}))
+        os.replace(unfinished, folder / TRUTH_NAME)
 
     @staticmethod
     def load(folder: str | Path) -> DemoTruth:
-        """Read truth.json from `folder`. Raises UserError where it is missing, damaged or of another version."""
+        """Read truth.json. Raises UserError if it is missing, damaged or of another version."""
         path = Path(folder) / TRUTH_NAME
         try:
             data = json.loads(path.read_text())
@@ -98,12 +97,12 @@ class DemoTruth:
             return DemoTruth(data["digest"], tuple(source_from_json(s) for s in data["sources"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                "no readable truth about a demo corpus", where=path, hint="build the demo corpus again"
+                "the truth of the demo corpus cannot be read", where=path, hint="build the demo corpus again"
             ) from error
 
 
 def source_from_json(data: dict[str, Any]) -> SourceTruth:
-    """A SourceTruth from the JSON form of `dataclasses.asdict`. Raises KeyError or TypeError where it does not fit."""
+    """A SourceTruth from `dataclasses.asdict` in JSON. Raises KeyError or TypeError for anything else."""
     fields = dict(data)
     fields["words"] = tuple(WordTruth(**word) for word in data["words"])
     fields["turns"] = tuple(TurnTruth(**turn) for turn in data["turns"])

@@ -1,9 +1,7 @@
-"""How the mouth stands while a phone is spoken, and how it moves from one to the next.
+"""Mouth opening and rounding over time, from phones with their times (IPA of Piper, ARPABET of pocketsphinx).
 
-In: phones with their times (IPA from Piper, ARPABET from pocketsphinx). Out: mouth opening and rounding at
-any instant. The lips follow the phones and never the loudness of the sound, so that a sync measure has
-something real to find. Openings are our choice, ordered as in phonetics: open vowels widest, lips shut for p,
-b, m.
+The lips follow the phones, not the loudness: so a measurement of lip sync has real motion to compare.
+The values are heuristic, in the order of phonetics: open vowels widest, lips closed for p, b, m.
 """
 
 from __future__ import annotations
@@ -17,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 WIDEST = 0.085
-"""Distance between the lips at opening 1, as a share of the face height (our choice: a clear, not a shouting, voice)."""
+"""Distance between the lips at opening 1, as a share of the face height. Heuristic: clear speech, not
+shouting."""
 
 _SHAPES: tuple[tuple[str, float, float], ...] = (
     # IPA and ARPABET phones, opening, rounding (negative: spread)
@@ -44,7 +43,7 @@ _SHAPES: tuple[tuple[str, float, float], ...] = (
     ("p b m P B M", 0.00, 0.0),
 )
 SHAPES: dict[str, tuple[float, float]] = {p: (o, r) for phones, o, r in _SHAPES for p in phones.split()}
-"""Phone -> (opening 0..1, rounding -1..1). What is not listed (pauses, stress marks) is a mouth at rest."""
+"""Phone -> (opening 0..1, rounding -1..1). Other symbols (pauses, stress marks) mean a mouth at rest."""
 
 REST = 0.03
 """Opening of a silent mouth."""
@@ -67,8 +66,8 @@ def mouth_track(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Opening float64 [n] (0..1) and rounding float64 [n] (-1..1) at the instants `times` [n] in seconds.
 
-    Each phone holds its shape over its middle 40 %, the mouth moves in straight lines between, and a Gaussian
-    of `smooth_s` (one sigma) rounds the corners: lips have mass (our choice).
+    Each phone holds its shape over its middle 40 %; the mouth moves linearly between. A Gaussian of
+    `smooth_s` (one sigma) smooths the motion, because lips have mass.
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter1d
@@ -76,9 +75,8 @@ def mouth_track(
     knots, shapes = [-1.0], [(REST, 0.0)]
     previous_end = -1.0
     for phone in phones:
-        if (
-            phone.start_s - previous_end > 0.25
-        ):  # a pause: the mouth comes to rest and leaves it a little early
+        # in a pause the mouth comes to rest, and opens again a little early
+        if phone.start_s - previous_end > 0.25:
             for knot in (previous_end + 0.10, phone.start_s - 0.08):
                 knots.append(max(knot, knots[-1] + 1e-3))
                 shapes.append((REST, 0.0))

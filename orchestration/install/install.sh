@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepares $VENV from the pinned constraints and looks for the system libraries that wheels quietly expect.
+# Prepares $VENV from the pinned constraints, and checks for system libraries that some wheels load at import.
 set -euo pipefail
 PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv}
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -25,7 +25,7 @@ fi
 
 echo "install: preparing $VENV (the first time downloads about 4 GB of packages; a few minutes)"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-# Python compiles what it imports when it first does; all of it beforehand takes a minute and a half more
+# without --no-compile pip compiles every package, which takes another minute and a half
 "$VENV/bin/python" -m pip install --no-compile --disable-pip-version-check --progress-bar off -c "$HERE/constraints.txt" -e "$HERE/../..[dev]" \
   | sed -u '/^Requirement already/d; /^Looking in/d; /Using cached/d; /metadata/d; /^  /d; /^Installing collected/s/: .*/ (a few minutes)/; /^Successfully installed/d'
 "$VENV/bin/uniavgen" --help >/dev/null

@@ -1,4 +1,4 @@
-"""The whole road, once, and everything that it promises, measured against the truth that was planted."""
+"""The demo, run once: its measurements, corpus, shards, training, report and repetition."""
 
 import hashlib
 import json
@@ -28,15 +28,15 @@ def test_measurements_agree_with_the_truth(demo: Demo) -> None:
     assert score["cuts_found"] == score["cuts_planted"]
 
 
-def test_every_input_is_in_sources_or_failures_and_in_one_of_them(demo: Demo) -> None:
+def test_every_input_is_in_sources_or_failures_but_not_in_both(demo: Demo) -> None:
     corpus = Corpus.open(demo.corpus)
-    places = Counter(corpus.read("sources")["uri"].to_pylist() + corpus.read("failures")["uri"].to_pylist())
+    counts = Counter(corpus.read("sources")["uri"].to_pylist() + corpus.read("failures")["uri"].to_pylist())
     videos = {str(path) for path in (demo.folder / "videos").iterdir() if path.name != "truth.json"}
-    assert set(places) == videos
-    assert set(places.values()) == {1}
+    assert set(counts) == videos
+    assert set(counts.values()) == {1}
 
 
-def test_every_planted_defect_is_caught_by_its_own_rule(demo: Demo) -> None:
+def test_every_planted_defect_is_caught_by_its_rule(demo: Demo) -> None:
     caught = {entry["planted"]: entry["caught_by"] for entry in demo.summary["score"]["caught"]}
     assert caught["no-sound"] == "rule: has_audio"
     assert caught["no-face"] == "rule: face_coverage"
@@ -57,7 +57,7 @@ def test_good_sources_are_kept_and_every_clip_has_a_reason(demo: Demo) -> None:
     assert all(row["kept"] is not None and row["kept"] == (row["reason"] == "") for row in rows)
 
 
-def test_clips_are_within_their_lengths_and_hold_whole_words(demo: Demo) -> None:
+def test_clips_have_2_to_10_seconds_and_complete_words(demo: Demo) -> None:
     rows = (
         Corpus.open(demo.corpus)
         .query("SELECT clips.* FROM clips JOIN decisions USING (clip_id) WHERE kept")
@@ -68,7 +68,7 @@ def test_clips_are_within_their_lengths_and_hold_whole_words(demo: Demo) -> None
         assert all(0 <= word["start_s"] < word["end_s"] <= row["duration_s"] + 1e-6 for word in row["words"])
 
 
-def test_plain_tar_and_plain_webdataset_read_the_shards(demo: Demo) -> None:
+def test_tar_and_webdataset_read_the_shards(demo: Demo) -> None:
     import webdataset
 
     shards = demo.corpus / "shards"
@@ -85,8 +85,8 @@ def test_plain_tar_and_plain_webdataset_read_the_shards(demo: Demo) -> None:
         assert len(samples) == shard["samples"]
         for members in samples:
             sample = from_members(members)
-            frames, sound = decode_video(sample.video), decode_audio(sample.audio)
-            assert abs(len(frames) / 16 - len(sound) / 24_000) <= 1 / 16
+            frames, waveform = decode_video(sample.video), decode_audio(sample.audio)
+            assert abs(len(frames) / 16 - len(waveform) / 24_000) <= 1 / 16
             assert len(sample.face.oval) == len(frames)
             speakers[shard["split"]].add(sample.meta.speaker)
     assert speakers["train"]
@@ -102,17 +102,17 @@ def test_no_member_is_a_link_or_a_pickle(demo: Demo) -> None:
                 assert member.name.split(".", 1)[1] in {"mp4", "flac", "face.npz", "json"}
 
 
-def test_the_stream_visits_every_sample_once_an_epoch(demo: Demo) -> None:
+def test_stream_visits_every_sample_once_per_epoch(demo: Demo) -> None:
     stream = SampleStream(str(demo.corpus / "shards"), "train", seed=3)
     epochs = [
-        [stream.sample_at(epoch * len(stream) + place).key for place in range(len(stream))]
+        [stream.sample_at(epoch * len(stream) + index).key for index in range(len(stream))]
         for epoch in (0, 1)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(stream.keys)
     assert epochs[0] != epochs[1]
 
 
-def test_the_loss_falls_in_every_stage(demo: Demo) -> None:
+def test_loss_falls_in_every_stage(demo: Demo) -> None:
     stages = {result["stage"]: result for result in demo.summary["train"]["stages"]}
     assert set(stages) == {"audio", "joint", "multitask"}
     for name, fresh in (
@@ -127,7 +127,7 @@ def test_the_loss_falls_in_every_stage(demo: Demo) -> None:
             )
 
 
-def test_mlflow_tells_the_story(demo: Demo) -> None:
+def test_mlflow_has_runs_inputs_metrics_and_artifacts(demo: Demo) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{demo.folder / 'mlflow' / 'mlflow.db'}")
@@ -157,36 +157,38 @@ def test_mlflow_tells_the_story(demo: Demo) -> None:
     assert [item.path for item in client.list_artifacts(parent.info.run_id, "samples")]
 
 
-def test_the_sampled_movie_has_picture_and_sound(demo: Demo) -> None:
+def test_generated_video_has_video_and_audio_streams(demo: Demo) -> None:
     import av
 
-    with av.open(demo.summary["sample"]["movie"], mode="r") as movie:
-        assert (len(movie.streams.video), len(movie.streams.audio)) == (1, 1)
-        frames = sum(1 for _ in movie.decode(video=0))
+    with av.open(demo.summary["sample"]["movie"], mode="r") as video:
+        assert (len(video.streams.video), len(video.streams.audio)) == (1, 1)
+        frames = sum(1 for _ in video.decode(video=0))
     assert frames == demo.summary["sample"]["frames"]
 
 
 @pytest.mark.parametrize("task", ["reference", "continuation", "dubbing", "audio-driven"])
 def test_every_task_can_be_sampled(demo: Demo, task: str, tmp_path: Path) -> None:
-    places = ("--run", demo.folder / "run", "--corpus", demo.corpus, "--out", tmp_path / "movie.mp4")
+    options = ("--run", demo.folder / "run", "--corpus", demo.corpus, "--out", tmp_path / "video.mp4")
     uniavgen(
-        "sample", *places, "--task", task, "--set", "sample.steps=2", "--set", f"tracking.folder={tmp_path}"
+        "sample", *options, "--task", task, "--set", "sample.steps=2", "--set", f"tracking.folder={tmp_path}"
     )
-    assert (tmp_path / "movie.mp4").stat().st_size > 1000
+    assert (tmp_path / "video.mp4").stat().st_size > 1000
 
 
-def test_the_report_shows_funnel_signals_and_clips(demo: Demo) -> None:
+def test_report_shows_funnel_signals_and_clips(demo: Demo) -> None:
     page = Path(demo.summary["report"]).read_text()
     assert len(page) < 8_000_000
     absent = [reason for reason in ("has_audio", "face_coverage", "sync") if reason not in page]
     assert absent == []
-    # findall, so that a failure shows what was found and not megabytes of page
-    assert re.findall(r"<(?:script|link|img|video)[^>]*https?://[^\s>]*", page) == [], "it must work offline"
+    # findall, so that a failure shows the matches and not megabytes of page
+    assert re.findall(r"<(?:script|link|img|video)[^>]*https?://[^\s>]*", page) == [], (
+        "the page must work offline"
+    )
     clips = sorted((demo.corpus / "report").rglob("*.mp4"))
     assert len(clips) >= 12
 
 
-def test_running_again_changes_nothing(demo: Demo) -> None:
+def test_second_run_changes_nothing(demo: Demo) -> None:
     before = {path: path.stat().st_mtime_ns for path in (demo.corpus / "shards").iterdir()}
     versions = Corpus.open(demo.corpus).versions()
     again = uniavgen("demo", "--folder", demo.folder)
@@ -200,15 +202,15 @@ def test_running_again_changes_nothing(demo: Demo) -> None:
     }
 
 
-def test_the_shards_hold_what_was_decided(demo: Demo) -> None:
+def test_shards_hold_what_was_decided(demo: Demo) -> None:
     summary = uniavgen(
         "shard", "--corpus", demo.corpus, "--verify", "--set", f"tracking.folder={demo.folder / 'mlflow'}"
     )
     assert summary["defects"] == []
 
 
-def test_a_source_can_be_forgotten_and_does_not_come_back(demo: Demo) -> None:
-    """Comes last: what is forgotten is gone for every other test."""
+def test_deleted_source_cannot_be_ingested_again(demo: Demo) -> None:
+    """Must be the last test: the other tests need the source."""
     store = ("--set", f"tracking.folder={demo.folder / 'mlflow'}")
     name = "ann_geese.webm"
     row = (

@@ -1,4 +1,4 @@
-"""A command goes to a started cluster as a Ray job: its output comes back, and so does its failure."""
+"""`uniavgen submit` on a started cluster: output, failure, and what cannot be submitted."""
 
 import json
 import os
@@ -28,9 +28,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard's address of a one-node cluster that has this program."""
+    """Address of the dashboard of a one-node cluster."""
     port = free_port()
-    # a folder of its own (and a short one, for the sockets): Ray notes a started cluster there, which others would join
+    # a short path for the sockets, and not the default one, where other Rays would find this cluster
     home = tempfile.mkdtemp(prefix="ray-")
     environment = {
         **os.environ,
@@ -48,25 +48,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--disable-usage-stats",
     ]
     command += ["--include-dashboard=true", f"--dashboard-port={port}"]
-    # the agent takes the jobs; at its usual port it would find that of any other Ray on this machine, and not start
+    # the agent accepts the jobs; its default port may be in use by another Ray of this machine
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     log = (tmp_path_factory.mktemp("cluster") / "ray.log").open("w")
 
-    def begin() -> subprocess.Popen[bytes]:
+    def start_head() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
 
-    heads = [begin()]
+    heads = [start_head()]
     try:
-        address, patience = f"http://127.0.0.1:{port}", time.monotonic() + 240
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
         while (first := submit(address, "--no-follow", "--", "plan")).returncode:
-            assert "try again" in first.stderr or "no cluster takes jobs" in first.stderr
-            assert time.monotonic() < patience, first.stderr
-            if (
-                heads[-1].poll() is not None
-            ):  # on a busy machine Ray gives up where its own parts take too long to start
-                heads.append(begin())
+            assert "try again" in first.stderr or "no cluster accepts jobs" in first.stderr
+            assert time.monotonic() < deadline, first.stderr
+            if heads[-1].poll() is not None:  # Ray gives up if its processes start too slowly
+                heads.append(start_head())
             time.sleep(1)
         assert json.loads(first.stdout)["status"] == "SUBMITTED"
         yield address
@@ -84,22 +82,22 @@ def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_a_job_shows_its_output_and_ends_as_its_command_does(cluster: str, tmp_path: Path) -> None:
+def test_job_shows_its_output_and_the_exit_of_its_command(cluster: str, tmp_path: Path) -> None:
     good = submit(cluster, "--", "plan", "--preset", "paper", "--gpus", 8)
     assert good.returncode == 0, good.stderr
     assert json.loads(good.stdout)["status"] == "SUCCEEDED"
     assert "7,055" in good.stderr
     bad = submit(cluster, "--", "curate", "--corpus", tmp_path / "absent")
     assert bad.returncode == 1
-    assert str(tmp_path / "absent") in bad.stderr  # the job's own line
+    assert str(tmp_path / "absent") in bad.stderr  # the line of the job
     assert re.search(r"error: job raysubmit_\w+ ended as FAILED", bad.stderr)
 
 
-def test_what_cannot_be_submitted_is_told_in_one_line() -> None:
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    alone = submit(nowhere, "--", "plan")
-    assert (alone.returncode, alone.stdout) == (1, "")
-    assert f"({nowhere}); start one (ray start --head)" in alone.stderr
-    unknown = submit(nowhere, "--", "ingestt", "x")
+def test_unreachable_cluster_and_unknown_command_are_errors_in_one_line() -> None:
+    dead_address = f"http://127.0.0.1:{free_port()}"
+    done = submit(dead_address, "--", "plan")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"({dead_address}); start one (ray start --head)" in done.stderr
+    unknown = submit(dead_address, "--", "ingestt", "x")
     assert unknown.returncode == 2
     assert "did you mean ingest?" in unknown.stderr

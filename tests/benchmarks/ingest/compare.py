@@ -60,18 +60,18 @@ def main() -> None:
 def make_videos(folder: Path) -> list[Path]:
     """The demo's videos and the further ones, in order of their names."""
     from uniavgen.orchestration.demo.build import build_demo
-    from uniavgen.orchestration.demo.script import PLANS, Scene
+    from uniavgen.orchestration.demo.script import VIDEO_SPECS, Scene
 
     more = [
         replace(
-            PLANS[0],
+            VIDEO_SPECS[0],
             name=f"more_{number}.mp4",
             scenes=tuple(Scene(*scene) for scene in scenes),
             fps=25 + 5 * (number % 2),
         )
         for number, scenes in enumerate(MORE_SCENES)
     ]
-    truth = build_demo(folder, workers=cores(), plans=(*PLANS, *more))
+    truth = build_demo(folder, workers=cores(), specs=(*VIDEO_SPECS, *more))
     return sorted(folder / source.name for source in truth.sources)
 
 

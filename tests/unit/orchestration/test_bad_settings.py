@@ -1,4 +1,4 @@
-"""Training settings that contradict one another are refused before anything starts, in one line that names them."""
+"""Training settings that contradict one another are refused in one line, before anything starts."""
 
 import pytest
 

@@ -64,7 +64,7 @@ def test_failed_check_prints_the_summary_and_exits_with_1(app: typer.Typer) -> N
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "said"),
+    ("end", "code", "message"),
     [
         ("user", 1, "error: no sound (a.mp4)\n"),
         ("usage", 2, "error: no such thing\n"),
@@ -73,10 +73,13 @@ def test_failed_check_prints_the_summary_and_exits_with_1(app: typer.Typer) -> N
         (
             "bug",
             1,
-            "error: unexpected ZeroDivisionError: division by zero; set UNIAVGEN_TRACE=1 to see the traceback\n",
+            "error: unexpected ZeroDivisionError: division by zero; "
+            "set UNIAVGEN_TRACE=1 to see the traceback\n",
         ),
     ],
 )
-def test_every_error_is_one_line_with_an_exit_code(app: typer.Typer, end: str, code: int, said: str) -> None:
+def test_every_error_is_one_line_with_an_exit_code(
+    app: typer.Typer, end: str, code: int, message: str
+) -> None:
     done = CliRunner().invoke(app, ["look", "--corpus", "c", "--end", end])
-    assert (done.exit_code, done.stderr, done.stdout) == (code, said, "")
+    assert (done.exit_code, done.stderr, done.stdout) == (code, message, "")

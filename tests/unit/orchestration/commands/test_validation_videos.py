@@ -1,4 +1,4 @@
-"""Validation videos of a stage with random weights: every task, with and without guidance, and contact sheets."""
+"""Validation videos of a stage with random weights: every task, with and without guidance; contact sheets."""
 
 from __future__ import annotations
 

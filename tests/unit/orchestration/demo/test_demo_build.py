@@ -1,4 +1,4 @@
-"""Building the demo corpus: whole files with truth beside them, made once, resumed where interrupted."""
+"""Build of the demo corpus: encoded files, truth, reuse, resuming, planted defects."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 
 from uniavgen.orchestration.demo import build
 from uniavgen.orchestration.demo.build import PARTS, build_demo, demo_digest, make_source
-from uniavgen.orchestration.demo.script import PLANS, SENTENCES, Scene, SourcePlan
+from uniavgen.orchestration.demo.script import SENTENCES, VIDEO_SPECS, Scene, VideoSpec
 from uniavgen.orchestration.demo.truth import TRUTH_NAME, DemoTruth
 from uniavgen.shards.errors import UserError
 
-TALK = SourcePlan("talk.mp4", (Scene("joe", "astronaut", (7,)), Scene("ann", "mirror", (9,))), size=192)
-TEXT = SourcePlan("text.mp4", (), defect="not-a-video")
+TALK = VideoSpec("talk.mp4", (Scene("joe", "astronaut", (7,)), Scene("ann", "mirror", (9,))), size=192)
+TEXT = VideoSpec("text.mp4", (), defect="not-a-video")
 
 
 def _decode(path: Path) -> tuple[list[np.ndarray], np.ndarray, int]:
-    """Frames in RGB, sound float32 [n] mono and its rate, as PyAV reads them."""
+    """Frames in RGB, mono audio float32 [n] and its sample rate, as PyAV reads them."""
     import av
 
     with av.open(str(path)) as container:
@@ -38,27 +38,27 @@ def _decode(path: Path) -> tuple[list[np.ndarray], np.ndarray, int]:
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoTruth]:
     folder = tmp_path_factory.mktemp("demo")
-    return folder, build_demo(folder, workers=1, plans=(TALK, TEXT))
+    return folder, build_demo(folder, workers=1, specs=(TALK, TEXT))
 
 
-def test_a_video_has_the_planned_pictures_sound_and_cut(talk: tuple[Path, DemoTruth]) -> None:
+def test_video_has_frames_audio_and_cut_of_its_spec(talk: tuple[Path, DemoTruth]) -> None:
     folder, truth = talk
     source = truth.sources[0]
-    frames, sound, rate = _decode(folder / "talk.mp4")
+    frames, audio, rate = _decode(folder / "talk.mp4")
     assert len(frames) == round(source.duration_s * source.fps)
-    assert len(sound) / rate == pytest.approx(source.duration_s, abs=0.06)
+    assert len(audio) / rate == pytest.approx(source.duration_s, abs=0.06)
     jumps = [np.abs(a.astype(int) - b).mean() for a, b in pairwise(frames)]
     assert 1 + int(np.argmax(jumps)) == round(source.cuts_s[0] * source.fps)
     (first, second), cut = source.turns, source.cuts_s[0]
     assert first.end_s < cut < second.start_s
     loud = [
-        np.sqrt(np.mean(sound[round(t.start_s * rate) : round(t.end_s * rate)] ** 2)) for t in source.turns
+        np.sqrt(np.mean(audio[round(t.start_s * rate) : round(t.end_s * rate)] ** 2)) for t in source.turns
     ]
-    pause = sound[round((first.end_s + 0.15) * rate) : round((second.start_s - 0.1) * rate)]
+    pause = audio[round((first.end_s + 0.15) * rate) : round((second.start_s - 0.1) * rate)]
     assert min(loud) > 20 * np.sqrt(np.mean(pause**2))
 
 
-def test_truth_survives_its_file_and_covers_every_frame_with_a_face(talk: tuple[Path, DemoTruth]) -> None:
+def test_truth_is_restored_from_its_file_and_has_a_face_for_every_frame(talk: tuple[Path, DemoTruth]) -> None:
     folder, truth = talk
     assert DemoTruth.load(folder) == truth
     source = truth.sources[0]
@@ -69,14 +69,14 @@ def test_truth_survives_its_file_and_covers_every_frame_with_a_face(talk: tuple[
     assert not (folder / PARTS).exists()
 
 
-def test_a_finished_corpus_is_reused_without_touching_a_file(talk: tuple[Path, DemoTruth]) -> None:
+def test_finished_corpus_is_reused_unchanged(talk: tuple[Path, DemoTruth]) -> None:
     folder, truth = talk
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert build_demo(folder, plans=(TALK, TEXT)) == truth
+    assert build_demo(folder, specs=(TALK, TEXT)) == truth
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_an_interrupted_build_makes_only_what_is_missing(tmp_path: Path) -> None:
+def test_interrupted_build_makes_only_missing_videos(tmp_path: Path) -> None:
     other = replace(TEXT, name="other.mp4")
     digest = demo_digest((TEXT, other))
     (tmp_path / PARTS).mkdir()
@@ -85,7 +85,7 @@ def test_an_interrupted_build_makes_only_what_is_missing(tmp_path: Path) -> None
     made_at = (tmp_path / "text.mp4").stat().st_mtime_ns
     names: list[str] = []
     truth = build_demo(
-        tmp_path, workers=1, plans=(TEXT, other), on_progress=lambda done, total, name: names.append(name)
+        tmp_path, workers=1, specs=(TEXT, other), on_progress=lambda done, total, name: names.append(name)
     )
     assert names == ["other.mp4"]
     assert (tmp_path / "text.mp4").stat().st_mtime_ns == made_at
@@ -93,64 +93,64 @@ def test_an_interrupted_build_makes_only_what_is_missing(tmp_path: Path) -> None
     assert [source.fate for source in truth.sources] == ["not-a-video"] * 2
 
 
-def test_a_changed_plan_replaces_the_corpus_and_removes_what_it_dropped(tmp_path: Path) -> None:
+def test_changed_specs_replace_the_corpus_and_remove_old_videos(tmp_path: Path) -> None:
     other = replace(TEXT, name="other.mp4")
-    build_demo(tmp_path, workers=1, plans=(TEXT, other))
-    truth = build_demo(tmp_path, workers=1, plans=(other,))
+    build_demo(tmp_path, workers=1, specs=(TEXT, other))
+    truth = build_demo(tmp_path, workers=1, specs=(other,))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.mp4", TRUTH_NAME]
     assert truth.digest == demo_digest((other,))
 
 
-def test_a_late_sound_is_late_by_what_the_truth_says(tmp_path: Path) -> None:
-    plan = SourcePlan(
+def test_late_audio_has_the_delay_of_its_truth(tmp_path: Path) -> None:
+    spec = VideoSpec(
         "late.mov", (Scene("bob", "", (7,)),), size=64, audio="pcm_s16le", rate=48_000, defect="sound-late"
     )
-    on_time = make_source(tmp_path, replace(plan, defect=""))
+    on_time = make_source(tmp_path, replace(spec, defect=""))
     _, early, rate = _decode(tmp_path / "late.mov")
-    late = make_source(tmp_path, plan)
-    _, sound, _ = _decode(tmp_path / "late.mov")
+    late = make_source(tmp_path, spec)
+    _, audio, _ = _decode(tmp_path / "late.mov")
     assert late.shift_ms == 400
-    assert np.allclose(sound[round(0.4 * rate) : round(4.4 * rate)], early[: 4 * rate], atol=2e-4)
+    assert np.allclose(audio[round(0.4 * rate) : round(4.4 * rate)], early[: 4 * rate], atol=2e-4)
     assert [w.start_s for w in late.words] == pytest.approx([w.start_s + 0.4 for w in on_time.words])
 
 
-def test_a_truncated_video_cannot_be_opened(tmp_path: Path) -> None:
+def test_truncated_video_cannot_be_opened(tmp_path: Path) -> None:
     import av
 
     truth = make_source(
-        tmp_path, SourcePlan("cut.mp4", (Scene("joe", "", (7,)),), size=64, defect="truncated")
+        tmp_path, VideoSpec("cut.mp4", (Scene("joe", "", (7,)),), size=64, defect="truncated")
     )
     assert truth.fate == "truncated"
     with pytest.raises(av.error.FFmpegError), av.open(str(tmp_path / "cut.mp4")):
         pass
 
 
-def test_a_source_without_sound_has_no_audio_stream_and_no_words(tmp_path: Path) -> None:
+def test_video_without_audio_has_no_audio_stream_and_no_words(tmp_path: Path) -> None:
     import av
 
     truth = make_source(
-        tmp_path, SourcePlan("mute.mp4", (Scene("joe", "", (7,)),), size=64, audio="", defect="no-sound")
+        tmp_path, VideoSpec("mute.mp4", (Scene("joe", "", (7,)),), size=64, audio="", defect="no-sound")
     )
     with av.open(str(tmp_path / "mute.mp4")) as container:
         assert not container.streams.audio
     assert truth.words == ()
 
 
-def test_truth_that_is_missing_or_damaged_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no readable truth .*truth\.json"):
+def test_missing_or_damaged_truth_is_an_error_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read .*truth\.json"):
         DemoTruth.load(tmp_path)
     (tmp_path / TRUTH_NAME).write_text(json.dumps({"truth_version": 99}))
     with pytest.raises(UserError, match="build the demo corpus again"):
         DemoTruth.load(tmp_path)
 
 
-def test_the_script_holds_what_the_demo_promises() -> None:
-    good = [plan for plan in PLANS if not plan.defect]
-    voices = [{scene.voice for scene in plan.scenes} for plan in good]
-    assert len(PLANS) >= 13
+def test_script_has_enough_voices_cuts_containers_and_defects() -> None:
+    good = [spec for spec in VIDEO_SPECS if not spec.defect]
+    voices = [{scene.voice for scene in spec.scenes} for spec in good]
+    assert len(VIDEO_SPECS) >= 13
     assert sum(len(v) == 2 for v in voices) >= 2
     assert sum(len(v) == 1 and len(p.scenes) == 2 for v, p in zip(voices, good, strict=True)) >= 2
-    assert {plan.defect for plan in PLANS} == {
+    assert {spec.defect for spec in VIDEO_SPECS} == {
         "",
         "no-sound",
         "no-face",
@@ -160,6 +160,6 @@ def test_the_script_holds_what_the_demo_promises() -> None:
     }
     for voice in ("joe", "ann", "bob", "reader"):
         assert sum(v == {voice} for v in voices) >= 2
-    assert sum(len(scene.lines) for plan in good for scene in plan.scenes) >= 25
-    assert len({plan.name.split(".")[-1] for plan in good}) >= 4
-    assert len({(plan.video, plan.audio) for plan in good}) >= 5
+    assert sum(len(scene.lines) for spec in good for scene in spec.scenes) >= 25
+    assert len({spec.name.split(".")[-1] for spec in good}) >= 4
+    assert len({(spec.video, spec.audio) for spec in good}) >= 5

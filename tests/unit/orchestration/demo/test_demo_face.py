@@ -1,4 +1,4 @@
-"""The animated photograph: a face detector that knows nothing of the plan finds what was planted."""
+"""The animated portrait: an independent face detector finds face, lips and oval; lips and audio agree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _landmarks(pictures: list[np.ndarray]) -> list[np.ndarray | None]:
 
 
 @pytest.mark.parametrize("look", sorted(LOOKS))
-def test_a_detector_finds_the_face_the_lips_and_the_oval_in_every_frame(look: str) -> None:
+def test_detector_finds_face_lips_and_oval_in_every_frame(look: str) -> None:
     from uniavgen.orchestration.demo.score import oval_iou
 
     track = speech.assemble([speech.say(script.SENTENCES[2], "joe")], seed=1)
@@ -48,8 +48,8 @@ def test_a_detector_finds_the_face_the_lips_and_the_oval_in_every_frame(look: st
     assert oval_iou(found, np.array([frame.oval for frame in frames])).min() > 0.9
 
 
-def test_lips_and_sound_move_together() -> None:
-    """The sync recipe itself: derivative of the lip gap against the derivative of the 300-3000 Hz envelope."""
+def test_lips_and_audio_are_in_sync() -> None:
+    """Correlate the derivatives of the lip gap and of the 300-3000 Hz envelope."""
     from scipy.ndimage import gaussian_filter1d
     from scipy.signal import butter, sosfiltfilt
 
@@ -78,14 +78,14 @@ def speech_mouth(track: speech.Track, times: np.ndarray) -> tuple[np.ndarray, np
     return mouth_track(track.phones, times)
 
 
-def test_the_same_seed_draws_the_same_frames_and_another_seed_does_not() -> None:
+def test_frames_depend_on_the_seed() -> None:
     times = [0.0, 0.4, 0.8]
     one, two, other = (list(face.animate("dark", [], times, seed=s)) for s in (4, 4, 5))
     assert all(np.array_equal(a.picture, b.picture) for a, b in zip(one, two, strict=True))
     assert not np.array_equal(one[1].oval, other[1].oval)
 
 
-def test_silence_has_blinks_and_motion_but_a_still_mouth() -> None:
+def test_silent_portrait_blinks_and_moves_with_a_still_mouth() -> None:
     frames = list(face.animate("astronaut", [], np.arange(0, 4, 0.04).tolist(), seed=2))
     openings = np.array([frame.opening for frame in frames])
     assert np.ptp(openings) < 0.002
@@ -103,7 +103,7 @@ def test_mirrored_looks_have_mirrored_ovals() -> None:
     assert oval[OVAL.index(454), 0] < oval[OVAL.index(234), 0]
 
 
-def test_the_faceless_pattern_moves_and_shows_no_face() -> None:
+def test_pattern_moves_and_shows_no_face() -> None:
     frames = list(face.pattern([0.0, 0.5, 1.0]))
     assert (frames[0] != frames[1]).mean() > 0.5
     assert _landmarks(frames) == [None, None, None]

@@ -1,4 +1,4 @@
-"""Scoring against the truth: a corpus that repeats the truth scores fully, and each planted error is counted."""
+"""Scores against the truth: a corpus equal to the truth has full scores; each planted error is counted."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _corpus(folder: Path, clip: dict[str, Any], source: dict[str, Any] | None = 
     return corpus
 
 
-def test_a_corpus_that_repeats_the_truth_scores_fully(tmp_path: Path) -> None:
+def test_corpus_equal_to_the_truth_has_full_scores(tmp_path: Path) -> None:
     measured = score(_corpus(tmp_path, _clip("c-a", TRUTH.sources[0], "s-a", sync_offset_ms=10.0)), TRUTH)
     assert measured.word_error_rate == 0
     assert measured.words_in_clips == 1
@@ -96,14 +96,14 @@ def test_a_corpus_that_repeats_the_truth_scores_fully(tmp_path: Path) -> None:
     assert all(len(row) == 3 for row in measured.rows() + measured.caught_rows())
 
 
-def test_a_wrong_and_a_missing_word_are_two_errors_in_fourteen(tmp_path: Path) -> None:
+def test_wrong_and_missing_word_are_two_errors_in_fourteen(tmp_path: Path) -> None:
     clip = _clip("c-a", TRUTH.sources[0], "s-a")
     clip["words"][2]["text"] = "night"
     del clip["words"][4]
     assert score(_corpus(tmp_path, clip), TRUTH).word_error_rate == pytest.approx(2 / 14)
 
 
-def test_swapped_speakers_missed_cuts_and_lost_sources_are_counted(tmp_path: Path) -> None:
+def test_merged_speakers_missed_cuts_and_lost_sources_are_counted(tmp_path: Path) -> None:
     one = [{"label": "S0", "start_s": 1.0, "end_s": 4.4}]
     shots = [{"label": "0", "start_s": 0.0, "end_s": 4.0}, {"label": "1", "start_s": 4.0, "end_s": 5.0}]
     corpus = _corpus(
@@ -121,23 +121,23 @@ def test_swapped_speakers_missed_cuts_and_lost_sources_are_counted(tmp_path: Pat
     assert measured.caught_rows()[0] == ("late.mp4", "sound-late", "NOT CAUGHT")
 
 
-def test_an_empty_corpus_scores_nothing_and_says_so(tmp_path: Path) -> None:
+def test_empty_corpus_has_no_scores(tmp_path: Path) -> None:
     measured = score(Corpus.create(tmp_path), TRUTH)
     assert measured.word_error_rate is None
     assert measured.lost == ("a.mp4",)
     assert "not measured" in measured.rows()[0]
 
 
-def test_half_a_face_beside_the_truth_overlaps_by_its_share() -> None:
+def test_iou_of_a_shifted_oval_and_of_a_missing_face() -> None:
     planted, found = _oval(0.5), _oval(0.6)
-    y, x = np.mgrid[0:1:0.002, 0:1:0.002]  # the ovals' own ellipses, counted point by point
+    y, x = np.mgrid[0:1:0.002, 0:1:0.002]  # the ellipses of the ovals, counted point by point
     one, two = (((x - c) / 0.2) ** 2 + ((y - 0.5) / 0.25) ** 2 < 1 for c in (0.5, 0.6))
     exact = (one & two).sum() / (one | two).sum()
     track = FaceTrack(np.array([found, found], np.float32), np.zeros((2, 4)), np.array([1.0, 0.0]))
     assert oval_iou(track, np.array([planted, planted])) == pytest.approx([exact, 0], abs=0.02)
 
 
-def test_true_ovals_run_straight_between_the_kept_ones() -> None:
+def test_true_ovals_are_interpolated_linearly() -> None:
     ovals = true_ovals(TRUTH.sources[0], np.array([0.0, 0.05, 1.0, 99.0]))
     assert ovals[:, :, 0].mean(axis=1) == pytest.approx([0.5, 0.501, 0.52, 0.6], abs=1e-4)
 

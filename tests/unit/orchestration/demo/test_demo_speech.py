@@ -1,4 +1,4 @@
-"""The demo's voices: words, phones and times are what the sound holds."""
+"""Speech of the demo: words, phones and times agree with the audio; voices differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uniavgen.shards.weights import resolve
 
 
 def _times_by_aligner(waveform: np.ndarray, text: str) -> list[tuple[str, float]]:
-    """Word starts by pocketsphinx, the independent reference: sound float32 at 16 kHz."""
+    """Word starts by pocketsphinx, an independent reference. `waveform`: float32 at 16 kHz."""
     from pocketsphinx import Decoder
 
     decoder = Decoder(samprate=16_000, loglevel="FATAL")
@@ -28,7 +28,7 @@ def _at_16k(waveform: np.ndarray) -> np.ndarray:
     return waveform[: len(waveform) // 3 * 3].reshape(-1, 3).mean(axis=1)
 
 
-def test_every_sentence_of_the_script_has_one_pronounced_token_a_word() -> None:
+def test_every_word_of_the_script_has_one_pronounced_token() -> None:
     from piper.phonemize_espeak import ESPEAK_DATA_DIR, EspeakPhonemizer
 
     phonemizer = EspeakPhonemizer(ESPEAK_DATA_DIR)
@@ -39,7 +39,7 @@ def test_every_sentence_of_the_script_has_one_pronounced_token_a_word() -> None:
         assert len(tokens) == len(sentence.split()), sentence
 
 
-def test_a_sentence_is_said_with_the_same_samples_whatever_was_said_before() -> None:
+def test_sentence_has_the_same_samples_every_time() -> None:
     first = speech.say(script.SENTENCES[1], "ann")
     speech.say(script.SENTENCES[2], "ann")
     again = speech.say(script.SENTENCES[1], "ann")
@@ -48,7 +48,7 @@ def test_a_sentence_is_said_with_the_same_samples_whatever_was_said_before() -> 
 
 
 @pytest.mark.parametrize("voice", sorted(speech.VOICES))
-def test_word_starts_agree_with_a_forced_aligner_that_never_saw_the_plan(voice: str) -> None:
+def test_word_starts_agree_with_a_forced_aligner(voice: str) -> None:
     spoken = speech.say(script.SENTENCES[7], voice)
     found = _times_by_aligner(_at_16k(spoken.waveform), " ".join(w.text.lower() for w in spoken.words))
     assert [w for w, _ in found] == [w.text.lower() for w in spoken.words]
@@ -56,7 +56,7 @@ def test_word_starts_agree_with_a_forced_aligner_that_never_saw_the_plan(voice: 
     assert np.median(errors) < 0.045
 
 
-def test_phones_lie_in_order_and_words_hold_at_least_one() -> None:
+def test_phones_and_words_are_in_order_without_overlap() -> None:
     spoken = speech.say(script.SENTENCES[0], "bob")
     assert all(p.end_s > p.start_s for p in spoken.phones)
     assert all(a.end_s <= b.start_s + 1e-9 for a, b in zip(spoken.phones, spoken.phones[1:], strict=False))
@@ -64,7 +64,7 @@ def test_phones_lie_in_order_and_words_hold_at_least_one() -> None:
     assert {p.symbol for p in spoken.phones} <= set(SHAPES)
 
 
-def test_the_reading_holds_the_words_that_are_written_down_for_it() -> None:
+def test_recorded_reading_has_its_stored_words() -> None:
     import soundfile
 
     waveform, rate = soundfile.read(resolve("two-cities") / "two_cities.wav", dtype="float32")
@@ -79,7 +79,7 @@ def test_the_reading_holds_the_words_that_are_written_down_for_it() -> None:
     assert np.median([abs(a - b) for (_, a), (_, b) in zip(found, written, strict=True)]) < 0.03
 
 
-def test_a_track_keeps_words_turns_and_gaps_on_one_clock() -> None:
+def test_track_has_words_turns_and_gaps_on_one_clock() -> None:
     utterances = [speech.say(script.SENTENCES[i], voice) for i, voice in ((1, "joe"), (2, "ann"))]
     track = speech.assemble(utterances, seed=5)
     assert [turn[0] for turn in track.turns] == ["joe", "ann"]
@@ -101,7 +101,7 @@ def _best_lag(a: np.ndarray, b: np.ndarray) -> int:
     return lag if lag < len(a) else lag - 2 * len(a)
 
 
-def test_lips_shut_for_b_and_open_for_a() -> None:
+def test_lips_close_for_b_and_open_for_a() -> None:
     phones = [Phone("ɑ", 0.3, 0.5), Phone("b", 0.5, 0.6), Phone("ɑ", 0.6, 0.8)]
     opening, _ = mouth_track(phones, np.array([0.05, 0.4, 0.55, 0.7, 1.5]))
     assert opening[[1, 3]].min() > 0.9
@@ -117,7 +117,7 @@ def test_rounding_follows_the_vowel() -> None:
 
 
 @pytest.mark.slow
-def test_a_speaker_embedder_tells_the_four_voices_apart() -> None:
+def test_speaker_embedding_separates_the_four_voices() -> None:
     from uniavgen.ingest.config import DiarizationConfig
     from uniavgen.ingest.models.speaker_embedding import VoiceEncoder, unit_length
 

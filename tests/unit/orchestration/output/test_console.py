@@ -23,17 +23,25 @@ def test_brackets_in_progress_labels_are_not_markup(capfd: pytest.CaptureFixture
     assert "to s3://bucket/[new]" in capfd.readouterr().err
 
 
-WIDE = "from uniavgen.orchestration.output.console import table; table('orders', [f'measure {n}' for n in range(9)], [['reproduced'] * 9])"
+WIDE_TABLE = """
+from uniavgen.orchestration.output.console import table
+table("orders", [f"measure {n}" for n in range(9)], [["reproduced"] * 9])
+"""
 
 
-def in_a_log(**environment: str) -> list[str]:
-    free = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment
+def log_lines(**environment: str) -> list[str]:
+    without_columns = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment
     done = subprocess.run(
-        [sys.executable, "-c", WIDE], capture_output=True, text=True, timeout=60, check=True, env=free
+        [sys.executable, "-c", WIDE_TABLE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=without_columns,
     )
     return done.stderr.splitlines()
 
 
 def test_wide_table_is_complete_in_a_log_unless_columns_is_set() -> None:
-    assert any(line.count("reproduced") == 9 for line in in_a_log())
-    assert max(map(len, in_a_log(COLUMNS="60"))) == 60
+    assert any(line.count("reproduced") == 9 for line in log_lines())
+    assert max(map(len, log_lines(COLUMNS="60"))) == 60

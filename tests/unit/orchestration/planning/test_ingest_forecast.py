@@ -26,7 +26,7 @@ HISTORY = [(10.0, 0.0), (30.0, 30.0)]
 
 
 def add(corpus: Corpus, make_clip: Make, clip_media: dict[str, bytes], source: str) -> None:
-    """A measured source of 20 s: one clip that the default policy keeps and one that it rejects, 2 s each, with media."""
+    """Add a measured source of 20 s with two clips of 2 s: the default policy keeps one and rejects one."""
     clips = [make_clip(source, 1.0, "a"), make_clip(source, 5.0, "a", snr_db=-20.0)]
     corpus.upsert("clips", clips)
     row = {

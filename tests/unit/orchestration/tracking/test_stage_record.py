@@ -1,4 +1,4 @@
-"""A stage's run in MLflow: opened late if the tracker was down, final status, registered weights, descriptions."""
+"""A stage's run in MLflow: opened late if the tracker was down, status, registered weights, descriptions."""
 
 import json
 import socket
@@ -176,14 +176,17 @@ def test_descriptions_hold_settings_state_and_outcome_of_stages(tmp_path: Path) 
         if line.startswith("| joint |")
     ]
     assert row == (
-        "| joint | stage audio | clips | joint | 40 x 4 | 0.001 | done | video 1.500 → 1.250, audio 2.000 → 1.000 |"
+        "| joint | stage audio | clips | joint | 40 x 4 | 0.001 | done "
+        "| video 1.500 → 1.250, audio 2.000 → 1.000 |"
     )
     note = stage_note(config, "joint", tmp_path, ["s3://bucket/shards"], "cl4-so2")
     for text in (
         "**done**",
-        "starts from stage audio; trains all parts on joint: 40 steps of 4 samples, lr 0.001, 2 workers, ZeRO 2, fp32",
+        "starts from stage audio; trains all parts on joint: 40 steps of 4 samples, lr 0.001, ",
+        "2 workers, ZeRO 2, fp32",
         "Data: `s3://bucket/shards`, corpus version `cl4-so2`.",
-        "40 steps in 12 s, 3.21 samples/s, 1.5% of the time waiting for data. Clips: damaged 2. Parameters: 1.50 million.",
+        "40 steps in 12 s, 3.21 samples/s, 1.5% of the time waiting for data. ",
+        "Clips: damaged 2. Parameters: 1.50 million.",
         f"- (2 older ones are in `{folder.events}`)\n- step 1 is left out",
         "| `smoothed/loss/` | does it learn",
         "| `mask_iou/` |",
