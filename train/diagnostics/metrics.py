@@ -1,4 +1,5 @@
-"""Figures of a training run: of one step, of the steps so far, and of a finished stage."""
+"""Metrics of a training run: of one step, of the steps so far (`History`), and of a finished stage
+(`Outcome`)."""
 
 from __future__ import annotations
 
@@ -19,20 +20,22 @@ from uniavgen.train.planning import PEAK_TFLOPS
 from uniavgen.train.tasks import Task
 
 LOSS_WINDOW = 10
-"""Most steps over which the losses at the start and at the end of a stage are averaged: one round of the paper's mix."""
+"""Largest number of steps over which losses at the start and end of a stage are averaged: one round of the
+paper's mix."""
 TIME_BUCKETS = 5
-"""Equal parts of the diffusion time 0..1 by which losses are told apart; our choice."""
+"""Equal parts of the diffusion time 0..1, each with its own loss. Heuristic."""
 COUNTS = ("short", "damaged", "reference_inside", "speech_cut")
-"""What the loader counts, in the order in which it crosses the workers."""
+"""Counts of the loader (`LoadedBatch.counts`)."""
 
 
 @dataclass
 class Outcome:
-    """What a stage came to; losses by modality (video, audio, mask).
+    """Result of a stage. Losses are by modality (video, audio, mask).
 
-    `loss_start` and `loss_end` are means over the first and the last training steps. `fixed_start` and `fixed_end` are
-    taken before and after training on the same draws, which training does not use: they tell of small changes too.
-    `samples_per_s` and `data_wait_share` leave the first step out, which starts things up.
+    `loss_start` and `loss_end` are means over the first and the last training steps. `fixed_start` and
+    `fixed_end` are measured before and after training on the same draws, which training does not use, so that
+    small changes show. `samples_per_s` and `data_wait_share` do not count the first step, which has start-up
+    costs.
     """
 
     steps: int = 0
@@ -49,7 +52,7 @@ class Outcome:
 
 @dataclass
 class History:
-    """Of the steps so far, what the Outcome needs; it is saved with each checkpoint."""
+    """Values of the steps so far from which the Outcome is computed. Saved in checkpoints."""
 
     window: int
     first: dict[str, list[float]] = field(default_factory=dict)
@@ -67,7 +70,7 @@ class History:
         return History(window=max(1, min(LOSS_WINDOW, stage.steps // 4)))
 
     def add(self, metrics: dict[str, float], *, first: bool) -> None:
-        """Take in a step's metrics; `first` marks the first step since the process started."""
+        """Add the metrics of a step. `first`: it is the first step since the process started."""
         for name in ("video", "audio", "mask"):
             value = metrics.get(f"loss/{name}")
             if value is not None:
@@ -102,9 +105,9 @@ class History:
 
 
 class Meter:
-    """Measures one step on one worker, and brings the workers' figures together.
+    """Collects values of one step on one rank, and combines those of all ranks.
 
-    Nothing is computed or brought from the device while the step runs: `metrics` does, once it is done.
+    While the step runs nothing is computed or copied from the device; `metrics` does that after the step.
     """
 
     def __init__(self) -> None:
@@ -115,120 +118,128 @@ class Meter:
         self.micros: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def wait_for(self, batches: Iterator[LoadedBatch]) -> LoadedBatch:
-        """The next batch; the time until it is there is waiting for data."""
-        asked = time.monotonic()
+        """The next batch. The time of this call counts as waiting for data."""
+        started = time.monotonic()
         loaded = next(batches)
-        self.waited += time.monotonic() - asked
+        self.waited += time.monotonic() - started
         return loaded
 
     def add(
-        self, losses: dict[str, Tensor], loaded: LoadedBatch, figures: dict[str, Tensor] | None = None
+        self, losses: dict[str, Tensor], loaded: LoadedBatch, details: dict[str, Tensor] | None = None
     ) -> None:
-        """Take in a micro-batch: its losses, and the `figures` of `train.tasks.total_loss` where there are any."""
+        """Add a micro-batch: its losses, and the `details` of `compute_losses`."""
         self.samples += len(loaded.batch.keys)
         self.counts += loaded.counts
-        self.micros.append((detached(losses), detached(figures or {})))
+        self.micros.append((detached(losses), detached(details or {})))
 
     def metrics(self, task: Task, stage: StageConfig) -> dict[str, float]:
-        """Means of losses over the global batch, sums of counts, the slowest worker's times. All workers call this.
+        """Means of losses over the global batch, sums of counts, times of the slowest rank. All ranks call
+        this.
 
-        A modality that the task does not generate, or that the stage does not have, has no loss.
+        There is no loss for a modality that the task does not generate or the stage does not have.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
-        losses, own = self.micros[0][0], self.sums()
-        # each worker's times have places of their own in the sum
-        own["times"] = [0.0] * (2 * world)
-        own["times"][2 * rank : 2 * rank + 2] = time.monotonic() - self.started, self.waited
-        sums = sums_over_workers(own)
+        losses, values = self.micros[0][0], self.sums()
+        # each rank sets its own two entries, so that the sum over ranks keeps them apart
+        values["times"] = [0.0] * (2 * world)
+        values["times"][2 * rank : 2 * rank + 2] = time.monotonic() - self.started, self.waited
+        sums = sums_over_workers(values)
         passes, times = len(self.micros) * world, sums["times"]
-        found = {f"loss/{name}": sums[name][0] / passes for name in losses}
-        found |= {f"samples/{name}": sums[name][0] for name in COUNTS}
+        metrics = {f"loss/{name}": sums[name][0] / passes for name in losses}
+        metrics |= {f"samples/{name}": sums[name][0] for name in COUNTS}
         scored = stage.scored(task)
         for name in {"video", "audio"} - set(scored):
-            del found[f"loss/{name}"]
+            del metrics[f"loss/{name}"]
         if not stage.has_video:
-            del found["loss/mask"]
-        found |= {f"task/{task}/{name}": found[f"loss/{name}"] for name in scored}
-        found |= {"time/step_s": max(times[::2]), "time/data_wait_s": max(times[1::2])}
-        found["time/samples_per_s"] = self.samples * world / found["time/step_s"]
-        return found | details(sums, task, scored, passes, found["time/step_s"])
+            del metrics["loss/mask"]
+        metrics |= {f"task/{task}/{name}": metrics[f"loss/{name}"] for name in scored}
+        metrics |= {"time/step_s": max(times[::2]), "time/data_wait_s": max(times[1::2])}
+        metrics["time/samples_per_s"] = self.samples * world / metrics["time/step_s"]
+        return metrics | detail_metrics(sums, task, scored, passes, metrics["time/step_s"])
 
     def sums(self) -> dict[str, list[float]]:
-        """This worker's losses, figures and counts, each summed over the step's micro-batches."""
+        """Losses, details and counts of this rank, each summed over the micro-batches of the step."""
         sums = {name: [float(self.counts[name])] for name in COUNTS}
-        for losses, figures in self.micros:
+        for losses, details in self.micros:
             for name, values in (
-                {name: [float(loss)] for name, loss in losses.items()} | summed(figures)
+                {name: [float(loss)] for name, loss in losses.items()} | summed(details)
             ).items():
                 sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(values)), values, strict=True)]
         return sums
 
 
-def details(
+def detail_metrics(
     sums: dict[str, list[float]], task: Task, scored: list[str], passes: int, seconds: float
 ) -> dict[str, float]:
-    """What the means hide, out of sums over all workers and `passes` forward passes: losses by modality, task and part of
-    the diffusion time, the masks' IoU by interaction (first one first), tokens a second."""
-    found = {}
+    """Losses by task, modality and part of the diffusion time, mask IoU by interaction layer, tokens per
+    second.
+
+    `sums`: over all ranks and their `passes` forward passes.
+    """
+    metrics = {}
     for name in scored:
         totals, counts = sums.get(f"{name}_by_time", []), sums.get(f"{name}_count", [])
         for bucket, (total, count) in enumerate(zip(totals, counts, strict=True)):
             if count:
                 times = f"t{bucket / TIME_BUCKETS:.1f}-{(bucket + 1) / TIME_BUCKETS:.1f}"
-                found[f"loss_at/{task}/{name}/{times}"] = total / count
-    found |= {
-        f"mask_iou/interaction-{place:02d}": iou / passes
-        for place, iou in enumerate(sums.get("mask_iou", []))
+                metrics[f"loss_at/{task}/{name}/{times}"] = total / count
+    metrics |= {
+        f"mask_iou/interaction-{layer:02d}": iou / passes
+        for layer, iou in enumerate(sums.get("mask_iou", []))
     }
     if "tokens" in sums:
-        found["time/tokens_per_s"] = sums["tokens"][0] / seconds
-    return found
+        metrics["time/tokens_per_s"] = sums["tokens"][0] / seconds
+    return metrics
 
 
 def pace(flops: float, samples_per_s: float) -> dict[str, float]:
-    """What so many samples a second, of so many FLOPs each, make of the hardware: the model's TFLOP/s per worker, the share
-    of the peak (MFU) on a card whose peak is known, and the most memory held since the start."""
+    """Use of the hardware: the model's TFLOP/s per rank, MFU on a GPU whose peak is known, peak memory since
+    the start.
+
+    `flops`: of training on one sample.
+    """
     speed = flops * samples_per_s / dist.get_world_size() / 1e12
-    found = {"compute/tflops_per_s": speed}
+    metrics = {"compute/tflops_per_s": speed}
     if dist.get_backend() == "nccl":
         name = torch.cuda.get_device_name().lower()
-        peak = next((tflops for card, tflops in PEAK_TFLOPS.items() if card in name), None)
+        peak = next((tflops for gpu, tflops in PEAK_TFLOPS.items() if gpu in name), None)
         if peak:
-            found["compute/mfu"] = speed / peak
-        found["memory/device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found | {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+            metrics["compute/mfu"] = speed / peak
+        metrics["memory/device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return metrics | {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def summed(figures: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Figures of a micro-batch as sums that can be added up: losses [TIME_BUCKETS] and their counts, the rest as it is."""
-    found: dict[str, list[float]] = {
-        name: figures[name].flatten().tolist() for name in ("mask_iou", "tokens") if name in figures
+def summed(details: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Details of a micro-batch as lists that can be added: losses [TIME_BUCKETS] and their counts, others
+    unchanged."""
+    lists: dict[str, list[float]] = {
+        name: details[name].flatten().tolist() for name in ("mask_iou", "tokens") if name in details
     }
     for name in ("video", "audio"):
-        if name in figures:
+        if name in details:
             sums, counts = [0.0] * TIME_BUCKETS, [0.0] * TIME_BUCKETS
-            for loss, at in zip(figures[name].tolist(), figures[f"{name}_time"].tolist(), strict=True):
+            for loss, at in zip(details[name].tolist(), details[f"{name}_time"].tolist(), strict=True):
                 bucket = min(max(int(at * TIME_BUCKETS), 0), TIME_BUCKETS - 1)
                 sums[bucket] += loss
                 counts[bucket] += 1
-            found |= {f"{name}_by_time": sums, f"{name}_count": counts}
-    return found
+            lists |= {f"{name}_by_time": sums, f"{name}_count": counts}
+    return lists
 
 
-def sums_over_workers(own: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Figures of the same names and sizes on all workers, summed in one go; all of them call this and get the same."""
-    together = iter(over_workers([value for values in own.values() for value in values]))
-    return {name: list(islice(together, len(values))) for name, values in own.items()}
+def sums_over_workers(lists: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Sums over ranks of lists with the same names and sizes, in one all-reduce. All ranks call this."""
+    sums = iter(over_workers([value for values in lists.values() for value in values]))
+    return {name: list(islice(sums, len(values))) for name, values in lists.items()}
 
 
 def over_workers(values: list[float]) -> list[float]:
-    """Sums over all workers; all of them call this and get the same."""
+    """Sums over ranks. All ranks call this and get the same."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    together = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(together)
-    brought: list[float] = together.tolist()
-    return brought
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    sums: list[float] = tensor.tolist()
+    return sums

@@ -1,28 +1,30 @@
-"""Figures of a run that only ever warn: slow workers, a stalled loader, vanishing masks, a dead interaction.
+"""Training warnings that never stop a run: slow ranks, slow data loading, vanishing face masks, dead
+interaction.
 
-In: what each worker measures of its own steps, and the engine. Out: sentences for `events.jsonl`, every so many steps.
-Everything costly is gathered at a look, not at a step.
+Each rank measures its own steps. Every `health.watch_every` steps the ranks exchange their values and get the
+same warnings, as lines for events.jsonl.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from uniavgen.train.diagnostics import health
 from uniavgen.train.diagnostics.config import HealthConfig
 from uniavgen.train.engine.deepspeed_engine import from_all, whole_parameter
 
 
 @dataclass
 class Times:
-    """Seconds since the last look: `own` until the forward pass was done, `waited` of it for data, `all` of the steps."""
+    """Seconds since the last check: `own` for data and forward pass, `waited` of it for data, `all` of the
+    steps."""
 
     own: float = 0.0
     waited: float = 0.0
@@ -31,8 +33,8 @@ class Times:
 
 
 class OwnTime:
-    """Seconds of a step that a worker takes by itself. A card works on while the host goes ahead: there its own clock counts,
-    and under ZeRO-3 what the forward pass gathers from the others."""
+    """Seconds of a step that a rank takes before it waits for others. On a GPU by CUDA events, as the host
+    runs ahead; with ZeRO-3 this includes the gathering of parameters."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_card, self._host_s = device.type == "cuda", 0.0
@@ -40,7 +42,7 @@ class OwnTime:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count what is done within."""
+        """Measure the time of the `with` block."""
         began, first = time.monotonic(), self._mark()
         yield
         self._host_s += time.monotonic() - began
@@ -49,7 +51,8 @@ class OwnTime:
             self._spans.append((first, last))
 
     def seconds(self) -> float:
-        """The sum so far; to be asked for when the card is done with the step, so that it is not waited for."""
+        """The sum so far. Call it when the GPU has finished the step, so that the host does not wait for
+        it."""
         return max(self._host_s, sum(first.elapsed_time(last) for first, last in self._spans) / 1000)
 
     def _mark(self) -> torch.cuda.Event | None:
@@ -61,19 +64,19 @@ class OwnTime:
 
 
 class Watch:
-    """One worker's part of the watch. All workers make one and look at the same steps."""
+    """Measures one rank. All ranks make one and call `look` at the same steps."""
 
     def __init__(self, engine: Any, config: HealthConfig) -> None:
         self.engine, self.config, self.times = engine, config, Times()
         self._masks: dict[str, Tensor] = {}
         self.output_norms: dict[str, float] = {}
-        self._told: set[str] = set()
+        self._active: set[str] = set()
         for name, module in engine.module.named_modules():
             if name.startswith("interactions.") and name.endswith(".face"):
                 module.register_forward_hook(self._note_mask(name))
 
     def add(self, own_s: float, waited_s: float, seconds: float) -> None:
-        """Count a step's times."""
+        """Add the times of a step."""
         times = self.times
         times.own, times.waited, times.all, times.steps = (
             times.own + own_s,
@@ -83,32 +86,31 @@ class Watch:
         )
 
     def look(self) -> list[str]:
-        """Warnings that the last look did not give already; the times start anew. All workers call this."""
+        """Warnings that the last call did not give; the times are reset. All ranks call this and get the
+        same."""
         times, self.times = self.times, Times()
         self.output_norms = self._output_norms()
         per_rank = from_all((times.own / max(1, times.steps), times.waited))
         found = {
-            "slow-rank": health.slow_rank(self.config, [own for own, _ in per_rank]),
-            "stalled-loader": health.stalled_loader(
-                self.config, max(waited for _, waited in per_rank), times.all
-            ),
-            "vanishing-mask": health.vanishing_mask(
+            "slow-rank": slow_rank(self.config, [own for own, _ in per_rank]),
+            "stalled-loader": stalled_loader(self.config, max(waited for _, waited in per_rank), times.all),
+            "vanishing-mask": vanishing_mask(
                 self.config, [float(mask.float().mean()) for mask in self._masks.values()]
             ),
-            "dead-interaction": health.dead_interaction(self.output_norms),
+            "dead-interaction": dead_interaction(self.output_norms),
         }
-        warnings = [text for kind, text in found.items() if text and kind not in self._told]
-        self._told = {kind for kind, text in found.items() if text}
+        warnings = [text for kind, text in found.items() if text and kind not in self._active]
+        self._active = {kind for kind, text in found.items() if text}
         return warnings
 
     def _note_mask(self, name: str) -> Any:
         def note(module: nn.Module, inputs: Any, mask: Tensor) -> None:
-            self._masks[name] = mask.detach()  # its mean is taken at a look only
+            self._masks[name] = mask.detach()  # its mean is computed in `look` only
 
         return note
 
     def _output_norms(self) -> dict[str, float]:
-        """Norm of each trained Wo, by layer and direction."""
+        """Norm of each trainable output projection Wo by layer and direction."""
         found = {}
         for name, parameter in self.engine.module.named_parameters():
             if name.startswith("interactions.") and name.endswith(".o.weight") and parameter.requires_grad:
@@ -117,3 +119,41 @@ class Watch:
                     torch.linalg.vector_norm(whole_parameter(self.engine, parameter))
                 )
         return found
+
+
+def slow_rank(config: HealthConfig, seconds: Sequence[float]) -> str:
+    """Warning if one rank is slow. `seconds`: time of each rank for data and forward pass, before it waits
+    for others."""
+    usual, worst = median_low(seconds), max(seconds)
+    if len(seconds) < 2 or worst <= config.slow_rank * usual:
+        return ""
+    rank = seconds.index(worst)
+    own = f"{worst:.2f} s a step before it waits for the others"
+    return f"rank {rank} is slow: {own}, the median is {usual:.2f} s"
+
+
+def stalled_loader(config: HealthConfig, waited_s: float, seconds: float) -> str:
+    """Warning if a large share of the time was spent waiting for data."""
+    share = waited_s / max(seconds, 1e-9)
+    if share <= config.data_wait:
+        return ""
+    hint = "cache the latents, or give workers more CPUs"
+    return f"the loader is too slow: {share:.0%} of the time is spent waiting for data ({hint})"
+
+
+def vanishing_mask(config: HealthConfig, means: Sequence[float]) -> str:
+    """Warning if the face masks of all layers are near zero, so that no modality affects the other. `means`:
+    one per layer."""
+    if not means or max(means) > config.mask_mean:
+        return ""
+    largest = f"{max(means):.4f} is the largest mean of {len(means)} layers"
+    return f"the face masks vanish: {largest}, below {config.mask_mean}"
+
+
+def dead_interaction(norms: dict[str, float]) -> str:
+    """Warning if output projections Wo, which start at zero, are still zero. `norms`: norm of Wo by layer."""
+    dead = [name for name, norm in norms.items() if norm == 0]
+    if not dead:
+        return ""
+    listed = ", ".join(dead[:4])
+    return f"the interaction is dead: Wo is 0 in {len(dead)} of {len(norms)} directions ({listed})"

@@ -1,6 +1,6 @@
-"""Losses on fixed clips of val at fixed diffusion times, for every task of a stage: comparable over a whole run.
+"""Validation losses on fixed clips of val at fixed diffusion times, for every task of a stage.
 
-In: the shards, codecs and a model. Out: figures by task, modality and time. Clips, windows and noise never change.
+Clips, windows and noise never change, so the losses are comparable over a whole run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from uniavgen.train.model.objective import compute_losses
 from uniavgen.train.tasks import Task
 
 STEP = 2**40
-"""The step that the noise is drawn for: no training step reaches it."""
+"""Step for which the noise is drawn; larger than any training step."""
 
 
 class Validation:
-    """One worker's part of the clips. All workers make one and call `losses` together."""
+    """The clips of one rank. All ranks make one and call `losses` together."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class Validation:
         codecs: Codecs,
         begun_with: Mapping[str, str] | None = None,
     ) -> None:
-        """Encode the clips once, of the shards that the stage began with (None: of all there are).
+        """Encode the clips once. `begun_with`: shards with which an interrupted stage began, None for all.
 
-        Raises UserError where they do not split among the workers, or there is no val.
+        Raises UserError if the clips do not split evenly over the ranks, or if there is no val.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
-        share, rest = divmod(config.validation.clips, world)
-        if rest:
+        share, remainder = divmod(config.validation.clips, world)
+        if remainder:
             raise UserError(
                 f"{config.validation.clips} validation clips do not split among {world} workers",
                 where="train.validation.clips",
@@ -52,30 +52,31 @@ class Validation:
                 kind="bad-batch",
             )
         self.config, self.stage = config, stage
-        self.places = tuple(range(rank * share, (rank + 1) * share))
+        self.indices = tuple(range(rank * share, (rank + 1) * share))
         stream = SampleStream(
             shards_dir, "val", config.data.seed, shards=begun_with, error_budget=config.data.damage
         )
         self.shards = stream.shards
         windows = EncodedWindows(stream, config.data, codecs)
         self.batch = (
-            BatchLoader(stream, config.data, windows, config.validation.clips).load(0, self.places).batch
+            BatchLoader(stream, config.data, windows, config.validation.clips).load(0, self.indices).batch
         )
 
     def losses(self, engine: Any) -> dict[str, float]:
-        """`validation/<task>/<modality>` (mean over the times) and `.../t<time>`, over all workers' clips."""
+        """`validation/<task>/<modality>` (mean over the times) and `.../t<time>`, over the clips of all
+        ranks."""
         tasks = [task for task in Task if self.stage.tasks.get(task)]
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for task in tasks:
             scored = self.stage.scored(task)
             sums = [self._at(engine, task, time, scored) for time in self.config.validation.times]
             means = over_workers([value for row in sums for value in row])
             table = torch.tensor(means).view(len(sums), len(scored)) / dist.get_world_size()
             for column, name in enumerate(scored):
-                found[f"validation/{task}/{name}"] = float(table[:, column].mean())
+                metrics[f"validation/{task}/{name}"] = float(table[:, column].mean())
                 for row, time in enumerate(self.config.validation.times):
-                    found[f"validation/{task}/{name}/t{time:g}"] = float(table[row, column])
-        return found
+                    metrics[f"validation/{task}/{name}/t{time:g}"] = float(table[row, column])
+        return metrics
 
     @torch.no_grad()
     def _at(self, engine: Any, task: Task, time: float, scored: list[str]) -> list[float]:
@@ -83,7 +84,7 @@ class Validation:
             engine,
             replace(self.batch).to(engine.device),
             task,
-            Draw(self.config.seed, STEP, self.places),
+            Draw(self.config.seed, STEP, self.indices),
             fixed_objective(self.config.objective, self.stage.tasks, time),
             face_for(self.config, self.stage),
             0.0,
@@ -92,7 +93,7 @@ class Validation:
 
 
 def fixed_objective(objective: ObjectiveConfig, mix: dict[Task, int], time: float) -> ObjectiveConfig:
-    """The stage's objective with every sample at one diffusion time, and no text left out."""
+    """The objective of the stage with every sample at one diffusion time, and without dropout of texts."""
     exact = TimestepConfig(distribution="logit-normal", mean=math.log(time / (1 - time)), std=1e-12)
     update = {"timestep": exact, "mix": mix, "caption_dropout": 0.0, "speech_dropout": 0.0}
     return objective.model_copy(update=update)

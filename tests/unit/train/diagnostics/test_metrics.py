@@ -1,4 +1,4 @@
-"""What a run tells of itself: losses by task, modality and diffusion time, masks, output norms, pace, and validation."""
+"""Metrics of a run: losses by task, modality and diffusion time, masks, norms, throughput, validation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from uniavgen.train.tasks import Task
 STAGE = StageConfig(name="multitask", steps=5, batch=2, tasks=dict.fromkeys(Task, 1), lambda_start=0.1)
 
 
-def test_losses_are_told_apart_by_diffusion_time() -> None:
-    figures = {"audio": torch.tensor([1.0, 2.0, 4.0, 8.0]), "audio_time": torch.tensor([0.05, 0.1, 0.5, 1.0])}
-    found = summed(figures)
-    assert found["audio_by_time"] == [3.0, 0.0, 4.0, 0.0, 8.0]
-    assert found["audio_count"] == [2, 0, 1, 0, 1]
-    assert len(found["audio_count"]) == TIME_BUCKETS
+def test_losses_are_summed_by_diffusion_time() -> None:
+    details = {"audio": torch.tensor([1.0, 2.0, 4.0, 8.0]), "audio_time": torch.tensor([0.05, 0.1, 0.5, 1.0])}
+    lists = summed(details)
+    assert lists["audio_by_time"] == [3.0, 0.0, 4.0, 0.0, 8.0]
+    assert lists["audio_count"] == [2, 0, 1, 0, 1]
+    assert len(lists["audio_count"]) == TIME_BUCKETS
 
 
 @pytest.mark.parametrize("time", [0.1, 0.5, 0.97])
-def test_a_fixed_objective_puts_every_sample_at_one_time_and_keeps_all_text(time: float) -> None:
+def test_fixed_objective_has_one_time_and_no_text_dropout(time: float) -> None:
     from uniavgen.train.flow_matching import timestep_for
 
     objective = fixed_objective(
@@ -42,7 +42,7 @@ def test_a_fixed_objective_puts_every_sample_at_one_time_and_keeps_all_text(time
 
 
 @pytest.mark.slow
-def test_a_run_tells_where_it_stands(tmp_path: Path) -> None:
+def test_run_writes_detailed_and_validation_metrics(tmp_path: Path) -> None:
     if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     samples = [make_sample(f"clip{number}", 24, seed=number) for number in range(4)]
@@ -54,15 +54,15 @@ def test_a_run_tells_where_it_stands(tmp_path: Path) -> None:
     plan = plan.model_copy(update={"validation": ValidationConfig(every=2, clips=2, times=[0.2, 0.8])})
     train_together([Run(plan, "multitask", home)], shards, 1)
     steps = read_metrics(home)
-    told = {name for metrics in steps.values() for name in metrics}
+    names = {name for metrics in steps.values() for name in metrics}
     for task in Task:
         for modality in task.spec.generates:
-            assert any(name.startswith(f"loss_at/{task}/{modality}/t") for name in told), task
+            assert any(name.startswith(f"loss_at/{task}/{modality}/t") for name in names), task
             both = [steps[4][f"validation/{task}/{modality}/t{time}"] for time in ("0.2", "0.8")]
             assert steps[4][f"validation/{task}/{modality}"] == pytest.approx(sum(both) / 2)
         assert not any(
             name.startswith(f"validation/{task}/") and name.split("/")[2] not in task.spec.generates
-            for name in told
+            for name in names
         )
     assert "validation/joint/video" not in steps[3]
     assert steps[2]["validation/joint/video"] != steps[4]["validation/joint/video"]
