@@ -239,7 +239,7 @@ def test_forget_command_is_refused_while_shards_are_written_and_lists_copies(
     publish_shards(corpus.root / "shards", str(copy))
     with (
         FileLock(corpus.root / ".shards.lock"),
-        pytest.raises(UserError, match=r"nothing was forgotten.*shard --to") as busy,
+        pytest.raises(UserError, match=r"nothing was deleted.*shard --to") as busy,
     ):
         forget_from_corpus(corpus.root, settings, "src_again", None)
     assert busy.value.kind == "busy"
@@ -253,7 +253,7 @@ def test_forget_command_is_refused_while_shards_are_written_and_lists_copies(
     lost = corpus.query("SELECT min(clip_id) AS clip_id FROM decisions WHERE kept")["clip_id"][0].as_py()
     corpus.media_path(lost, "flac").unlink()
     with pytest.raises(
-        UserError, match="forgotten everywhere but in the shards.*media of 1 kept clips are missing"
+        UserError, match="deleted everywhere except in the shards.*media of 1 kept clips are missing"
     ):
         forget_from_corpus(corpus.root, settings, "src_secret", None)
 
