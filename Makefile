@@ -8,7 +8,7 @@ INSTALL := orchestration/install
 TYPES_LINKS := mkdir -p .types/uniavgen && ln -sfn $(addprefix ../../,$(wildcard uniavgen/*.py uniavgen/py.typed) curation ingest orchestration shards train) .types/uniavgen/
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint format ui clean
+.PHONY: help install demo test bench lint types format ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench: install ## the ingest engine beside a plain script, on 26 made videos (ab
 lint: install ## format check, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory types
+
+types: install ## types alone
 	@$(TYPES_LINKS)
 	@MYPYPATH=.types $(BIN)/mypy
 

@@ -91,12 +91,12 @@ class Corpus:
         """
         stream = self._stream(split, shards)
         for index in range(len(stream)):
-            yield stream.sample_in(index)
+            yield stream.sample_by_index(index)
 
     def sample(self, clip_id: str | None = None, split: str = "train", shards: str | None = None) -> Sample:
         """A sample by its clip id, or the first one. Raises UserError where the split has no such clip."""
         stream = self._stream(split, shards)
-        return stream.sample_in(0) if clip_id is None else stream.sample_named(clip_id)
+        return stream.sample_by_index(0) if clip_id is None else stream.sample_by_key(clip_id)
 
     def decide(
         self,
@@ -203,7 +203,7 @@ class Run:
         given: Sample | Conditions,
         *,
         seed: int = 0,
-        sampler: SamplingConfig | None = None,
+        sampling: SamplingConfig | None = None,
         device: str = "auto",
     ) -> Video:
         """Generate one video, as `uniavgen sample` does. The model is loaded by the first call and kept.
@@ -219,7 +219,7 @@ class Run:
         named, where = task_named(task), device_here(device)
         if self._generator is None or self._generator.device != where:
             self._generator = ClipGenerator(self.path, device=where)
-        made = self._generator.generate(named, given, sampler, seed)
+        made = self._generator.generate(named, given, sampling, seed)
         return Video(made.frames, made.waveform, made.fps, made.sample_rate)
 
     def _folder(self, stage: str | None) -> Path:

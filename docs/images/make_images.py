@@ -1,6 +1,6 @@
 """Make the pictures of README.md from a corpus: `python docs/images/make_images.py demo-output/corpus`.
 
-`report.png` is a screenshot of the report page (needs Chromium on PATH); `sample.png` draws one training sample.
+`report.png` is a screenshot of the report page (needs Chromium on PATH). `sample.png` draws one sample.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ INK, ACCENT, PALE = (20, 30, 45), (29, 158, 117), (118, 132, 150)
 
 
 def draw_sample(sample: uniavgen.Sample) -> Image.Image:
-    """Frames with the face outline, the waveform, and each word at its time: what one sample of a shard holds."""
+    """Frames with the face outline, the waveform, and each word at its time."""
     frames, waveform = sample.frames(), sample.waveform()
     seconds = len(frames) / VIDEO_FPS
     canvas = Image.new("RGB", (WIDTH, TITLE_HEIGHT + SIDE + WAVE_HEIGHT + 2 * WORD_HEIGHT), "white")
     draw = ImageDraw.Draw(canvas)
     font, small = ImageFont.load_default(16), ImageFont.load_default(14)
     meta = sample.meta
-    title = f"{sample.key}.mp4   {len(frames)} frames, {VIDEO_FPS} fps   .flac   {SAMPLE_RATE // 1000} kHz   .face.npz   .json"
+    parts = (
+        f"{sample.key}.mp4",
+        f"{len(frames)} frames, {VIDEO_FPS} fps",
+        ".flac",
+        f"{SAMPLE_RATE // 1000} kHz",
+    )
+    title = "   ".join([*parts, ".face.npz", ".json"])
     draw.text((8, 8), title, INK, font)
     offset = f"lip-sync offset {meta.signals['sync_offset_ms']:.0f} ms, SNR {meta.signals['snr_db']:.0f} dB"
     draw.text((WIDTH - 8, 8), f"{meta.language}, {offset}", PALE, font, anchor="ra")
@@ -80,7 +86,7 @@ def main(corpus_path: str) -> None:
         "report": draw_report(corpus.path / "report" / "index.html"),
     }.items():
         path = Path(__file__).with_name(f"{name}.png")
-        picture.quantize(255, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+        picture.quantize(255).save(path, optimize=True)
         print(path.relative_to(ROOT), f"{path.stat().st_size / 1000:.0f} kB")
 
 
