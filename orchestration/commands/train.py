@@ -118,7 +118,7 @@ def make_validation_videos(
     from uniavgen.train.tasks import Task
 
     config, count = settings.train.stage(stage), settings.train.validation.films
-    if not count or not config.picture:
+    if not count or not config.has_video:
         return None
     stream, folder = SampleStream(shards_url, "val"), run_dir / stage / "validation"
     tasks = [task for task in Task if config.tasks.get(task)]

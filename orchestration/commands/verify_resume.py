@@ -134,8 +134,8 @@ def compare(straight: Path, interrupted: Path) -> list[Comparison]:
     steps = sorted({*traces[0], *traces[1]})
     results = []
     for what, key in (("losses", "losses"), ("sample ids", "keys")):
-        pairs = ((step, *(trace.get(step, {}).get(key) for trace in traces)) for step in steps)
-        first = next((f"step {step + 1}" for step, one, other in pairs if one != other), None)
+        values = [{step: trace.get(step, {}).get(key) for step in steps} for trace in traces]
+        first = next((f"step {step + 1}" for step in steps if values[0][step] != values[1][step]), None)
         results.append(Comparison(what, len(steps), first))
     return [
         *results,
