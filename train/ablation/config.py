@@ -68,8 +68,10 @@ class WorldConfig(_Config):
 
 
 class SmallModelConfig(_Config):
-    """Both branches of the small models. What a row does not change has the default value of the full
-    model."""
+    """Both branches of the small models.
+
+    What a row does not change has the default value of the full model.
+    """
 
     dim: int = Field(default=32, description="Width of both branches.")
     layers: int = Field(default=4, description="Blocks of both branches.")

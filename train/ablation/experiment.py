@@ -32,8 +32,7 @@ from uniavgen.train.sampling import sample
 from uniavgen.train.tasks import Task
 
 TOGETHER, HELD_OUT = 500_000, 1_000_000
-"""Added to the seed of the made data: for the training of rows, and for held-out clips that no training
-sees."""
+"""Added to the seed of the made data: for the training of rows, and for held-out clips."""
 CURVE_EVERY = 50
 
 
@@ -57,8 +56,7 @@ def weights_file(folder: Path | str, key: str) -> Path:
 
 
 def reference_levels(config: AblateConfig) -> dict[str, dict[str, float]]:
-    """Mean agreements of held-out clips with their own audio (`truth`) and with that of another clip
-    (`chance`)."""
+    """Mean agreements of held-out clips with their own audio (`truth`) and with other audio (`chance`)."""
     batch = world_batch(config.world, HELD_OUT, tuple(range(config.clips)))
     assert batch.video is not None
     pairings = {"chance": batch.mel.roll(1, 0), "truth": batch.mel}
@@ -125,8 +123,10 @@ def is_interaction(name: str) -> bool:
 
 
 def train(model: DualBranch, training: Training) -> list[dict[str, float]]:
-    """Train in place, with new clips at every step. Returns mean losses of every 50 steps. Raises UserError
-    for NaN."""
+    """Train in place, with new clips at every step.
+
+    Returns mean losses of every 50 steps. Raises UserError for NaN.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=0.01, fused=True)
     world_seed = training.seed + TOGETHER * training.interact
     first_phase = training.phases[0].share * training.steps
@@ -209,8 +209,7 @@ def held_out_losses(model: DualBranch, training: Training, batch: LatentBatch) -
 def generate_and_measure(
     model: DualBranch, batch: LatentBatch, sampler: SamplingConfig, training: Training
 ) -> dict[str, Tensor]:
-    """Agreements of generated video and audio per clip [B], and `identity`: cosine with the look of the
-    reference."""
+    """Agreements of generated video and audio per clip [B], and `identity`: cosine of true and read look."""
     assert batch.video is not None
     world: WorldConfig = training.world
     seed = HELD_OUT + training.seed

@@ -1,5 +1,4 @@
-"""Measure made or generated clips: read face and voice from latents, and how well they agree with the law of
-the made data.
+"""Measure clips: read face and voice from latents, and how well they agree with the made data's formulas.
 
 The readers invert the formulas of `train.ablation.world`. Nothing here is trained.
 """
@@ -30,7 +29,7 @@ from uniavgen.train.ablation.world import (
     timbre_of,
 )
 
-PLACE_STEP = 0.05
+CORNER_STEP = 0.05
 """Grid step of the search for the face, in tokens."""
 LAGS = 8
 """Largest lag that is searched, in pixel frames either way: half a second."""
@@ -38,9 +37,9 @@ LAGS = 8
 
 @dataclass(frozen=True)
 class Face:
-    """Read from video: place [B, T, 2], mouth [B, F], expression [B, T], look [B, 3]."""
+    """Read from video: corner [B, T, 2], mouth [B, F], expression [B, T], look [B, 3]."""
 
-    place: Tensor
+    corner: Tensor
     mouth: Tensor
     expression: Tensor
     look: Tensor
@@ -56,31 +55,29 @@ class Voice:
 
 
 def read_face(video: Tensor, config: WorldConfig) -> Face:
-    """Find the face by the skin channel, then read its parts by least squares. video [B, 10, T, rows,
-    columns]."""
-    place = find_face(video[:, SKIN].squeeze(1), config)
+    """Find the face in video [B, 10, T, rows, columns] by the skin channel, then fit its parts."""
+    corner = find_face(video[:, SKIN].squeeze(1), config)
     middle = FACE_TOKENS / 2
-    mouth = _part(video[:, MOUTH], areas(config, place, middle, FACE_TOKENS))
+    mouth = _part(video[:, MOUTH], areas(config, corner, middle, FACE_TOKENS))
     first = mouth[:, :, 0].mean(1, keepdim=True)
     return Face(
-        place,
+        corner,
         torch.cat([first, mouth[:, :, 1:].transpose(1, 2).flatten(1)], dim=1),
-        _part(video[:, BROW], areas(config, place, 0.0, middle)).squeeze(1),
-        _part(video[:, LOOK], areas(config, place)).mean(2),
+        _part(video[:, BROW], areas(config, corner, 0.0, middle)).squeeze(1),
+        _part(video[:, LOOK], areas(config, corner)).mean(2),
     )
 
 
 def find_face(skin: Tensor, config: WorldConfig) -> Tensor:
-    """Corner of the face whose covered areas are nearest to `skin` [B, T, rows, columns]: [B, T, 2] in
-    tokens."""
+    """Corner [B, T, 2] of the face whose covered areas are nearest to `skin` [B, T, rows, columns]."""
     axes = [
-        torch.arange(0, size - FACE_TOKENS + PLACE_STEP / 2, PLACE_STEP)
+        torch.arange(0, size - FACE_TOKENS + CORNER_STEP / 2, CORNER_STEP)
         for size in (config.rows, config.columns)
     ]
-    places = torch.cartesian_prod(*axes)
-    shapes = 2 * areas(config, places).flatten(1)
+    corners = torch.cartesian_prod(*axes)
+    shapes = 2 * areas(config, corners).flatten(1)
     distance = shapes.square().sum(1) - 2 * skin.flatten(2) @ shapes.T
-    return places[distance.argmin(-1)]
+    return corners[distance.argmin(-1)]
 
 
 def read_voice(mel: Tensor, config: WorldConfig) -> Voice:
@@ -121,8 +118,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _part(channels: Tensor, area: Tensor) -> Tensor:
-    """Value [B, c, T] of a part that covers `area` [B, T, rows, columns] of `channels` [B, c, T, rows,
-    columns]."""
+    """Value [B, c, T] of a part of `channels` [B, c, T, rows, columns] that covers `area` of the tokens."""
     return (channels * area[:, None]).sum((-2, -1)) / area.square().sum((-2, -1))[:, None]
 
 

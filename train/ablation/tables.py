@@ -26,16 +26,19 @@ from uniavgen.train.model.config import (
 from uniavgen.train.tasks import PAPER_MIX, Task
 
 RECIPE = 1
-"""Part of every key. Raise it if the made data, the training or the measures change: old results are then not
-reused."""
+"""Part of every key: raise it if made data, training or measures change, as old results then differ.
+
+Raise it if the made data, the training or the measures change: old results are then not reused.
+"""
 
 ADDED = {"positions": "none"}
-"""Fields added after `RECIPE`, with the value that stands for the earlier behaviour. Keys leave a field out
-at that value, so that earlier results are reused."""
+"""Fields added after `RECIPE`, with the value that stands for the earlier behaviour.
+
+Keys leave a field out at that value, so that earlier results are reused.
+"""
 
 ROLES = {"LS": "sync", "TC": "timbre", "EC": "expression"}
-"""Measures of the paper (lip sync, timbre consistency, emotion consistency) and the ones that replace them
-here."""
+"""Measures of the paper (lip sync, timbre and emotion consistency) and their replacements here."""
 
 JOINT_ONLY: dict[Task, int] = {Task.JOINT: 1}
 
@@ -97,8 +100,7 @@ class Experiment(_Frozen):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its changes to the base configuration, and the paper's values by the names of
-    `ROLES`."""
+    """A row of a table: its changes to the base configuration, and the paper's values by `ROLES`."""
 
     name: str
     paper: dict[str, float] = field(default_factory=dict)
@@ -239,8 +241,7 @@ TABLES: dict[TableName, Table] = {
 
 
 def model_config(config: AblateConfig, row: Row) -> ModelConfig:
-    """The small model of a row: equal branches, patches of one latent; everything else has the default
-    value."""
+    """The small model of a row: equal branches, patches of one latent, defaults for everything else."""
     size = config.model
     shape: dict[str, Any] = {
         "dim": size.dim,
@@ -285,8 +286,10 @@ def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
 
 
 def experiments(config: AblateConfig) -> dict[tuple[TableName, str, int], Experiment]:
-    """The experiment of every (table, row, seed). Seeds are outermost: an early stop leaves complete
-    comparisons."""
+    """The experiment of every (table, row, seed).
+
+    Seeds are outermost: an early stop leaves complete comparisons.
+    """
     return {
         (name, row.name, seed): experiment(config, row, seed)
         for seed in range(config.seeds)

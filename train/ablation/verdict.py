@@ -61,8 +61,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def confidence_positive(values: Sequence[float]) -> float:
-    """Probability that the true mean is above 0, by one-sided Student's t; 0, 0.5 or 1 if all values are
-    equal."""
+    """Probability that the true mean is above 0: one-sided Student's t; 0, 0.5 or 1 for equal values."""
     from scipy.stats import t
 
     average, spread = mean(values), stdev(values)

@@ -24,16 +24,13 @@ from uniavgen.train.ablation.config import BANDS, CHANNELS, FACE_TOKENS, WorldCo
 from uniavgen.train.batch import LatentBatch
 
 SKIN, MOUTH, BROW, LOOK, SCENE = slice(0, 1), slice(1, 5), slice(5, 6), slice(6, 9), slice(9, 10)
-"""Channels of a video latent: face area, mouth opening at each of its four pixel frames, expression, look (3
-features), background."""
+"""Channels of a video latent: face, mouth at each of four frames, expression, look (3), background."""
 
 LOUDNESS, TIMBRE, PITCH, VOWEL = slice(0, 1), slice(1, 4), slice(4, 5), slice(5, 7)
-"""Coordinates of a mel frame in its orthonormal basis: loudness, timbre (3 features), pitch, vowel (2
-features)."""
+"""Coordinates of a mel frame in its orthonormal basis: loudness, timbre (3), pitch, vowel (2)."""
 
 SPEECH_MEAN, SPEECH_STD = 0.48, 0.34
-"""Mean and standard deviation of the speech track, measured once; loudness and mouth are standardised with
-them."""
+"""Mean and deviation of the speech track, measured once; they standardise loudness and mouth."""
 MOUTH_GAIN = 1.5
 """Makes up for the smoothing by the lead kernel, which reduces the movement of the mouth."""
 
@@ -46,19 +43,21 @@ class Truth:
     """The hidden values behind the clips of a batch.
 
     speech [B, L]: speech track at mel frames; mouth [B, F]: opening at pixel frames, standardised; expression
-    [B, T]; look [B, 3]; place [B, T, 2]: upper left corner of the face (row, column) in tokens.
+    [B, T]; look [B, 3]; corner [B, T, 2]: upper left corner of the face (row, column) in tokens.
     """
 
     speech: Tensor
     mouth: Tensor
     expression: Tensor
     look: Tensor
-    place: Tensor
+    corner: Tensor
 
 
 def world_batch(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> LatentBatch:
-    """The clips `indices` of the data set `seed`. A patch is one latent, so video is [B, 10, T, rows,
-    columns]."""
+    """The clips `indices` of the data set `seed`.
+
+    A patch is one latent, so video is [B, 10, T, rows, columns].
+    """
     return world_clips(config, seed, indices)[0]
 
 
@@ -70,9 +69,9 @@ def world_clips(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tup
     look = draws.normal(3)
     expression = _track(draws, latent_times)
     mouth = mouth_of(standardised(speech), config)
-    place = _place(draws, config, mouth)
+    corner = _corner(draws, config, mouth)
     behind = _background(draws, config, latent_times)
-    video = paint(config, place, _by_latent(mouth), expression, look, behind)
+    video = paint(config, corner, _by_latent(mouth), expression, look, behind)
     coordinates = torch.cat(
         [
             standardised(speech)[..., None],
@@ -104,9 +103,9 @@ def world_clips(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tup
         reference=_noisy(draws, neutral, config),
         caption=torch.stack([scene, scene.flip(-1)], dim=1),
         caption_mask=torch.ones(len(indices), 2, dtype=torch.bool),
-        face=face_shares(config, place),
+        face=face_shares(config, corner),
     )
-    return batch, Truth(speech, mouth, expression, look, place)
+    return batch, Truth(speech, mouth, expression, look, corner)
 
 
 def standardised(speech: Tensor) -> Tensor:
@@ -135,26 +134,26 @@ def mel_basis() -> Tensor:
     return (rows / rows.norm(dim=1, keepdim=True)).float()
 
 
-def areas(config: WorldConfig, place: Tensor, top: float = 0.0, bottom: float = FACE_TOKENS) -> Tensor:
-    """Share of each token covered by rows top..bottom of a face at place [..., 2]: [..., rows, columns]."""
+def areas(config: WorldConfig, corner: Tensor, top: float = 0.0, bottom: float = FACE_TOKENS) -> Tensor:
+    """Share of each token covered by rows top..bottom of a face at corner [..., 2]: [..., rows, columns]."""
 
     def overlap(low: Tensor, high: Tensor, count: int) -> Tensor:
-        edge = torch.arange(count, dtype=place.dtype)
+        edge = torch.arange(count, dtype=corner.dtype)
         return (torch.minimum(high[..., None], edge + 1) - torch.maximum(low[..., None], edge)).clamp(min=0)
 
-    rows = overlap(place[..., 0] + top, place[..., 0] + bottom, config.rows)
-    columns = overlap(place[..., 1], place[..., 1] + FACE_TOKENS, config.columns)
+    rows = overlap(corner[..., 0] + top, corner[..., 0] + bottom, config.rows)
+    columns = overlap(corner[..., 1], corner[..., 1] + FACE_TOKENS, config.columns)
     return rows[..., :, None] * columns[..., None, :]
 
 
-def face_shares(config: WorldConfig, place: Tensor) -> Tensor:
-    """The face mask target [B, T, rows, columns] of a face at place [B, T, 2]."""
-    return areas(config, place)
+def face_shares(config: WorldConfig, corner: Tensor) -> Tensor:
+    """The face mask target [B, T, rows, columns] of a face at corner [B, T, 2]."""
+    return areas(config, corner)
 
 
 def paint(
     config: WorldConfig,
-    place: Tensor,
+    corner: Tensor,
     mouth: Tensor,
     expression: Tensor,
     look: Tensor,
@@ -162,11 +161,11 @@ def paint(
 ) -> Tensor:
     """Video latents [B, 10, T, rows, columns]. A token that the face touches shows nothing of the background.
 
-    place [B, T, 2]; mouth [B, T, 4]; expression [B, T]; look [B, 3]; behind: background [B, 10, T, rows,
+    corner [B, T, 2]; mouth [B, T, 4]; expression [B, T]; look [B, 3]; behind: background [B, 10, T, rows,
     columns], scene.
     """
-    face, middle = areas(config, place), FACE_TOKENS / 2
-    upper, lower = areas(config, place, 0.0, middle), areas(config, place, middle, FACE_TOKENS)
+    face, middle = areas(config, corner), FACE_TOKENS / 2
+    upper, lower = areas(config, corner, 0.0, middle), areas(config, corner, middle, FACE_TOKENS)
     video = behind[0] * (face == 0)[:, None]
     video[:, SKIN] += 2 * face[:, None]
     video[:, MOUTH] += mouth.transpose(1, 2)[..., None, None] * lower[:, None]
@@ -189,8 +188,7 @@ class _Draws:
 
 
 def _speech(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Speech track [B, L], vowel [B, L, 2], syllables as byte ids int64 [B, S] and their mask, at mel times
-    [L] in seconds.
+    """Track [B, L], vowel [B, L, 2], byte ids int64 [B, S] of syllables, mask; mel times [L] are in s.
 
     Syllables follow each other after random pauses. The text has their kinds, but not their times and stress.
     """
@@ -220,19 +218,18 @@ def _track(draws: _Draws, times: Tensor) -> Tensor:
     return (mean + swing * math.sqrt(2) * phase.sin()) / math.sqrt(2)
 
 
-def _place(draws: _Draws, config: WorldConfig, mouth: Tensor) -> Tensor:
+def _corner(draws: _Draws, config: WorldConfig, mouth: Tensor) -> Tensor:
     """Corner of the face [B, T, 2]: it drifts, nods with the speech, and stays inside the frame."""
     room = torch.tensor([config.rows - FACE_TOKENS, config.columns - FACE_TOKENS])
     times = latent_times_of(config)
     start, drift = draws.uniform(1, 2) * room, 0.3 * draws.normal(1, 2)
     nod = 0.15 * _by_latent(mouth)[..., -1]
-    place = start + drift * times[:, None] + torch.stack([nod, torch.zeros_like(nod)], dim=-1)
-    return torch.minimum(place.clamp(min=0), room)
+    corner = start + drift * times[:, None] + torch.stack([nod, torch.zeros_like(nod)], dim=-1)
+    return torch.minimum(corner.clamp(min=0), room)
 
 
 def _background(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Background [B, 10, T, rows, columns] with other faces, and the scene [B, 2] that the caption
-    contains."""
+    """Background [B, 10, T, rows, columns] with other faces, and the scene [B, 2] of the caption."""
     scene = draws.normal(2)
     slope = torch.linspace(-1, 1, config.columns)
     background = torch.zeros(len(scene), CHANNELS, len(times), config.rows, config.columns)
@@ -254,23 +251,21 @@ def _background(draws: _Draws, config: WorldConfig, times: Tensor) -> tuple[Tens
 
 
 def _neutral_face(draws: _Draws, config: WorldConfig, look: Tensor) -> Tensor:
-    """The reference frame [B, 10, 1, rows, columns]: same look, other place, closed mouth, no background."""
+    """The reference frame [B, 10, 1, rows, columns]: same look, other corner, closed mouth, no background."""
     room = torch.tensor([config.rows - FACE_TOKENS, config.columns - FACE_TOKENS])
     empty = torch.zeros(len(look), CHANNELS, 1, config.rows, config.columns)
-    rest = torch.zeros(len(look), 1, LATENT_STRIDE)
-    return paint(config, draws.uniform(1, 2) * room, rest, rest[..., 0], look, (empty, look))
+    still = torch.zeros(len(look), 1, LATENT_STRIDE)
+    return paint(config, draws.uniform(1, 2) * room, still, still[..., 0], look, (empty, look))
 
 
 def _by_latent(track: Tensor) -> Tensor:
-    """A track at pixel frames [B, F] as four values per latent [B, T, 4]; the first latent has one frame,
-    repeated."""
+    """A track [B, F] at pixel frames as four values per latent [B, T, 4]; the first latent repeats one."""
     first = track[:, :1].expand(-1, LATENT_STRIDE)
     return torch.cat([first, track[:, 1:]], dim=1).unflatten(1, (-1, LATENT_STRIDE))
 
 
 def interpolate(values: Tensor, times: Tensor, wanted: Tensor) -> Tensor:
-    """Linear interpolation: a track [B, n] at `times` [n] -> [B, m] at `wanted` [m], constant beyond the
-    ends."""
+    """Linear interpolation: a track [B, n] at `times` [n] -> [B, m] at `wanted` [m], constant outside."""
     after = torch.searchsorted(times, wanted).clamp(1, len(times) - 1)
     share = ((wanted - times[after - 1]) / (times[after] - times[after - 1])).clamp(0, 1)
     return values[:, after - 1] * (1 - share) + values[:, after] * share

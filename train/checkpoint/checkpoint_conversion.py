@@ -132,8 +132,7 @@ def _from_plain(source: Path, target: Path, trained: Sequence[str]) -> torch.Ten
 
 
 def _complete(target: Path, trained: Sequence[str]) -> torch.Tensor:
-    """Rewrite the tensors of ZeRO-3 as ZeRO 1-2 reads them (ZeRO-3 reads both); returns the optimizer's
-    step."""
+    """Rewrite tensors of ZeRO-3 as ZeRO 1-2 reads them (ZeRO-3 reads both); returns the optimizer step."""
     saved = _read(target / "zero" / "optimizer_state.pt").get("optimizer_state_dict")
     step = saved["state"][0]["step"] if saved else _read(target / "zero" / trained[0] / "step.pt")
     for name in trained:
@@ -147,8 +146,7 @@ def _complete(target: Path, trained: Sequence[str]) -> torch.Tensor:
 
 
 def _describe(source: Path, target: Path, step: torch.Tensor, *, same_dtype: bool) -> None:
-    """Write the metadata for both families: counters under both file names, optimizer settings in both
-    forms."""
+    """Write the metadata for both families: counters in both files, optimizer settings in both forms."""
     from deepspeed import __version__
 
     files = sorted(source.glob("*_model_states.pt"))
@@ -169,8 +167,10 @@ def _describe(source: Path, target: Path, step: torch.Tensor, *, same_dtype: boo
 
 
 def _read(path: Path) -> Any:
-    """Read one of DeepSpeed's own files. It is unpickled: the digests of the checkpoint were checked
-    before."""
+    """Read one of DeepSpeed's own files.
+
+    It is unpickled: the digests of the checkpoint were checked before.
+    """
     return torch.load(path, map_location="cpu", weights_only=False)
 
 

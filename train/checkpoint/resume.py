@@ -1,5 +1,4 @@
-"""Resume a stage: find the newest complete checkpoint and convert it for the present number of workers and
-ZeRO stage.
+"""Resume a stage: find the newest complete checkpoint, and convert it for the present layout.
 
 Damaged checkpoints, changed settings and conversions are logged as events in events.jsonl.
 """
@@ -35,8 +34,10 @@ NO_MATTER = ("data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weight
 
 @dataclass(frozen=True)
 class Resumption:
-    """A checkpoint to resume from. `path` is its folder, or a converted copy that is removed after
-    loading."""
+    """A checkpoint to resume from.
+
+    `path` is its folder, or a converted copy that is removed after loading.
+    """
 
     step: int
     path: Path
@@ -111,8 +112,10 @@ def find(
 
 
 def damage_of(folder: RunFolder, step: int) -> list[str]:
-    """One line for each damaged file of a checkpoint. Each rank reads a share of the files; all ranks call
-    this."""
+    """One line for each damaged file of a checkpoint.
+
+    Each rank reads a share of the files; all ranks call this.
+    """
     # rank 0 decides: a shared folder may show the files later to other ranks
     digests = from_all(folder.manifest(step))[0]
     if not digests:
@@ -131,8 +134,9 @@ def refuse_changes(
     *,
     accept: bool,
 ) -> list[str]:
-    """Dotted names of settings that differ from the checkpoint's. Raises UserError naming them unless
-    `accept`.
+    """Dotted names of settings that differ from the checkpoint's.
+
+    Raises UserError naming them unless `accept`.
 
     A setting that the checkpoint lacks does not differ while it has its default value: a newer release added
     it.
@@ -212,8 +216,10 @@ def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, A
 
 
 def random_state() -> dict[str, Tensor]:
-    """State of this rank's random generators. Training uses none of them: this is for code that a user
-    adds."""
+    """State of this rank's random generators.
+
+    Training uses none of them: this is for code that a user adds.
+    """
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()

@@ -38,8 +38,7 @@ STATE, MANIFEST = "state.json", "manifest.json"
 
 @dataclass(frozen=True)
 class KeyReport:
-    """Names of the weights that a stage took from the stage before, and of those that it initialised at
-    random (`fresh`)."""
+    """Names of weights taken from the stage before, and of weights initialised at random (`fresh`)."""
 
     source: str
     taken: list[str]
@@ -90,8 +89,10 @@ class RunFolder:
         append_row(self.events, line)
 
     def read(self) -> dict[str, Any]:
-        """The content of stage.json, {} if there is none. Raises UserError if it is damaged or of another
-        version."""
+        """The content of stage.json, {} if there is none.
+
+        Raises UserError if it is damaged or of another version.
+        """
         path = self.path / "stage.json"
         if not path.is_file():
             return {}
@@ -142,8 +143,10 @@ class RunFolder:
         return self.checkpoints / f".step-{step}.part"
 
     def begin(self, step: int) -> Path:
-        """Make an empty folder for a checkpoint, and remove leftovers of interrupted saves. Rank 0 calls
-        this."""
+        """Make an empty folder for a checkpoint, and remove leftovers of interrupted saves.
+
+        Rank 0 calls this.
+        """
         for leftover in self.checkpoints.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
         self.part(step).mkdir(parents=True)
@@ -200,8 +203,7 @@ class RunFolder:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def manifest(self, step: int) -> dict[str, str]:
-        """SHA-256 of every file of a checkpoint by relative path; {} if the manifest is missing or
-        damaged."""
+        """SHA-256 of every file of a checkpoint by relative path; {} without a readable manifest."""
         try:
             content: dict[str, str] = json.loads((self.checkpoint(step) / MANIFEST).read_text())["sha256"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -1,5 +1,4 @@
-"""Write and read one checkpoint: every rank writes its files at once, each file is hashed while it is
-written.
+"""Write and read one checkpoint: all ranks write at once, files are hashed while they are written.
 
 A checkpoint appears whole or not at all. `RunFolder.begin` and `RunFolder.commit` make the folder;
 DeepSpeed's own state stands in its subfolder `STATE_TAG`.
@@ -44,8 +43,9 @@ def save_checkpoint(
     keep: CheckpointConfig,
     tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write the checkpoint of `step`. All ranks call this. Raises UserError on all ranks if the disk refuses
-    on one.
+    """Write the checkpoint of `step`.
+
+    All ranks call this. Raises UserError on all ranks if the disk refuses on one.
 
     `tensors`: further safetensors files by name; each rank passes those that it writes.
     """
@@ -105,8 +105,10 @@ def on_all_ranks(action: Callable[[], Any], folder: RunFolder, step: int) -> lis
 
 
 def load_checkpoint(engine: Any, path: Path) -> None:
-    """Restore model, optimizer and counters from a checkpoint folder. Raises UserError if it cannot be
-    read."""
+    """Restore model, optimizer and counters from a checkpoint folder.
+
+    Raises UserError if it cannot be read.
+    """
     try:
         loaded, _ = engine.load_checkpoint(str(path), tag=STATE_TAG)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError) as error:
@@ -167,8 +169,10 @@ class HashedFile:
         """Do nothing: `finish` flushes."""
 
     def finish(self) -> str:
-        """Flush, fsync, and return the SHA-256 as hexadecimal. Raises OSError if the bytes are not on the
-        disk."""
+        """Flush, fsync, and return the SHA-256 as hexadecimal.
+
+        Raises OSError if the bytes are not on the disk.
+        """
         if self._error is not None:
             raise self._error
         self._file.flush()

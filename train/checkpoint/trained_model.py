@@ -1,5 +1,4 @@
-"""Open the trained model of a run folder or of an export, and write exports: plain files that other programs
-read.
+"""Open the trained model of a run folder or an export, and write exports: plain files for other programs.
 
     OUT/video.safetensors          the video branch under the original Wan names and shapes
     OUT/audio.safetensors          the audio branch, likewise
@@ -41,8 +40,9 @@ ADDED_PARTS = ("interactions.", "speech_text.")
 
 
 def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, TrainConfig]:
-    """A finished stage and the configuration it was trained with; weights are not read. `run_dir` may be an
-    export.
+    """A finished stage and the configuration it was trained with; weights are not read.
+
+    `run_dir` may be an export.
 
     `stage` None takes the last finished stage that has both branches. Raises UserError if there is none.
     """
@@ -62,8 +62,7 @@ def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, 
 
 
 def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
-    """A finished stage's model on the CPU in eval mode, and its configuration; raises as `trained_config`
-    does.
+    """Model of a finished stage, on the CPU in eval mode, and its configuration.
 
     The weights are their moving average where the stage kept one. `run_dir` may be an export.
     """
@@ -79,8 +78,10 @@ def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBra
 
 
 def export_weights(run_dir: str | Path, out: Path, stage: str | None = None) -> dict[str, Any]:
-    """Write an export of a stage; returns the content of config.json. Raises UserError as `trained_config`
-    does."""
+    """Write an export of a stage; returns the content of config.json.
+
+    Raises UserError as `trained_config` does.
+    """
     from uniavgen.train.model.pretrained import wan_state_dict
 
     model, config = load_trained(run_dir, stage)
@@ -128,8 +129,10 @@ def exported_config(folder: str | Path) -> tuple[str, TrainConfig]:
 
 
 def load_export(folder: str | Path) -> tuple[DualBranch, TrainConfig]:
-    """The exported model on the CPU in eval mode, and its configuration. Raises UserError if a file is
-    damaged."""
+    """The exported model on the CPU in eval mode, and its configuration.
+
+    Raises UserError if a file is damaged.
+    """
     from safetensors.torch import load_file
 
     from uniavgen.train.model.pretrained import build_model

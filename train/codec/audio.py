@@ -20,8 +20,7 @@ from uniavgen.train.codec.config import MelConfig
 
 
 class MelCodec:
-    """Vocos-compatible log-mel: magnitude STFT, Hann window, centred frames, HTK mel bands, natural
-    logarithm."""
+    """Vocos-compatible log-mel: magnitude STFT, Hann window, centred frames, HTK mel bands, natural log."""
 
     name = "mel"
 
@@ -63,8 +62,7 @@ class Vocoder(Protocol):
     description: str
 
     def decode(self, mel: Tensor, samples: int) -> Tensor:
-        """Normalised mel [B, mels, L] -> waveform float32 [B, samples] in -1..1, cut or zero-padded at the
-        end."""
+        """Normalised mel [B, mels, L] -> waveform float32 [B, samples] in -1..1, cut or padded at the end."""
         ...
 
 
@@ -103,8 +101,7 @@ class GriffinLim:
 
 
 def invert_filters(mel: Tensor, filters: Tensor, iterations: int = 32) -> Tensor:
-    """Magnitudes [B, bins, L] >= 0 whose mel is closest to `mel` [B, mels, L]: multiplicative updates (Lee &
-    Seung)."""
+    """Magnitudes [B, bins, L] >= 0 whose mel is closest to `mel` [B, mels, L] (Lee & Seung updates)."""
     target = filters @ mel
     gram = filters @ filters.T
     # a bin under no filter stays silent; the others start from the bands around them
@@ -132,8 +129,10 @@ class Vocos:
 
     @staticmethod
     def load(source: str, codec: MelCodec, device: str = "cpu") -> Vocos:
-        """Load a folder with `config.yaml` and `pytorch_model.bin`, or a hub id. Raises UserError if it
-        cannot."""
+        """Load a folder with `config.yaml` and `pytorch_model.bin`, or a hub id.
+
+        Raises UserError if it cannot.
+        """
         hint = (
             "name train.data.codecs.vocoder_weights (charactr/vocos-mel-24khz), "
             "or use train.data.codecs.vocoder=griffin-lim"

@@ -15,8 +15,10 @@ TOKEN_STRIDE = 2 * VIDEO_STRIDE
 
 
 class MelConfig(BaseModel):
-    """The log-mel that serves as audio latent. The paper names Vocos and 24 kHz; the rest are Vocos-24k's
-    values."""
+    """The log-mel that serves as audio latent.
+
+    The paper names Vocos and 24 kHz; the rest are Vocos-24k's values.
+    """
 
     model_config = ConfigDict(extra="forbid")
     sample_rate: int = Field(default=SAMPLE_RATE, description="Hz; the samples' rate (paper: 24 kHz)")

@@ -1,5 +1,6 @@
-"""Table of codecs by name, the configuration that names them, and functions that load them. Imports nothing
-heavy.
+"""Table of codecs by name, the configuration that names them, and functions that load them.
+
+Imports nothing heavy.
 
 To add a codec, write a class with the methods of `VideoCodec`, `CaptionEncoder` or `Vocoder`, and add a row
 here: configuration, help, memory planning and `uniavgen doctor` read the tables.
@@ -144,8 +145,10 @@ class Codecs:
 
 
 def load_codecs(config: CodecConfig, *, with_video: bool = True, device: str = "cpu") -> Codecs:
-    """Load the codecs that the configuration names. Raises UserError with the setting that names missing
-    weights."""
+    """Load the codecs that the configuration names.
+
+    Raises UserError with the setting that names missing weights.
+    """
     from uniavgen.train.codec.audio import MelCodec
 
     mel = MelCodec(config.mel, device)

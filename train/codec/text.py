@@ -29,8 +29,7 @@ class CaptionEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of weights, their configuration and the tokenizer's vocabulary: changes if the features
-        would."""
+        """Digest of weights, configuration and vocabulary: changes if the features would."""
         return weights_digest(
             self.model, self.model.config.to_dict() | {"vocabulary": self.tokenizer.get_vocab()}
         )
@@ -64,8 +63,7 @@ def load_minilm(source: str = "", device: str = "cpu") -> CaptionEncoder:
 
 
 def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
-    """umT5-XXL encoder from a folder or hub id; a Wan diffusers folder has it as `text_encoder` and
-    `tokenizer`."""
+    """umT5-XXL encoder from a hub id, a folder, or a Wan diffusers folder (`text_encoder`, `tokenizer`)."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     hint = (

@@ -88,8 +88,7 @@ def dct_matrix(n: int) -> Tensor:
 
 
 def lowest_coefficients(frames: int) -> list[tuple[float, tuple[int, int, int, int]]]:
-    """The 48 cheapest (cost, (time, height, width, colour)) of a frames x 16 x 16 x 3 block, cheapest
-    first."""
+    """The 48 cheapest (cost, (time, height, width, colour)) of a frames x 16 x 16 x 3 block, in order."""
     n = VIDEO_STRIDE
     indices = [(t, y, x, c) for t in range(frames) for y in range(n) for x in range(n) for c in range(3)]
     # among equal costs, motion and colour first: a face lacks them soonest
@@ -100,8 +99,7 @@ def lowest_coefficients(frames: int) -> list[tuple[float, tuple[int, int, int, i
 
 
 def block_basis(frames: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis float32 [48, frames * 16 * 16 * 3] and the expected standard deviation [48] of each
-    row."""
+    """Orthonormal basis float32 [48, frames * 16 * 16 * 3] and the expected deviation [48] of each row."""
     time, space, colour = dct_matrix(frames), dct_matrix(VIDEO_STRIDE), dct_matrix(3)
     rows, spread = [], []
     for cost, (t, y, x, c) in lowest_coefficients(frames):
@@ -111,8 +109,7 @@ def block_basis(frames: int) -> tuple[Tensor, Tensor]:
 
 
 class DctCodec:
-    """Lowest 48 DCT coefficients of each 4 x 16 x 16 block; the first frame is its own block, as in Wan's
-    VAE."""
+    """Lowest 48 DCT coefficients of each 4 x 16 x 16 block; the first frame is a block, as in Wan's VAE."""
 
     name = "dct"
     description = (
@@ -166,8 +163,7 @@ def _rebuild(latent: Tensor, depth: int, block: tuple[Tensor, ...]) -> Tensor:
 
 
 class WanCodec:
-    """Wan2.2's VAE (diffusers' AutoencoderKLWan); latents are normalised by the statistics in its
-    configuration."""
+    """Wan2.2's VAE (diffusers' AutoencoderKLWan), normalised by the statistics of its configuration."""
 
     name = "wan2.2"
     description = "the Wan2.2 VAE, as in the paper"

@@ -1,5 +1,4 @@
-"""Read cached latents in training: find the cache that fits the run, and make batches of it without opening
-any media.
+"""Read cached latents in training: find the cache that fits the run, make batches of it, open no media.
 
 Batches equal those that encoding the same windows gives, except for the rounding of the storage type. Latents
 are cached of whole windows, since a crop of a causal codec's latents is not the latents of a crop. The price:
@@ -31,13 +30,14 @@ from uniavgen.train.codec.text import encode_speech
 from uniavgen.train.data.config import DataConfig
 
 CODE_VERSION = 1
-"""Version of all code between media and latents (windows, fitting, codecs). Raise it with any change that
-alters a latent."""
+"""Version of all code between media and latents (windows, fitting, codecs).
+
+Raise it with any change that alters a latent.
+"""
 
 
 def cache_fields(config: DataConfig, codecs: Codecs) -> dict[str, Any]:
-    """Everything on which a cached latent depends; without a video codec, everything on which its audio
-    depends.
+    """Everything on which a cached latent depends; without a video codec, on which its audio depends.
 
     The digest of a cache is a hash of these fields.
     """
@@ -97,8 +97,10 @@ class CachedWindows:
         return self.reader.cache.digest
 
     def take(self, position: int, random: np.random.Generator) -> CachedWindow:
-        """See Windows. A clip that the cache skipped raises UserError of the kind for which it was
-        skipped."""
+        """See Windows.
+
+        A clip that the cache skipped raises UserError of the kind for which it was skipped.
+        """
         shard, key = self.stream.shard_and_key_at(position)
         if reason := self.reader.skip_reason(shard, key):
             raise UserError(f"clip {key} has no cached latents: {reason}", where=shard, kind=reason)
@@ -132,8 +134,7 @@ class CachedWindows:
 def find_latents(
     stream: SampleStream, config: DataConfig, codecs: Codecs, begun_with: str | None = None
 ) -> tuple[CachedWindows | None, str]:
-    """The cached windows that a run reads, None if it encodes during training; and one line that says which,
-    and why.
+    """The cached windows that a run reads (None: it encodes during training), and one line that says why.
 
     `begun_with`: digest that the run used before it was interrupted, "" for none: it continues as it began.
     Raises UserError of kind `no-latents` if no cache fits and `train.data.latents` is `require`, or if the

@@ -19,28 +19,28 @@ class _Config(BaseModel):
 
 
 class CacheConfig(_Config):
-    """What `cache-latents` computes once: `windows` and `dtype` belong to the cache's digest, the rest says how it is made."""
+    """Cached latents. Only `windows` and `dtype` are part of the cache's digest."""
 
     windows: int = Field(
         default=4,
         gt=0,
-        description="windows of each clip that are encoded, evenly placed; with cached latents, training sees no others",
+        description="windows cached per clip, evenly placed; training on cached latents sees no others",
     )
     dtype: Literal["float16", "float32"] = Field(
         default="float16",
-        description="how latents are stored; float16 rounds by 2e-4 of their spread (real clips, measured)",
+        description="storage type; float16 rounds by 2e-4 of the standard deviation (measured on real clips)",
     )
-    workers: int = Field(default=1, gt=0, description="Ray actors, each with codecs of its own")
+    workers: int = Field(default=1, gt=0, description="Ray actors, each with its own codecs")
     num_cpus: float = Field(
-        default=1, gt=0, description="CPUs that an actor reserves, and threads that PyTorch uses in it"
+        default=1, gt=0, description="CPUs that an actor reserves, and its PyTorch threads"
     )
     num_gpus: float = Field(
-        default=0, ge=0, description="share of a GPU that an actor reserves; 0: it works on CPUs"
+        default=0, ge=0, description="share of a GPU that an actor reserves; 0: it runs on CPUs"
     )
 
 
 class DataConfig(_Config):
-    """The crop of a sample that training sees, and the codecs that turn it into latents."""
+    """The window of a sample that training sees, and the codecs that encode it."""
 
     frames: int = Field(
         default=17, gt=1, description="pixel frames of the window at 16 fps, 4n + 1 (paper-sized: 81)"
@@ -48,7 +48,7 @@ class DataConfig(_Config):
     height: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 480)")
     width: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 832)")
     reference_frames: int = Field(
-        default=17, gt=0, description="length of the reference sound, in pixel frames of time"
+        default=17, gt=0, description="length of the reference audio, in pixel frames"
     )
     caption_tokens: int = Field(
         default=32, gt=0, description="caption length in tokens; longer ones are cut (Wan: 512)"
@@ -58,25 +58,28 @@ class DataConfig(_Config):
     )
     buckets: list[WindowShape] = Field(
         default_factory=list,
-        description="windows {frames, height, width} to train on instead: each clip in the one that fits it, each step in one",
+        description="window shapes {frames, height, width}, instead of one: each clip is cut to the shape "
+        "that fits it best, each step has one shape",
     )
     balance: Literal["samples", "flops"] = Field(
         default="samples",
-        description="flops: steps of cheaper windows take whole multiples of the stage's batch",
+        description="flops: steps of cheaper window shapes take whole multiples of the stage's batch",
     )
     shards: str = Field(
-        default="", description="folder or URL (s3://...) that shards are read from; empty: the corpus's own"
+        default="", description="folder or URL (s3://...) of the shards; empty: those of the corpus"
     )
-    seed: int = Field(default=0, ge=0, description="order of the samples and choice of their windows")
-    prefetch: int = Field(default=2, ge=0, description="batches made ahead of the step that uses them")
-    codecs: CodecConfig = Field(default_factory=CodecConfig, description="video, caption and sound codecs")
+    seed: int = Field(default=0, ge=0, description="seed of the order of samples and of their windows")
+    prefetch: int = Field(default=2, ge=0, description="batches that are made ahead of their step")
+    codecs: CodecConfig = Field(default_factory=CodecConfig, description="video, caption and audio codecs")
     latents: Literal["auto", "require", "off"] = Field(
         default="auto",
-        description="auto: cached latents where they agree with codecs and window, else encoded on line; require: stop without",
+        description="auto: cached latents if they fit codecs and window, else encode during training; "
+        "require: stop without cached latents",
     )
-    cached: CacheConfig = Field(default_factory=CacheConfig, description="what cache-latents computes")
+    cached: CacheConfig = Field(default_factory=CacheConfig, description="cached latents")
     damage: ErrorBudgetConfig = Field(
-        default_factory=ErrorBudgetConfig, description="damaged samples that are passed over, per worker"
+        default_factory=ErrorBudgetConfig,
+        description="error budget: damaged samples that are replaced, per worker",
     )
 
     @field_validator("frames")
@@ -98,13 +101,15 @@ class DataConfig(_Config):
     @model_validator(mode="after")
     def _buckets(self) -> DataConfig:
         if len(set(self.buckets)) < len(self.buckets):
-            raise ValueError("buckets: a window stands twice")
+            raise ValueError("buckets: a window shape is listed twice")
         for shape in self.buckets:
             self._whole_latents(shape.frames)
             self._whole_tokens(shape.height)
             self._whole_tokens(shape.width)
         if self.buckets and self.latents == "require":
-            raise ValueError("buckets: latents are cached for one window only; set latents to auto or off")
+            raise ValueError(
+                "buckets: latents are cached for one window shape only; set latents to auto or off"
+            )
         return self
 
     @property
@@ -114,7 +119,7 @@ class DataConfig(_Config):
 
     @property
     def reference_mels(self) -> int:
-        """Mel frames Lr of the reference sound."""
+        """Mel frames Lr of the reference audio."""
         return mels_for_frames(self.reference_frames)
 
     @property

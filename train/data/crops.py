@@ -1,5 +1,4 @@
-"""Choose the window of a sample that training sees, and decode it: frames, audio and text of exactly the same
-span.
+"""Choose the window of a sample for training, and decode its frames, audio and text of the same span.
 
 A crop of a clip has all parts, a crop of an Emilia utterance has audio and text only. All random choices are
 a pure function of (seed, step, sample index), never of the rank. The paper does not say how windows,
@@ -25,8 +24,7 @@ from uniavgen.train.data.config import DataConfig
 REFERENCE_GAP = VIDEO_FPS // 2
 """Frames between the window and its reference frame, if the clip is long enough: 0.5 s."""
 SHORTEST_REFERENCE = VIDEO_FPS // 4
-"""Frames of reference audio outside the window below which the window's own audio is used: 0.25 s says little
-of a voice."""
+"""With less reference audio (0.25 s, in frames) outside the window, the window itself is used."""
 
 
 class Window(NamedTuple):
@@ -76,8 +74,7 @@ def crop_sample(
 
 
 def fixed_windows(sample: Sample, config: DataConfig) -> list[Window]:
-    """The windows of a clip whose latents are cached: at most `config.cached.windows`, always the same for a
-    clip.
+    """The windows of a clip that are cached: at most `config.cached.windows`, always the same.
 
     The clip is divided into that many equal parts, and one window starts in each. All start at the same phase
     of their part; the phase is drawn from the clip id, so over a corpus every start is as likely as under
@@ -108,8 +105,7 @@ def choose_window(score: np.ndarray, start: int, config: DataConfig, random: np.
 
 
 def choose_reference_frame(score: np.ndarray, start: int, frames: int, random: np.random.Generator) -> int:
-    """A random frame with a face: at least `REFERENCE_GAP` away from the window, else outside it, else any
-    frame."""
+    """A random frame with a face: `REFERENCE_GAP` away from the window, else outside it, else any."""
     index = np.arange(len(score))
     outside = (index < start) | (index >= start + frames)
     away = (index < start - REFERENCE_GAP) | (index >= start + frames + REFERENCE_GAP)
@@ -122,8 +118,7 @@ def choose_reference_frame(score: np.ndarray, start: int, frames: int, random: n
 def choose_reference_audio(
     total: int, start: int, frames: int, wanted: int, random: np.random.Generator
 ) -> tuple[int, int]:
-    """(first frame, frames) of the reference audio: from the longer part outside the window, else from the
-    window."""
+    """(first frame, frames) of the reference audio: from the longer part outside the window, else inside."""
     parts = [(0, start), (start + frames, total - start - frames)]
     first, length = max(parts, key=lambda part: part[1])
     if length < min(SHORTEST_REFERENCE, wanted):
@@ -135,8 +130,10 @@ def choose_reference_audio(
 def cut_windows(
     sample: Sample, windows: Sequence[Window], config: DataConfig, *, with_video: bool = True
 ) -> list[Crop]:
-    """Decode windows of a sample; its audio and its video are opened once. Raises UserError of kind
-    `damaged-sample`."""
+    """Decode windows of a sample; its audio and its video are opened once.
+
+    Raises UserError of kind `damaged-sample`.
+    """
     try:
         waveform = decode_audio(sample.audio)
         crops = [_cut_audio(sample, waveform, window, config) for window in windows]
@@ -167,8 +164,10 @@ def words_in_window(words: Sequence[Word], start: int, frames: int) -> str:
 
 
 def _audio_span(waveform: np.ndarray, start: int, frames: int, key: str) -> np.ndarray:
-    """Audio of a span of pixel frames. Up to one frame may be missing at the end, as codecs round: it is
-    zero-padded."""
+    """Audio of a span of pixel frames.
+
+    Up to one frame may be missing at the end, as codecs round: it is zero-padded.
+    """
     first, length = samples_for_frames(start), samples_for_frames(frames)
     part = waveform[first : first + length]
     if length - len(part) > samples_for_frames(1):
@@ -187,8 +186,7 @@ def _repeat(waveform: np.ndarray, frames: int) -> np.ndarray:
 def _add_video(
     crops: list[Crop], sample: Sample, windows: Sequence[Window], config: DataConfig
 ) -> list[Crop]:
-    """The crops with frames, reference frame and face mask; every frame that a window needs is decoded
-    once."""
+    """The crops with frames, reference frame and face mask; each frame is decoded once."""
     spans = [range(window.start, window.start + config.frames) for window in windows]
     indices = sorted(
         {
@@ -224,8 +222,7 @@ def fit_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def face_mask(face: FaceTrack, window: range, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """Share of each video token inside the face oval: float32 [T, H/32, W/32], mean over the frames of each
-    latent.
+    """Share of each video token inside the face oval: float32 [T, H/32, W/32], mean over a latent's frames.
 
     `source` and `target` are (height, width) before and after `fit_frame`.
     """
@@ -239,8 +236,7 @@ def face_mask(face: FaceTrack, window: range, source: tuple[int, int], target: t
 
 
 def _scale_and_offset(source: tuple[int, int], target: tuple[int, int]) -> tuple[float, tuple[float, float]]:
-    """Scale with which the source covers the target, and (top, left) margins that the centre crop removes, in
-    scaled px."""
+    """Scale with which the source covers the target, and (top, left) crop margins in scaled px."""
     scale = max(target[0] / source[0], target[1] / source[1])
     return scale, ((source[0] * scale - target[0]) / 2, (source[1] * scale - target[1]) / 2)
 
@@ -248,8 +244,9 @@ def _scale_and_offset(source: tuple[int, int], target: tuple[int, int]) -> tuple
 def crop_utterance(
     utterance: Utterance, other: Utterance | None, config: DataConfig, random: np.random.Generator
 ) -> Crop:
-    """A crop of an Emilia utterance. `other`: a second utterance of the same speaker, for the reference
-    audio.
+    """A crop of an Emilia utterance.
+
+    `other`: a second utterance of the same speaker, for the reference audio.
 
     An utterance that fits the window starts with it and is followed by silence, with its whole text: there
     are no word times by which a text could be cut. Of a longer one (config `longer: crop`) a random part is
@@ -276,8 +273,7 @@ def crop_utterance(
 
 
 def text_in_window(text: str, seconds: float, start: int, frames: int) -> str:
-    """Words whose middle lies within the window of pixel frames, if the characters of `text` take equal parts
-    of `seconds`.
+    """Words whose middle lies in the window, if all characters of `text` take equal parts of `seconds`.
 
     For a text without spaces: characters instead of words.
     """

@@ -1,5 +1,4 @@
-"""Compute the cached latents of a corpus's shards, in this process or in Ray actors that load the codecs
-once.
+"""Compute the cached latents of a corpus's shards, in this process or in Ray actors.
 
 A sidecar (`shards.latents`) whose shard has not changed is kept, so a run that was killed, or that finds new
 shards, does what is missing. Only the driver, which holds the lock, gives a sidecar its final name. Few
@@ -60,8 +59,7 @@ SKIP_KINDS = ("short-clip", "damaged-sample", "not-finite")
 
 @dataclass(frozen=True)
 class CacheSummary:
-    """State of the cache (`shards`, `samples`, `bytes`, clips `passed_over` by reason), and the work of this
-    run.
+    """State of the cache (`shards`, `samples`, `bytes`, clips `passed_over` by reason) and work of this run.
 
     `made`, `stood` and `removed` count sidecars: new, kept, stale. `failed` has a line for every shard that
     could not be read.
@@ -84,8 +82,9 @@ class CacheSummary:
 def cache_latents(
     shards_dir: Path, config: DataConfig, *, on_progress: Callable[[int, int], None] | None = None
 ) -> CacheSummary:
-    """Make the sidecars that are missing for this configuration, and remove stale ones. Doing it again does
-    nothing.
+    """Make the sidecars that are missing for this configuration, and remove stale ones.
+
+    Doing it again does nothing.
 
     `on_progress(done, total)` is called for every shard to be done. Raises UserError if there are no shards,
     weights are missing, Ray has too few resources, another run holds the lock, or the disk refuses; finished
@@ -190,8 +189,10 @@ class EncodedShard:
 
 
 class ShardEncoder:
-    """Encodes whole shards; the body of a Ray actor. `device` is `cpu` or `cuda`. The codecs are loaded once,
-    on first use."""
+    """Encodes whole shards; the body of a Ray actor.
+
+    `device` is `cpu` or `cuda`. The codecs are loaded once, on first use.
+    """
 
     def __init__(self, shards_dir: Path, config: DataConfig, device: str) -> None:
         torch.set_num_threads(max(1, int(config.cached.num_cpus)))
@@ -213,8 +214,10 @@ class ShardEncoder:
         return cache_fields(self.config, codecs), described
 
     def encode(self, folder: Path, shard: ShardEntry) -> EncodedShard:
-        """Write the sidecar of one shard under a temporary name. A shard that cannot be read is a result, not
-        an error."""
+        """Write the sidecar of one shard under a temporary name.
+
+        A shard that cannot be read is a result, not an error.
+        """
         try:
             self._check_digest(shard)
             stream = SampleStream(
@@ -230,8 +233,7 @@ class ShardEncoder:
             return EncodedShard(None, f"{shard.name}: {error}")
 
     def _check_digest(self, shard: ShardEntry) -> None:
-        """Raise UserError if a tar is not the one of the manifest: its latents would stay wrong after a
-        repair."""
+        """Raise UserError if a tar is not the one of the manifest: its latents would stay wrong."""
         tar = self.shards_dir / shard.name
         try:
             with tar.open("rb") as file:
@@ -312,8 +314,10 @@ class LocalEncoder:
 
 
 class RayEncoders:
-    """A pool of Ray actors, each with a `ShardEncoder`. Raises UserError if the cluster is too small for
-    them."""
+    """A pool of Ray actors, each with a `ShardEncoder`.
+
+    Raises UserError if the cluster is too small for them.
+    """
 
     def __init__(self, shards_dir: Path, config: DataConfig) -> None:
         import ray

@@ -60,8 +60,7 @@ class Windows(Protocol):
 
 @dataclass
 class LoadedBatch:
-    """A batch, and counts of its samples: `short` and `damaged` clips that were replaced, `reference_inside`
-    the window, `speech_cut` texts."""
+    """A batch, and counts: clips replaced as `short` or `damaged`, `reference_inside`, `speech_cut`."""
 
     batch: LatentBatch
     counts: Counter[str]
@@ -135,8 +134,10 @@ class BatchLoader:
         return LoadedBatch(batch, counts)
 
     def _take(self, step: int, index: int, counts: Counter[str]) -> Any:
-        """The window of one sample. A short or damaged clip is counted and replaced by another, always the
-        same one."""
+        """The window of one sample.
+
+        A short or damaged clip is counted and replaced by another, always the same one.
+        """
         random = random_for(self.config.seed, step, index)
         reasons = []
         for attempt in range(MAX_REPLACEMENTS):
@@ -207,8 +208,10 @@ class UtteranceWindows:
         self.stream, self.config, self.encoder = stream, config, CropEncoder(config, codecs)
 
     def take(self, position: int, random: np.random.Generator) -> Crop:
-        """See Windows. Raises UserError of kind `damaged-sample` for the utterance or the reference of its
-        speaker."""
+        """See Windows.
+
+        Raises UserError of kind `damaged-sample` for the utterance or the reference of its speaker.
+        """
         utterance = self.stream.sample_at(position)
         return crop_utterance(utterance, self.stream.other_by_speaker(position, random), self.config, random)
 
@@ -225,8 +228,7 @@ class CropEncoder:
         self._captions: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     def encode(self, crops: list[Crop]) -> LatentBatch:
-        """The batch: latents on the codecs' device, texts in host memory, no video members without a video
-        codec."""
+        """The batch: latents on the codecs' device, texts in host memory."""
         config, mel = self.config, self.codecs.mel
         waveforms = torch.from_numpy(np.stack([crop.waveform for crop in crops]))
         references = torch.from_numpy(np.stack([crop.reference_waveform for crop in crops]))
@@ -246,8 +248,10 @@ class CropEncoder:
         return batch
 
     def _encode_captions(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and masks of captions. The last captions are kept, in host memory: on a GPU they would
-        take gigabytes."""
+        """Features and masks of captions.
+
+        The last captions are kept, in host memory: on a GPU they would take gigabytes.
+        """
         assert self.codecs.caption is not None
         for caption in captions:
             if caption not in self._captions:

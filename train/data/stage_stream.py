@@ -1,5 +1,4 @@
-"""The samples of a training stage: their stream, the window shapes they are cut to, and each rank's share of
-a step.
+"""The samples of a training stage: stream, window shapes, and each rank's share of a step.
 
 A step has windows of one shape, the same on all ranks. The `batch` of a stage is that of its most expensive
 window shape. With `balance: flops`, a shape that costs at most half of that (by `train.model.flops`) takes a
@@ -58,8 +57,7 @@ def stage_buckets(config: TrainConfig, stage: StageConfig) -> WindowBuckets | No
 
 
 def window_flops(config: TrainConfig, stage: StageConfig, shape: WindowShape) -> float:
-    """FLOPs of the forward pass of one sample in a window, references included, with the branches that the
-    stage has."""
+    """FLOPs of the forward pass of one sample in a window, with references and the branches of the stage."""
     data = data_for(config.data, shape)
     latents, height, width = data.latent_shape
     sizes = Shapes(

@@ -25,16 +25,17 @@ class Rewind(Exception):
 
 @dataclass
 class StepHealth:
-    """Losses and gradient norms of the last good steps by task, and the bad steps since. Saved in
-    checkpoints."""
+    """Losses and gradient norms of the last good steps by task, and the bad steps since.
+
+    Saved in checkpoints.
+    """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
     norms: dict[str, list[float]] = field(default_factory=dict)
     bad: list[int] = field(default_factory=list)
 
     def limits(self, config: HealthConfig, task: str) -> tuple[float, float]:
-        """Largest loss and gradient norm that a step of the task may have; infinity until half a window is
-        full."""
+        """Largest loss and gradient norm of a step of the task; infinity until half a window is full."""
         return (
             _limit(self.losses.get(task, []), config.window, config.loss_spike),
             _limit(self.norms.get(task, []), config.window, config.grad_spike),
@@ -73,8 +74,10 @@ def fault_of(loss: float, norm: float, limits: tuple[float, float]) -> str:
 
 @dataclass
 class Rewinds:
-    """How often a stage went back to a checkpoint, and the steps (0-based) that it skips since. Saved in
-    stage.json."""
+    """How often a stage went back to a checkpoint, and the steps (0-based) that it skips since.
+
+    Saved in stage.json.
+    """
 
     times: int = 0
     avoid: list[int] = field(default_factory=list)
@@ -100,8 +103,7 @@ class Rewinds:
 
 
 def statistics_of(tensors: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Minimum, maximum, mean and standard deviation of the finite values of each tensor, and the count of the
-    others."""
+    """Minimum, maximum, mean, deviation of the finite values of each tensor, and count of the others."""
     statistics = {}
     for name, tensor in tensors.items():
         values = tensor.detach().float().flatten()

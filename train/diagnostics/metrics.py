@@ -1,5 +1,4 @@
-"""Metrics of a training run: of one step, of the steps so far (`History`), and of a finished stage
-(`Outcome`)."""
+"""Metrics of one training step, of the steps so far (`History`), and of a finished stage (`Outcome`)."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ from uniavgen.train.planning import PEAK_TFLOPS
 from uniavgen.train.tasks import Task
 
 LOSS_WINDOW = 10
-"""Largest number of steps over which losses at the start and end of a stage are averaged: one round of the
-paper's mix."""
+"""Most steps over which the losses at start and end are averaged: one round of the paper's task mix."""
 TIME_BUCKETS = 5
 """Equal parts of the diffusion time 0..1, each with its own loss. Heuristic."""
 COUNTS = ("short", "damaged", "reference_inside", "speech_cut")
@@ -133,8 +131,9 @@ class Meter:
         self.micros.append((detached(losses), detached(details or {})))
 
     def metrics(self, task: Task, stage: StageConfig) -> dict[str, float]:
-        """Means of losses over the global batch, sums of counts, times of the slowest rank. All ranks call
-        this.
+        """Means of losses over the global batch, sums of counts, times of the slowest rank.
+
+        All ranks call this.
 
         There is no loss for a modality that the task does not generate or the stage does not have.
         """
@@ -171,8 +170,7 @@ class Meter:
 def detail_metrics(
     sums: dict[str, list[float]], task: Task, scored: list[str], passes: int, seconds: float
 ) -> dict[str, float]:
-    """Losses by task, modality and part of the diffusion time, mask IoU by interaction layer, tokens per
-    second.
+    """Losses by task, modality and diffusion time, mask IoU by interaction layer, tokens per second.
 
     `sums`: over all ranks and their `passes` forward passes.
     """
@@ -193,8 +191,7 @@ def detail_metrics(
 
 
 def pace(flops: float, samples_per_s: float) -> dict[str, float]:
-    """Use of the hardware: the model's TFLOP/s per rank, MFU on a GPU whose peak is known, peak memory since
-    the start.
+    """Use of the hardware: the model's TFLOP/s per rank, MFU if the GPU's peak is known, peak memory.
 
     `flops`: of training on one sample.
     """
@@ -214,8 +211,7 @@ def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def summed(details: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Details of a micro-batch as lists that can be added: losses [TIME_BUCKETS] and their counts, others
-    unchanged."""
+    """Details of a micro-batch as lists that can be added: losses [TIME_BUCKETS] and counts, others as is."""
     lists: dict[str, list[float]] = {
         name: details[name].flatten().tolist() for name in ("mask_iou", "tokens") if name in details
     }

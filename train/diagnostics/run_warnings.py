@@ -1,5 +1,4 @@
-"""Training warnings that never stop a run: slow ranks, slow data loading, vanishing face masks, dead
-interaction.
+"""Warnings that never stop a run: slow ranks, slow data loading, vanishing face masks, dead interaction.
 
 Each rank measures its own steps. Every `health.watch_every` steps the ranks exchange their values and get the
 same warnings, as lines for events.jsonl.
@@ -23,8 +22,7 @@ from uniavgen.train.engine.deepspeed_engine import from_all, whole_parameter
 
 @dataclass
 class Times:
-    """Seconds since the last check: `own` for data and forward pass, `waited` of it for data, `all` of the
-    steps."""
+    """Seconds since the last check: `own` for data and forward pass, `waited` for data, `all` in total."""
 
     own: float = 0.0
     waited: float = 0.0
@@ -33,8 +31,10 @@ class Times:
 
 
 class OwnTime:
-    """Seconds of a step that a rank takes before it waits for others. On a GPU by CUDA events, as the host
-    runs ahead; with ZeRO-3 this includes the gathering of parameters."""
+    """Seconds of a step that a rank takes before it waits for others.
+
+    On a GPU by CUDA events, as the host runs ahead; with ZeRO-3 this includes the gathering of parameters.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_card, self._host_s = device.type == "cuda", 0.0
@@ -51,8 +51,10 @@ class OwnTime:
             self._spans.append((first, last))
 
     def seconds(self) -> float:
-        """The sum so far. Call it when the GPU has finished the step, so that the host does not wait for
-        it."""
+        """The sum so far.
+
+        Call it when the GPU has finished the step, so that the host does not wait for it.
+        """
         return max(self._host_s, sum(first.elapsed_time(last) for first, last in self._spans) / 1000)
 
     def _mark(self) -> torch.cuda.Event | None:
@@ -86,8 +88,10 @@ class Watch:
         )
 
     def look(self) -> list[str]:
-        """Warnings that the last call did not give; the times are reset. All ranks call this and get the
-        same."""
+        """Warnings that the last call did not give; the times are reset.
+
+        All ranks call this and get the same.
+        """
         times, self.times = self.times, Times()
         self.output_norms = self._output_norms()
         per_rank = from_all((times.own / max(1, times.steps), times.waited))
@@ -122,8 +126,10 @@ class Watch:
 
 
 def slow_rank(config: HealthConfig, seconds: Sequence[float]) -> str:
-    """Warning if one rank is slow. `seconds`: time of each rank for data and forward pass, before it waits
-    for others."""
+    """Warning if one rank is slow.
+
+    `seconds`: time of each rank for data and forward pass, before it waits for others.
+    """
     usual, worst = median_low(seconds), max(seconds)
     if len(seconds) < 2 or worst <= config.slow_rank * usual:
         return ""
@@ -142,8 +148,10 @@ def stalled_loader(config: HealthConfig, waited_s: float, seconds: float) -> str
 
 
 def vanishing_mask(config: HealthConfig, means: Sequence[float]) -> str:
-    """Warning if the face masks of all layers are near zero, so that no modality affects the other. `means`:
-    one per layer."""
+    """Warning if the face masks of all layers are near zero, so that no modality affects the other.
+
+    `means`: one per layer.
+    """
     if not means or max(means) > config.mask_mean:
         return ""
     largest = f"{max(means):.4f} is the largest mean of {len(means)} layers"

@@ -63,8 +63,7 @@ class Validation:
         )
 
     def losses(self, engine: Any) -> dict[str, float]:
-        """`validation/<task>/<modality>` (mean over the times) and `.../t<time>`, over the clips of all
-        ranks."""
+        """`validation/<task>/<modality>` (mean over times) and `.../t<time>`, over the clips of all ranks."""
         tasks = [task for task in Task if self.stage.tasks.get(task)]
         metrics: dict[str, float] = {}
         for task in tasks:

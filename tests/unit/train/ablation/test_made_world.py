@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 from uniavgen.train.ablation.config import FACE_TOKENS, WorldConfig
-from uniavgen.train.ablation.readout import PLACE_STEP, agreement, find_face, read_face, read_voice
+from uniavgen.train.ablation.readout import CORNER_STEP, agreement, find_face, read_face, read_voice
 from uniavgen.train.ablation.world import (
     MOUTH_GAIN,
     areas,
@@ -44,8 +44,8 @@ def test_readers_invert_clips_without_noise() -> None:
     world = WorldConfig(texture=0.0)
     batch, truth = world_clips(world, 0, CLIPS)
     face, voice = read_face(batch.video, world), read_voice(batch.mel, world)
-    # the place of the face is searched on a grid of 0.05 tokens
-    torch.testing.assert_close(face.place, truth.place, atol=0.05, rtol=0)
+    # the corner of the face is searched on a grid of 0.05 tokens
+    torch.testing.assert_close(face.corner, truth.corner, atol=0.05, rtol=0)
     torch.testing.assert_close(voice.loudness, standardised(truth.speech), atol=1e-4, rtol=0)
     torch.testing.assert_close(voice.timbre, timbre_of(truth.look), atol=1e-4, rtol=0)
     for value, true in (
@@ -136,11 +136,11 @@ def test_reference_audio_has_the_same_timbre_and_other_speech() -> None:
 @given(row=st.floats(0, 1), column=st.floats(0, 2))
 @example(row=0.921875, column=0.2265625)
 def test_find_face_returns_the_place_of_the_face(row: float, column: float) -> None:
-    place = torch.tensor([[[row, column]]])
-    area = areas(WORLD, place)
+    corner = torch.tensor([[[row, column]]])
+    area = areas(WORLD, corner)
     assert area.sum().item() == pytest.approx(FACE_TOKENS**2, rel=1e-5)
     centres = torch.stack(torch.meshgrid(torch.arange(3) + 0.5, torch.arange(4) + 0.5, indexing="ij"), dim=-1)
     middle = (area[0, 0, ..., None] * centres).sum((0, 1)) / FACE_TOKENS**2
     torch.testing.assert_close(middle, torch.tensor([row, column]) + FACE_TOKENS / 2, atol=1e-4, rtol=0)
     # between two grid steps either may be nearer
-    torch.testing.assert_close(find_face(2 * area, WORLD), place, atol=PLACE_STEP, rtol=0)
+    torch.testing.assert_close(find_face(2 * area, WORLD), corner, atol=CORNER_STEP, rtol=0)

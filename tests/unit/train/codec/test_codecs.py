@@ -47,7 +47,10 @@ def test_codecs_without_named_weights_load() -> None:
 
 
 def test_registry_imports_nothing_heavy() -> None:
-    code = "import sys, uniavgen.train.codec.registry; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = (
+        "import sys, uniavgen.train.codec.registry; "
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -187,8 +187,8 @@ def test_bucketed_stream_resumes_from_its_state(shards: Path) -> None:
     [
         ({"buckets": [{"frames": 8, "height": 64, "width": 64}]}, "4n"),
         ({"buckets": [{"frames": 9, "height": 64, "width": 50}]}, "multiple of 32"),
-        ({"buckets": [SHORT, SHORT]}, "stands twice"),
-        ({"buckets": [SHORT], "latents": "require"}, "cached for one window only"),
+        ({"buckets": [SHORT, SHORT]}, "listed twice"),
+        ({"buckets": [SHORT], "latents": "require"}, "cached for one window shape only"),
     ],
 )
 def test_invalid_window_shapes_are_refused(changes: dict[str, object], says: str) -> None:
