@@ -116,7 +116,13 @@ class Task(StrEnum):
         return member
 
 
-PAPER_MIX: dict[Task, int] = dict(zip(Task, (4, 1, 1, 2, 2), strict=True))
+PAPER_MIX: dict[Task, int] = {
+    Task.JOINT: 4,
+    Task.REFERENCE: 1,
+    Task.CONTINUATION: 1,
+    Task.DUBBING: 2,
+    Task.AUDIO_DRIVEN: 2,
+}
 """Draws of each task in ten (paper: 4:1:1:2:2)."""
 
 
