@@ -90,9 +90,7 @@ def _machine() -> list[Finding]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     python = ".".join(str(part) for part in sys.version_info[:3])
     return [
-        Finding(
-            "machine", "python", (3, 11) <= sys.version_info[:2] < (3, 13), python, "use Python 3.11 or 3.12"
-        ),
+        Finding("machine", "python", sys.version_info[:2] == (3, 11), python, "use Python 3.11"),
         Finding("machine", "cores", cores >= MIN_CORES, str(cores), f"at least {MIN_CORES} cores"),
         Finding(
             "machine",
