@@ -1,4 +1,4 @@
-"""A small corpus with real tables and real media (H.264, FLAC, face.npz), for tests that need one without ingest."""
+"""Fixtures of a small corpus with real tables and media (H.264, FLAC, face.npz), made without ingest."""
 
 import io
 import sys
@@ -17,7 +17,8 @@ from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    """hypothesis asks every loaded module for its file; speechbrain's stand-ins for packages that are not there would fail."""
+    """Give speechbrain's placeholders of missing packages a `__file__`, which hypothesis reads of every
+    module."""
     for module in list(sys.modules.values()) if "speechbrain" in sys.modules else ():
         if type(module).__module__ == "speechbrain.utils.importutils":
             module.__file__ = None
@@ -78,17 +79,17 @@ GOOD = {
 
 
 def voice(speaker: str) -> list[float]:
-    """A unit vector [192] that depends on the speaker's name: two names are nearly orthogonal."""
+    """A unit vector [192] from the speaker's name. Vectors of two names are nearly orthogonal."""
     import numpy as np
 
     seed = int.from_bytes(speaker.encode()[:8].ljust(8, b"\0"), "big")
     vector = np.random.default_rng(seed).standard_normal(192)
-    found: list[float] = (vector / np.linalg.norm(vector)).astype(np.float32).tolist()
-    return found
+    embedding: list[float] = (vector / np.linalg.norm(vector)).astype(np.float32).tolist()
+    return embedding
 
 
 def clip_row(source: str, start_s: float, speaker: str, **changes: Any) -> dict[str, Any]:
-    """A clips row that the default policy keeps, 2 s long, but for `changes` of any column."""
+    """A row of the clips table, 2 s long, that the default policy keeps; `changes` replace columns."""
     times = [0.2, 0.7, 1.3]
     words = [
         {"text": text, "start_s": at, "end_s": at + 0.4, "score": 0.9}
@@ -112,32 +113,33 @@ def clip_row(source: str, start_s: float, speaker: str, **changes: Any) -> dict[
 
 @cache
 def media(frames: int = 32) -> dict[str, bytes]:
-    """The three files of a clip: a bright disc that moves over grey, a tone, and the disc's outline as the face."""
+    """The three files of a clip: a bright disc moving over grey, a tone, and the outline of the disc as the
+    face."""
     import av
     import numpy as np
     import soundfile
 
-    movie = io.BytesIO()
-    grid = np.mgrid[0:96, 0:128]
-    at = [(48.0, 44.0 + i) for i in range(frames)]
-    with av.open(movie, "w", format="mp4") as out:
+    video = io.BytesIO()
+    rows, columns = np.mgrid[0:96, 0:128]
+    centres = [(48.0, 44.0 + i) for i in range(frames)]
+    with av.open(video, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=VIDEO_FPS)
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        for y, x in at:
-            picture = np.full((96, 128, 3), 60, np.uint8)
-            picture[(grid[0] - y) ** 2 + (grid[1] - x) ** 2 < 24**2] = 210
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for y, x in centres:
+            frame = np.full((96, 128, 3), 60, np.uint8)
+            frame[(rows - y) ** 2 + (columns - x) ** 2 < 24**2] = 210
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         out.mux(stream.encode())
-    sound = io.BytesIO()
+    audio = io.BytesIO()
     seconds = np.arange(frames * SAMPLE_RATE // VIDEO_FPS) / SAMPLE_RATE
     wave = 0.3 * np.sin(440 * 2 * np.pi * seconds) * np.sin(1.5 * np.pi * seconds)
-    soundfile.write(sound, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(audio, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     outline = np.stack([np.cos(angle) * 24 / 128, np.sin(angle) * 24 / 96], axis=1)
-    oval = np.stack([np.add(outline, (x / 128, y / 96)) for y, x in at]).astype(np.float32)
+    oval = np.stack([np.add(outline, (x / 128, y / 96)) for y, x in centres]).astype(np.float32)
     box = np.concatenate([oval.min(axis=1), oval.max(axis=1)], axis=1)
     track = FaceTrack(oval, box, np.ones(frames, np.float32))
-    return {"mp4": movie.getvalue(), "flac": sound.getvalue(), "face.npz": track.to_bytes()}
+    return {"mp4": video.getvalue(), "flac": audio.getvalue(), "face.npz": track.to_bytes()}
 
 
 def source_row(source: str, **changes: Any) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def source_row(source: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
-    """`make_corpus(rows, name="corpus")`: a corpus with these clips, a source row for each source, and media."""
+    """`make_corpus(rows, name="corpus")`: a corpus with these clips, their sources, and media."""
 
     def make(rows: list[dict[str, Any]], name: str = "corpus") -> Corpus:
         corpus = Corpus.create(tmp_path / name)
@@ -187,5 +189,5 @@ def clip_media() -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def make_clip() -> Callable[..., dict[str, Any]]:
-    """`make_clip(source, start_s, speaker, **changes)`: a clips row that the default policy keeps, but for the changes."""
+    """`make_clip(source, start_s, speaker, **changes)`: see `clip_row`."""
     return clip_row

@@ -1,4 +1,4 @@
-"""Audio shards in Emilia's form, made of tones whose pitch and level say which utterance they are."""
+"""Make Emilia tars of tones; the pitch identifies the utterance."""
 
 import io
 import json
@@ -10,7 +10,8 @@ import numpy as np
 
 
 class Spoken(NamedTuple):
-    """An utterance to be made: a tone of `hz` that lasts `seconds`; `changes` are put into its json, None removes a field."""
+    """An utterance: a tone of `hz` and `seconds`. `changes` replace fields of its json; None removes a
+    field."""
 
     key: str
     speaker: str
@@ -24,12 +25,12 @@ class Spoken(NamedTuple):
 
 
 def members_of(spoken: Spoken) -> dict[str, bytes]:
-    """The mp3 and the json, in Emilia's order."""
+    """The mp3 and the json, in the order of Emilia's tars."""
     import soundfile
 
     time = np.arange(round(spoken.seconds * spoken.rate)) / spoken.rate
-    sound = io.BytesIO()
-    soundfile.write(sound, 0.5 * np.sin(2 * np.pi * spoken.hz * time), spoken.rate, format="MP3")
+    audio = io.BytesIO()
+    soundfile.write(audio, 0.5 * np.sin(2 * np.pi * spoken.hz * time), spoken.rate, format="MP3")
     meta = {
         "id": spoken.key,
         "wav": f"{spoken.key}.mp3",
@@ -41,11 +42,11 @@ def members_of(spoken: Spoken) -> dict[str, bytes]:
         "phone_count": 9,
     } | (spoken.changes or {})
     meta = {name: value for name, value in meta.items() if value is not None}
-    return {"mp3": sound.getvalue(), "json": json.dumps(meta).encode()}
+    return {"mp3": audio.getvalue(), "json": json.dumps(meta).encode()}
 
 
 def write_emilia(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    """A plain tar of samples: members by extension, by key."""
+    """Write a tar of samples: key to members by extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, members in samples.items():

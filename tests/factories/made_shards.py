@@ -1,4 +1,4 @@
-"""A `shards` folder made of samples in memory, by plain tarfile: for tests that need one without a corpus."""
+"""Make a `shards` folder from samples in memory with plain `tarfile`, without a corpus."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from uniavgen.shards.tar.manifest import MANIFEST_VERSION, ShardEntry
 
 
 def sample_named(key: str, seconds: float = 2.0) -> Sample:
-    """A sample without real media: for tests of where samples stand, not of what is in them."""
+    """A sample without real media, for tests of positions and indexes."""
     meta = SampleMeta(
         clip_id=key,
         source_id="s",
@@ -34,13 +34,13 @@ def sample_named(key: str, seconds: float = 2.0) -> Sample:
         versions={},
     )
     face = FaceTrack(np.zeros((1, 36, 2), np.float32), np.zeros((1, 4), np.float32), np.zeros(1, np.float32))
-    return Sample(meta, key.encode(), b"sound", face)
+    return Sample(meta, key.encode(), b"audio", face)
 
 
 def made_tar(
     samples: Sequence[Sample], sizes_px: Mapping[str, tuple[int, int]]
 ) -> tuple[bytes, list[SampleSpan]]:
-    """A tar's bytes and where its samples stand; picture sizes (width, height) by key, 64 x 64 where none is given."""
+    """The bytes of a tar and the spans of its samples. `sizes_px` (width, height) by key, default 64 x 64."""
     out, spans = io.BytesIO(), []
     with tarfile.open(fileobj=out, mode="w") as tar:
         for sample in samples:
@@ -65,7 +65,7 @@ def write_tars(
     split: str = "train",
     sizes_px: Mapping[str, tuple[int, int]] | None = None,
 ) -> Path:
-    """Tars, indexes and manifest, as `uniavgen shard` would leave them; tars of other calls in the folder stay."""
+    """Write tars, indexes and manifest like `uniavgen shard`. Tars of other splits in the folder stay."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
     entries = json.loads(path.read_text())["shards"] if path.exists() else []

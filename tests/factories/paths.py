@@ -1,9 +1,9 @@
-"""Where tests find the checkout and the development footage beside it."""
+"""Paths of the checkout and of the development media beside it."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTORIES = ROOT / "tests" / "factories"
 MEDIA = ROOT.parent / "shared" / "media"
-"""Real videos for development; tests that use them skip where they are absent."""
+"""Real videos for development. Tests that use them are skipped if the folder is missing."""
 PUBLISHED_WEIGHTS = ROOT.parent / "shared" / "weights"

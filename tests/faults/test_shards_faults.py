@@ -1,4 +1,4 @@
-"""Shards under attack: killed at every instant, out of room, broken on disk or in the store; nothing is lost."""
+"""Faults of shards: kills, full disks, damaged files and failing stores lose nothing."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from uniavgen.shards.write.writer import write_shards
 Make = Callable[..., Any]
 CONFIG = ShardConfig(max_samples=2)
 EVENTS = 76
-"""About as many file events as a run has; which ones a run is killed at is drawn from them."""
+"""Approximate number of file events of a run. Kills happen at random ones."""
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -43,12 +43,15 @@ def work(root, event):
     seen = 0
     def hook(name, details):
         nonlocal seen
-        if name in ("open", "os.rename", "os.remove", "os.mkdir", "sqlite3.connect") and "/shards" in str(details):
+        files = ("open", "os.rename", "os.remove", "os.mkdir", "sqlite3.connect")
+        if name in files and "/shards" in str(details):
             seen += 1
             if seen == event:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
-    uniavgen.shards.write.writer.write_shards(Corpus.open(root), ShardConfig(max_samples=2), caption=lambda row: (sys.argv[2], "test"))
+    config = ShardConfig(max_samples=2)
+    caption = (sys.argv[2], "test")
+    uniavgen.shards.write.writer.write_shards(Corpus.open(root), config, caption=lambda row: caption)
 
 for root in Path(sys.argv[1]).iterdir():
     child = os.fork()
@@ -57,22 +60,23 @@ for root in Path(sys.argv[1]).iterdir():
         os._exit(0)
     print(root.name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Runs `write_shards` on each corpus named by a number, in a child that kills itself at its so-many-th file event."""
+"""Runs `write_shards` on each corpus folder, in a child that kills itself at the file event of the folder's
+name."""
 
 
-def named(row: Any) -> tuple[str, str]:
+def caption_of(row: Any) -> tuple[str, str]:
     return "new", "test"
 
 
 @pytest.fixture
 def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
     """Seven kept clips in four tars, captioned `old`."""
-    made: Corpus = make_corpus(
+    corpus: Corpus = make_corpus(
         [make_clip(person, 2.0 * i, person) for person in "ab" for i in range(3)] + [make_clip("c", 0, "c")]
     )
-    decide(made)
-    write_shards(made, CONFIG, caption=lambda row: ("old", "test"))
-    return made
+    decide(corpus)
+    write_shards(corpus, CONFIG, caption=lambda row: ("old", "test"))
+    return corpus
 
 
 def decide(corpus: Corpus, **changes: Any) -> None:
@@ -98,8 +102,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def whole(folder: Path) -> None:
-    """What the manifest in force names is there, byte for byte, and the stream reads it."""
+def assert_complete(folder: Path) -> None:
+    """Every tar of the manifest exists with its hash, and the stream reads all samples."""
     for shard in json.loads((folder / "manifest.json").read_text())["shards"]:
         assert hashlib.sha256((folder / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
     stream = SampleStream(str(folder))
@@ -108,10 +112,8 @@ def whole(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_instants_loses_nothing_and_the_next_one_ends_as_if_it_had_not_been(
-    corpus: Corpus, tmp_path: Path
-) -> None:
-    """Every caption changes, so that every tar is written anew while the old ones are in force."""
+def test_run_after_random_kills_gives_the_same_shards(corpus: Corpus, tmp_path: Path) -> None:
+    """Every caption changes, so every tar is rewritten while the manifest names the old ones."""
     killed = tmp_path / "killed"
     for event in sorted(random.Random(0).sample(range(1, EVENTS), 8)):
         shutil.copytree(corpus.root, killed / str(event), symlinks=True)
@@ -122,29 +124,33 @@ def test_a_run_killed_at_random_instants_loses_nothing_and_the_next_one_ends_as_
     }
     assert set(codes.values()) <= {-signal.SIGKILL, 0}, done.stderr
     assert sum(code == -signal.SIGKILL for code in codes.values()) >= 7
-    write_shards(corpus, CONFIG, caption=named)
+    write_shards(corpus, CONFIG, caption=caption_of)
     for event in codes:
         folder = killed / str(event) / "shards"
-        whole(folder)
-        write_shards(Corpus.open(folder.parent), CONFIG, caption=named)
+        assert_complete(folder)
+        write_shards(Corpus.open(folder.parent), CONFIG, caption=caption_of)
         assert contents(folder) == contents(corpus.root / "shards"), f"killed at event {event}"
 
 
-def test_a_second_driver_is_told_to_wait_and_the_lock_dies_with_its_holder(corpus: Corpus) -> None:
-    program = "import sys, filelock as f; lock = f.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+def test_second_writer_is_refused_until_the_lock_holder_dies(corpus: Corpus) -> None:
+    program = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); input()"
+    )
     command = [sys.executable, "-c", program, str(corpus.root / ".shards.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another run writes shards here"):
-            write_shards(corpus, CONFIG, caption=named)
+            write_shards(corpus, CONFIG, caption=caption_of)
         holder.kill()
         holder.wait()
-    assert write_shards(corpus, CONFIG, caption=named).written == 4
+    assert write_shards(corpus, CONFIG, caption=caption_of).written == 4
 
 
-def test_a_disk_that_fills_up_while_writing_is_one_clear_line_and_leaves_no_half_file(corpus: Corpus) -> None:
-    """The system refuses files over 8 kB, as a full disk would; what stands stays in force, and a re-run completes."""
+def test_full_disk_is_an_error_and_leaves_no_partial_file(corpus: Corpus) -> None:
+    """The system refuses files over 8 kB, like a full disk. The old shards stay valid, and a second run
+    completes."""
     before = contents(corpus.root / "shards")
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -152,45 +158,45 @@ def test_a_disk_that_fills_up_while_writing_is_one_clear_line_and_leaves_no_half
         with pytest.raises(
             UserError, match="shards cannot be written: File too large .*; check rights and space"
         ):
-            write_shards(corpus, CONFIG, caption=named)
+            write_shards(corpus, CONFIG, caption=caption_of)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert contents(corpus.root / "shards") == before
-    assert write_shards(corpus, CONFIG, caption=named).written == 4
+    assert write_shards(corpus, CONFIG, caption=caption_of).written == 4
 
 
-def test_too_little_room_is_said_before_anything_is_written(
+def test_missing_disk_space_is_an_error_before_writing(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**3))
     with pytest.raises(UserError, match=r"the new shards take .* MB, only 0.0 MB are free"):
-        write_shards(corpus, CONFIG, caption=named)
+        write_shards(corpus, CONFIG, caption=caption_of)
 
 
-def test_an_empty_decision_set_is_one_clear_line_and_the_shards_stay(corpus: Corpus) -> None:
+def test_policy_without_kept_clips_leaves_the_shards(corpus: Corpus) -> None:
     before = contents(corpus.root / "shards")
     decide(corpus, kept=False)
     with pytest.raises(UserError, match="the policy keeps no clip"):
-        write_shards(corpus, CONFIG, caption=named)
+        write_shards(corpus, CONFIG, caption=caption_of)
     assert contents(corpus.root / "shards") == before
 
 
-def test_a_table_from_a_newer_version_is_one_clear_line(corpus: Corpus) -> None:
-    """The table's own protocol, raised above what this release reads."""
+def test_newer_table_format_is_an_error(corpus: Corpus) -> None:
+    """Raise the protocol version of the table above what deltalake reads."""
     log = sorted((corpus.root / "decisions" / "_delta_log").glob("*.json"))[0]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     for line in lines:
         if "protocol" in line:
             line["protocol"] = {"minReaderVersion": 99, "minWriterVersion": 99}
     log.write_text("\n".join(json.dumps(line) for line in lines))
-    with pytest.raises(UserError, match="of a newer version.*decisions"):
-        write_shards(corpus, CONFIG, caption=named)
+    with pytest.raises(UserError, match="have a newer version.*decisions"):
+        write_shards(corpus, CONFIG, caption=caption_of)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, list[int]]]:
-    """An S3 server on loopback and a list of statuses that it answers, one per request, before it serves again."""
+    """An S3 server on loopback, and a list of HTTP statuses that it answers first, one per request."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
     from werkzeug.wrappers import Response
@@ -211,17 +217,17 @@ def server() -> Iterator[tuple[str, list[int]]]:
 
 @pytest.fixture
 def bucket(server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The server's store with an empty bucket `corpus`; requests are asked again at once, and by us only."""
+    """The server with an empty bucket `corpus`. Only our retries are active, with short waits."""
     import fsspec
 
-    told = {
+    environment = {
         "ACCESS_KEY_ID": "a",
         "SECRET_ACCESS_KEY": "b",
         "ENDPOINT_URL": server[0],
         "MAX_ATTEMPTS": "1",
         "DEFAULT_REGION": "us-east-1",
     }
-    for name, value in told.items():
+    for name, value in environment.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr(store_module, "WAITS_S", (0.01, 0.01))
     store = fsspec.filesystem("s3", skip_instance_cache=True)
@@ -234,7 +240,7 @@ def bucket(server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch) -> It
     type(store).clear_instance_cache()
 
 
-def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
+def test_s3_reads_are_retried_and_a_store_that_is_down_is_an_error(
     corpus: Corpus, server: tuple[str, list[int]], bucket: Any
 ) -> None:
     failures = server[1]
@@ -256,18 +262,18 @@ def test_an_s3_store_that_errs_is_asked_again_and_one_that_is_down_is_named(
         SampleStream("s3://corpus/shards")
 
 
-def test_an_s3_store_that_is_down_is_named_where_it_has_the_audio_shards(
+def test_s3_store_that_is_down_is_an_error_for_audio_shards(
     server: tuple[str, list[int]], bucket: Any
 ) -> None:
     bucket.pipe_file("corpus/EN/EN-B000000.tar", b"never opened")
     server[1].extend([503] * 100)
     for pattern in ("s3://corpus/EN", "s3://corpus/EN/*.tar"):
-        with pytest.raises(UserError, match=r"^the store cannot be read: [^\n]+$") as told:
+        with pytest.raises(UserError, match=r"^the store cannot be read: [^\n]+$") as caught:
             find_tars([pattern])
-        assert told.value.kind == "store-failed"
+        assert caught.value.kind == "store-failed"
 
 
-def test_shards_are_sent_to_s3_once_and_read_and_resumed_there(corpus: Corpus, bucket: Any) -> None:
+def test_publish_sends_shards_once_and_they_are_read_and_resumed(corpus: Corpus, bucket: Any) -> None:
     first = publish_shards(corpus.root / "shards", "s3://corpus/shards")
     assert (first.sent, first.stood, first.removed) == (4, 0, 0)
     for name, content in contents(corpus.root / "shards").items():
@@ -283,10 +289,10 @@ def test_shards_are_sent_to_s3_once_and_read_and_resumed_there(corpus: Corpus, b
     read = [sample.key for _, sample in islice(there.read(), 5)]
     resumed, position = SampleStream.resume("s3://corpus/shards", json.loads(json.dumps(there.state(5))))
     ranks = [islice(resumed.read(position, rank=rank, world=2), 8) for rank in range(2)]
-    rest = sorted((at, sample.key) for own in ranks for at, sample in own)
-    assert read + [key for _, key in rest] == [sample.key for _, sample in islice(local.read(), 21)]
+    resumed_keys = sorted((at, sample.key) for samples in ranks for at, sample in samples)
+    assert read + [key for _, key in resumed_keys] == [sample.key for _, sample in islice(local.read(), 21)]
 
-    write_shards(corpus, CONFIG, caption=named)
+    write_shards(corpus, CONFIG, caption=caption_of)
     changed = publish_shards(corpus.root / "shards", "s3://corpus/shards")
     assert (changed.sent, changed.removed) == (4, 4)
     after = {path.removeprefix("corpus/shards/") for path in bucket.find("corpus/shards")}
@@ -297,12 +303,12 @@ def test_shards_are_sent_to_s3_once_and_read_and_resumed_there(corpus: Corpus, b
 
 
 @pytest.mark.parametrize("after", [0, 3, 9])
-def test_a_store_that_fails_while_shards_are_sent_loses_nothing_and_a_second_run_completes(
+def test_failed_publish_keeps_the_old_copy_and_a_second_run_completes_it(
     corpus: Corpus, bucket: Any, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[int]], after: int
 ) -> None:
-    """The store breaks down after so many files; the old manifest stays in force until all the new tars are there."""
+    """The store fails after `after` files. The old manifest stays valid until all new tars are sent."""
     publish_shards(corpus.root / "shards", "s3://corpus/shards")
-    write_shards(corpus, CONFIG, caption=named)
+    write_shards(corpus, CONFIG, caption=caption_of)
     real, puts = store_module.Store.put, list[str]()
 
     def breaking(self: Any, path: Path, name: str) -> None:
@@ -326,10 +332,8 @@ def test_a_store_that_fails_while_shards_are_sent_loses_nothing_and_a_second_run
     }
 
 
-def test_a_copy_holds_what_manifests_name_and_nothing_that_a_killed_one_left(
-    corpus: Corpus, tmp_path: Path
-) -> None:
-    """A sidecar of latents that no manifest names yet, as between its rename and the manifest, is not sent."""
+def test_publish_skips_unnamed_sidecars_and_removes_partial_files(corpus: Corpus, tmp_path: Path) -> None:
+    """A sidecar that no manifest names yet, as between its rename and the manifest, is not sent."""
     shards, there = corpus.root / "shards", tmp_path / "there"
     cache = shards / LATENTS_FOLDER / "0123"
     cache.mkdir(parents=True)
@@ -337,25 +341,25 @@ def test_a_copy_holds_what_manifests_name_and_nothing_that_a_killed_one_left(
     (cache / "train-000000.tar").write_bytes(b"unnamed")
     there.mkdir()
     for name in (".train-000000.tar.part", ".manifest.json.part", "mine.part"):
-        (there / name).write_bytes(b"half")
+        (there / name).write_bytes(b"partial")
     publish_shards(shards, str(there))
     assert set(contents(there)) == {*contents(shards), "mine.part"} - {
         f"{LATENTS_FOLDER}/0123/train-000000.tar"
     }
 
 
-def test_shards_are_not_copied_while_their_latents_change(corpus: Corpus, tmp_path: Path) -> None:
+def test_publish_is_refused_while_latents_are_computed(corpus: Corpus, tmp_path: Path) -> None:
     with (
         locked(corpus.root / LATENTS_LOCK, "busy"),
-        pytest.raises(UserError, match="another run makes, copies or forgets latents here") as told,
+        pytest.raises(UserError, match="another run computes latents here") as caught,
     ):
         publish_shards(corpus.root / "shards", str(tmp_path / "there"))
-    assert told.value.kind == "busy"
+    assert caught.value.kind == "busy"
     assert not (tmp_path / "there").exists()
 
 
-def test_a_folder_that_fills_up_keeps_no_half_of_a_copy(corpus: Corpus, tmp_path: Path) -> None:
-    """The system refuses files over 8 kB, as a full disk would."""
+def test_publish_to_a_full_disk_leaves_no_partial_file(corpus: Corpus, tmp_path: Path) -> None:
+    """The system refuses files over 8 kB, like a full disk."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
@@ -367,9 +371,7 @@ def test_a_folder_that_fills_up_keeps_no_half_of_a_copy(corpus: Corpus, tmp_path
     assert not list((tmp_path / "there").rglob("*.part"))
 
 
-def test_shards_are_copied_to_another_folder_and_an_unknown_store_is_named(
-    corpus: Corpus, tmp_path: Path
-) -> None:
+def test_publish_to_a_folder_and_to_an_unknown_store(corpus: Corpus, tmp_path: Path) -> None:
     publish_shards(corpus.root / "shards", str(tmp_path / "there" / "shards"))
     assert contents(tmp_path / "there" / "shards") == contents(corpus.root / "shards")
     with pytest.raises(UserError, match="unknown kind of store: .*nostore"):

@@ -1,11 +1,11 @@
-"""How fast the stream reads beside plain webdataset and Megatron-Energon, how soon a run resumes, and what it holds in memory.
+"""Benchmark of the stream against plain webdataset and Megatron-Energon: read speed, resume time, memory.
 
     python tests/benchmarks/shards/stream.py [--samples 400] [--turns 60] [--folder DIR]
 
-Makes a corpus of clips (5 s, 512 px, a few hundred kB each), shards it with the product's own writer, and lets three readers
-read the same shards in one process and one thread, in turns, so that a busy machine is unfair to nobody. All open the same
-members with the same functions. Ours and Energon keep their exact state every 50 samples; webdataset has none to keep.
-Then an index of 1.3 million samples (over the same bytes) is resumed at the millionth in a process of its own.
+Makes a corpus of clips (5 s, 512 px, a few hundred kB each) and writes its shards. Three readers read them in
+one process and one thread, in turns, so that other load affects all alike. All decode the same members with
+the same functions. The stream and Energon save their exact state every 50 samples; webdataset has none. Then
+an index of 1.3 million samples (over the same bytes) is resumed at sample 1,000,000 in a separate process.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ SECONDS, SIDE_PX, DISTINCT = 5, 512, 6
 SHUFFLE = 1000
 STATE_EVERY = 50
 WINDOW = 17
-"""Pixel frames that training takes of a sample by default."""
+"""Pixel frames of a training window by default."""
 TURN = 10
 MILLION, INDEXED = 1_000_000, 1_300_000
 Reader = Callable[[], Iterator[Sample]]
 
 
-def make(folder: Path, samples: int) -> Path:
-    """Shards of so many clips, of which a few are distinct on disk; returns their folder."""
+def make_shards(folder: Path, samples: int) -> Path:
+    """Write shards of `samples` clips with a few distinct media files; returns their folder."""
     root = folder / f"corpus-{samples}"
     if (root / "shards" / "manifest.json").exists():
         return root / "shards"
@@ -81,7 +81,7 @@ def make(folder: Path, samples: int) -> Path:
 
 
 def _media(seed: int) -> dict[str, bytes]:
-    """A clip as large as a real one: smooth noise that drifts, and noise as sound."""
+    """Media of a typical size: smooth drifting noise as video, and noise as audio."""
     import av
     import cv2
     import soundfile
@@ -91,16 +91,16 @@ def _media(seed: int) -> dict[str, bytes]:
         draw.normal(128, 90, (SIDE_PX, SIDE_PX + frames, 3)).astype(np.float32), (0, 0), 2
     )
     field = np.clip((field - field.mean()) * 6 + 128, 0, 255).astype(np.uint8)
-    movie, sound = io.BytesIO(), io.BytesIO()
-    with av.open(movie, "w", format="mp4") as out:
+    video, audio = io.BytesIO(), io.BytesIO()
+    with av.open(video, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=VIDEO_FPS, options={"crf": "20", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = SIDE_PX, SIDE_PX, "yuv420p"
         for at in range(frames):
-            picture = np.ascontiguousarray(field[:, at : at + SIDE_PX])
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = np.ascontiguousarray(field[:, at : at + SIDE_PX])
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         out.mux(stream.encode())
     soundfile.write(
-        sound,
+        audio,
         0.02 * draw.standard_normal(SECONDS * SAMPLE_RATE),
         SAMPLE_RATE,
         format="FLAC",
@@ -108,10 +108,10 @@ def _media(seed: int) -> dict[str, bytes]:
     )
     shape = draw.random((frames, 36, 2)).astype(np.float32)
     face = FaceTrack(shape, np.concatenate([shape.min(1), shape.max(1)], 1), np.ones(frames, np.float32))
-    return {"mp4": movie.getvalue(), "flac": sound.getvalue(), "face.npz": face.to_bytes()}
+    return {"mp4": video.getvalue(), "flac": audio.getvalue(), "face.npz": face.to_bytes()}
 
 
-def ours(shards: Path) -> Reader:
+def stream_reader(shards: Path) -> Reader:
     stream = SampleStream(str(shards))
 
     def read() -> Iterator[Sample]:
@@ -123,7 +123,7 @@ def ours(shards: Path) -> Reader:
     return read
 
 
-def plain_webdataset(shards: Path) -> Reader:
+def webdataset_reader(shards: Path) -> Reader:
     import webdataset
 
     tars = sorted(str(path) for path in shards.glob("*.tar"))
@@ -135,7 +135,7 @@ def plain_webdataset(shards: Path) -> Reader:
     return read
 
 
-def energon(shards: Path) -> Reader:
+def energon_reader(shards: Path) -> Reader:
     from megatron.energon import (
         Cooker,
         DefaultTaskEncoder,
@@ -145,7 +145,7 @@ def energon(shards: Path) -> Reader:
         stateless,
     )
 
-    class AsTheyAre(DefaultTaskEncoder):
+    class RawSamples(DefaultTaskEncoder):
         cookers = (Cooker(stateless(lambda members: members)),)
 
         def batch(self, samples: list[Any]) -> Any:
@@ -154,7 +154,7 @@ def energon(shards: Path) -> Reader:
     def read() -> Iterator[Sample]:
         workers = WorkerConfig(rank=0, world_size=1, num_workers=0)
         order: dict[str, Any] = {"shuffle_buffer_size": 1, "max_samples_per_sequence": 100, "batch_size": 1}
-        dataset = get_train_dataset(str(shards), worker_config=workers, task_encoder=AsTheyAre(), **order)
+        dataset = get_train_dataset(str(shards), worker_config=workers, task_encoder=RawSamples(), **order)
         loader = get_savable_loader(dataset)
         for count, batch in enumerate(loader):
             if count % STATE_EVERY == 0:
@@ -166,18 +166,19 @@ def energon(shards: Path) -> Reader:
 
 DECODING: dict[str, Callable[[Sample], Any]] = {
     "members only": lambda sample: sample.key,
-    "sound": lambda sample: decode_audio(sample.audio),
-    "sound, 17 frames": lambda sample: (
+    "audio": lambda sample: decode_audio(sample.audio),
+    "audio, 17 frames": lambda sample: (
         decode_audio(sample.audio),
         decode_video(sample.video, range(WINDOW)),
     ),
 }
 
 
-def spent(
+def seconds_per_sample(
     readers: dict[str, Reader], decode: Callable[[Sample], Any], turns: int
 ) -> dict[str, tuple[float, float]]:
-    """Seconds of (wall, CPU) per sample of each reader, in turns of a few samples, after files are open and buffers full."""
+    """(wall, CPU) seconds per sample of each reader, read in turns, after files are open and buffers are
+    full."""
     total = {name: [0.0, 0.0] for name in readers}
     running = {name: reader() for name, reader in readers.items()}
     for samples in running.values():
@@ -192,8 +193,8 @@ def spent(
     return {name: (wall / turns / TURN, cpu / turns / TURN) for name, (wall, cpu) in total.items()}
 
 
-def index_a_million(shards: Path, folder: Path) -> Path:
-    """A folder whose indexes name 1.3 million samples: the same few tars under many names, their spans many times over."""
+def make_million_index(shards: Path, folder: Path) -> Path:
+    """A folder with indexes of 1.3 million samples: the same tar under many names, each span many times."""
     out = folder / "million"
     if (out / "manifest.json").exists():
         return out
@@ -240,7 +241,7 @@ print(json.dumps({"opened_s": opened, "first_sample_s": first, "held_mb": held})
 
 
 def resume_at_a_million(shards: Path, folder: Path, buckets: dict[str, Any] | None) -> dict[str, Any]:
-    million = index_a_million(shards, folder)
+    million = make_million_index(shards, folder)
     names = {
         entry["name"]: entry["sha256"]
         for entry in json.loads((million / "manifest.json").read_text())["shards"]
@@ -249,28 +250,35 @@ def resume_at_a_million(shards: Path, folder: Path, buckets: dict[str, Any] | No
     state = {"version": 1, **order, "shards": names, "position": MILLION}
     command = [sys.executable, "-c", RESUME, str(million), "500"]
     done = subprocess.run(command, input=json.dumps(state), capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--turns", type=int, default=60, help="turns of ten samples that each reader has")
+    parser.add_argument(
+        "--turns", type=int, default=60, help="number of turns of each reader, ten samples each"
+    )
     parser.add_argument("--folder", type=Path, default=Path("/tmp/bench-shards"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    shards = make(options.folder, options.samples)
+    shards = make_shards(options.folder, options.samples)
     sizes = [path.stat().st_size for path in shards.glob("*.tar")]
     print(
-        f"{options.samples} samples of {sum(sizes) / options.samples / 1e3:.0f} kB in {len(sizes)} tars, one thread"
+        f"{options.samples} samples of {sum(sizes) / options.samples / 1e3:.0f} kB in {len(sizes)} tars, "
+        "one thread"
     )
-    readers = {"stream": ours(shards), "webdataset": plain_webdataset(shards), "energon": energon(shards)}
+    readers = {
+        "stream": stream_reader(shards),
+        "webdataset": webdataset_reader(shards),
+        "energon": energon_reader(shards),
+    }
     columns = "".join(f"{name:>12}" for name in readers) + f"{'/webdataset':>13}{'/energon':>10}"
     print(f"\n{'samples/s (CPU ms)':<20}{columns}   ratio of wall times (of CPU times)")
     plain = 0.0
     for kind, decode in DECODING.items():
-        used = spent(readers, decode, max(1, options.turns // (4 if "frames" in kind else 1)))
+        used = seconds_per_sample(readers, decode, max(1, options.turns // (4 if "frames" in kind else 1)))
         plain = plain or 1 / used["webdataset"][0]
         row = "".join(f"{f'{1 / wall:.0f} ({cpu * 1e3:.1f})':>12}" for wall, cpu in used.values())
         ratio = [
@@ -279,18 +287,17 @@ def main() -> None:
         ]
         print(f"{kind:<20}{row}" + "".join(f"{f'{wall:.2f} ({cpu:.2f})':>13}" for wall, cpu in ratio))
     print(
-        f"\nresume at {MILLION:,} of {INDEXED:,}   index read  first sample  MB held then, and after 500, 1000, ... samples"
+        f"\nresume at {MILLION:,} of {INDEXED:,}   index read  first sample  "
+        "MB in memory then, and after 500, 1000, ... samples"
     )
     for name, buckets in (
-        ("one order", None),
+        ("no buckets", None),
         ("buckets, batches", {"seconds": [3.0, 5.0, 7.0], "aspects": [0.8, 1.25]}),
     ):
-        found = resume_at_a_million(shards, options.folder, buckets)
-        times = f"{found['opened_s']:>10.2f} s{found['first_sample_s']:>12.2f} s"
-        print(f"{name:<32}{times}   {' '.join(map(str, found['held_mb']))}")
-    print(
-        f"{'webdataset, by reading again':<32}{'':>12}{MILLION / plain:>12.0f} s  (computed from its rate above)"
-    )
+        result = resume_at_a_million(shards, options.folder, buckets)
+        times = f"{result['opened_s']:>10.2f} s{result['first_sample_s']:>12.2f} s"
+        print(f"{name:<32}{times}   {' '.join(map(str, result['held_mb']))}")
+    print(f"{'webdataset, by replay':<32}{'':>12}{MILLION / plain:>12.0f} s  (from its rate above)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sample: what goes in comes out, what is damaged is named, and masks measure area."""
+"""The sample: round trip, damaged members, decoding, face masks."""
 
 import io
 
@@ -47,14 +47,14 @@ def make_sample(frames: int = 3) -> Sample:
 
 def test_members_round_trip() -> None:
     sample = make_sample()
-    found = from_members({"__key__": "abc", **to_members(sample)})
-    assert found.meta == sample.meta
-    assert (found.video, found.audio) == (b"video", b"audio")
-    np.testing.assert_array_equal(found.face.oval, sample.face.oval)
+    restored = from_members({"__key__": "abc", **to_members(sample)})
+    assert restored.meta == sample.meta
+    assert (restored.video, restored.audio) == (b"video", b"audio")
+    np.testing.assert_array_equal(restored.face.oval, sample.face.oval)
 
 
 @pytest.mark.parametrize("lost", ["mp4", "flac", "face.npz", "json"])
-def test_a_sample_without_a_member_is_named(lost: str) -> None:
+def test_missing_member_is_named(lost: str) -> None:
     members = {"__key__": "abc", **to_members(make_sample())}
     del members[lost]
     with pytest.raises(UserError, match=f"abc lacks {lost}"):
@@ -64,14 +64,14 @@ def test_a_sample_without_a_member_is_named(lost: str) -> None:
 @pytest.mark.parametrize(
     ("member", "data"), [("json", b"{"), ("json", b'{"clip_id": 1}'), ("face.npz", b"nothing")]
 )
-def test_a_damaged_member_is_one_clear_line(member: str, data: bytes) -> None:
+def test_damaged_member_is_an_error_in_one_line(member: str, data: bytes) -> None:
     with pytest.raises(UserError, match="abc is damaged") as caught:
         from_members({"__key__": "abc", **to_members(make_sample()), member: data})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("at", range(5, 1000, 40))
-def test_a_flipped_bit_in_the_face_is_either_harmless_or_one_clear_line(at: int) -> None:
+def test_flipped_bit_in_the_face_is_harmless_or_an_error(at: int) -> None:
     members = to_members(make_sample())
     face = bytearray(members["face.npz"])
     face[at % len(face)] ^= 16
@@ -81,21 +81,21 @@ def test_a_flipped_bit_in_the_face_is_either_harmless_or_one_clear_line(at: int)
         assert error.kind == "damaged-sample"  # noqa: PT017 (either outcome is right; another exception is not)
 
 
-def test_a_pickled_face_is_refused() -> None:
+def test_pickled_face_is_refused() -> None:
     buffer = io.BytesIO()
     np.savez(buffer, oval=np.array([{"a": 1}], dtype=object), box=np.zeros(1), score=np.zeros(1))
     with pytest.raises(UserError, match="damaged"):
         from_members({"__key__": "abc", **to_members(make_sample()), "face.npz": buffer.getvalue()})
 
 
-def test_another_schema_version_says_what_to_do() -> None:
+def test_another_schema_version_is_an_error_with_a_hint() -> None:
     members = to_members(make_sample())
     members["json"] = members["json"].replace(b'"schema_version":1', b'"schema_version":99')
     with pytest.raises(UserError, match="schema version 99.*uniavgen shard"):
         from_members({"__key__": "abc", **members})
 
 
-def test_sound_at_another_rate_is_refused() -> None:
+def test_audio_of_another_rate_is_refused() -> None:
     import soundfile
 
     buffer = io.BytesIO()
@@ -112,7 +112,7 @@ def test_sound_at_another_rate_is_refused() -> None:
     st.integers(2, 12),
     st.integers(2, 12),
 )
-def test_a_mask_has_the_area_of_its_oval(
+def test_mask_has_the_area_of_its_oval(
     x: float, y: float, rx: float, ry: float, height: int, width: int
 ) -> None:
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
@@ -124,13 +124,13 @@ def test_a_mask_has_the_area_of_its_oval(
     assert mask.mean() == pytest.approx(np.pi * rx * ry, abs=slack)
 
 
-def test_mask_cells_hold_their_own_share() -> None:
+def test_mask_cells_hold_their_share_of_the_oval() -> None:
     left_half = np.array([[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]], np.float32)
     mask = rasterise_oval(left_half, np.ones(1), 1, 4)[0, 0]
     np.testing.assert_allclose(mask, [1, 1, 0, 0], atol=0.13)
 
 
-def test_a_frame_without_a_face_has_an_empty_mask() -> None:
+def test_frame_without_a_face_has_an_empty_mask() -> None:
     square = np.tile(np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32), (2, 1, 1))
     mask = rasterise_oval(square, np.array([1.0, 0.0]), 2, 2)
     assert mask[0].min() == 1

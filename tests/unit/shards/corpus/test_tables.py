@@ -1,4 +1,4 @@
-"""The corpus tables: committing twice is harmless, and every unusable folder is one clear line."""
+"""Corpus tables: idempotent commits, safe rewrites, and clear errors for unusable folders."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def source(name: str, duration_s: float = 1.0) -> dict[str, object]:
     return {"source_id": name, "uri": f"{name}.mp4", "duration_s": duration_s}
 
 
-def test_upsert_replaces_by_key_and_adds_the_rest(tmp_path: Path) -> None:
+def test_upsert_replaces_rows_with_the_same_key(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     corpus.upsert("sources", [source("a"), source("b")])
     corpus.upsert("sources", [source("b", 2.0), source("c")])
@@ -29,14 +29,14 @@ def test_upsert_replaces_by_key_and_adds_the_rest(tmp_path: Path) -> None:
     assert [(row["source_id"], row["duration_s"]) for row in rows] == [("a", 1.0), ("b", 2.0), ("c", 1.0)]
 
 
-def test_removed_rows_are_gone_and_unknown_keys_ignored(tmp_path: Path) -> None:
+def test_remove_ignores_unknown_keys(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     corpus.upsert("failures", [{"uri": "it's.mp4", "stage": "probe"}, {"uri": "b.mp4", "stage": "probe"}])
     corpus.remove("failures", ["it's.mp4", "never.mp4"])
     assert corpus.read("failures", ["uri"]).column("uri").to_pylist() == ["b.mp4"]
 
 
-def test_tables_never_written_read_as_empty_with_their_columns(tmp_path: Path) -> None:
+def test_unwritten_table_reads_as_empty_with_its_columns(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     clips = corpus.read("clips")
     assert len(clips) == 0
@@ -44,7 +44,7 @@ def test_tables_never_written_read_as_empty_with_their_columns(tmp_path: Path) -
     assert corpus.versions() == dict.fromkeys(KEYS, -1)
 
 
-def test_replace_commits_a_whole_table(tmp_path: Path) -> None:
+def test_replace_commits_the_whole_table(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     schema = corpus.read("decisions").schema
     for kept in (True, False):
@@ -70,19 +70,19 @@ def test_replace_commits_a_whole_table(tmp_path: Path) -> None:
     assert corpus.versions()["decisions"] == 1
 
 
-def test_opening_what_is_no_corpus_says_how_to_make_one(tmp_path: Path) -> None:
+def test_open_without_a_corpus_says_how_to_create_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="uniavgen ingest"):
         Corpus.open(tmp_path)
 
 
-def test_a_corpus_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_open_refuses_another_version(tmp_path: Path) -> None:
     Corpus.create(tmp_path / "c")
     (tmp_path / "c" / "corpus.json").write_text(json.dumps({"corpus_version": 99}))
     with pytest.raises(UserError, match="version 99"):
         Corpus.open(tmp_path / "c")
 
 
-def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path: Path) -> None:
+def test_create_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         Corpus.create(tmp_path)
@@ -95,7 +95,7 @@ def test_clip_ids_depend_on_source_and_milliseconds_only(name: str, start: float
     assert clip_id(name, start, end) != clip_id(name, start + 0.01, end)
 
 
-def test_a_corpus_of_the_first_version_gains_the_columns_that_came_later(tmp_path: Path) -> None:
+def test_corpus_of_version_1_gets_the_new_columns(tmp_path: Path) -> None:
     import pyarrow as pa
     from deltalake import write_deltalake
 
@@ -115,7 +115,7 @@ def test_a_corpus_of_the_first_version_gains_the_columns_that_came_later(tmp_pat
     assert json.loads((root / "corpus.json").read_text()) == {"corpus_version": CORPUS_VERSION}
 
 
-def test_a_table_that_is_written_anew_loses_nothing_that_others_commit_meanwhile(tmp_path: Path) -> None:
+def test_rewrite_keeps_concurrent_commits_of_other_runs(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     corpus.append("failures", [{"uri": "first"}, {"uri": "forgotten"}])
     failed, others = list[BaseException](), 15
@@ -143,25 +143,25 @@ def test_a_table_that_is_written_anew_loses_nothing_that_others_commit_meanwhile
     }
 
 
-def test_a_reader_waits_for_a_table_that_stands_nowhere_for_an_instant(tmp_path: Path) -> None:
+def test_reader_waits_while_a_rewritten_table_is_renamed(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     corpus.append("failures", [{"uri": "a"}])
-    table, gone, fresh = (corpus.root / name for name in ("failures", ".failures.gone", ".failures.fresh"))
-    shutil.copytree(table, fresh)
+    table, old, new = (corpus.root / name for name in ("failures", ".failures.gone", ".failures.fresh"))
+    shutil.copytree(table, new)
     with Corpus(corpus.root).writing():
-        table.rename(gone)
-        found: list[int] = []
-        reader = threading.Thread(target=lambda: found.append(len(Corpus(corpus.root).read("failures"))))
+        table.rename(old)
+        counts: list[int] = []
+        reader = threading.Thread(target=lambda: counts.append(len(Corpus(corpus.root).read("failures"))))
         reader.start()
         reader.join(timeout=0.3)
-        assert found == []
-        fresh.rename(table)
+        assert counts == []
+        new.rename(table)
     reader.join(timeout=20)
-    assert found == [1]
-    assert not gone.exists()
+    assert counts == [1]
+    assert not old.exists()
 
 
-def test_a_swap_that_was_killed_is_finished_by_whoever_writes_next(tmp_path: Path) -> None:
+def test_next_writer_completes_a_killed_rewrite(tmp_path: Path) -> None:
     corpus = Corpus.create(tmp_path / "c")
     corpus.append("failures", [{"uri": "a"}])
     shutil.copytree(corpus.root / "failures", corpus.root / ".failures.fresh")

@@ -1,4 +1,4 @@
-"""Verification: whole shards have no defect, and every planted one is named in one line."""
+"""Verification: complete shards have no defect, and each planted defect is named in one line."""
 
 import json
 import shutil
@@ -38,30 +38,30 @@ CONFIG = ShardConfig(max_samples=3)
 TAR = "train-000001.tar"
 
 
-def named(row: Any) -> tuple[str, str]:
+def caption_of(row: Any) -> tuple[str, str]:
     return "a caption", "test"
 
 
 @pytest.fixture
 def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
-    """Five clips of voice a in two train tars, two of voice b in a val tar."""
+    """Five clips of speaker a in two train tars, two of speaker b in a val tar."""
     rows = [make_clip("a", 2.0 * i, "a") for i in range(5)] + [make_clip("b", 2.0 * i, "b") for i in range(2)]
-    made: Corpus = make_corpus(rows)
+    corpus: Corpus = make_corpus(rows)
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d"}
     split = {"a": "train", "b": "val"}
-    made.upsert(
+    corpus.upsert(
         "decisions",
         [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows],
     )
-    write_shards(made, CONFIG, caption=named)
-    return made
+    write_shards(corpus, CONFIG, caption=caption_of)
+    return corpus
 
 
 def verify(corpus: Corpus) -> VerifySummary:
     return verify_shards(corpus, CONFIG)
 
 
-def test_whole_shards_have_no_defect_and_are_all_opened(corpus: Corpus) -> None:
+def test_complete_shards_have_no_defect(corpus: Corpus) -> None:
     seen: list[tuple[int, int]] = []
     summary = verify_shards(corpus, CONFIG, on_progress=lambda done, total: seen.append((done, total)))
     assert summary.defects == ()
@@ -76,7 +76,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def harm(corpus: Corpus, kind: str) -> None:
+def damage(corpus: Corpus, kind: str) -> None:
     shards = corpus.root / "shards"
     tar, index = shards / TAR, shards / index_name(TAR)
     if kind == "bit":
@@ -110,7 +110,7 @@ def first_key(corpus: Corpus) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "messages"),
     [
         ("bit", ["SHA-256 differs", "bytes changed since they were written"]),
         ("cut", ["5000 bytes, the manifest says"]),
@@ -125,13 +125,13 @@ def first_key(corpus: Corpus) -> str:
         ("moved", ["the decisions put it into val"]),
     ],
 )
-def test_every_planted_defect_is_named_and_shard_makes_it_good(
-    corpus: Corpus, kind: str, says: list[str]
+def test_planted_defect_is_named_and_repaired_by_shard(
+    corpus: Corpus, kind: str, messages: list[str]
 ) -> None:
     victim = first_key(corpus)
-    harm(corpus, kind)
+    damage(corpus, kind)
     defects = verify(corpus).defects
-    for text in says:
+    for text in messages:
         assert any(text in defect for defect in defects), defects
     if kind in ("bit", "dropped", "moved"):
         assert any(victim in defect for defect in defects)
@@ -139,26 +139,24 @@ def test_every_planted_defect_is_named_and_shard_makes_it_good(
     for name in {
         word.rstrip(";:") for defect in defects if "remove" in defect for word in defect.split()[:1]
     }:
-        (corpus.root / "shards" / name).unlink(missing_ok=True)  # as the lines say
-    write_shards(corpus, CONFIG, caption=named)
+        (corpus.root / "shards" / name).unlink(missing_ok=True)  # as the messages say
+    write_shards(corpus, CONFIG, caption=caption_of)
     assert verify(corpus).defects == ()
 
 
-def test_media_that_do_not_fit_each_other_are_found_by_decoding(corpus: Corpus) -> None:
-    """A sound cut short before it was sharded: hashes agree, only decoding tells."""
+def test_decoding_finds_audio_shorter_than_the_video(corpus: Corpus) -> None:
+    """The audio was truncated before the shards were written: hashes agree, only decoding finds it."""
     import soundfile
 
     path = corpus.media_path(first_key(corpus), "flac")
     wave, rate = soundfile.read(path)
     soundfile.write(path, wave[: len(wave) // 2], rate)
-    write_shards(corpus, CONFIG, caption=named)
+    write_shards(corpus, CONFIG, caption=caption_of)
     (defect,) = verify(corpus).defects
     assert "audio of 1.00 s, but a span of 2.00 s" in defect
 
 
-def test_kept_clips_that_are_in_no_shard_are_counted(
-    corpus: Corpus, make_corpus: Make, make_clip: Make
-) -> None:
+def test_kept_clip_in_no_shard_is_a_defect(corpus: Corpus, make_corpus: Make, make_clip: Make) -> None:
     row = make_clip("new", 0.0, "new")
     corpus.upsert("clips", [row])
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d", "split": "train"}
@@ -169,7 +167,7 @@ def test_kept_clips_that_are_in_no_shard_are_counted(
     )
 
 
-def test_without_shards_and_with_those_of_another_version_it_says_what_to_do(corpus: Corpus) -> None:
+def test_missing_and_older_shards_are_errors_with_hints(corpus: Corpus) -> None:
     path = corpus.root / "shards" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "manifest_version": 1}))
     with pytest.raises(UserError, match="older version.*uniavgen shard"):
@@ -179,7 +177,7 @@ def test_without_shards_and_with_those_of_another_version_it_says_what_to_do(cor
         verify(corpus)
 
 
-def test_the_command_prints_a_line_per_defect_and_exits_with_1(corpus: Corpus) -> None:
+def test_command_prints_a_line_per_defect_and_exits_with_1(corpus: Corpus) -> None:
     command = [
         str(Path(sys.executable).parent / "uniavgen"),
         "shard",
@@ -188,16 +186,16 @@ def test_the_command_prints_a_line_per_defect_and_exits_with_1(corpus: Corpus) -
         "--corpus",
         str(corpus.root),
     ]
-    harm(corpus, "bit")
+    damage(corpus, "bit")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=corpus.root.parent)
     assert done.returncode == 1
     assert json.loads(done.stdout)["samples"] == 7
-    told = [line for line in done.stderr.splitlines() if line.startswith(f"defect: {TAR}: ")]
-    assert len(told) == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith(f"defect: {TAR}: ")]
+    assert len(lines) == 2
 
 
 def cache_latents(corpus: Corpus) -> Path:
-    """A cache of small numbers over all shards, as `uniavgen cache-latents` leaves it; returns its folder."""
+    """Write a cache of small arrays for all shards, like `uniavgen cache-latents`; returns its folder."""
     shards, fields = corpus.root / "shards", {"windows": 1, "dtype": "float16"}
     folder = shards / "latents" / latents_digest(fields)
     folder.mkdir(parents=True)
@@ -211,19 +209,19 @@ def cache_latents(corpus: Corpus) -> Path:
         "caption_mask": np.ones(1, bool),
     }
     latents = LatentSample(**floats, **flags, speech=np.array([b"hello"]))
-    made = []
+    entries = []
     for entry in read_manifest(shards).entries:  # type: ignore[union-attr]
-        found = write_sidecar(
+        sidecar = write_sidecar(
             folder, entry.name, entry.sha256, [(key, latents) for key in read_shard_keys(shards, entry)]
         )
-        commit_tar(folder, found.part, found.entry)
-        made.append(found.entry)
-    write_manifest(folder, LatentCache(folder.name, fields, {}, tuple(made)))
+        commit_tar(folder, sidecar.part, sidecar.entry)
+        entries.append(sidecar.entry)
+    write_manifest(folder, LatentCache(folder.name, fields, {}, tuple(entries)))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "messages"),
     [
         ("bit", ["SHA-256 differs from the manifest", "bytes changed since they were written"]),
         ("gone", [f"{TAR} is missing; run uniavgen cache-latents"]),
@@ -235,43 +233,40 @@ def cache_latents(corpus: Corpus) -> Path:
         ("no manifest", ["has no manifest"]),
     ],
 )
-def test_every_planted_defect_of_the_cached_latents_is_named(
-    corpus: Corpus, kind: str, says: list[str]
-) -> None:
+def test_planted_defect_of_cached_latents_is_named(corpus: Corpus, kind: str, messages: list[str]) -> None:
     folder = cache_latents(corpus)
-    whole = verify(corpus)
-    assert (whole.defects, whole.sidecars) == ((), 3)
-    spoil(corpus, folder, kind)
+    complete = verify(corpus)
+    assert (complete.defects, complete.sidecars) == ((), 3)
+    damage_latents(folder, kind)
     defects = verify(corpus).defects
     assert defects
     assert all(line.startswith(f"latents/{folder.name}") and "\n" not in line for line in defects)
-    for text in says:
+    for text in messages:
         assert any(text in line for line in defects), defects
 
 
-def spoil(corpus: Corpus, folder: Path, kind: str) -> None:
+def damage_latents(folder: Path, kind: str) -> None:
     manifest, tar = folder / "manifest.json", folder / TAR
     if kind == "bit":
         flip(tar, 1000)
     elif kind == "gone":
         tar.unlink()
     elif kind in ("fields", "stale"):
-        told = manifest.read_text()
-        entry = next(entry for entry in json.loads(told)["entries"] if entry["name"] == TAR)
+        text = manifest.read_text()
+        entry = next(entry for entry in json.loads(text)["entries"] if entry["name"] == TAR)
         change = ('"windows": 1', '"windows": 2') if kind == "fields" else (entry["shard_sha256"], "0" * 64)
-        manifest.write_text(told.replace(*change))
+        manifest.write_text(text.replace(*change))
     elif kind == "stray":
         shutil.copy(tar, folder / "train-000007.tar")
     elif kind == "no manifest":
         manifest.unlink()
     else:
         index = ShardIndex.from_bytes((folder / index_name(TAR)).read_bytes())
-        reader = LatentCache.from_bytes(manifest.read_bytes(), manifest)
-        latents = LatentReader(
-            Store(str(folder.parents[1])), reader, {e.name: e.shard_sha256 for e in reader.entries}
-        )
-        found = [(key, latents.read(TAR, key)) for key in index.sample_keys()]
-        spoilt = replace(found[0][1], mel=np.full((1, 2), np.nan, np.float16))
-        found = [(found[0][0], spoilt), *found[1:]] if kind == "nan" else found[1:]
-        part = write_sidecar(folder, TAR, LatentEntry(**index.shard).shard_sha256, found)
+        cache = LatentCache.from_bytes(manifest.read_bytes(), manifest)
+        shards = {entry.name: entry.shard_sha256 for entry in cache.entries}
+        reader = LatentReader(Store(str(folder.parents[1])), cache, shards)
+        (key, first), *others = [(key, reader.read(TAR, key)) for key in index.sample_keys()]
+        with_nan = replace(first, mel=np.full((1, 2), np.nan, np.float16))
+        latents = [(key, with_nan), *others] if kind == "nan" else others
+        part = write_sidecar(folder, TAR, LatentEntry(**index.shard).shard_sha256, latents)
         commit_tar(folder, part.part, part.entry)

@@ -1,4 +1,4 @@
-"""What a tar may hold: plain files with safe names. Everything else is refused by name."""
+"""Reading members of a tar: only plain files with safe names are accepted."""
 
 import io
 import tarfile
@@ -23,7 +23,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     return info
 
 
-def test_members_come_by_extension() -> None:
+def test_members_are_returned_by_extension() -> None:
     assert read_members(tar_of(member("ab.mp4"), member("ab.face.npz")), "ab") == {
         "mp4": b"xxx",
         "face.npz": b"xxx",
@@ -31,7 +31,7 @@ def test_members_come_by_extension() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"),
+    ("bad", "message"),
     [
         (member("../ab.mp4"), "unsafe name"),
         (member("/etc/ab.mp4"), "unsafe name"),
@@ -48,23 +48,23 @@ def test_members_come_by_extension() -> None:
         (member("other.mp4"), "another sample"),
     ],
 )
-def test_what_is_unsafe_is_refused_by_name(bad: tarfile.TarInfo, says: str) -> None:
-    with pytest.raises(UserError, match=says) as caught:
+def test_unsafe_member_is_refused_and_named(bad: tarfile.TarInfo, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         read_members(tar_of(member("ab.flac"), bad), "ab", "a.tar")
     assert caught.value.kind == "damaged-sample"
     assert "\n" not in str(caught.value)
 
 
-def test_a_member_that_stands_twice_is_refused() -> None:
+def test_duplicate_member_is_refused() -> None:
     with pytest.raises(UserError, match="occurs twice"):
         read_members(tar_of(member("ab.mp4"), member("ab.mp4")), "ab")
 
 
-def test_rubbish_is_no_sample() -> None:
+def test_bytes_that_are_no_tar_are_refused() -> None:
     with pytest.raises(UserError, match="sample ab cannot be read"):
         read_members(b"\xff" * 1024, "ab")
 
 
-def test_a_member_that_is_longer_than_the_bytes_there_are_is_refused() -> None:
+def test_truncated_member_is_refused() -> None:
     with pytest.raises(UserError, match="truncated|cannot be read"):
         read_members(tar_of(member("ab.mp4"))[:514], "ab")

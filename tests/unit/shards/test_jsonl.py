@@ -1,4 +1,4 @@
-"""Lines that others append to: read on from where one stood, whole lines only, and past what a full disk left."""
+"""JSON lines: incremental reading, and recovery from half-written lines."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,9 @@ from uniavgen.shards.jsonl import append_row, read_rows
     st.integers(1, 3),
     st.data(),
 )
-def test_reading_on_gives_every_row_once(rows: list[dict[str, int]], most: int, data: st.DataObject) -> None:
+def test_incremental_reading_gives_every_row_once(
+    rows: list[dict[str, int]], most: int, data: st.DataObject
+) -> None:
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
@@ -22,21 +24,21 @@ def test_reading_on_gives_every_row_once(rows: list[dict[str, int]], most: int, 
         for row in rows:
             append_row(path, row)
             if data.draw(st.booleans()):
-                found = read_rows(path, end, most)
-                assert len(found.rows) <= most
-                seen, end = seen + found.rows, found.end
+                result = read_rows(path, end, most)
+                assert len(result.rows) <= most
+                seen, end = seen + result.rows, result.end
         assert seen + read_rows(path, end).rows == rows
 
 
-def test_half_a_line_is_waited_for_and_a_damaged_one_passed_over(tmp_path: Path) -> None:
+def test_reader_waits_for_a_half_line_and_skips_a_damaged_one(tmp_path: Path) -> None:
     path = tmp_path / "log"
     assert read_rows(path) == read_rows(path, 0, 5)
     append_row(path, {"step": 1})
     with path.open("a") as file:
         file.write('{"step": 2, "ti')
-    found = read_rows(path)
-    assert (found.rows, found.damaged) == ([{"step": 1}], 0)
+    result = read_rows(path)
+    assert (result.rows, result.damaged) == ([{"step": 1}], 0)
     append_row(path, {"step": 3})
-    found = read_rows(path, found.end)
-    assert (found.rows, found.damaged, found.end) == ([{"step": 3}], 1, path.stat().st_size)
+    result = read_rows(path, result.end)
+    assert (result.rows, result.damaged, result.end) == ([{"step": 3}], 1, path.stat().st_size)
     assert [json.loads(line) for line in path.read_text().splitlines()[::2]] == [{"step": 1}, {"step": 3}]

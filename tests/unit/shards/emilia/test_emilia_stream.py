@@ -1,4 +1,4 @@
-"""Emilia's tars as they are: the index, the filters, the order and its resumption, and damage that is named."""
+"""Emilia tars: index, filters, sequence and its resumption, damaged samples and tars."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pitch_of(waveform: np.ndarray) -> float:
-    """The strongest frequency of a sound at 24 kHz, Hz."""
+    """The strongest frequency in Hz of audio at 24 kHz."""
     spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)), 2**17))
     return float(np.argmax(spectrum) * 24_000 / 2**17)
 
@@ -47,18 +47,18 @@ def epoch(stream: EmiliaStream, start: int = 0) -> list[Utterance]:
     return [stream.sample_at(position) for position in range(start, start + len(stream))]
 
 
-def test_an_epoch_holds_every_utterance_that_fits_once_with_its_own_sound_and_json(tars: Path) -> None:
+def test_epoch_has_every_fitting_utterance_once_with_its_audio_and_json(tars: Path) -> None:
     stream = EmiliaStream(EmiliaConfig(shards=[str(tars)]), window_s=1.0)
     read = epoch(stream)
     assert sorted(utterance.key for utterance in read) == sorted(
-        key for key, made in BY_KEY.items() if made.seconds <= 1
+        key for key, spoken in BY_KEY.items() if spoken.seconds <= 1
     )
     for utterance in read:
-        made = BY_KEY[utterance.key]
-        assert (utterance.meta.speaker, utterance.meta.language) == (made.speaker, made.language)
-        assert utterance.meta.text == made.text
-        assert pitch_of(utterance.waveform) == pytest.approx(made.hz, abs=3)
-        assert len(utterance.waveform) == pytest.approx(made.seconds * 24_000, abs=3 * 1152)
+        spoken = BY_KEY[utterance.key]
+        assert (utterance.meta.speaker, utterance.meta.language) == (spoken.speaker, spoken.language)
+        assert utterance.meta.text == spoken.text
+        assert pitch_of(utterance.waveform) == pytest.approx(spoken.hz, abs=3)
+        assert len(utterance.waveform) == pytest.approx(spoken.seconds * 24_000, abs=3 * 1152)
     assert stream.left_out == {"language": 0, "speaker": 0, "dnsmos": 0, "length": 1}
     assert "left out: length 1" in stream.line
 
@@ -72,20 +72,20 @@ def test_an_epoch_holds_every_utterance_that_fits_once_with_its_own_sound_and_js
         ({"min_dnsmos": 3.0, "languages": ["en"]}, {*SHORT, "EN_B00001_S00000_W000000"}),
     ],
 )
-def test_filters_take_what_the_json_says(tars: Path, filters: dict, passing: set[str]) -> None:
+def test_filters_use_the_json(tars: Path, filters: dict, passing: set[str]) -> None:
     stream = EmiliaStream(EmiliaConfig(shards=[f"{tars}/*.tar"], **filters), window_s=1.0)
     assert set(stream.keys) == passing
     assert len(stream) + sum(stream.left_out.values()) == len(BY_KEY)
 
 
-def test_nothing_that_passes_is_told_with_the_reasons(tars: Path) -> None:
+def test_error_without_utterances_lists_the_filters(tars: Path) -> None:
     with pytest.raises(UserError, match=r"none of 6 utterances .*6 for language.*lasts 1\.00 s"):
         EmiliaStream(EmiliaConfig(shards=[str(tars)], languages=["fr"]), window_s=1.0)
     with pytest.raises(UserError, match="no audio shards here"):
         EmiliaStream(EmiliaConfig(shards=[str(tars / "none*.tar")]), window_s=1.0)
 
 
-def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path, tmp_path: Path) -> None:
+def test_sequence_depends_on_seed_and_resumes_on_moved_and_added_tars(tars: Path, tmp_path: Path) -> None:
     config = EmiliaConfig(shards=[str(tars)])
     stream = EmiliaStream(config, 1.0, seed=3)
     keys = [stream.shard_and_key_at(position) for position in range(3 * len(stream))]
@@ -103,14 +103,12 @@ def test_the_order_is_the_seeds_and_resumes_on_moved_and_grown_shards(tars: Path
     resumed = EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
     assert [resumed.shard_and_key_at(position) for position in range(7, 15)] == keys[7:15]
     write_spoken(tmp_path / "EN-B000001.tar", SPOKEN["EN-B000001"][:1])
-    with pytest.raises(UserError, match="1 of the run's 2 audio shards are missing or changed") as told:
+    with pytest.raises(UserError, match="1 of the run's 2 audio shards are missing or changed") as caught:
         EmiliaStream(moved, 1.0, seed=3, shards=stream.shards)
-    assert told.value.kind == "shards-changed"
+    assert caught.value.kind == "shards-changed"
 
 
-def test_copies_of_a_tar_keep_their_places_when_a_run_is_resumed_again_and_again(
-    tars: Path, tmp_path: Path
-) -> None:
+def test_tars_with_equal_content_keep_their_paths_after_repeated_resume(tars: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copy(tars / "EN-B000000.tar", tmp_path / folder)
@@ -124,13 +122,13 @@ def test_copies_of_a_tar_keep_their_places_when_a_run_is_resumed_again_and_again
     ]
 
 
-def test_a_kind_of_store_that_there_is_not_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^unknown kind of store: [^\n]*nostore[^\n]*$") as told:
+def test_unknown_store_protocol_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"^unknown kind of store: [^\n]*nostore[^\n]*$") as caught:
         EmiliaStream(EmiliaConfig(shards=["nostore://bucket/EN"]), 1.0)
-    assert told.value.kind == "no-store"
+    assert caught.value.kind == "no-store"
 
 
-def test_another_utterance_of_a_speaker_is_drawn_evenly_and_never_the_same(tars: Path) -> None:
+def test_other_by_speaker_draws_uniformly_and_never_the_same_utterance(tars: Path) -> None:
     stream = EmiliaStream(EmiliaConfig(shards=[str(tars)]), window_s=1.0)
     random, names = (
         np.random.default_rng(0),
@@ -143,18 +141,18 @@ def test_another_utterance_of_a_speaker_is_drawn_evenly_and_never_the_same(tars:
     assert stream.other_by_speaker(names.index("EN_B00001_S00000_W000000"), random) is None
 
 
-def test_sound_at_another_rate_comes_at_24_khz() -> None:
-    sound = decode_mp3("key", members_of(Spoken("key", "a", 440, 0.5, rate=44_100))["mp3"])
-    assert len(sound) == pytest.approx(12_000, abs=1200)
-    assert pitch_of(sound) == pytest.approx(440, abs=3)
+def test_mp3_of_another_rate_is_resampled_to_24_khz() -> None:
+    waveform = decode_mp3("key", members_of(Spoken("key", "a", 440, 0.5, rate=44_100))["mp3"])
+    assert len(waveform) == pytest.approx(12_000, abs=1200)
+    assert pitch_of(waveform) == pytest.approx(440, abs=3)
 
 
-def spoilt_members(fault: str) -> dict[str, bytes]:
+def damaged_members(fault: str) -> dict[str, bytes]:
     good = members_of(Spoken("x", "anna", 250, 0.8))
     if fault == "cut mp3":
         return good | {"mp3": good["mp3"][: len(good["mp3"]) // 2]}
     if fault == "no mp3 at all":
-        return good | {"mp3": b"this is no sound" * 40}
+        return good | {"mp3": b"this is no audio" * 40}
     if fault == "broken json":
         return good | {"json": good["json"][:-9]}
     if fault == "no json":
@@ -163,7 +161,7 @@ def spoilt_members(fault: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("text", "text: Field required"),
         ("speaker", "speaker: Field required"),
@@ -175,17 +173,17 @@ def spoilt_members(fault: str) -> dict[str, bytes]:
         ("no mp3 at all", "cannot be decoded"),
     ],
 )
-def test_a_damaged_sample_is_named_and_counted_and_costs_only_itself(
-    tmp_path: Path, fault: str, said: str
+def test_damaged_sample_is_named_and_counted_and_others_are_read(
+    tmp_path: Path, fault: str, message: str
 ) -> None:
     good = {key: members_of(BY_KEY[key]) for key in SHORT}
     tar = write_emilia(
-        tmp_path / "EN-B000000.tar", {**good, "EN_B00000_S00000_W000009": spoilt_members(fault)}
+        tmp_path / "EN-B000000.tar", {**good, "EN_B00000_S00000_W000009": damaged_members(fault)}
     )
     stream = EmiliaStream(EmiliaConfig(shards=[str(tar)], languages=["en"]), 1.0)
     position = next(at for at in range(3) if stream.shard_and_key_at(at)[1].endswith("9"))
     assert sorted(stream.sample_at(at).key for at in range(3) if at != position) == SHORT
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         stream.sample_at(position)
     assert refused.value.kind == "damaged-sample"
     assert "EN-B000000.tar" in refused.value.where
@@ -193,40 +191,40 @@ def test_a_damaged_sample_is_named_and_counted_and_costs_only_itself(
     strict = EmiliaStream(
         EmiliaConfig(shards=[str(tar)]), 1.0, error_budget=ErrorBudgetConfig(max_samples=0, max_share=0)
     )
-    with pytest.raises(UserError, match=r"1 of \d samples read are damaged") as told:
+    with pytest.raises(UserError, match=r"1 of \d samples read are damaged") as caught:
         epoch(strict)
-    assert told.value.kind == "too-many-damaged"
+    assert caught.value.kind == "too-many-damaged"
 
 
-@pytest.mark.parametrize("fault", ["cut off", "spoilt header", "no tar", "empty"])
-def test_a_damaged_tar_is_refused_in_one_line(tars: Path, tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["truncated", "damaged header", "no tar", "empty"])
+def test_damaged_tar_is_an_error(tars: Path, tmp_path: Path, fault: str) -> None:
     content = (tars / "EN-B000000.tar").read_bytes()
     index = read_index(find_tars([str(tars / "EN-B000000.tar")])[0])
     second = int(index.offset[1])
-    spoilt = {
-        "cut off": content[: second + 1000],
-        "spoilt header": content[:second] + b"\xff" * 512 + content[second + 512 :],
+    damaged = {
+        "truncated": content[: second + 1000],
+        "damaged header": content[:second] + b"\xff" * 512 + content[second + 512 :],
         "no tar": b"an answer of a proxy" * 100,
         "empty": b"\0" * 10240,
     }
     path = tmp_path / "EN-B000000.tar"
-    path.write_bytes(spoilt[fault])
+    path.write_bytes(damaged[fault])
     with pytest.raises(
         UserError, match=r"^the audio shard [^\n]*EN-B000000\.tar[^\n]*fetch it again$"
-    ) as told:
+    ) as caught:
         EmiliaStream(EmiliaConfig(shards=[str(path)]), 1.0)
-    assert told.value.kind == "damaged-shard"
+    assert caught.value.kind == "damaged-shard"
 
 
-def test_the_index_is_made_once_and_anew_where_the_tar_or_the_index_changed(tmp_path: Path) -> None:
+def test_index_is_reused_until_the_tar_or_the_index_changes(tmp_path: Path) -> None:
     tar = write_spoken(tmp_path / "EN-B000000.tar", SPOKEN["EN-B000000"])
-    kept = tmp_path / "EN-B000000.tar.emilia.npz"
+    stored = tmp_path / "EN-B000000.tar.emilia.npz"
     first = read_index(find_tars([str(tar)])[0])
-    assert np.array_equal(first.key, EmiliaIndex.from_bytes(kept.read_bytes()).key)
-    stamp = kept.stat().st_mtime_ns
+    assert np.array_equal(first.key, EmiliaIndex.from_bytes(stored.read_bytes()).key)
+    stamp = stored.stat().st_mtime_ns
     read_index(find_tars([str(tar)])[0])
-    assert kept.stat().st_mtime_ns == stamp
-    kept.write_bytes(kept.read_bytes()[:100])
+    assert stored.stat().st_mtime_ns == stamp
+    stored.write_bytes(stored.read_bytes()[:100])
     assert read_index(find_tars([str(tar)])[0]).digest == first.digest
     write_spoken(tar, SPOKEN["EN-B000001"])
     changed = read_index(find_tars([str(tar)])[0])
@@ -234,9 +232,7 @@ def test_the_index_is_made_once_and_anew_where_the_tar_or_the_index_changed(tmp_
     assert len(changed) == 2
 
 
-def test_tars_of_a_store_that_is_not_written_keep_their_index_in_the_runs_folder(
-    tars: Path, tmp_path: Path
-) -> None:
+def test_index_of_a_remote_tar_is_stored_in_the_run_folder(tars: Path, tmp_path: Path) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")

@@ -1,4 +1,4 @@
-"""Small files are replaced whole, whoever else replaces them at the same time."""
+"""Atomic file replacement with several writers and on failure."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import pytest
 from uniavgen.shards.atomic_files import replace_file
 
 
-def test_several_writers_of_one_file_leave_one_whole_content_and_nothing_else(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_file(tmp_path: Path) -> None:
     path, failed = tmp_path / "index.npz", list[BaseException]()
     contents = [bytes([65 + writer]) * 100_000 for writer in range(3)]
 
@@ -27,11 +27,11 @@ def test_several_writers_of_one_file_leave_one_whole_content_and_nothing_else(tm
         assert not path.exists() or path.read_bytes() in contents
         time.sleep(0.005)
     assert failed == []
-    assert [found.name for found in tmp_path.iterdir()] == ["index.npz"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index.npz"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_half(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="taken"):
         replace_file(tmp_path / "taken", b"new")
-    assert [found.name for found in tmp_path.iterdir()] == ["taken"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]

@@ -1,4 +1,4 @@
-"""Megatron-Energon itself opens the shards, and finds beside them what it would have made."""
+"""Megatron-Energon opens the shards, and its prepared preparation gives the same index files."""
 
 import json
 import shutil
@@ -20,32 +20,34 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def corpus(make_corpus: Make, make_clip: Make) -> Corpus:
-    """Eight clips of two voices in shards of three; voice b is val."""
-    made: Corpus = make_corpus([make_clip(person, 2.0 * i, person) for person in "ab" for i in range(4)])
+    """Four clips of each of two speakers in shards of three; speaker b is in val."""
+    corpus: Corpus = make_corpus([make_clip(person, 2.0 * i, person) for person in "ab" for i in range(4)])
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d"}
-    rows = made.read("clips", ["clip_id", "source_id"]).to_pylist()
+    rows = corpus.read("clips", ["clip_id", "source_id"]).to_pylist()
     split = {"a": "train", "b": "val"}
-    made.upsert(
+    corpus.upsert(
         "decisions",
         [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows],
     )
-    write_shards(made, ShardConfig(max_samples=3), caption=lambda row: ("a caption", "test"))
-    return made
+    write_shards(corpus, ShardConfig(max_samples=3), caption=lambda row: ("a caption", "test"))
+    return corpus
 
 
-def test_its_own_preparation_finds_the_same(corpus: Corpus, tmp_path: Path) -> None:
+def test_index_files_equal_those_of_energon_prepare(corpus: Corpus, tmp_path: Path) -> None:
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
-    shards, own = corpus.root / "shards", tmp_path / "own"
+    shards, prepared = corpus.root / "shards", tmp_path / "prepared"
     tars = sorted(path.name for path in shards.glob("*.tar"))
-    own.mkdir()
+    prepared.mkdir()
     for tar in tars:
-        shutil.copy(shards / tar, own / tar)
+        shutil.copy(shards / tar, prepared / tar)
     parts = [("train", "train-.*"), ("val", "val-.*")]
-    WebdatasetPreparator.prepare_dataset(own, tars, split_parts_patterns=parts, workers=1)
+    WebdatasetPreparator.prepare_dataset(prepared, tars, split_parts_patterns=parts, workers=1)
     for tar in tars:
-        assert (shards / f"{tar}.idx").read_bytes() == (own / f"{tar}.idx").read_bytes()
-    theirs, ours = (json.loads((folder / ".nv-meta" / ".info.json").read_text()) for folder in (own, shards))
+        assert (shards / f"{tar}.idx").read_bytes() == (prepared / f"{tar}.idx").read_bytes()
+    theirs, ours = (
+        json.loads((folder / ".nv-meta" / ".info.json").read_text()) for folder in (prepared, shards)
+    )
     assert ours == theirs
     for query in (
         "SELECT * FROM samples ORDER BY tar_file_id, sample_index",
@@ -53,7 +55,7 @@ def test_its_own_preparation_finds_the_same(corpus: Corpus, tmp_path: Path) -> N
         "SELECT name, tbl_name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY 1",
     ):
         rows = []
-        for folder in (own, shards):
+        for folder in (prepared, shards):
             with closing(sqlite3.connect(folder / ".nv-meta" / "index.sqlite")) as database:
                 rows.append(database.execute(query).fetchall())
         assert rows[0] == rows[1]
@@ -61,7 +63,7 @@ def test_its_own_preparation_finds_the_same(corpus: Corpus, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_it_reads_every_sample_of_a_split(corpus: Corpus, split: str) -> None:
+def test_energon_reads_every_sample_of_a_split(corpus: Corpus, split: str) -> None:
     from megatron.energon import (
         Cooker,
         DefaultTaskEncoder,
@@ -72,13 +74,16 @@ def test_it_reads_every_sample_of_a_split(corpus: Corpus, split: str) -> None:
         stateless,
     )
 
-    class AsTheyAre(DefaultTaskEncoder):
+    class RawSamples(DefaultTaskEncoder):
         cookers = (Cooker(stateless(lambda sample: sample)),)
 
         def batch(self, samples: list[Any]) -> Any:
             return samples
 
-    common = {"worker_config": WorkerConfig(rank=0, world_size=1, num_workers=0), "task_encoder": AsTheyAre()}
+    common = {
+        "worker_config": WorkerConfig(rank=0, world_size=1, num_workers=0),
+        "task_encoder": RawSamples(),
+    }
     path = str(corpus.root / "shards")
     if split == "train":
         order = {"shuffle_buffer_size": None, "max_samples_per_sequence": None, "repeat": False}

@@ -1,4 +1,4 @@
-"""Cached latents as files: what is no such file is refused."""
+"""The `.latent.npz` member."""
 
 import io
 
@@ -9,7 +9,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.cache import LatentSample
 
 
-def test_pickles_are_not_opened() -> None:
+def test_pickled_latents_are_refused() -> None:
     out = io.BytesIO()
     np.savez(out, start=np.array([object()], dtype=object))
     with pytest.raises(UserError, match="latents of a are damaged") as caught:

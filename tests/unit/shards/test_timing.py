@@ -1,4 +1,4 @@
-"""The clocks against counting by hand."""
+"""Conversion between frames, latents and mel frames, against counting by hand."""
 
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from uniavgen.shards import timing
 from uniavgen.shards.errors import UserError
 
 
-def test_eighty_one_frames_are_twenty_one_latents_and_475_mel_frames() -> None:
+def test_81_frames_are_21_latents_and_475_mel_frames() -> None:
     assert timing.latents_for_frames(81) == 21
     assert timing.mels_for_frames(81) == 475
     assert float(timing.MELS_PER_FRAME) == pytest.approx(5.859375)
@@ -27,20 +27,20 @@ def test_latents_and_frames_are_inverse(latents: int) -> None:
 
 
 @pytest.mark.parametrize(("frames", "use"), [(80, 81), (2, 1), (0, 1), (83, 81)])
-def test_a_length_that_is_not_4n_plus_1_names_the_nearest_one(frames: int, use: int) -> None:
+def test_invalid_frame_count_suggests_the_nearest_valid_one(frames: int, use: int) -> None:
     with pytest.raises(UserError, match=f"use frames={use}"):
         timing.latents_for_frames(frames)
 
 
 @given(st.integers(0, 100_000))
-def test_a_mel_frame_starts_within_its_pixel_frame(mel: int) -> None:
+def test_mel_frame_starts_inside_its_pixel_frame(mel: int) -> None:
     frame = timing.frame_of_mel(mel)
     start_s = Fraction(mel * timing.MEL_HOP, timing.SAMPLE_RATE)
     assert Fraction(frame, timing.VIDEO_FPS) <= start_s < Fraction(frame + 1, timing.VIDEO_FPS)
 
 
 @given(st.integers(1, 10_000))
-def test_mel_frames_cover_the_picture_and_no_more(frames: int) -> None:
+def test_mel_frames_cover_the_video_and_no_more(frames: int) -> None:
     mels = timing.mels_for_frames(frames)
     samples = timing.samples_for_frames(frames)
     assert (mels - 1) * timing.MEL_HOP < samples <= mels * timing.MEL_HOP
