@@ -1,5 +1,4 @@
-"""A whole plan from one file: stage 1 on audio shards in Emilia's form, the others on the corpus; and a stage interrupted with
--9, which the program itself compares with one that was not."""
+"""All stages from one configuration file: audio on Emilia shards, others on the corpus. Also verify-resume."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from uniavgen.shards.write.writer import write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PLAN = """
+CONFIGURATION = """
 tracking: {{folder: {home}/mlflow, registered_model: talking-heads}}
 sample: {{steps: 2}}
 train:
@@ -51,20 +50,20 @@ def corpus(make_corpus: Callable[..., Corpus], make_clip: Callable[..., dict[str
     if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     rows = [make_clip("a", 2.0 * i, "a") for i in range(4)] + [make_clip("b", 2.0 * i, "b") for i in range(2)]
-    made = make_corpus(rows)
+    corpus = make_corpus(rows)
     decided = {"kept": True, "reason": "", "failed_rules": [], "policy_digest": "d"}
     split = {"a": "train", "b": "val"}
-    made.upsert(
+    corpus.upsert(
         "decisions",
         [{"clip_id": row["clip_id"], "split": split[row["source_id"]], **decided} for row in rows],
     )
-    write_shards(made, ShardConfig(), caption=lambda row: ("One person speaks.", "test"))
-    return made
+    write_shards(corpus, ShardConfig(), caption=lambda row: ("One person speaks.", "test"))
+    return corpus
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    """The file; its utterances are shorter than the window of 0.81 s, but for one."""
+def config_file(tmp_path: Path) -> Path:
+    """Configuration file. Its utterances are shorter than the window of 0.81 s, but for one."""
     spoken = [
         Spoken(f"EN_B00000_S0000{i}_W000000", f"voice{i % 2}", 200 + 50 * i, 0.5 + 0.05 * i) for i in range(4)
     ]
@@ -72,24 +71,24 @@ def plan(tmp_path: Path) -> Path:
         tmp_path / "Emilia" / "EN" / "EN-B000000.tar",
         [*spoken, Spoken("EN_B00000_S00009_W000000", "long", 300, 2.0)],
     )
-    path = tmp_path / "plan.yaml"
-    path.write_text(PLAN.format(home=tmp_path))
+    path = tmp_path / "train.yaml"
+    path.write_text(CONFIGURATION.format(home=tmp_path))
     return path
 
 
-def test_one_file_trains_speech_then_pictures_and_its_page_tells_of_it(
-    corpus: Corpus, plan: Path, tmp_path: Path
+def test_three_stages_train_and_are_recorded_in_mlflow(
+    corpus: Corpus, config_file: Path, tmp_path: Path
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    words = ("train", "all", "--corpus", corpus.root, "--run", tmp_path / "run", "--config", plan)
-    done = {stage["stage"]: stage for stage in uniavgen(*words)["stages"]}
+    arguments = ("train", "all", "--corpus", corpus.root, "--run", tmp_path / "run", "--config", config_file)
+    done = {stage["stage"]: stage for stage in uniavgen(*arguments)["stages"]}
     assert list(done) == ["audio", "joint", "multitask"]
     assert {name: stage["steps"] for name, stage in done.items()} == {"audio": 4, "joint": 2, "multitask": 2}
     assert "weights from stage audio:" in done["joint"]["key_report"]
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
-    (experiment,) = [found for found in client.search_experiments() if found.name == "uniavgen"]
+    (experiment,) = [entry for entry in client.search_experiments() if entry.name == "uniavgen"]
     runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
     assert sorted(runs) == ["stage audio", "stage joint", "stage multitask", "training run"]
     parent = runs.pop("training run")
@@ -114,19 +113,19 @@ def test_one_file_trains_speech_then_pictures_and_its_page_tells_of_it(
         stage = name.removeprefix("stage ")
         assert client.get_model_version_by_alias("talking-heads", stage).run_id == run.info.run_id
     for stage, tasks in {"joint": {"joint"}, "multitask": {"joint", "dubbing"}}.items():
-        films = client.list_artifacts(runs[f"stage {stage}"].info.run_id, "validation")
-        made = {tuple(Path(film.path).stem.split("-", 1)) for film in films if film.path.endswith(".mp4")}
-        assert {task for task, _ in made} == tasks
+        files = client.list_artifacts(runs[f"stage {stage}"].info.run_id, "validation")
+        videos = {tuple(Path(file.path).stem.split("-", 1)) for file in files if file.path.endswith(".mp4")}
+        assert {task for task, _ in videos} == tasks
         assert {f"validation/{task}/audio" for task in tasks} <= set(runs[f"stage {stage}"].data.metrics)
 
-    assert not any(stage["ran"] for stage in uniavgen(*words)["stages"])
+    assert not any(stage["ran"] for stage in uniavgen(*arguments)["stages"])
 
 
-def test_a_later_stage_without_data_is_refused_before_the_first_one_begins(
-    plan: Path, tmp_path: Path
+def test_stage_without_data_is_refused_before_the_first_stage_starts(
+    config_file: Path, tmp_path: Path
 ) -> None:
     Corpus.create(tmp_path / "corpus")
-    words = [
+    arguments = [
         str(COMMAND),
         "train",
         "all",
@@ -135,30 +134,32 @@ def test_a_later_stage_without_data_is_refused_before_the_first_one_begins(
         "--run",
         f"{tmp_path}/run",
         "--config",
-        str(plan),
+        str(config_file),
     ]
-    refused = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    refused = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 1
-    (said,) = refused.stderr.strip().splitlines()
-    assert said.startswith("error: ")
-    assert f"{tmp_path}/corpus/shards" in said
+    (output,) = refused.stderr.strip().splitlines()
+    assert output.startswith("error: ")
+    assert f"{tmp_path}/corpus/shards" in output
     assert not (tmp_path / "run" / "audio").exists()
 
 
-def test_an_interrupted_stage_is_the_same_bit_for_bit(corpus: Corpus, plan: Path, tmp_path: Path) -> None:
-    words = (
+def test_verify_resume_finds_an_interrupted_stage_equal_bit_for_bit(
+    corpus: Corpus, config_file: Path, tmp_path: Path
+) -> None:
+    arguments = (
         "verify-resume",
         "--corpus",
         corpus.root,
         "--run",
         tmp_path / "run",
         "--config",
-        plan,
+        config_file,
         "--steps",
         5,
     )
     summary = uniavgen(
-        *words,
+        *arguments,
         "--stage",
         "multitask",
         "--set",
@@ -167,10 +168,10 @@ def test_an_interrupted_stage_is_the_same_bit_for_bit(corpus: Corpus, plan: Path
         "train.validation.films=0",
     )
     assert summary["equal"]
-    compared = {what: found["compared"] for what, found in summary["comparisons"].items()}
+    compared = {kind: entry["compared"] for kind, entry in summary["comparisons"].items()}
     assert compared.keys() == {"losses", "sample ids", "weights"}
     assert (compared["losses"], compared["sample ids"]) == (10, 10)
-    said = (tmp_path / "run" / "verify-resume" / "interrupted.log").read_text()
+    output = (tmp_path / "run" / "verify-resume" / "interrupted.log").read_text()
     assert json.loads(
         (tmp_path / "run" / "verify-resume" / "interrupted" / "multitask" / "stage.json").read_text()
-    )["done"], said
+    )["done"], output
