@@ -1,4 +1,4 @@
-"""All stages from one configuration file: audio on Emilia shards, others on the corpus. Also verify-resume."""
+"""All stages from one configuration file: audio on Emilia shards, others on the corpus; verify-resume."""
 
 from __future__ import annotations
 
