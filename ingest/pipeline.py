@@ -1,9 +1,7 @@
-"""Ingest as a Ray Data graph: prepare -> speech -> sight -> cut, one source a row, rows committed as they finish.
+"""Ingest: find sources, run the measuring steps on those that are new, commit the finished ones.
 
-Goes in: videos, a corpus, a configuration. Comes out: rows in `sources`, `clips` and `failures`, media in the corpus, and an
-`IngestSummary`. Models live in the actors of their stage and load once. A row carries who the source is and what became of
-it; what steps find out is stored by them, and read where it is needed. Errors are caught per source inside the stages; a
-worker that dies is started again by Ray and finds out what killed it (`watchdog`). Ray's own error handling drops blocks.
+Input: videos, a corpus, a configuration. Output: rows in `sources`, `clips` and `failures`, media files in the
+corpus, and an `IngestSummary`.
 """
 
 from __future__ import annotations
@@ -15,23 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from uniavgen.ingest.config import IngestConfig
-from uniavgen.ingest.engine.commits import DUPLICATE, Ledger, disk_full
-from uniavgen.ingest.engine.live_progress import Live
-from uniavgen.ingest.engine.progress import IngestSummary, Lost, Progress
+from uniavgen.ingest.engine.commits import Committer, disk_full
+from uniavgen.ingest.engine.progress import FailureTotals, IngestSummary, LiveProgress, Progress
 from uniavgen.ingest.engine.ray_graph import finished_sources
-from uniavgen.ingest.engine.run_dir import is_running, show_life, work_folder
-from uniavgen.ingest.engine.step_cache import Results
-from uniavgen.ingest.engine.step_graph import STEP_NAMES
+from uniavgen.ingest.engine.run_dir import is_running, make_run_dir, touch_alive
+from uniavgen.ingest.engine.step import StepGraph
+from uniavgen.ingest.engine.step_cache import StepCache
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.sources import find_sources
-from uniavgen.ingest.records import MeasuredRows, Probe, Proposals, SourceRecord
+from uniavgen.ingest.measures.registry import step_graph
+from uniavgen.ingest.records import DUPLICATE, MeasuredRows, Probe, Proposals, SourceRecord
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 
 __all__ = ["IngestSummary", "Progress", "ingest"]
 
-NEEDED_SPACE = 200 * 2**20
-"""Bytes that must be free before ingest starts."""
+MIN_FREE_BYTES = 200 * 2**20
+"""Free disk space without which ingest does not start."""
 
 
 def ingest(
@@ -42,129 +41,122 @@ def ingest(
     retry: bool = False,
     step: str = "",
 ) -> IngestSummary:
-    """Measure every video named by `sources` into the corpus; what is committed already is not touched.
+    """Measure every video named by `sources` into the corpus. Committed sources are not touched.
 
-    A source that failed before under the same settings is tried again with `retry` only; with `step`, only if it failed
-    in that step. Raises UserError for sources that cannot be found, a corpus that cannot be written, missing weights
-    or ffmpeg, and a full disk; a bad video raises nothing and becomes a failure row.
+    A source that failed before under the same settings is tried again with `retry` only; with `step`, only if it
+    failed in that step. Raises UserError for sources that cannot be found, a corpus that cannot be written, missing
+    weights or ffmpeg, and a full disk; a bad video raises nothing and becomes a failure row.
     """
-    began = time.perf_counter()
-    config = config or IngestConfig()
-    if step and step not in STEP_NAMES:
+    started = time.perf_counter()
+    graph = step_graph(config or IngestConfig())
+    if step and step not in graph.by_name:
         raise UserError(
-            f"there is no step {step!r}", hint=f"name one of: {', '.join(STEP_NAMES)}", kind="no-step"
+            f"there is no step {step!r}", hint=f"name one of: {', '.join(graph.by_name)}", kind="no-step"
         )
-    found = find_sources(sources, config.sources)
+    listed = find_sources(sources, graph.config.sources)
     corpus = Corpus.create(corpus_root)
-    ledger = Ledger(corpus, config.digest())
-    work = ledger.work(found.entries, retry or bool(step), step)
-    summary = IngestSummary(passed_over=found.passed_over, skipped_done=work.done, skipped_failed=work.failed)
-    contents = ledger.contents
-    summary.duplicates = {uri: contents[source_id] for uri, source_id in work.copies.items()}
+    committer = Committer(corpus, graph.digest)
+    work = committer.pending(listed.entries, retry or bool(step), step)
+    summary = IngestSummary(
+        passed_over=listed.passed_over, skipped_done=work.done, skipped_failed=work.failed
+    )
+    contents = committer.contents
+    summary.duplicates = {uri: contents[source_id] for uri, source_id in work.duplicates.items()}
     if work.todo:
         _check_space(corpus)
-        check_models(config)
-        _measure(work.todo, corpus, ledger, config, summary, on_progress)
-    summary.seconds = time.perf_counter() - began
+        check_requirements(graph)
+        _measure(work.todo, committer, graph, summary, on_progress)
+    summary.seconds = time.perf_counter() - started
     return summary
 
 
-def check_models(config: IngestConfig) -> None:
-    """Raise UserError now rather than inside every worker: for ffmpeg, and for each step's files."""
-    from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-    from uniavgen.ingest.measures.steps import STEP_CLASSES
-
+def check_requirements(graph: StepGraph) -> None:
+    """Raise UserError for a missing ffmpeg or missing weights here, before every worker does."""
     ffmpeg_path()
-    for steps in STEP_CLASSES.values():
-        for step in steps:
-            step.check(config)
+    for step in graph.steps:
+        step.check(graph.config)
 
 
 def _measure(
     todo: list[SourceRecord],
-    corpus: Corpus,
-    ledger: Ledger,
-    config: IngestConfig,
+    committer: Committer,
+    graph: StepGraph,
     summary: IngestSummary,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
-    with work_folder(corpus.root) as scratch, ray_running():
-        live = Live(ledger.contents, len(todo), summary, on_progress)
-        committer = _Committer(corpus, ledger, config, summary, live, scratch)
+    root = committer.corpus.root
+    with make_run_dir(root) as run_dir, ray_running():
+        live = LiveProgress(list(graph.by_name), committer.contents, len(todo), summary, on_progress)
         # the longest first, so that the last ones to end are short
         todo = sorted(todo, key=lambda record: -(record.bytes or 0))
-        committer.take_all(finished_sources(todo, corpus.root, scratch, config, live.board))
+        records = finished_sources(todo, graph, run_dir, root, live.run_state)
+        _BatchedCommits(committer, graph, summary, live, run_dir).commit_all(records)
         summary.steps = live.totals()
         summary.step_seconds = {name: step.seconds for name, step in summary.steps.items() if step.seconds}
-        ledger.sweep(lambda owner: owner != scratch.name and is_running(corpus.root, owner))
-        ledger.tidy()
+        committer.delete_uncommitted(lambda run: run != run_dir.name and is_running(root, run))
+        committer.compact()
 
 
-class _Committer:
-    """Takes finished records, commits them in small batches, keeps the summary."""
+class _BatchedCommits:
+    """Takes finished records, commits them in small batches, and counts them in the summary."""
 
     def __init__(
         self,
-        corpus: Corpus,
-        ledger: Ledger,
-        config: IngestConfig,
+        committer: Committer,
+        graph: StepGraph,
         summary: IngestSummary,
-        live: Live,
-        scratch: Path,
+        live: LiveProgress,
+        run_dir: Path,
     ) -> None:
-        from uniavgen.ingest.measures.steps import Fetching, Hearing
+        self._committer, self._graph, self._summary, self._live = committer, graph, summary, live
+        self._run_dir = run_dir
+        root = committer.corpus.root
+        self._cache = StepCache(root)
+        self._steps = [step(graph, run_dir, root) for step in graph.steps if step.on_demand]
+        self._batch: list[SourceRecord] = []
+        self._batch_started = time.monotonic()
 
-        self.corpus, self.ledger, self.config, self.summary, self.live = corpus, ledger, config, summary, live
-        self._scratch = scratch
-        self._results = Results(corpus.root)
-        self._keys = config.keys()
-        self._files = [step(config, scratch, corpus.root) for step in (Fetching, Hearing)]
-        self._waiting: list[SourceRecord] = []
-        self._since = time.monotonic()
-
-    def take_all(self, records: Iterator[SourceRecord | None]) -> None:
-        """Until they end; None says that time has passed and nothing else happened."""
+    def commit_all(self, records: Iterator[SourceRecord | None]) -> None:
+        """Commit until the records end; None means that some time has passed and nothing else happened."""
+        config = self._graph.config
         for record in records:
             if record is not None:
                 if record.failure is not None and record.failure.error_type == "no-space":
                     self._commit()
-                    raise disk_full(self.corpus)
-                record.load_result = self._stored
-                self._waiting.append(record)
-            self.live.tick()
-            show_life(self._scratch)
-            late = time.monotonic() - self._since >= self.config.commit_seconds
-            if self._waiting and (late or len(self._waiting) >= self.config.commit_sources):
+                    raise disk_full(self._committer.corpus)
+                record.load_result = self._load_result
+                self._batch.append(record)
+            self._live.tick()
+            touch_alive(self._run_dir)
+            is_late = time.monotonic() - self._batch_started >= config.commit_seconds
+            if self._batch and (is_late or len(self._batch) >= config.commit_sources):
                 self._commit()
         self._commit()
 
-    def _stored(self, record: SourceRecord, kind: type) -> Any:
-        from uniavgen.ingest.measures.steps import STEP_OF
-
-        name = STEP_OF[kind]
-        return self._results.load(record.source_id, name, self._keys[name], kind)
+    def _load_result(self, record: SourceRecord, kind: type) -> Any:
+        name = self._graph.step_of(kind)
+        return self._cache.load(record.source_id, name, self._graph.keys[name], kind)
 
     def _commit(self) -> None:
-        self.ledger.commit(self._waiting)
-        for record in self._waiting:
+        self._committer.commit(self._batch)
+        for record in self._batch:
             self._count(record)
-            self.live.ended(record)
-            if (
-                record.failure is None or record.failure.error_type != DUPLICATE
-            ):  # its first may be at work still
-                for step in self._files:
-                    step.drop(record)
-        self._waiting, self._since = [], time.monotonic()
+            self._live.source_ended(record)
+            # the original of a duplicate may still be at work on the same files
+            if record.failure is None or record.failure.error_type != DUPLICATE:
+                for step in self._steps:
+                    step.discard(record)
+        self._batch, self._batch_started = [], time.monotonic()
 
     def _count(self, record: SourceRecord) -> None:
-        summary = self.summary
+        summary = self._summary
         probe = record.result(Probe) if record.source_id else None
-        length = probe.duration_s if probe else 0.0
+        video_s = probe.duration_s if probe else 0.0
         if record.failure is None:
             rows = record.result(MeasuredRows).clips
             summary.sources += 1
             summary.clips += len(rows)
-            summary.video_seconds += length
+            summary.video_seconds += video_s
             summary.clip_seconds += sum(row["end_s"] - row["start_s"] for row in rows)
             return
         kind = record.failure.error_type
@@ -172,17 +164,17 @@ class _Committer:
             summary.duplicates[record.uri] = record.failure.message.removeprefix("same content as ")
             return
         proposals = record.result(Proposals) if record.source_id else None
-        lost = summary.lost.setdefault(kind, Lost())
-        lost.sources += 1
-        lost.clips += len(proposals.clips) if proposals else 0
-        lost.video_seconds += length
-        summary.failures[kind] = lost.sources
+        totals = summary.lost.setdefault(kind, FailureTotals())
+        totals.sources += 1
+        totals.clips += len(proposals.clips) if proposals else 0
+        totals.video_seconds += video_s
+        summary.failures[kind] = totals.sources
         summary.failed[record.uri] = record.failure.message
 
 
 def _check_space(corpus: Corpus) -> None:
     free = shutil.disk_usage(corpus.root).free
-    if free < NEEDED_SPACE:
+    if free < MIN_FREE_BYTES:
         raise UserError(
             f"only {free // 2**20} MiB are free", where=corpus.root, hint="free some space", kind="no-space"
         )

@@ -27,6 +27,8 @@ DUPLICATE = "duplicate"
 DELETED = "forgotten"
 """Failure kind of a source that `uniavgen forget` removed; it must not be measured again."""
 
+DELETED_MESSAGE = "this content, or a person in it, was deleted on request"
+
 
 @dataclass(frozen=True)
 class Span:

@@ -1,11 +1,11 @@
-"""The clips' files of each source: which stand where, how they were cut, and that none is left without a clip.
+"""Media files of the clips: which exist, how they were cut, and which belong to no committed clip.
 
     media/<2 hex>/<clip_id>.{mp4,flac,face.npz}
-    measured/<2 hex>/<source_id>/media.json     clip_id -> recipe of its files, "" while they are being cut
-    measured/.cutting/<source_id>               a source whose clips are not committed yet; says which driver's run it is
+    measured/<2 hex>/<source_id>/media.json     clip_id -> digest of its recipe, "" while it is being cut
+    measured/.cutting/<source_id>               marks a source with uncommitted clips; holds the name of the run
 
-A file is written aside and renamed. Before the first of a source's clips is cut, its list is written: whatever happens then,
-every file is either a committed clip's or on a list under `.cutting`, by which the next run finds it.
+Files are written under a temporary name and renamed. A source's list is written before its first clip is cut, so
+every file belongs to a committed clip or to a list marked under `.cutting`, where the next run finds it.
 """
 
 from __future__ import annotations
@@ -17,50 +17,50 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from uniavgen.ingest.engine.step_cache import Results
+from uniavgen.ingest.engine.step_cache import StepCache
 
 EXTENSIONS = ("mp4", "flac", "face.npz")
 
 
-class ClipMedia:
-    """The media of one corpus; `owner` names the run that cuts."""
+class ClipFiles:
+    """The media files of one corpus. `run` names the ingest run that cuts."""
 
-    def __init__(self, corpus_root: Path, owner: str = "") -> None:
+    def __init__(self, corpus_root: Path, run: str = "") -> None:
         self.root = Path(corpus_root)
-        self.owner = owner
-        self._results = Results(corpus_root)
-        self._cutting = self._results.root / ".cutting"
+        self.run = run
+        self._cache = StepCache(corpus_root)
+        self._cutting = self._cache.root / ".cutting"
 
     def path(self, clip: str, extension: str) -> Path:
         return self.root / "media" / clip[:2] / f"{clip}.{extension}"
 
-    def begin(
+    def start_cutting(
         self, source_id: str, recipes: dict[str, Any], extensions: Iterable[str] = ("mp4",)
     ) -> set[str]:
-        """Announce the clips that a source shall have; returns those that must be cut, as they are not there (with all of
-        `extensions`) or not so."""
-        asked = {clip: _digest(recipe) for clip, recipe in recipes.items()}
-        known = self._list(source_id)
-        there = {
-            clip for clip in asked if all(self.path(clip, extension).is_file() for extension in extensions)
-        }
-        fresh = {clip for clip in there if known.get(clip) == asked[clip]}
-        self._cutting.mkdir(parents=True, exist_ok=True)
-        (self._cutting / source_id).write_text(self.owner)
-        # clips of an earlier measurement stay on the list until the commit removes them
-        self._write(
-            source_id,
-            {**dict.fromkeys(known, ""), **{clip: asked[clip] if clip in fresh else "" for clip in asked}},
-        )
-        self._asked = asked
-        return set(asked) - fresh
+        """List the clips that a source will have, with their recipes. Returns the clips that must be cut.
 
-    def done(self, source_id: str, clip: str) -> None:
-        """A clip's picture and sound stand at their place."""
-        self._write(source_id, {**self._list(source_id), clip: self._asked[clip]})
+        A clip need not be cut if all its files (`extensions`) exist and were cut by the same recipe.
+        """
+        wanted = {clip: _digest(recipe) for clip, recipe in recipes.items()}
+        listed = self._read_list(source_id)
+        present = {
+            clip for clip in wanted if all(self.path(clip, extension).is_file() for extension in extensions)
+        }
+        reusable = {clip for clip in present if listed.get(clip) == wanted[clip]}
+        self._cutting.mkdir(parents=True, exist_ok=True)
+        (self._cutting / source_id).write_text(self.run)
+        # clips of an earlier measurement stay on the list until the commit deletes them
+        entries = {clip: wanted[clip] if clip in reusable else "" for clip in wanted}
+        self._write_list(source_id, {**dict.fromkeys(listed, ""), **entries})
+        self._wanted = wanted
+        return set(wanted) - reusable
+
+    def mark_cut(self, source_id: str, clip: str) -> None:
+        """A clip's video and audio files are in place."""
+        self._write_list(source_id, {**self._read_list(source_id), clip: self._wanted[clip]})
 
     def write(self, clip: str, extension: str, data: bytes) -> None:
-        """A small file of a clip, in one piece."""
+        """Write a small file of a clip atomically."""
         path = self.path(clip, extension)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -71,47 +71,47 @@ class ClipMedia:
             part.unlink(missing_ok=True)
 
     def keep_only(self, source_id: str, clips: Iterable[str]) -> None:
-        """The source's clips are committed: whatever else is on its list goes."""
-        known, kept = self._list(source_id), set(clips)
-        self.remove(set(known) - kept)
-        if set(known) - kept:
-            self._write(source_id, {clip: digest for clip, digest in known.items() if clip in kept})
+        """The source's `clips` are committed: delete the files of all others on its list."""
+        listed, kept = self._read_list(source_id), set(clips)
+        self.delete(set(listed) - kept)
+        if set(listed) - kept:
+            self._write_list(source_id, {clip: digest for clip, digest in listed.items() if clip in kept})
         (self._cutting / source_id).unlink(missing_ok=True)
 
-    def remove(self, clips: Iterable[str]) -> None:
+    def delete(self, clips: Iterable[str]) -> None:
         for clip in clips:
             for extension in EXTENSIONS:
                 self.path(clip, extension).unlink(missing_ok=True)
 
-    def lacking(self, clips: Iterable[tuple[str, bool]]) -> set[str]:
-        """Of clips (id, whether there is sound) those whose files are not all there; a folder is listed once."""
-        folders: dict[str, list[tuple[str, bool]]] = {}
+    def incomplete(self, clips: Iterable[tuple[str, bool]]) -> set[str]:
+        """The clips with a missing file. `clips` are pairs of id and whether there is an audio track."""
+        by_folder: dict[str, list[tuple[str, bool]]] = {}
         for clip, has_audio in clips:
-            folders.setdefault(clip[:2], []).append((clip, has_audio))
-        found = set()
-        for folder, own in folders.items():
+            by_folder.setdefault(clip[:2], []).append((clip, has_audio))
+        incomplete = set()
+        for folder, members in by_folder.items():
             path = self.root / "media" / folder
             names = set(os.listdir(path)) if path.is_dir() else set()
-            for clip, has_audio in own:
+            for clip, has_audio in members:
                 if any(f"{clip}.{name}" not in names for name in EXTENSIONS if has_audio or name != "flac"):
-                    found.add(clip)
-        return found
+                    incomplete.add(clip)
+        return incomplete
 
-    def abandoned(self, is_alive: Callable[[str], bool]) -> list[str]:
-        """Sources that a run, which is no more, left half cut or not committed."""
+    def uncommitted_sources(self, is_alive: Callable[[str], bool]) -> list[str]:
+        """Sources whose clips a dead run cut without committing them; `is_alive` says whether a run is alive."""
         if not self._cutting.is_dir():
             return []
         return [path.name for path in self._cutting.iterdir() if not is_alive(path.read_text())]
 
-    def _list(self, source_id: str) -> dict[str, str]:
+    def _read_list(self, source_id: str) -> dict[str, str]:
         try:
-            found: dict[str, str] = json.loads((self._results.folder(source_id) / "media.json").read_text())
+            listed: dict[str, str] = json.loads((self._cache.folder(source_id) / "media.json").read_text())
         except (OSError, ValueError):
             return {}
-        return found
+        return listed
 
-    def _write(self, source_id: str, clips: dict[str, str]) -> None:
-        folder = self._results.folder(source_id)
+    def _write_list(self, source_id: str, clips: dict[str, str]) -> None:
+        folder = self._cache.folder(source_id)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".media.{os.getpid()}"
         try:

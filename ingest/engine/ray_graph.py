@@ -1,7 +1,8 @@
-"""The stages of ingest as Ray Data workers, and the graph that joins them.
+"""The Ray Data graph of ingest: one operator per group of worker pools, one source per row.
 
-Goes in: sources to be measured. Comes out: the same, ended, in the order in which they end. What a stage takes of a machine
-says `ingest.stages` in the configuration; the graph is the same on one machine and on a cluster.
+`ingest.pools` in the configuration sets what each pool takes of a machine. The graph is the same on one machine
+and on a cluster. A row carries identity and failure of a source; results are stored by the steps and read where
+they are needed. Errors are caught per source inside the steps, because Ray's own error handling drops blocks.
 """
 
 from __future__ import annotations
@@ -9,127 +10,104 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uniavgen.ingest.config import IngestConfig, StageConfig, StagesConfig
-from uniavgen.ingest.engine.run_state import Reporter
-from uniavgen.ingest.engine.step import Reporting, Runner
-from uniavgen.ingest.engine.step_cache import Results
-from uniavgen.ingest.engine.step_graph import STAGES
-from uniavgen.ingest.engine.watchdog import Watchdog
+from uniavgen.ingest.config import PoolConfig, PoolsConfig
+from uniavgen.ingest.engine.progress import Reporter
+from uniavgen.ingest.engine.runner import Runner
+from uniavgen.ingest.engine.step import POOLS, StepGraph
+from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.records import SourceRecord
 
+MODEL_POOLS = ("speech", "sight")
+"""Pools whose steps load models: their workers are actors, those of the others are plain tasks."""
+
 JOINT = "joint"
-"""Worker that does the work of the stages `LOADING`."""
+"""Configuration section of workers that run all of `MODEL_POOLS`."""
 
-LOADING = ("speech", "sight")
-"""Stages that hold models: their workers are actors; the others are plain tasks."""
+MAX_SOURCES_PER_GRAPH = 2000
+"""Sources in one graph; further ones follow in graphs of their own. Heuristic: each source is a block, so that it is
+committed when it is done and not with its neighbours, and Ray Data keeps some memory per block of a live graph."""
 
-WAVE = 2000
-"""Sources that go through one graph; more follow in graphs of their own (our choice). Each is a block of its own, so that it is
-committed when it is done and not with its neighbours; Ray Data keeps something of every block as long as the graph lives."""
+MIN_TASKS = 2
+"""Workers of a pool without models on the smallest machine: one may be waiting for its disk. Heuristic."""
 
-LEAST_TASKS = 2
-"""Workers of a stage without models, on the smallest machine: one may wait for its disk (our choice)."""
-
-MARKERS = "attempts"
-"""Folder of the watchdog's markers in the run's scratch folder."""
-
-LOOK_S = 0.5
-"""How often the driver is told that time has passed."""
+POLL_S = 0.5
+"""How often `finished_sources` returns control to its caller."""
 
 
 @dataclass(frozen=True)
-class WorkerKind:
-    """One kind of worker in the graph: the stages whose steps it runs, what it takes, and how many there may be."""
+class WorkerGroup:
+    """Workers of one kind: the pools whose steps they run, what each takes, and their number."""
 
-    stages: tuple[str, ...]
-    takes: StageConfig
+    pools: tuple[str, ...]
+    resources: PoolConfig
     count: int
 
     @property
-    def loads(self) -> bool:
-        return bool(set(self.stages) & set(LOADING))
+    def loads_models(self) -> bool:
+        return bool(set(self.pools) & set(MODEL_POOLS))
 
 
-def worker_kinds(config: StagesConfig, cpus: float, sources: int) -> list[WorkerKind]:
-    """The graph's workers, in order, on a machine or a cluster with so many CPUs."""
+def worker_groups(config: PoolsConfig, cpus: float, sources: int) -> list[WorkerGroup]:
+    """The graph's workers, in order, on a machine or cluster with so many CPUs."""
     split = config.layout == "split" or (
         config.layout == "auto" and (config.speech.num_gpus or config.sight.num_gpus)
     )
-    groups: list[tuple[str, ...]] = (
-        [(stage,) for stage in STAGES] if split else [(STAGES[0],), LOADING, (STAGES[-1],)]
-    )
-    kinds = []
-    for stages in groups:
-        takes: StageConfig = getattr(config, JOINT if stages == LOADING else stages[0])
-        least = 1 if set(stages) & set(LOADING) else LEAST_TASKS
-        usual = max(least, int(cpus) if stages == LOADING else int(cpus // 2))
-        kinds.append(WorkerKind(stages, takes, min(sources, takes.workers or usual)))
-    return kinds
+    pool_groups = [(pool,) for pool in POOLS] if split else [(POOLS[0],), MODEL_POOLS, (POOLS[-1],)]
+    groups = []
+    for pools in pool_groups:
+        resources: PoolConfig = getattr(config, JOINT if pools == MODEL_POOLS else pools[0])
+        minimum = 1 if set(pools) & set(MODEL_POOLS) else MIN_TASKS
+        default = max(minimum, int(cpus) if pools == MODEL_POOLS else int(cpus // 2))
+        groups.append(WorkerGroup(pools, resources, min(sources, resources.workers or default)))
+    return groups
 
 
-def make_runner(
-    stages: Sequence[str],
-    config: IngestConfig,
-    corpus_root: str | Path,
-    scratch: str | Path,
-    board: Reporting,
-) -> Runner:
-    """The steps of some stages for this process. `scratch` is the run's folder for files that it throws away."""
-    from uniavgen.ingest.measures.steps import STEP_CLASSES, Fetching, Hearing
-
-    place = config, Path(scratch), Path(corpus_root)
-    steps = [step(*place) for stage in stages for step in STEP_CLASSES[stage]]
-    markers = Path(scratch) / MARKERS
-    markers.mkdir(parents=True, exist_ok=True)
-    return Runner(steps, [Fetching(*place), Hearing(*place)], Results(corpus_root), Watchdog(markers), board)
-
-
-class StageWorker:
-    """Some stages' steps in one process: called with a row, gives the row back."""
+class PoolWorker:
+    """The steps of some pools in one Ray process: called with a row, returns the row."""
 
     def __init__(
         self,
-        stages: tuple[str, ...],
+        graph: StepGraph,
+        pools: tuple[str, ...],
         threads: int,
-        config: str,
-        corpus_root: str,
-        scratch: str,
-        board: Any,
+        run_dir: Path,
+        corpus_root: Path,
+        run_state: Any,
         warm: tuple[str, ...] = (),
     ) -> None:
-        settings = IngestConfig.model_validate_json(config)
+        """`warm` names the steps whose models are loaded before the first source comes."""
         if warm:
             import torch
 
             torch.set_num_threads(threads)
-        self._first = STAGES[0] in stages
-        self._runner = make_runner(stages, settings, corpus_root, scratch, Reporter(board))
+        self._identifies = POOLS[0] in pools
+        self._runner = Runner(graph, pools, run_dir, corpus_root, Reporter(run_state))
         self._runner.warm(warm)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         record = SourceRecord.from_json(row["source"])
-        if self._first and record.failure is None:
+        if self._identifies and record.failure is None:
             self._runner.identify(record)
         self._runner.run(record)
         return {"source": record.to_json()}
 
 
 def finished_sources(
-    todo: list[SourceRecord], corpus_root: Path, scratch: Path, config: IngestConfig, board: Any
+    todo: list[SourceRecord], graph: StepGraph, run_dir: Path, corpus_root: Path, run_state: Any
 ) -> Iterator[SourceRecord | None]:
-    """Sources as they end; None twice a second in between, so that the one who asks can do something else."""
+    """Sources as they end, and None twice a second between them, so that the caller can do other work."""
     ended: queue.Queue[SourceRecord | BaseException | None] = queue.Queue()
 
     def collect() -> None:
         try:
-            for first in range(0, len(todo), WAVE):
-                wave = _graph(todo[first : first + WAVE], corpus_root, scratch, config, board)
-                for row in wave.iter_rows():
+            for start in range(0, len(todo), MAX_SOURCES_PER_GRAPH):
+                part = todo[start : start + MAX_SOURCES_PER_GRAPH]
+                for row in _dataset(part, graph, run_dir, corpus_root, run_state).iter_rows():
                     ended.put(SourceRecord.from_json(row["source"]))
             ended.put(None)
         except BaseException as error:
@@ -138,58 +116,59 @@ def finished_sources(
     threading.Thread(target=collect, daemon=True).start()
     while True:
         try:
-            found = ended.get(timeout=LOOK_S)
+            item = ended.get(timeout=POLL_S)
         except queue.Empty:
             yield None
             continue
-        if found is None:
+        if item is None:
             return
-        if isinstance(found, BaseException):
-            raise found
-        yield found
+        if isinstance(item, BaseException):
+            raise item
+        yield item
 
 
-def _graph(
-    todo: list[SourceRecord], corpus_root: Path, scratch: Path, config: IngestConfig, board: Any
+def _dataset(
+    todo: list[SourceRecord], graph: StepGraph, run_dir: Path, corpus_root: Path, run_state: Any
 ) -> Any:
+    """The Ray dataset whose rows are the finished sources."""
     import ray
 
-    _set_up(ray.data.DataContext.get_current())
+    _silence(ray.data.DataContext.get_current())
     cpus = float(ray.cluster_resources().get("CPU", 1))
     rows = [{"source": record.to_json()} for record in todo]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    missing = _missing_steps(todo[0], corpus_root, config)
+    missing = _missing_steps(todo[0], graph, corpus_root)
     arguments: dict[str, Any] = {
-        "config": config.model_dump_json(),
-        "corpus_root": str(corpus_root),
-        "scratch": str(scratch),
-        "board": board,
+        "graph": graph,
+        "run_dir": run_dir,
+        "corpus_root": corpus_root,
+        "run_state": run_state,
     }
-    for kind in worker_kinds(config.stages, cpus, len(rows)):
-        own = {"stages": kind.stages, "threads": kind.takes.threads, **arguments}
-        if kind.loads:
+    for group in worker_groups(graph.config.pools, cpus, len(rows)):
+        worker = {"pools": group.pools, "threads": group.resources.threads, **arguments}
+        if group.loads_models:
             dataset = dataset.map(
-                StageWorker,
-                fn_constructor_kwargs={"warm": missing, **own},
-                num_cpus=kind.takes.num_cpus,
-                num_gpus=kind.takes.num_gpus or None,
-                # one source at a time: none waits for a worker that is busy with a long one while another is free
-                compute=ray.data.ActorPoolStrategy(size=kind.count, max_tasks_in_flight_per_actor=1),
+                PoolWorker,
+                fn_constructor_kwargs={"warm": missing, **worker},
+                num_cpus=group.resources.num_cpus,
+                num_gpus=group.resources.num_gpus or None,
+                # one source at a time: none waits behind a long one while another worker is free
+                compute=ray.data.ActorPoolStrategy(size=group.count, max_tasks_in_flight_per_actor=1),
             )
         else:
-            pool = ray.data.TaskPoolStrategy(size=kind.count)
-            dataset = dataset.map(_as_task(own), num_cpus=kind.takes.num_cpus, compute=pool)
+            tasks = ray.data.TaskPoolStrategy(size=group.count)
+            dataset = dataset.map(_as_task(worker), num_cpus=group.resources.num_cpus, compute=tasks)
     return dataset
 
 
-def _missing_steps(record: SourceRecord, corpus_root: Path, config: IngestConfig) -> tuple[str, ...]:
+def _missing_steps(record: SourceRecord, graph: StepGraph, corpus_root: Path) -> tuple[str, ...]:
     """Steps whose results the first source lacks: their models are worth loading before it comes."""
-    results = Results(corpus_root)
-    return tuple(name for name, key in config.keys().items() if not results.has(record.source_id, name, key))
+    cache = StepCache(corpus_root)
+    return tuple(name for name, key in graph.keys.items() if not cache.has(record.source_id, name, key))
 
 
-def _set_up(context: Any) -> None:
-    """Ray Data speaks to the console by default; what it has to say is in its own log files, and here in the summary."""
+def _silence(context: Any) -> None:
+    """Keep Ray Data off the console: it has log files of its own, and ingest has its summary."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:
@@ -199,6 +178,6 @@ def _set_up(context: Any) -> None:
 
 def _as_task(arguments: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        return StageWorker(**arguments)(row)
+        return PoolWorker(**arguments)(row)
 
     return run

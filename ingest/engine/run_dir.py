@@ -1,10 +1,9 @@
-"""The folder for files that one run throws away, and whether the run that one belongs to is still there.
+"""Temporary directory of one ingest run, and whether the run that owns a directory is still alive.
 
-    .work/<host>-<random>/         sound and pictures that wait for their step, fetched sources, markers of the watchdog
-    .work/<host>-<random>/alive    locked by the run's driver for as long as it lives, and touched by it now and then
+    .work/<host>-<random>/         audio and frames waiting for their step, downloaded sources, watchdog markers
+    .work/<host>-<random>/alive    locked by the run's driver while it lives, and touched by it every minute
 
-It lies on the corpus's own disk, where every machine of a cluster sees it. The name is never used again: a process number
-comes back, in a container with every start.
+It lies on the corpus's disk, which every machine of a cluster sees. Names are never reused, unlike process numbers.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ from uuid import uuid4
 
 from uniavgen.shards.errors import UserError
 
-WORK = ".work"
-ALIVE = "alive"
+RUNS_FOLDER = ".work"
+ALIVE_FILE = "alive"
 
 TOUCH_S = 60.0
-"""How often a run shows that it lives."""
+"""Seconds between two touches of the alive file."""
 
 SILENT_S = 24 * 3600.0
-"""Silence after which a run on another machine is gone (our choice): its lock may not be seen from here."""
+"""Silence after which a run on another machine, whose lock may not be visible here, counts as dead. Heuristic."""
 
 
 @contextmanager
-def work_folder(root: Path) -> Iterator[Path]:
-    """A new folder for a run on the corpus at `root`; those of runs that are gone are removed. Raises UserError (no-space)."""
+def make_run_dir(root: Path) -> Iterator[Path]:
+    """A new run directory in the corpus at `root`; those of dead runs are removed. Raises UserError (no-space)."""
     from filelock import FileLock
 
-    parent = root / WORK
+    parent = root / RUNS_FOLDER
     for other in parent.glob("*-*"):
         if not is_running(root, other.name):
             shutil.rmtree(other, ignore_errors=True)
-    work = parent / f"{socket.gethostname()}-{uuid4().hex[:12]}"
+    run_dir = parent / f"{socket.gethostname()}-{uuid4().hex[:12]}"
     try:
-        work.mkdir(parents=True)
-        lock = FileLock(work / ALIVE)
+        run_dir.mkdir(parents=True)
+        lock = FileLock(run_dir / ALIVE_FILE)
         lock.acquire()
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -52,36 +51,36 @@ def work_folder(root: Path) -> Iterator[Path]:
             ) from error
         raise
     try:
-        yield work
+        yield run_dir
     finally:
         lock.release()
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def show_life(work: Path) -> None:
-    """Touch the run's sign of life, if it is time to."""
+def touch_alive(run_dir: Path) -> None:
+    """Touch the run's alive file, if the last touch is a minute old."""
     with suppress(OSError):
-        if time.time() - (work / ALIVE).stat().st_mtime > TOUCH_S:
-            os.utime(work / ALIVE)
+        if time.time() - (run_dir / ALIVE_FILE).stat().st_mtime > TOUCH_S:
+            os.utime(run_dir / ALIVE_FILE)
 
 
-def is_running(root: Path, owner: str) -> bool:
-    """Whether the run that a work folder is named after still runs."""
+def is_running(root: Path, run: str) -> bool:
+    """Whether the run that owns the run directory named `run` is alive."""
     from filelock import FileLock, Timeout
 
-    folder = root / WORK / owner
+    folder = root / RUNS_FOLDER / run
     try:
-        made_s = time.time() - folder.stat().st_mtime
+        age_s = time.time() - folder.stat().st_mtime
     except FileNotFoundError:
         return False
     try:
-        silent_s = time.time() - (folder / ALIVE).stat().st_mtime
+        silent_s = time.time() - (folder / ALIVE_FILE).stat().st_mtime
     except FileNotFoundError:
-        return made_s < TOUCH_S  # it is being made, or being removed
-    if owner.rpartition("-")[0] != socket.gethostname():
+        return age_s < TOUCH_S  # it is being created or removed
+    if run.rpartition("-")[0] != socket.gethostname():
         return silent_s < SILENT_S
     try:
-        with FileLock(folder / ALIVE).acquire(timeout=0):
+        with FileLock(folder / ALIVE_FILE).acquire(timeout=0):
             return False
     except Timeout:
         return True

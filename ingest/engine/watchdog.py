@@ -1,9 +1,9 @@
-"""Keeps one source from costing more than itself: no step runs for ever, fills the memory or kills its worker again and again.
+"""Time and memory limits of a step, and an end to sources that kill their worker again and again.
 
-Goes in: a step about to run on a source. While it runs, a marker file says so; a thread ends the whole process when the step
-takes too long or too much memory, after writing that verdict into the marker. Whoever gets the source next finds the marker:
-with a verdict, or after two deaths without one, the step fails with a UserError (timeout, out-of-memory, worker-died).
-Markers belong to one run: a driver that was killed leaves none that the next run would believe.
+A marker file names the step that runs. A thread ends the whole process when the step exceeds a limit, after it has
+written that verdict into the marker. The worker that gets the source next reads the marker: after a verdict, or
+after two deaths without one, the step fails with a UserError (timeout, out-of-memory, worker-died). Markers belong
+to one run, so a killed driver leaves none that the next run would read.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from uniavgen.shards.errors import UserError
 
 POLL_S = 0.2
-DEATHS = 2
-"""Unexplained deaths of a worker in the same step of the same source before the source is given up (our choice)."""
+MAX_DEATHS = 2
+"""Unexplained worker deaths in the same step of the same source before the source fails. Heuristic."""
 GRACE_S = 10.0
-"""Where native code holds the interpreter, the thread cannot run: this much later the process is ended from below it."""
-ADVICE = {
+"""Extra seconds before the C-level timer ends a process whose native code blocks the Python thread."""
+HINTS = {
     "timeout": "raise limits.step_seconds or limits.step_factor",
     "out-of-memory": "raise limits.step_memory_gb",
 }
@@ -35,7 +35,7 @@ ADVICE = {
 
 @dataclass
 class Attempt:
-    """What a marker says: the step that runs or ran, in which process, the deaths in it before, and why that one was ended."""
+    """Content of a marker: step, source, process, number of earlier deaths, and why the process was ended."""
 
     step: str
     uri: str = ""
@@ -46,17 +46,17 @@ class Attempt:
 
 
 class Watchdog:
-    """Watches the steps of one process; `folder` holds the markers of this run, for all workers to see."""
+    """Watches the steps of one process. `folder` holds the markers of this run, visible to all workers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
     def watching(self, uri: str, step: str, seconds: float, memory_gb: float) -> Iterator[None]:
-        """Run a step inside. Raises UserError at once where this source's earlier attempts forbid another."""
-        # by step too: whoever tries again may have to fetch the source first, and must not forget what happened later
+        """Run a step inside. Raises UserError at once if earlier attempts of this source rule out another."""
+        # one marker a step: a retry may have to fetch the source first, which must not erase a later step's marker
         marker = self.folder / f"{hashlib.sha256(f'{step} {uri}'.encode()).hexdigest()[:32]}.json"
-        attempt = self._attempt(marker, step, uri)
+        attempt = self._next_attempt(marker, step, uri)
         self._write(marker, attempt)
         ended = threading.Event()
         watch = threading.Thread(
@@ -72,17 +72,17 @@ class Watchdog:
             watch.join()
             marker.unlink(missing_ok=True)
 
-    def _attempt(self, marker: Path, step: str, uri: str) -> Attempt:
+    def _next_attempt(self, marker: Path, step: str, uri: str) -> Attempt:
         try:
             before = Attempt(**json.loads(marker.read_text()))
         except (OSError, ValueError, TypeError):
             return Attempt(step, uri, os.getpid())
         deaths = before.deaths + 1
-        if before.verdict or deaths >= DEATHS:
+        if before.verdict or deaths >= MAX_DEATHS:
             marker.unlink(missing_ok=True)
             kind = before.verdict or "worker-died"
-            what = before.message or f"the worker died {deaths} times in this step"
-            raise UserError(what, where=uri, hint=ADVICE.get(kind, ""), kind=kind)
+            message = before.message or f"the worker died {deaths} times in this step"
+            raise UserError(message, where=uri, hint=HINTS.get(kind, ""), kind=kind)
         return Attempt(step, uri, os.getpid(), deaths)
 
     def _watch(
@@ -92,17 +92,15 @@ class Watchdog:
         while not ended.wait(POLL_S):
             resident = resident_bytes()
             if time.monotonic() > deadline:
-                attempt.verdict, attempt.message = (
-                    "timeout",
-                    f"{attempt.step} took longer than {seconds:.0f} s",
-                )
+                attempt.verdict = "timeout"
+                attempt.message = f"{attempt.step} took longer than {seconds:.0f} s"
             elif resident > memory_gb * 2**30:
                 used = f"{resident / 2**30:.1f} GiB resident, the limit is {memory_gb:g} GiB"
                 attempt.verdict, attempt.message = "out-of-memory", f"{attempt.step} had {used}"
             if attempt.verdict:
                 with suppress(OSError):  # without a marker it counts as an unexplained death
                     self._write(marker, attempt)
-                _end_children()
+                _kill_children()
                 os._exit(1)
 
     def _write(self, marker: Path, attempt: Attempt) -> None:
@@ -112,13 +110,13 @@ class Watchdog:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM, in bytes."""
+    """Resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _end_children() -> None:
-    """Decoders must not outlive the worker that reads them."""
+def _kill_children() -> None:
+    """Decoders must not outlive the worker that reads from them."""
     for task in Path("/proc/self/task").iterdir():
         with suppress(OSError):
             for child in (task / "children").read_text().split():

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from uniavgen.ingest.models.active_speaker import ActiveFace, choose_face
 from uniavgen.ingest.models.published_networks import (
     CROP_PX,
     MFCC_HZ,
@@ -42,23 +41,19 @@ class LightAsd:
         load_published(network, weights, "sync.light_asd_weights")
         self._network = network.eval().to(self.device)
 
-    def find_active_face(
-        self,
-        frames: np.ndarray,
-        boxes: Mapping[int, np.ndarray],
-        pcm: np.ndarray,
-        largest: int | None = None,
-    ) -> ActiveFace:
-        """Which face speaks in a clip.
+    def score_faces(
+        self, frames: np.ndarray, boxes: Mapping[int, np.ndarray], pcm: np.ndarray
+    ) -> dict[int, float]:
+        """Confidence 0..1 by track that each face of a clip speaks. Faces seen in under half of it are left out.
 
         `frames` uint8 [T, H, W, 3] RGB at 25 fps; `boxes` of each track float [T, 4] in fractions of the
         frame, NaN where it is not seen; `pcm` int16 at 16 kHz of the same span, without margins.
         """
-        fits = {}
-        for track, box in boxes.items():
-            if np.isfinite(box).all(axis=1).mean() >= 0.5:
-                fits[track] = speaking_confidence(self.scores(frames, box, pcm))
-        return choose_face(fits, largest)
+        return {
+            track: speaking_confidence(self.scores(frames, box, pcm))
+            for track, box in boxes.items()
+            if np.isfinite(box).all(axis=1).mean() >= 0.5
+        }
 
     def scores(self, frames: np.ndarray, boxes: np.ndarray, pcm: np.ndarray) -> np.ndarray:
         """The network's logit for one face in every frame: float32 [T]; positive means speaking."""

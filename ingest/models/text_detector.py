@@ -95,10 +95,3 @@ class TextCollector:
 
     def result(self) -> TextSeen:
         return TextSeen(np.array(self._ratio, np.float32))
-
-
-def text_ratio(text: TextSeen, first: int, last: int) -> float | None:
-    """Mean share under text of the measured frames in [first, last); None without any."""
-    ratios = text.ratio[first:last]
-    ratios = ratios[np.isfinite(ratios)]
-    return float(ratios.mean()) if len(ratios) else None

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import zlib
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ import numpy as np
 
 from uniavgen.ingest.config import TranscriptionConfig
 from uniavgen.ingest.io.audio import AudioFile, quietest_time
-from uniavgen.ingest.measures.speech_signals import repeated_ratio
 from uniavgen.ingest.models.forced_alignment import word_aligner
 from uniavgen.ingest.records import AUDIO_RATE, Passage, Span, SpokenWord
 from uniavgen.shards.errors import UserError
@@ -33,6 +34,9 @@ SPEECH_PAD_S = 0.15
 
 FULL_PAD_S = 30.0
 """Silence that fills Whisper's whole window after a chunk of any length."""
+
+LONGEST_LOOP = 30
+"""Words of the longest phrase whose repetition is detected: a long sentence. Heuristic."""
 
 MAX_COMPRESSION_RATIO = 2.4
 """Compression ratio above which Whisper decodes again (its default)."""
@@ -232,6 +236,30 @@ def compression_ratio(text: str) -> float:
 def is_repetitive(text: str) -> bool:
     """Whether a transcript repeats itself, or compresses above Whisper's own limit."""
     return (repeated_ratio(text.split()) or 0.0) > 0 or compression_ratio(text) > MAX_COMPRESSION_RATIO
+
+
+def repeated_ratio(texts: Sequence[str]) -> float | None:
+    """Share of words in a loop: a phrase of three words or more said twice in a row, a shorter one three times.
+
+    None without words. People say "no, no" and "bye bye"; a recogniser that loops goes on.
+    """
+    plain = [plain_text(text) for text in texts]
+    if not plain:
+        return None
+    looped = np.zeros(len(plain), bool)
+    for length in range(1, min(LONGEST_LOOP, len(plain) // 2) + 1):
+        times = 2 if length >= 3 else 3
+        run = 0  # consecutive words that equal the word one phrase earlier
+        for index in range(length, len(plain)):
+            run = run + 1 if plain[index] == plain[index - length] else 0
+            if run >= length * (times - 1):
+                looped[index - run - length + 1 : index + 1] = True
+    return float(looped.mean())
+
+
+def plain_text(text: str) -> str:
+    """Lower case, letters and digits only, single spaces between words."""
+    return " ".join(re.sub(r"[^\w\s]|_", "", text.lower()).split())
 
 
 def _shared_encoding_model() -> type:

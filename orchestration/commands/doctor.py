@@ -146,7 +146,7 @@ def _programs() -> list[Finding]:
 
 
 def _chromaprint(*, has_ffmpeg: bool) -> Finding:
-    from uniavgen.ingest.measures.fingerprints import fingerprinting_ffmpeg
+    from uniavgen.ingest.measures.fingerprint import fingerprinting_ffmpeg
 
     ffmpeg = fingerprinting_ffmpeg() if has_ffmpeg else None
     hint = "pip install imageio-ffmpeg: without chromaprint, duplicates are found by their frames only"

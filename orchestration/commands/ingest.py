@@ -130,7 +130,7 @@ def _record_ingest(corpus: Corpus, settings: Config, summary: IngestSummary) -> 
     from uniavgen.orchestration.tracking.mlflow_runs import flatten
 
     with open_corpus_run(corpus, settings.tracking) as run:
-        run.params(flatten(settings.ingest.model_dump(), "ingest."))
+        run.params(flatten(settings.ingest.model_dump(by_alias=True), "ingest."))
         keys = {"sources": "uri", "clips": "clip_id", "failures": "uri"}
         metrics: dict[str, float] = {name: len(corpus.read(name, [key])) for name, key in keys.items()}
         if summary.sources:

@@ -47,8 +47,9 @@ FEW_SOURCES = 5
 def waiting_sources(sources: list[str], corpus: Corpus, settings: Config) -> dict[str, Entry]:
     """By URI, the named sources that have no row in sources or failures under these settings."""
     from uniavgen.ingest.io.sources import find_sources
+    from uniavgen.ingest.measures.registry import step_graph
 
-    digest = settings.ingest.digest()
+    digest = step_graph(settings.ingest).digest
     known = {
         row["uri"]
         for table in ("sources", "failures")
@@ -153,6 +154,7 @@ def make_forecast(
     of them could be measured.
     """
     from uniavgen.ingest.engine.forecast import pace, predict
+    from uniavgen.ingest.measures.registry import step_graph
 
     policy = settings.curate.policy
     sampled = sampled_sources(corpus, chosen, policy)
@@ -166,7 +168,7 @@ def make_forecast(
     forecast = predict(sampled, [entry.bytes for entry in others], start_s, workers_busy)
     document = {
         "version": VERSION,
-        "digest": settings.ingest.digest(),
+        "digest": step_graph(settings.ingest).digest,
         "policy": policy,
         **asdict(forecast),
         "start_s": start_s,

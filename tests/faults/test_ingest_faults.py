@@ -20,8 +20,8 @@ from made_videos import speaking_face
 from uniavgen.ingest import pipeline
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.ingest.engine.progress import IngestSummary, Progress
-from uniavgen.ingest.engine.step_graph import SPECS
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.measures.registry import STEPS
 from uniavgen.ingest.pipeline import ingest as run_ingest
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.corpus.tables import Corpus
@@ -134,8 +134,9 @@ def test_every_input_ends_in_one_table_and_rubbish_stops_nobody(
         "spoken0.mp4",
         "spoken0 again.mp4",
     }
-    assert {name: step.done for name, step in summary.steps.items() if SPECS[name].kept} == dict.fromkeys(
-        [name for name in summary.steps if SPECS[name].kept], SPOKEN + 1
+    stored_steps = [step.name for step in STEPS if step.stored]
+    assert {name: summary.steps[name].done for name in stored_steps} == dict.fromkeys(
+        stored_steps, SPOKEN + 1
     )
 
 
@@ -285,7 +286,7 @@ def test_a_full_disk_is_one_clear_line_and_running_again_completes(
     if mounted.returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
-        monkeypatch.setattr(pipeline, "NEEDED_SPACE", 0)
+        monkeypatch.setattr(pipeline, "MIN_FREE_BYTES", 0)
         root = small / "corpus"
         Corpus.create(root)
         ballast = small / "ballast"
@@ -305,6 +306,6 @@ def test_a_full_disk_is_one_clear_line_and_running_again_completes(
 def test_too_little_space_is_told_before_anything_starts(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "NEEDED_SPACE", 2**60)
+    monkeypatch.setattr(pipeline, "MIN_FREE_BYTES", 2**60)
     with pytest.raises(UserError, match="MiB are free"):
         run_ingest([str(videos)], tmp_path / "corpus")

@@ -21,7 +21,8 @@ import numpy as np
 from uniavgen.curation.config import DuplicateConfig
 from uniavgen.curation.duplicates.similar_pairs import Pairs, audio_prints, find_pairs, video_prints
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, sound_span, video_hash
+from uniavgen.ingest.measures.fingerprint import sound_hash, sound_span, video_hash
+from uniavgen.ingest.measures.hash import VideoHasher
 from uniavgen.shards.timing import VIDEO_FPS
 
 LENGTHS_S = (4.2, 2.6, 5.9, 3.3, 7.1, 9.6)
@@ -89,8 +90,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     scale = f"fps={VIDEO_FPS}:start_time=0,scale={SIDE}:{SIDE}:flags=area"
     raw = ffmpeg("-i", path, "-vf", scale, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     hasher = VideoHasher()
-    for frame in np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3):
-        hasher.add(frame)
+    for index, frame in enumerate(np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3)):
+        hasher.add_frame(index, frame)
     late = "aresample=async=1:first_pts=0"
     sound = ffmpeg(
         "-i",

@@ -65,7 +65,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = IngestConfig()
-    config.stages.layout = arguments.layout
+    config.pools.layout = arguments.layout
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         long = folder / f"long{arguments.video.suffix}"

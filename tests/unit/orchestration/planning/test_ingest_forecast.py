@@ -9,6 +9,7 @@ import pytest
 
 from uniavgen.ingest.engine.progress import IngestSummary
 from uniavgen.ingest.io.uris import Entry
+from uniavgen.ingest.measures.registry import step_graph
 from uniavgen.orchestration.config import Config
 from uniavgen.orchestration.planning.ingest_forecast import (
     make_forecast,
@@ -35,7 +36,7 @@ def add(corpus: Corpus, make_clip: Make, clip_media: dict[str, bytes], source: s
         "duration_s": 20.0,
         "step_seconds": {"faces": 12.0, "cut": 3.0},
     }
-    corpus.upsert("sources", [row | {"digest": Config().ingest.digest()}])
+    corpus.upsert("sources", [row | {"digest": step_graph(Config().ingest).digest}])
     for clip in clips:
         for extension, data in clip_media.items():
             path = corpus.media_path(clip["clip_id"], extension)
@@ -63,7 +64,7 @@ def corpus(tmp_path: Path, make_clip: Make, clip_media: dict[str, bytes]) -> Cor
                 "uri": "/v/bad.mp4",
                 "stage": "probe",
                 "error_type": "no-video",
-                "digest": Config().ingest.digest(),
+                "digest": step_graph(Config().ingest).digest,
             }
         ],
     )
@@ -107,7 +108,8 @@ def test_only_sources_that_were_not_tried_are_predicted(corpus: Corpus, tmp_path
     (videos / "new.mp4").write_bytes(b"0123456789")
     (videos / "done.mp4").write_bytes(b"0")
     corpus.upsert(
-        "sources", [{"source_id": "d", "uri": str(videos / "done.mp4"), "digest": Config().ingest.digest()}]
+        "sources",
+        [{"source_id": "d", "uri": str(videos / "done.mp4"), "digest": step_graph(Config().ingest).digest}],
     )
     corpus.upsert("sources", [{"source_id": "n", "uri": str(videos / "new.mp4"), "digest": "other settings"}])
     waiting = waiting_sources([str(videos)], corpus, Config())

@@ -2,13 +2,13 @@
 
 import pytest
 
-from uniavgen.ingest.engine.step_graph import STEP_NAMES
+from uniavgen.ingest.measures.registry import STEPS
 from uniavgen.shards.corpus.schema import schema
 from uniavgen.shards.corpus.signals import SIGNALS, signals_of
 
 
 def test_every_signal_names_an_ingest_step() -> None:
-    assert {signal.step for signal in SIGNALS.values()} <= set(STEP_NAMES)
+    assert {signal.step for signal in SIGNALS.values()} <= {step.name for step in STEPS}
 
 
 def test_signals_of_all_steps_are_all_signals_in_column_order() -> None:

@@ -1,0 +1,92 @@
+"""Step `transcribe`: word signals of a clip, such as loops, stock phrases, and words outside speaker turns."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uniavgen.ingest.measures.transcribe import STOCK_PHRASES, stock_phrase, unvoiced_ratio, word_signals
+from uniavgen.ingest.models.transcriber import LONGEST_LOOP, plain_text, repeated_ratio
+from uniavgen.ingest.records import Passage, Proposal, Span, SpokenWord
+from uniavgen.shards.corpus.signals import signals_of
+
+TEXT = "it was the best of times it was the worst of times it was the age of wisdom"
+SENTENCE = TEXT.split()
+
+
+def words_at(texts: list[str], start_s: float = 0.0, length_s: float = 0.3) -> list[SpokenWord]:
+    return [
+        SpokenWord(t, start_s + i * length_s, start_s + (i + 1) * length_s, 0.5) for i, t in enumerate(texts)
+    ]
+
+
+def naive_looped(plain: list[str]) -> float:
+    looped = set()
+    for length in range(1, LONGEST_LOOP + 1):
+        times = 2 if length >= 3 else 3
+        for at in range(len(plain) - length * times + 1):
+            if all(plain[at + i] == plain[at + i % length] for i in range(length * times)):
+                looped |= set(range(at, at + length * times))
+    return len(looped) / len(plain)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40))
+def test_repeated_ratio_matches_naive_search(plain: list[str]) -> None:
+    assert repeated_ratio(plain) == pytest.approx(naive_looped(plain))
+
+
+def test_planted_loop_is_found_and_natural_repetition_is_not() -> None:
+    assert repeated_ratio(SENTENCE) == 0
+    assert repeated_ratio(["No,", "no!", "Bye", "bye."]) == 0
+    assert repeated_ratio([*SENTENCE, *["I", "don't", "know."] * 4]) == pytest.approx(
+        12 / (len(SENTENCE) + 12)
+    )
+    assert repeated_ratio(["so"] * 5) == 1
+    assert repeated_ratio(SENTENCE * 2) == 1  # a whole sentence said twice
+    assert repeated_ratio([]) is None
+
+
+def test_repeated_ratio_rises_with_every_repetition() -> None:
+    found = [repeated_ratio([*SENTENCE, *["thank", "you", "all"] * n]) for n in (1, 2, 3, 6)]
+    assert found == sorted(found)  # type: ignore[type-var]
+    assert found[0] == 0 < found[1]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("said", "stock"),
+    [
+        ("Thanks for watching!", 1),
+        ("Thank you. Thank you. Thank you.", 1),
+        ("Субтитры сделал DimaTorzok", 1),
+        ("Thank you for watching my children yesterday", 0),
+        ("I would like to thank you", 0),
+        ("The end of the war came early", 0),
+    ],
+)
+def test_stock_phrase_counts_only_if_nothing_else_is_said(said: str, stock: int) -> None:
+    assert stock_phrase(said.split()) == stock
+
+
+def test_stock_phrases_are_normalised() -> None:
+    assert {phrase for phrase in STOCK_PHRASES if plain_text(phrase) != phrase} == set()
+    assert stock_phrase([]) is None
+
+
+def test_unvoiced_words_are_counted_by_their_time() -> None:
+    words = words_at(["a", "b", "c", "d"], length_s=1.0)
+    assert unvoiced_ratio(words, []) == 1
+    assert unvoiced_ratio(words, [Span(0, 4, "A")]) == 0
+    assert unvoiced_ratio(words, [Span(0, 1.5, "A"), Span(1, 2, "B")]) == pytest.approx(0.5)
+    assert unvoiced_ratio([], [Span(0, 4, "A")]) is None
+    found = [unvoiced_ratio(words, [Span(0, end, "A")]) for end in (4, 3, 1.2, 0.5)]
+    assert found == sorted(found)  # type: ignore[type-var]
+
+
+def test_word_signals_of_clip() -> None:
+    passage = Passage(0, 10, "x", "en", 0.9, -0.2, 0.1, 1.4)
+    signals = word_signals(Proposal(0.0, 10.0, "A", words_at(SENTENCE)), passage, [Span(0, 6, "A")])
+    assert set(signals) == set(signals_of("transcribe"))
+    assert signals["words_per_s"] == pytest.approx(len(SENTENCE) / 10)
+    named = ("word_score", "asr_log_probability", "language_probability")
+    assert [signals[name] for name in named] == [0.5, -0.2, 0.9]
+    silent = word_signals(Proposal(0.0, 2.0), None, [])
+    assert (silent["word_count"], silent["word_score"], silent["stock_phrase"]) == (0, None, None)
