@@ -11,14 +11,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MEDIA_EXTENSIONS = frozenset(
-    [
-        *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
-        *(".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-    ]
-)
-"""Extensions of the files that are taken from a folder. A file named explicitly is always taken."""
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")

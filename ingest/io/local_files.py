@@ -7,23 +7,10 @@ import hashlib
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from uniavgen.ingest.config import MEDIA_EXTENSIONS
-from uniavgen.ingest.io.uris import Entry, printable, uri_of
+from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos, printable, uri_of
 from uniavgen.shards.errors import UserError
-
-
-@dataclass
-class Listing:
-    """What one argument names: videos, `.txt` list files, and other files with the reason why they are not
-    taken.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    lists: list[str] = field(default_factory=list)
-    passed_over: dict[str, str] = field(default_factory=dict)
 
 
 def list_local(path: str) -> Listing:
@@ -114,18 +101,6 @@ def file_statuses(folder: Path, pattern: str) -> dict[Path, os.stat_result]:
         with suppress(FileNotFoundError):
             statuses[path] = path.lstat()
     return statuses
-
-
-def is_video_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in MEDIA_EXTENSIONS
-
-
-def no_videos(files: int, where: str) -> UserError:
-    """The error for a folder with `files` files of which none is a video by its name."""
-    what = f"none of the {files} files in the folder is a video" if files else "the folder is empty"
-    return UserError(
-        what, where=where, hint=f"known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}", kind="no-sources"
-    )
 
 
 def _list_pattern(pattern: str) -> Listing:

@@ -16,8 +16,7 @@ from typing import IO, Any
 from urllib.parse import urljoin
 
 from uniavgen.ingest.config import SourceConfig
-from uniavgen.ingest.io.local_files import Listing, is_video_name, no_videos
-from uniavgen.ingest.io.uris import Entry, protocol_of
+from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos, protocol_of
 from uniavgen.shards.errors import UserError
 
 HTTP = ("http", "https")

@@ -1,11 +1,21 @@
-"""URIs of videos as the corpus tables store them: local paths and URLs, and the way back to a path."""
+"""URIs of videos as the corpus tables store them, local paths and URLs, and what an argument lists."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote_to_bytes
+
+from uniavgen.shards.errors import UserError
+
+MEDIA_EXTENSIONS = frozenset(
+    [
+        *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+        *(".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    ]
+)
+"""Extensions of the files that are taken from a folder. A file named explicitly is always taken."""
 
 _PROTOCOL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
@@ -21,6 +31,17 @@ class Entry:
     stamp: str = ""
     bytes: int | None = None
     """None where the store does not tell, or where there is no such file (reading it then raises)."""
+
+
+@dataclass
+class Listing:
+    """What one argument names: videos, `.txt` list files, and other files with the reason why they are not
+    taken.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
 
 
 def uri_of(path: str) -> str:
@@ -54,3 +75,15 @@ def protocol_of(uri: str) -> str:
 def printable(path: str) -> str:
     """A path for messages and tables: bytes that are not UTF-8 are escaped with backslashes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_video_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in MEDIA_EXTENSIONS
+
+
+def no_videos(files: int, where: str) -> UserError:
+    """The error for a folder with `files` files of which none is a video by its name."""
+    what = f"none of the {files} files in the folder is a video" if files else "the folder is empty"
+    return UserError(
+        what, where=where, hint=f"known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}", kind="no-sources"
+    )
