@@ -50,10 +50,13 @@ class Step:
         self.config = graph.config
         self.run_dir = run_dir
         self.corpus_root = corpus_root
-        self.members: tuple[Step, ...] = (self,)
-        """Steps whose results one call gives: the step itself, or those that share its pass over the frames."""
         self.member_seconds: dict[str, float] = {}
         """Working seconds of the last call by step name, where several steps share it."""
+
+    @property
+    def members(self) -> tuple[Step, ...]:
+        """Steps whose results one call gives: the step itself, or those that share its pass over the frames."""
+        return (self,)
 
     @classmethod
     def check(cls, config: IngestConfig) -> None:

@@ -25,7 +25,11 @@ class DecodeStep(Step):
     def __init__(self, graph: StepGraph, run_dir: Path, corpus_root: Path) -> None:
         super().__init__(graph, run_dir, corpus_root)
         frame_steps = [step for step in graph.steps if issubclass(step, FrameStep)]
-        self.members = tuple(step(graph, run_dir, corpus_root) for step in frame_steps)
+        self._frame_steps = tuple(step(graph, run_dir, corpus_root) for step in frame_steps)
+
+    @property
+    def members(self) -> tuple[Step, ...]:
+        return self._frame_steps
 
     def measure_members(self, record: SourceRecord, missing: Sequence[Step]) -> dict[str, Any]:
         started = time.perf_counter()
