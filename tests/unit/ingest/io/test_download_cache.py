@@ -19,7 +19,8 @@ from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.local_files import content_id
 from uniavgen.ingest.io.sources import find_sources
 from uniavgen.ingest.io.uris import Entry
-from uniavgen.ingest.measures.steps import Hearing
+from uniavgen.ingest.measures.registry import step_graph
+from uniavgen.ingest.measures.sound import SoundStep
 from uniavgen.ingest.records import SourceRecord
 from uniavgen.shards.errors import UserError
 
@@ -183,7 +184,8 @@ def test_file_removed_while_space_is_counted_raises_nothing(web: str, tmp_path: 
         assert Path(path).stat().st_size == 4000
     (tmp_path / "other.s16").write_bytes(b"gone at once")
     record = SourceRecord(f"{web}/video.mp4", "0123")
-    Hearing(IngestConfig(scratch_gb=0), EmptiedWhileRead(tmp_path), tmp_path).release(record)
+    graph = step_graph(IngestConfig(scratch_gb=0))
+    SoundStep(graph, EmptiedWhileRead(tmp_path), tmp_path).release(record)
     assert not (tmp_path / "other.s16").exists()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from uniavgen.ingest.config import TranscriptionConfig
 from uniavgen.ingest.io.audio import AudioFile
-from uniavgen.ingest.measures.speech_signals import speech_signals
+from uniavgen.ingest.measures.transcribe import word_signals
 from uniavgen.ingest.models.forced_alignment import (
     Wav2Vec2Aligner,
     fill_gaps,
@@ -25,7 +25,7 @@ from uniavgen.ingest.models.transcriber import (
     compression_ratio,
     speech_chunks,
 )
-from uniavgen.ingest.records import AUDIO_RATE, Span, SpokenWord
+from uniavgen.ingest.records import AUDIO_RATE, Proposal, Span, SpokenWord
 from uniavgen.shards.errors import UserError
 
 
@@ -80,7 +80,7 @@ def test_planted_words_and_their_start_times_are_recognised(tmp_path: Path, tran
     assert np.mean([words[b].speaker == label for (_, b), label in zip(same, by_turn, strict=True)]) > 0.98
     for passage in passages:
         inside = [w for w in words if passage.start_s <= w.start_s < passage.end_s]
-        found = speech_signals(inside, passage, turns, "", passage.start_s, passage.end_s)
+        found = word_signals(Proposal(passage.start_s, passage.end_s, "", inside), passage, turns)
         assert (found["repeated_ratio"], found["stock_phrase"]) == (0, 0)
         assert found["unvoiced_word_ratio"] < 0.1  # type: ignore[operator]
 
@@ -109,7 +109,7 @@ def test_hallucinated_text_shows_in_the_signals(tmp_path: Path, transcriber: Tra
         sound = saved(tmp_path, noise * 32767)
         # the speakers' turns keep such sound from Whisper; here one claims that somebody spoke
         (passage,), words = transcriber.transcribe(sound, [Span(0, sound.duration_s, "SPEAKER_00")])
-        found = speech_signals(words, passage, [], "", 0.0, sound.duration_s)
+        found = word_signals(Proposal(0.0, sound.duration_s, "", words), passage, [])
         assert passage.no_speech_probability > 0.4, name  # 0.01-0.2 where somebody speaks
         assert not words or found["unvoiced_word_ratio"] == 1
         marked[name] = (
