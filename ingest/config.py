@@ -1,7 +1,7 @@
 """Configuration of ingest. Imports nothing heavy, so that the command line can read it quickly.
 
-Sections that change results are part of the step keys (`engine.step`); `sources`, `limits`, `pools`, `device` and
-the commit settings are not.
+Sections that change results are part of the step keys (`engine.step`); `sources`, `limits`, `pools`, `device`
+and the commit settings are not.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ShotConfig(_Section):
     quiet_ratio: float = Field(
         2.5,
         ge=0,
-        description="TransNetV2: smallest sudden change of a cut, as a multiple of the usual change; 0: no skipping",
+        description="TransNetV2: smallest sudden change of a cut, over the usual one; 0: check every frame",
     )
     quiet_drift: float = Field(
         12.0, ge=0, description="TransNetV2: smallest change over half a second of a dissolve, of 255"
@@ -73,7 +73,7 @@ class ShotConfig(_Section):
         0.15,
         ge=0,
         le=1,
-        description="TransNetV2: largest distance from a linear blend at which a slow change may be a dissolve",
+        description="TransNetV2: largest distance of a dissolve from a linear blend of its ends",
     )
     adaptive_threshold: float = Field(
         3.0,
@@ -88,7 +88,7 @@ class ShotConfig(_Section):
 
 
 class DiarizationConfig(_Section):
-    """Speaker turns by pyannote.audio: bundled segmentation, ECAPA speaker embeddings, agglomerative clustering."""
+    """Speaker turns by pyannote.audio: segmentation, ECAPA speaker embeddings, agglomerative clustering."""
 
     model: str = Field(
         "embedded",
@@ -107,7 +107,7 @@ class DiarizationConfig(_Section):
         3,
         ge=1,
         le=10,
-        description="speakers are embedded in every n-th window and matched by overlap in the others (1: twice the cost)",
+        description="embed voices in every n-th window, match the others by overlap (1: twice the cost)",
     )
     cluster_threshold: float = Field(
         0.60, gt=0, lt=2, description="cosine distance; results are stable over 0.50-0.60"
@@ -165,7 +165,7 @@ class FaceConfig(_Section):
     agreement_distance: float = Field(
         0.3,
         gt=0,
-        description="and the largest mean distance of eyes, nose and mouth between the two, over the face height",
+        description="and the largest mean distance of eyes, nose and mouth, over the face height",
     )
     turn_limit_deg: float = Field(
         70.0,
@@ -221,7 +221,7 @@ class SyncConfig(_Section):
 
     model: Literal["embedded", "syncnet"] = Field(
         "embedded",
-        description="`embedded`: lip opening against loudness, no weights; `syncnet`: with its published weights",
+        description="`embedded`: lip opening against loudness, no weights; `syncnet`: its published weights",
     )
     syncnet_weights: str = Field("", description="path of syncnet_v2.model, for `model: syncnet`")
     active_model: Literal["embedded", "light-asd"] = Field(
@@ -304,12 +304,12 @@ class PoolConfig(_Section):
 
 
 class PoolsConfig(_Section):
-    """Resources of the worker pools. Their CPU shares fit two CPUs together, so that no pool blocks another."""
+    """Resources of the worker pools. Together they fit two CPUs, so that no pool blocks another."""
 
     layout: Literal["auto", "joint", "split"] = Field(
         "auto",
-        description="`joint`: speech and sight in one worker, so that neither waits for the other; `split`: separate, "
-        "for a GPU or little memory; `auto`: split if a share of a GPU is configured",
+        description="`joint`: speech and sight in one worker, so that neither waits for the other; "
+        "`split`: separate, for a GPU or little memory; `auto`: split if a share of a GPU is configured",
     )
     prepare: PoolConfig = PoolConfig(num_cpus=0.25)
     joint: PoolConfig = PoolConfig(num_cpus=0.75)

@@ -1,7 +1,7 @@
 """Ingest: find sources, run the measuring steps on those that are new, commit the finished ones.
 
-Input: videos, a corpus, a configuration. Output: rows in `sources`, `clips` and `failures`, media files in the
-corpus, and an `IngestSummary`.
+Input: videos, a corpus, a configuration. Output: rows in `sources`, `clips` and `failures`, media files in
+the corpus, and an `IngestSummary`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def ingest(
 ) -> IngestSummary:
     """Measure every video named by `sources` into the corpus. Committed sources are not touched.
 
-    A source that failed before under the same settings is tried again with `retry` only; with `step`, only if it
-    failed in that step. Raises UserError for sources that cannot be found, a corpus that cannot be written, missing
-    weights or ffmpeg, and a full disk; a bad video raises nothing and becomes a failure row.
+    A source that failed before under the same settings is tried again with `retry` only; with `step`, only if
+    it failed in that step. Raises UserError for sources that cannot be found, a corpus that cannot be
+    written, missing weights or ffmpeg, and a full disk; a bad video raises nothing and becomes a failure row.
     """
     started = time.perf_counter()
     graph = step_graph(config or IngestConfig())

@@ -2,10 +2,10 @@
 
     media/<2 hex>/<clip_id>.{mp4,flac,face.npz}
     measured/<2 hex>/<source_id>/media.json     clip_id -> digest of its recipe, "" while it is being cut
-    measured/.cutting/<source_id>               marks a source with uncommitted clips; holds the name of the run
+    measured/.cutting/<source_id>               marks a source with uncommitted clips; holds its run
 
-Files are written under a temporary name and renamed. A source's list is written before its first clip is cut, so
-every file belongs to a committed clip or to a list marked under `.cutting`, where the next run finds it.
+Files are written under a temporary name and renamed. A source's list is written before its first clip is cut,
+so every file belongs to a committed clip or to a list marked under `.cutting`, where the next run finds it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class ClipFiles:
         return incomplete
 
     def uncommitted_sources(self, is_alive: Callable[[str], bool]) -> list[str]:
-        """Sources whose clips a dead run cut without committing them; `is_alive` says whether a run is alive."""
+        """Sources whose clips a run cut that died before the commit. `is_alive` takes the name of a run."""
         if not self._cutting.is_dir():
             return []
         return [path.name for path in self._cutting.iterdir() if not is_alive(path.read_text())]

@@ -1,9 +1,9 @@
 """Commits finished sources to the corpus tables, and tells which sources still have to be measured.
 
-The order of writes makes a crash harmless: a source's media files are in place before its clips are committed, and
-its clips before its own row. The source row is the proof that it is done; whatever is missing behind it is made
-again by the next run, under the same names. A commit locks the tables and starts by reading what others (another
-ingest, `forget`) have written since the last one.
+The order of writes makes a crash harmless: a source's media files are in place before its clips are
+committed, and its clips before its own row. The source row is the proof that it is done; whatever is missing
+behind it is made again by the next run, under the same names. A commit locks the tables and starts by reading
+what others (another ingest, `forget`) have written since the last one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ UNREACHABLE = ("vanished", "unreadable", "unreachable", "no-room", "incomplete")
 TABLES = ("sources", "clips", "failures")
 
 COMPACT_FILES = 50
-"""Number of table files that are compacted, and commits between two looks at that number. Heuristic: each commit
-adds files, and opening a table costs by their number."""
+"""Number of table files that are compacted, and commits between two looks at that number. Heuristic: each
+commit adds files, and opening a table costs by their number."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PendingWork:
 
 
 class Committer:
-    """Reads and extends the corpus tables for one run. `digest` identifies the run's settings (`StepGraph.digest`)."""
+    """Reads and extends the corpus tables for one run. `digest`: of its settings (`StepGraph.digest`)."""
 
     def __init__(self, corpus: Corpus, digest: str) -> None:
         self.corpus = corpus
@@ -66,8 +66,8 @@ class Committer:
     def pending(self, entries: list[Entry], retry: bool, step: str = "") -> PendingWork:
         """Sort `entries` into done, failed and to do, by their URIs and stamps alone; no file is read.
 
-        Failed sources are not tried again unless `retry`; with `step`, only those that failed in that step. With
-        `retry` and no step, sources whose clips have lost files are done again too.
+        Failed sources are not tried again unless `retry`; with `step`, only those that failed in that step.
+        With `retry` and no step, sources whose clips have lost files are done again too.
         """
         work = PendingWork([], 0, 0, {})
         incomplete = self._sources_with_missing_files() if retry and not step else set()
@@ -94,10 +94,10 @@ class Committer:
         return work
 
     def commit(self, records: list[SourceRecord]) -> None:
-        """Commit finished records: clips, then sources, then failures; rows and media of earlier measurements go.
+        """Commit finished records: clips, then sources, then failures. Rows and media of earlier runs go.
 
-        A record whose content another source of this run committed first becomes a failure here. Raises UserError
-        (no-space).
+        A record whose content another source of this run committed first becomes a failure here. Raises
+        UserError (no-space).
         """
         try:
             with self.corpus.writing():

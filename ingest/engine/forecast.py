@@ -1,8 +1,8 @@
-"""What the rest of an ingest will give and cost, from a few of its sources measured for real.
+"""Forecast of an ingest's yield and cost from a measured sample of its sources. Pure functions.
 
-Goes in: the sizes of all sources, and what the measured ones gave. Comes out: an `Estimate` with a range for hours, clips,
-storage and time. Every quantity is taken to grow with a source's bytes (a ratio estimator over a sample spread evenly over
-the sizes); the range is the bootstrap's 5 to 95 % over the measured sources, for failures Jeffreys' interval. Pure functions.
+Every quantity is assumed to grow with a source's bytes (a ratio estimator over a sample spread evenly over
+the sizes). The range is the bootstrap's 5 to 95 % over the measured sources; for failures it is Jeffreys'
+interval.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from itertools import pairwise
 import numpy as np
 
 DRAWS = 2000
-"""Resamples of the bootstrap (our choice: the ends of the range move by about 1 % from seed to seed)."""
+"""Resamples of the bootstrap. Heuristic: the ends of the range vary by about 1 % from seed to seed."""
 
 RANGE = (5.0, 95.0)
-"""Percentiles of the resamples that the range spans."""
+"""Percentiles of the resamples at the ends of the range."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One measured source: bytes of the file, what it gave, what it took. A failed one gave nothing but its failure."""
+    """One measured source: its size, yield and cost. A failed one has no yield."""
 
     bytes: int
     video_s: float = 0.0
     clips: int = 0
     clip_s: float = 0.0
     kept_s: float = 0.0
-    """Seconds of clips that the policy keeps."""
+    """Seconds of the clips that the policy keeps."""
     media_bytes: int = 0
-    """Cut clips."""
+    """Size of the cut clips."""
     stored_bytes: int = 0
-    """Results of the steps, kept for a later run."""
+    """Size of the step cache."""
     failed: bool = False
     step_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its range; all three are equal where the sample says nothing of the spread (one source)."""
+    """A figure and its range; all three are equal for a sample of one source, which has no spread."""
 
     low: float
     mid: float
@@ -49,22 +49,22 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `sources` further sources will give (`figures`, by name and unit) and which step will take the most work."""
+    """Figures of `sources` further sources, by name and unit, and the step that takes the most work."""
 
     sources: int
     sampled: int
     figures: dict[str, Estimate]
     slowest_step: str
     slowest_share: float
-    """Of all working seconds."""
+    """Its share of all working seconds."""
     work_share: dict[str, float]
     """Share of the working seconds by step."""
 
 
 def choose(sizes: Mapping[str, int | None], count: int, seed: int) -> list[str]:
-    """`count` names spread evenly over the sizes: sorted by size, cut into `count` equal groups, one drawn of each.
+    """`count` names spread evenly over the sizes: one drawn from each of `count` groups of similar size.
 
-    All names where there are not more than `count`. A source of unknown size stands where the median one does.
+    All names if there are at most `count`. A source of unknown size counts as the median one.
     """
     typical = _typical(sizes.values())
     ordered = sorted(sizes, key=lambda name: (typical if sizes[name] is None else sizes[name], name))
@@ -78,11 +78,12 @@ def choose(sizes: Mapping[str, int | None], count: int, seed: int) -> list[str]:
 def predict(
     sampled: Sequence[Sampled], rest: Sequence[int | None], start_s: float, workers_busy: float, seed: int = 0
 ) -> Forecast:
-    """What the sources of sizes `rest` will give and cost.
+    """Yield and cost of the remaining sources, whose sizes are `rest`.
 
-    `start_s` is the time until work begins; `workers_busy` how many workers were busy on average from then on. Figures:
-    `video_h`, `wall_h`, `work_h` (all workers' time), `clips`, `clip_h`, `kept_h`, `kept_share` (of clip time), `media_gb`
-    (10^9 bytes), `stored_gb`, `failures`. Raises ValueError without any sampled source.
+    `start_s` is the time until work begins, `workers_busy` the mean number of busy workers from then on.
+    Figures: `video_h`, `wall_h`, `work_h` (all workers' time), `clips`, `clip_h`, `kept_h`, `kept_share`
+    (of clip time), `media_gb` (10^9 bytes), `stored_gb`, `failures`. Raises ValueError without any sampled
+    source.
     """
     if not sampled:
         raise ValueError("nothing was sampled")
@@ -91,11 +92,11 @@ def predict(
     scale = _rest_bytes(sampled, rest)
     drawn = np.random.default_rng(seed).integers(0, len(sampled), (DRAWS, len(sampled)))
     sums = np.stack([table.sum(axis=0), *table[drawn].sum(axis=1)])  # the sample itself, then its resamples
-    found = _figures(_totals(sums, len(sampled), scale, len(rest)), start_s, workers_busy)
-    ends = np.percentile(found[1:], RANGE, axis=0)
+    estimates = _figures(_totals(sums, len(sampled), scale, len(rest)), start_s, workers_busy)
+    ends = np.percentile(estimates[1:], RANGE, axis=0)
     figures = {
         name: Estimate(*map(float, row))
-        for name, row in zip(_FIGURES, np.stack([ends[0], found[0], ends[1]]).T, strict=True)
+        for name, row in zip(_FIGURES, np.stack([ends[0], estimates[0], ends[1]]).T, strict=True)
     }
     figures["failures"] = _failures(sum(source.failed for source in sampled), len(sampled), len(rest))
     work = table[:, len(_COLUMNS) :].sum(axis=0)
@@ -109,10 +110,11 @@ def predict(
 
 
 def pace(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """When work began, in seconds, and how many workers were busy from then on, on average.
+    """Start of work in seconds, and mean number of busy workers from then on.
 
-    `history` rises: (seconds since the start, seconds worked by all workers). Both are read between a tenth and nine tenths
-    of the work, where neither the loading of models nor the wait for the last source weighs. (0, 1) where nothing was done.
+    `history` holds rising pairs (seconds since the start, seconds worked by all workers). Both results are
+    read between a tenth and nine tenths of the work, without the loading of models and the wait for the last
+    source. (0, 1) if nothing was done.
     """
     if not history or history[-1][1] <= 0:
         return 0.0, 1.0
@@ -146,15 +148,17 @@ def _row(source: Sampled, steps: Sequence[str]) -> list[float]:
 
 
 def _totals(sums: np.ndarray, count: int, rest_bytes: float, rest_count: int) -> np.ndarray:
-    """What the rest will sum up to, [draws, columns - 1], from sums over `count` sources: failures by count, else by bytes."""
+    """Totals of the remaining sources, [draws, columns - 1]: failures scale by count, all else by bytes."""
     size = sums[:, :1]
-    found: np.ndarray = sums[:, 1:] * np.where(size > 0, rest_bytes / np.maximum(size, 1), rest_count / count)
-    found[:, 0] = sums[:, 1] * rest_count / count
-    return found
+    totals: np.ndarray = sums[:, 1:] * np.where(
+        size > 0, rest_bytes / np.maximum(size, 1), rest_count / count
+    )
+    totals[:, 0] = sums[:, 1] * rest_count / count
+    return totals
 
 
 def _figures(totals: np.ndarray, start_s: float, workers_busy: float) -> np.ndarray:
-    """The figures in the order of `_FIGURES`, [draws, figures]."""
+    """Figures in the order of `_FIGURES`, [draws, figures]."""
     failures, video_s, clips, clip_s, kept_s, media, stored = totals[:, : len(_COLUMNS) - 1].T
     work_s = totals[:, len(_COLUMNS) - 1 :].sum(axis=1)
     wall_s = np.where(work_s > 0, start_s + work_s / workers_busy, 0.0)
@@ -166,7 +170,7 @@ def _figures(totals: np.ndarray, start_s: float, workers_busy: float) -> np.ndar
 
 
 def _failures(failed: int, sampled: int, rest: int) -> Estimate:
-    """Failures to come. The range is Jeffreys' (resamples of a sample without failures would promise that none comes)."""
+    """Expected failures. The range is Jeffreys' interval: a bootstrap of no failures has no spread."""
     from scipy.stats import beta
 
     ends = beta.ppf(np.array(RANGE) / 100, failed + 0.5, sampled - failed + 0.5)
@@ -175,7 +179,7 @@ def _failures(failed: int, sampled: int, rest: int) -> Estimate:
 
 
 def _rest_bytes(sampled: Sequence[Sampled], rest: Sequence[int | None]) -> float:
-    """Bytes of the rest; a source of unknown size counts as the median of the known ones."""
+    """Bytes of the remaining sources; one of unknown size counts as the median of the known ones."""
     typical = _typical([*rest, *(source.bytes for source in sampled)])
     return float(sum(typical if size is None else size for size in rest))
 

@@ -1,7 +1,7 @@
 """Progress of an ingest run: what workers report, what the display shows, and the summary at the end.
 
-`RunState` counts in one small Ray actor. Each worker sends to it through a `Reporter`, which also updates Ray's
-metrics (`uniavgen_*`); the driver reads it through `LiveProgress`.
+`RunState` counts in one small Ray actor. Each worker sends to it through a `Reporter`, which also updates
+Ray's metrics (`uniavgen_*`); the driver reads it through `LiveProgress`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class IngestSummary:
     skipped_done: int = 0
     skipped_failed: int = 0
     duplicates: dict[str, str] = field(default_factory=dict)
-    """URI of the duplicate -> URI of the source with the same content. Each has a failure row, kind `duplicate`."""
+    """URI of the duplicate -> URI of the source with the same content."""
     passed_over: dict[str, str] = field(default_factory=dict)
     """Files of the named folders that were not ingested -> reason."""
     video_seconds: float = 0.0
@@ -105,9 +105,10 @@ class IngestSummary:
 
 
 class RunState:
-    """Counts of one run, by step, and which URI owns which content. `known` maps source_id -> URI of the corpus."""
+    """Counts of one run by step, and which URI owns which content."""
 
     def __init__(self, steps: Sequence[str], known: dict[str, str] | None = None) -> None:
+        """`known` maps source_id -> URI of the corpus."""
         self._steps = {name: StepSummary() for name in steps}
         self._running: dict[str, tuple[str, float]] = {}
         self._owners = dict(known or {})
@@ -141,9 +142,10 @@ class RunState:
         kind: str = "",
         repeated: bool = False,
     ) -> None:
-        """A source's step has ended; `seconds` holds the time of every step in its pass, `failed` names one that failed.
+        """A source's step has ended. `failed` names the step, if it failed.
 
-        A step `repeated` in another pool, for its local file, counts its time but no further source.
+        `seconds` holds the time of every step that shared the pass. A step `repeated` in another pool, for
+        its local file, counts its time but no further source.
         """
         self._running.pop(uri, None)
         for name, spent in seconds.items():
@@ -163,7 +165,7 @@ class RunState:
         running: dict[str, list[float]] = {name: [] for name in self._steps}
         for current, since in self._running.values():
             running[current].append(now - since)
-        # a source past a later step does not wait for this one: some steps run only where a later one needs them
+        # a source past a later step does not wait for this one: on-demand steps may not run at all
         passed = dict.fromkeys(self._steps, 0)
         later = 0
         for name in reversed(self._steps):

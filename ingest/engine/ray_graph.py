@@ -1,8 +1,9 @@
 """The Ray Data graph of ingest: one operator per group of worker pools, one source per row.
 
-`ingest.pools` in the configuration sets what each pool takes of a machine. The graph is the same on one machine
-and on a cluster. A row carries identity and failure of a source; results are stored by the steps and read where
-they are needed. Errors are caught per source inside the steps, because Ray's own error handling drops blocks.
+`ingest.pools` in the configuration sets what each pool takes of a machine. The graph is the same on one
+machine and on a cluster. A row carries identity and failure of a source; results are stored by the steps and
+read where they are needed. Errors are caught per source inside the steps, because Ray's own error handling
+drops blocks.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ JOINT = "joint"
 """Configuration section of workers that run all of `MODEL_POOLS`."""
 
 MAX_SOURCES_PER_GRAPH = 2000
-"""Sources in one graph; further ones follow in graphs of their own. Heuristic: each source is a block, so that it is
-committed when it is done and not with its neighbours, and Ray Data keeps some memory per block of a live graph."""
+"""Sources in one graph; further ones follow in graphs of their own. Heuristic: each source is a block, so
+that it is committed when it is done and not with its neighbours, and Ray Data keeps some memory per block of
+a live graph."""
 
 MIN_TASKS = 2
 """Workers of a pool without models on the smallest machine: one may be waiting for its disk. Heuristic."""

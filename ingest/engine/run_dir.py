@@ -1,9 +1,10 @@
 """Temporary directory of one ingest run, and whether the run that owns a directory is still alive.
 
-    .work/<host>-<random>/         audio and frames waiting for their step, downloaded sources, watchdog markers
+    .work/<host>-<random>/         decoded audio and frames, downloaded sources, watchdog markers
     .work/<host>-<random>/alive    locked by the run's driver while it lives, and touched by it every minute
 
-It lies on the corpus's disk, which every machine of a cluster sees. Names are never reused, unlike process numbers.
+It lies on the corpus's disk, which every machine of a cluster sees. Names are never reused, unlike process
+numbers.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ TOUCH_S = 60.0
 """Seconds between two touches of the alive file."""
 
 SILENT_S = 24 * 3600.0
-"""Silence after which a run on another machine, whose lock may not be visible here, counts as dead. Heuristic."""
+"""Silence after which a run on another machine, whose lock may be invisible here, is dead. Heuristic."""
 
 
 @contextmanager
 def make_run_dir(root: Path) -> Iterator[Path]:
-    """A new run directory in the corpus at `root`; those of dead runs are removed. Raises UserError (no-space)."""
+    """Make a run directory in the corpus at `root`; delete those of dead runs. Raises UserError."""
     from filelock import FileLock
 
     parent = root / RUNS_FOLDER

@@ -51,7 +51,7 @@ class Runner:
         self._on_demand = {step.name: step for step in made if step.on_demand}
 
     def warm(self, names: Iterable[str]) -> None:
-        """Load the models of these steps before the first source comes. An error is raised at that source instead."""
+        """Load the models of these steps before the first source comes, which will raise any error again."""
         for step in self._steps:
             for member in step.members:
                 if member.name in names:
@@ -75,7 +75,7 @@ class Runner:
         return record
 
     def identify(self, record: SourceRecord) -> SourceRecord:
-        """Determine the source's id, reading the file if necessary, and fail a duplicate of an earlier source."""
+        """Set the source's id, reading the file if necessary, and fail a duplicate of an earlier source."""
         if not record.source_id:
             self._run_step(self._on_demand["fetch"], record)
         if record.failure is None:
@@ -88,7 +88,7 @@ class Runner:
         return record
 
     def _run_step(self, step: Step, record: SourceRecord) -> list[str]:
-        """Run a step and the on-demand steps it needs, if results are missing. Returns the steps with stored results."""
+        """Run a step and the on-demand steps it needs, if results are missing. Returns the steps reused."""
         missing = [member for member in step.members if not self._has_result(record, member)]
         reused = [member.name for member in step.members if member not in missing]
         if not missing:

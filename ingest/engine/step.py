@@ -24,7 +24,7 @@ POOLS = ("prepare", "speech", "sight", "cut")
 
 
 class Step:
-    """One measurement of a source. A subclass declares what identifies its result, and measures one source at a time.
+    """One measurement of a source. A subclass declares what identifies its result, and measures it.
 
     A step knows nothing of Ray: tests call it directly.
     """
@@ -40,7 +40,7 @@ class Step:
     result: ClassVar[type | None] = None
     """Class of the result; None for a pass that only serves other steps."""
     stored: ClassVar[bool] = True
-    """Whether the step cache keeps the result. Other results are local files, which each worker makes for itself."""
+    """Whether the step cache keeps the result. Others are local files that each worker makes for itself."""
     on_demand: ClassVar[bool] = False
     """Whether the step runs in any pool, just before a step that needs it."""
 
@@ -55,7 +55,7 @@ class Step:
 
     @property
     def members(self) -> tuple[Step, ...]:
-        """Steps whose results one call gives: the step itself, or those that share its pass over the frames."""
+        """Steps whose results one call gives: the step itself, or those that share its decode pass."""
         return (self,)
 
     @classmethod

@@ -3,8 +3,8 @@
     measured/<2 hex>/<source_id>/<step>.<key>.npz
 
 A result is a dataclass of numbers, text, lists, dictionaries, further dataclasses and arrays. Arrays are npz
-members named by their path in it (`faces.box`); everything else is one JSON member. Nothing is pickled. Files are
-replaced atomically; one that cannot be read counts as absent.
+members named by their path in it (`faces.box`); everything else is one JSON member. Nothing is pickled. Files
+are replaced atomically; one that cannot be read counts as absent.
 """
 
 from __future__ import annotations

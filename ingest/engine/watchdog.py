@@ -1,9 +1,9 @@
 """Time and memory limits of a step, and an end to sources that kill their worker again and again.
 
-A marker file names the step that runs. A thread ends the whole process when the step exceeds a limit, after it has
-written that verdict into the marker. The worker that gets the source next reads the marker: after a verdict, or
-after two deaths without one, the step fails with a UserError (timeout, out-of-memory, worker-died). Markers belong
-to one run, so a killed driver leaves none that the next run would read.
+A marker file names the step that runs. A thread ends the whole process when the step exceeds a limit, after
+it has written that verdict into the marker. The worker that gets the source next reads the marker: after a
+verdict, or after two deaths without one, the step fails with a UserError (timeout, out-of-memory,
+worker-died). Markers belong to one run, so a killed driver leaves none that the next run would read.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Watchdog:
     @contextmanager
     def watching(self, uri: str, step: str, seconds: float, memory_gb: float) -> Iterator[None]:
         """Run a step inside. Raises UserError at once if earlier attempts of this source rule out another."""
-        # one marker a step: a retry may have to fetch the source first, which must not erase a later step's marker
+        # one marker per step: a retry may fetch the source first, which must not erase a later step's marker
         marker = self.folder / f"{hashlib.sha256(f'{step} {uri}'.encode()).hexdigest()[:32]}.json"
         attempt = self._next_attempt(marker, step, uri)
         self._write(marker, attempt)

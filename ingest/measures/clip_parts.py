@@ -74,8 +74,8 @@ def covered_seconds(spans: Sequence[Span], start_s: float, end_s: float) -> floa
 
 
 def analysed_times(words: list[SpokenWord], unspoken_s: float, pad_s: float) -> Callable[[float], bool]:
-    """Whether a time is analysed for faces and text: the first `unspoken_s`, which become clips if there is no
-    usable speech, and everything within `pad_s` of a word."""
+    """Whether a time is analysed for faces and text: the first `unspoken_s`, which become clips if there is
+    no usable speech, and everything within `pad_s` of a word."""
     spans = [[0.0, unspoken_s]]
     for word in words:
         if word.start_s - pad_s <= spans[-1][1] + MERGE_GAP_S:

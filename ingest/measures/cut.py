@@ -1,4 +1,4 @@
-"""Step `cut`: the media files of each clip, 16 fps H.264 without audio, 24 kHz mono FLAC, and the face track."""
+"""Step `cut`: media files of each clip: 16 fps H.264 without audio, 24 kHz mono FLAC, face track."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Framing:
     height: int
 
     def transform(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 2] or boxes [..., 4] (x, y alternating), from fractions of the source frame to those of the clip."""
+        """Points [..., 2] or boxes [..., 4], from fractions of the source frame to those of the clip's."""
         origin = np.array([self.x, self.y], points.dtype)
         span = np.array([self.crop_width, self.crop_height], points.dtype)
         pairs = points.reshape(*points.shape[:-1], points.shape[-1] // 2, 2)
@@ -122,11 +122,11 @@ class Framing:
 def choose_framing(width: int, height: int, boxes: np.ndarray, cut: CutConfig) -> Framing:
     """The framing of one clip from a frame of `width` x `height`.
 
-    `boxes` [N, 4] (x0, y0, x1, y1) of the main face are in fractions of the frame. `cut.crop` "none" keeps the full
-    frame, except for the edges that the multiple of the size leaves out. "face" keeps a part with aspect
-    `cut.crop_aspect` around the median box, `cut.crop_faces` times as high as the face, moved into the frame and
-    reduced if it does not fit; around the centre if no face was seen. The size is at most `cut.pixels`, in multiples
-    of `cut.multiple`, and never enlarged.
+    `boxes` [N, 4] (x0, y0, x1, y1) of the main face are in fractions of the frame. `cut.crop` "none" keeps
+    the full frame, except for the edges that the multiple of the size leaves out. "face" keeps a part with
+    aspect `cut.crop_aspect` around the median box, `cut.crop_faces` times as high as the face, moved into the
+    frame and reduced if it does not fit; around the centre if no face was seen. The size is at most
+    `cut.pixels`, in multiples of `cut.multiple`, and never enlarged.
     """
     part, centre = (float(width), float(height)), (width / 2, height / 2)
     if cut.crop == "face":
@@ -147,7 +147,7 @@ def choose_framing(width: int, height: int, boxes: np.ndarray, cut: CutConfig) -
 
 
 def size_within(width: float, height: float, pixels: int, multiple: int) -> tuple[int, int]:
-    """Largest width and height in multiples of `multiple` with at most `pixels` pixels and nearly the same aspect.
+    """Largest size in multiples of `multiple` with at most `pixels` pixels and nearly the same aspect.
 
     Not larger than the frame, but at least one multiple.
     """
@@ -173,12 +173,12 @@ def cut_clip(
     cut: CutConfig,
     limits: LimitConfig,
 ) -> None:
-    """Encode `frames` frames at 16 fps from `start_s`, and audio of exactly the same length, to `target` (.mp4, .flac).
+    """Encode `frames` frames at 16 fps from `start_s`, and audio of that length, to `target` (.mp4, .flac).
 
-    A source frame is shown at the nearest time of the 16 fps grid: at most 31 ms off, 0 on average. Audio is exact
-    to the sample. A source without audio gives no .flac. Both files are written to `run_dir` first. Everything is
-    encoded again, because a copied stream starts at packet boundaries. Raises UserError: cut-failed if an encode has
-    another length, no-space, timeout, memory.
+    A source frame is shown at the nearest time of the 16 fps grid: at most 31 ms off, 0 on average. Audio is
+    exact to the sample. A source without audio gives no .flac. Both files are written to `run_dir` first.
+    Everything is encoded again, because a copied stream starts at packet boundaries. Raises UserError:
+    cut-failed if an encode has another length, no-space, timeout, memory.
     """
     import ffmpeg
 
@@ -187,7 +187,7 @@ def cut_clip(
     picture = constant_rate_video(shown_video(source, probe), clock_s, VIDEO_FPS)
     if (framing.crop_width, framing.crop_height) != (framing.source_width, framing.source_height):
         across, down = 1 / framing.source_width, 1 / framing.source_height
-        # in fractions of the frame: the decoded one has fewer pixels than the displayed one if pixels are not square
+        # in fractions of the frame: the decoded one is smaller than the displayed one for oblong pixels
         crop = [f"iw*{framing.crop_width * across:.9f}", f"ih*{framing.crop_height * down:.9f}"]
         crop += [f"iw*{framing.x * across:.9f}", f"ih*{framing.y * down:.9f}"]
         picture = picture.filter("crop", *crop, exact=1)

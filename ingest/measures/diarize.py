@@ -45,7 +45,7 @@ class DiarizeStep(Step):
 
 
 def speaker_signals(clip: Proposal, turns: Sequence[Span]) -> dict[str, float | None]:
-    """Signals of the speaker turns in a clip. A clip without a named speaker counts every turn as its speaker's."""
+    """Signals of the speaker turns in a clip. Without a named speaker every turn counts as its speaker's."""
     start_s, end_s = clip.start_s, clip.end_s
     within = [turn for turn in turns if turn.end_s > start_s and turn.start_s < end_s]
     main = [turn for turn in within if turn.label == clip.speaker] if clip.speaker else within

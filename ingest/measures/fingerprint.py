@@ -1,4 +1,4 @@
-"""Step `fingerprint`: numbers by which duplicates of a clip are found after a re-encode, re-cut, mirror or resize.
+"""Step `fingerprint`: numbers that stay similar when a clip is encoded again, cut, mirrored or resized.
 
 The format of the hashes is defined in `shards.corpus.fingerprints`.
 """
@@ -98,7 +98,8 @@ def fingerprinting_ffmpeg() -> str | None:
 def sound_hash(pcm: np.ndarray) -> list[int] | None:
     """Chromaprint's items of int16 audio [n] at 16 kHz mono, 0 to 2^32 - 1; empty for silence or below 2.7 s.
 
-    None if no ffmpeg of this machine has chromaprint. Raises UserError (fingerprint-failed) if chromaprint fails.
+    None if no ffmpeg of this machine has chromaprint. Raises UserError (fingerprint-failed) if chromaprint
+    fails.
     """
     ffmpeg = fingerprinting_ffmpeg()
     if ffmpeg is None:

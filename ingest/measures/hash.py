@@ -61,7 +61,7 @@ class VideoHasher:
                 self._hashes.append(change_hash((after - before) / (2 * HASH_STRIDE)))
 
     def hashes(self) -> np.ndarray:
-        """int64 [n]: hash k belongs to k / 4 s; 0 where nothing moves, and in the first and last half second."""
+        """int64 [n], hash k for time k / 4 s; 0 where nothing moves and in the first and last half second."""
         edge = [0, 0]
         return np.array([*edge, *self._hashes] if self._hashes else [], np.int64)
 
@@ -70,7 +70,7 @@ class VideoHasher:
 
 
 def change_hash(change: np.ndarray) -> int:
-    """63-bit hash of a frame's change, float [32, 32] grey levels: the signs of its lowest frequencies; 0 if still.
+    """63-bit hash of a change, float [32, 32] grey levels: signs of its lowest frequencies; 0 if still.
 
     Source: the perceptual hash of Zauner (2010), with signs instead of a comparison with the median, so that
     a mirrored frame has a known hash.

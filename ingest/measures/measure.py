@@ -37,8 +37,9 @@ PROBE_COLUMNS = ("duration_s", "width", "height", "fps", "video_codec", "audio_c
 """Columns of the sources table that come from the probe."""
 
 SOURCE_DIGITS = 12
-"""Digits of the source_id that a speaker's name begins with. Among 100,000 sources, two share the first 8 digits with
-a probability above one half, and their speakers would be merged; for 12 digits it is 2 in 100,000."""
+"""Digits of the source_id that a speaker's name begins with. Among 100,000 sources, two share the first 8
+digits with a probability above one half, and their speakers would be merged; for 12 digits it is 2 in
+100,000."""
 
 
 class MeasureStep(Step):

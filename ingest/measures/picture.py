@@ -1,4 +1,4 @@
-"""Step `picture`: brightness and change of every frame; from them brightness, motion, black and frozen frames."""
+"""Step `picture`: brightness and change of every frame, for brightness, motion, black and frozen frames."""
 
 from __future__ import annotations
 

@@ -206,14 +206,14 @@ def _longest_from(
 def _padded(
     words: list[SpokenWord], ended_by: list[float], first: int, last: int, room: Span, pad_s: float
 ) -> tuple[float, float] | None:
-    """Start and end of words first..last with up to `pad_s` of silence, without other words, inside `room`."""
+    """Start and end of words first..last with up to `pad_s` of silence, without other words, in `room`."""
     start_s, end_s = words[first].start_s, max(word.end_s for word in words[first : last + 1])
     before, after = ended_by[first], words[last + 1].start_s if last + 1 < len(words) else math.inf
     if before > start_s + EPSILON or after < end_s - EPSILON:
         return None  # another word overlaps
     start = _grid_up(max(start_s - pad_s, before, room.start_s))
     end = _grid_down(min(end_s + pad_s, after, room.end_s))
-    # a word without silence beside it: the next grid line then lies inside its neighbour, by less than a frame
+    # without silence beside a word, the next grid line lies inside its neighbour by less than a frame
     start = start if start <= start_s + EPSILON else _grid_down(start_s)
     end = end if end >= end_s - EPSILON else _grid_up(end_s)
     inside = start >= room.start_s - EPSILON and end <= room.end_s + EPSILON

@@ -98,8 +98,8 @@ def _clip_sync(face: SpeakingFace) -> ClipSync:
 class ClipFrames:
     """Input of the published networks: frames of a clip and the boxes of its face tracks.
 
-    `frames` uint8 [T, H, W, 3] RGB at 25 fps; `boxes` track -> float [T, 4] (x0, y0, x1, y1) in fractions of the
-    frame, NaN where the face is not seen.
+    `frames` uint8 [T, H, W, 3] RGB at 25 fps; `boxes` track -> float [T, 4] (x0, y0, x1, y1) in fractions of
+    the frame, NaN where the face is not seen.
     """
 
     frames: np.ndarray

@@ -45,7 +45,7 @@ class TextStep(FrameStep):
 
 
 def text_ratio(text: TextSeen, first: int, last: int) -> float | None:
-    """Mean share of the frame under text in the analysed frames of [first, last); None if none was analysed."""
+    """Mean share under text of the analysed frames of [first, last); None if none was analysed."""
     ratios = text.ratio[first:last]
     ratios = ratios[np.isfinite(ratios)]
     return float(ratios.mean()) if len(ratios) else None

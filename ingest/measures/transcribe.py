@@ -27,7 +27,7 @@ from uniavgen.shards.corpus.signals import signals_of
 
 STOCK_PHRASES = frozenset(
     {
-        # credits and farewells of subtitled videos: Whisper was trained on them and outputs them for noise and music
+        # credits and farewells of subtitled videos, Whisper's training data; it outputs them for noise
         "halt",
         "thank you",
         "thank you very much",
@@ -84,9 +84,9 @@ STOCK_PHRASES = frozenset(
         "시청해주셔서 감사합니다",
     }
 )
-"""Phrases that Whisper outputs where nobody speaks, in lower case without punctuation: those that its users report,
-and those that the embedded weights output for noise, tones and silence. A clip that consists of one of them is
-marked by the signal `stock_phrase`."""
+"""Phrases that Whisper outputs where nobody speaks, in lower case without punctuation: those that its users
+report, and those that the embedded weights output for noise, tones and silence. A clip that consists of one
+of them is marked by the signal `stock_phrase`."""
 
 
 class TranscribeStep(Step):
@@ -124,7 +124,7 @@ class TranscribeStep(Step):
 
 
 def word_signals(clip: Proposal, passage: Passage | None, turns: Sequence[Span]) -> dict[str, float | None]:
-    """Signals of a clip's words. `passage` is the passage that holds them, `turns` are the source's speaker turns."""
+    """Signals of a clip's words. `passage` holds them; `turns` are all speaker turns of the source."""
     words = clip.words
     texts = [word.text for word in words]
     return {

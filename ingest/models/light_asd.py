@@ -44,7 +44,7 @@ class LightAsd:
     def score_faces(
         self, frames: np.ndarray, boxes: Mapping[int, np.ndarray], pcm: np.ndarray
     ) -> dict[int, float]:
-        """Confidence 0..1 by track that each face of a clip speaks. Faces seen in under half of it are left out.
+        """Confidence 0..1 by track that a face of a clip speaks. Faces seen in under half of it are left out.
 
         `frames` uint8 [T, H, W, 3] RGB at 25 fps; `boxes` of each track float [T, 4] in fractions of the
         frame, NaN where it is not seen; `pcm` int16 at 16 kHz of the same span, without margins.

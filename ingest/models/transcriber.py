@@ -239,7 +239,7 @@ def is_repetitive(text: str) -> bool:
 
 
 def repeated_ratio(texts: Sequence[str]) -> float | None:
-    """Share of words in a loop: a phrase of three words or more said twice in a row, a shorter one three times.
+    """Share of words in a loop: a phrase of three words or more said twice in a row, a shorter one thrice.
 
     None without words. People say "no, no" and "bye bye"; a recogniser that loops goes on.
     """
