@@ -1,5 +1,4 @@
-"""Cached latents: the batches of the same windows encoded during training, without media; used only where
-everything agrees."""
+"""Cached latents: equal to encoding the same windows, no media opened, used only if all fields match."""
 
 from __future__ import annotations
 
@@ -74,8 +73,8 @@ def copied(cached: tuple[Path, CacheSummary], folder: Path) -> Path:
 
 
 def sidecars(shards: Path) -> dict[str, tuple[bytes, int]]:
-    found = [path for folder in cache_folders(shards) for path in sorted(folder.iterdir()) if path.is_file()]
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+    paths = [path for folder in cache_folders(shards) for path in sorted(folder.iterdir()) if path.is_file()]
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
 def test_summary_counts_sidecars_and_clips_without_latents(cached: tuple[Path, CacheSummary]) -> None:
@@ -100,12 +99,12 @@ def test_cached_batches_equal_encoded_batches_up_to_float16(
     ]
     assert len(items) == 5
     same = [crop_of(stream, item) for item in items]
-    expected, found = CropEncoder(CONFIG, codecs).encode(same), windows.make_batch(items)
-    assert found.keys == expected.keys
+    expected, batch = CropEncoder(CONFIG, codecs).encode(same), windows.make_batch(items)
+    assert batch.keys == expected.keys
     for name in ("speech_ids", "speech_mask", "caption_mask", "face"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert torch.equal(getattr(batch, name), getattr(expected, name)), name
     for name in ("video", "reference", "mel", "reference_mel", "caption"):
-        here, there = getattr(found, name), getattr(expected, name)
+        here, there = getattr(batch, name), getattr(expected, name)
         assert here.dtype == torch.float32
         # float16 keeps 11 bits of every number; under its smallest normal number, 2^-25 is half the step
         assert bool(((here - there).abs() <= there.abs() * 2**-11 + 2**-25).all()), name
@@ -131,9 +130,9 @@ def test_cached_batches_equal_encoded_batches_exactly_in_float32(tmp_path: Path,
     item = windows.take(0, random_for(0, 0, 0))
     sample = stream.sample_by_key("a")
     crop = cut_windows(sample, [fixed_windows(sample, config)[item.window]], config)[0]
-    expected, found = CropEncoder(config, codecs).encode([crop]), windows.make_batch([item])
+    expected, batch = CropEncoder(config, codecs).encode([crop]), windows.make_batch([item])
     for name in ("video", "reference", "mel", "reference_mel", "face", "caption"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert torch.equal(getattr(batch, name), getattr(expected, name)), name
 
 
 def test_cached_batches_open_no_media(
@@ -189,9 +188,9 @@ def test_cached_batch_is_independent_of_its_split(cached: tuple[Path, CacheSumma
 def test_audio_only_training_reads_the_audio_of_a_cache_with_video(
     cached: tuple[Path, CacheSummary],
 ) -> None:
-    sound = load_codecs(CONFIG.codecs, with_video=False)
+    audio_only = load_codecs(CONFIG.codecs, with_video=False)
     stream = SampleStream(str(cached[0]))
-    windows, _ = find_latents(stream, changed(height=128, width=96), sound)
+    windows, _ = find_latents(stream, changed(height=128, width=96), audio_only)
     assert windows is not None
     batch = BatchLoader(stream, CONFIG, windows, 2).load(0, range(2)).batch
     assert batch.video is None
@@ -199,7 +198,7 @@ def test_audio_only_training_reads_the_audio_of_a_cache_with_video(
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "text"),
     [
         ({"height": 96}, "height (64, here 96)"),
         ({"frames": 13}, "frames (9, here 13)"),
@@ -210,17 +209,17 @@ def test_audio_only_training_reads_the_audio_of_a_cache_with_video(
     ],
 )
 def test_differing_fields_are_named_and_the_cache_is_not_read(
-    cached: tuple[Path, CacheSummary], codecs: Codecs, changes: dict[str, Any], says: str
+    cached: tuple[Path, CacheSummary], codecs: Codecs, changes: dict[str, Any], text: str
 ) -> None:
     stream = SampleStream(str(cached[0]))
     windows, line = find_latents(stream, changed(**changes), codecs)
     assert windows is None
     assert line.startswith("latents are encoded during training: ")
-    assert says in line
+    assert text in line
     assert "\n" not in line
     with pytest.raises(UserError, match="were made with another") as caught:
         find_latents(stream, changed(**changes, latents="require"), codecs)
-    assert says in str(caught.value)
+    assert text in str(caught.value)
     assert caught.value.kind == "no-latents"
 
 
@@ -302,9 +301,9 @@ def test_damaged_shard_is_reported_and_the_others_are_cached(
     tar = folder / "train-000001.tar"
     good = tar.read_bytes()
     tar.write_bytes(good[:700] + b"!" + good[701:])
-    found = cache_latents(folder, CONFIG)
-    assert (found.made, found.shards) == (2, 2)
-    assert found.failed == (
+    summary = cache_latents(folder, CONFIG)
+    assert (summary.made, summary.shards) == (2, 2)
+    assert summary.failed == (
         "train-000001.tar: its SHA-256 differs from the manifest; remove it and run uniavgen shard",
     )
     tar.write_bytes(good)
@@ -353,10 +352,10 @@ def test_damaged_latents_are_replaced_and_reported(
     shards = {entry.name: entry for entry in read_manifest(folder).entries}  # type: ignore[union-attr]
     checks, defects = latent_checks(folder, shards)
     assert defects == []
-    found = {check.entry.name: verify_sidecar(check) for check in checks}
-    assert [len(lines) for lines in found.values()] == [2, 0, 0]
-    assert "its SHA-256 differs from the manifest" in found["train-000000.tar"][0]
-    assert "clip clip0: its bytes changed since they were written" in found["train-000000.tar"][1]
+    defects = {check.entry.name: verify_sidecar(check) for check in checks}
+    assert [len(lines) for lines in defects.values()] == [2, 0, 0]
+    assert "its SHA-256 differs from the manifest" in defects["train-000000.tar"][0]
+    assert "clip clip0: its bytes changed since they were written" in defects["train-000000.tar"][1]
 
 
 KILLED = """
@@ -409,11 +408,11 @@ def test_run_after_a_kill_gives_the_same_sidecars(cached: tuple[Path, CacheSumma
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, env=env)
     codes = [int(line.split()[1]) for line in done.stdout.splitlines()]
     assert codes == [-signal.SIGKILL] * len(events), done.stdout + done.stderr
-    whole = {name: content for name, (content, _) in sidecars(cached[0]).items()}
+    expected = {name: content for name, (content, _) in sidecars(cached[0]).items()}
     for event in events:
         folder = tmp_path / str(event) / "shards"
         cache_latents(folder, CONFIG)
-        assert {name: content for name, (content, _) in sidecars(folder).items()} == whole, (
+        assert {name: content for name, (content, _) in sidecars(folder).items()} == expected, (
             f"killed at event {event}"
         )
 
@@ -428,8 +427,8 @@ def test_ray_actors_make_the_same_sidecars_and_report_missing_resources(
     shutil.rmtree(folder / LATENTS_FOLDER)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        found = cache_latents(folder, changed(cached=CacheConfig(windows=3, workers=2)))
-        assert (found.made, found.digest) == (3, cached[1].digest)
+        summary = cache_latents(folder, changed(cached=CacheConfig(windows=3, workers=2)))
+        assert (summary.made, summary.digest) == (3, cached[1].digest)
         assert {name: content for name, (content, _) in sidecars(folder).items()} == {
             name: content for name, (content, _) in sidecars(cached[0]).items()
         }

@@ -1,4 +1,4 @@
-"""What training sees of a sample: picture, sound, words and mask of exactly the same span."""
+"""Crops and batches: frames, audio, words and face mask of exactly the same span."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SMALL = DataConfig(frames=9, height=64, width=64, reference_frames=5, codecs=Cod
 
 
 def ramp_sample(frames: int = 40) -> Sample:
-    """A clip whose sound at sample n is n / 2^20: time can be read off it exactly."""
+    """A clip whose audio at sample n is n / 2^20, so that its time can be read exactly."""
     ramp = np.arange(frames * 1500) / 2**20
     return replace(make_sample("ramp", frames), audio=encode_audio(ramp.astype(np.float64)))
 
@@ -87,9 +87,7 @@ def test_face_mask_of_a_known_oval_is_its_area_per_token() -> None:
 
 
 def test_face_mask_follows_the_centre_crop() -> None:
-    face = make_sample(
-        "a", 1
-    ).face  # the middle half of a 128 x 64 picture, of which the middle 64 x 64 is kept
+    face = make_sample("a", 1).face  # in a 128 x 64 frame, of which the middle 64 x 64 is kept
     mask = face_mask(face, range(1), (64, 128), (64, 64))
     np.testing.assert_allclose(mask[0], [[0.5, 0.5], [0.5, 0.5]], atol=0.13)
 
@@ -160,8 +158,8 @@ def test_batch_is_independent_of_its_split(shards_dir) -> None:
 
 
 def test_batch_shapes(shards_dir) -> None:
-    pictures = Codecs(MelCodec(SMALL.codecs.mel), load_video(), FakeCaption())  # type: ignore[arg-type]
-    loaded = loader_of(SampleStream(str(shards_dir)), pictures, 2).load(0, [0, 1])
+    codecs = Codecs(MelCodec(SMALL.codecs.mel), load_video(), FakeCaption())  # type: ignore[arg-type]
+    loaded = loader_of(SampleStream(str(shards_dir)), codecs, 2).load(0, [0, 1])
     batch = loaded.batch
     shapes = {
         name: tuple(getattr(batch, name).shape)

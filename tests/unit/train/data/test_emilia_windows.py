@@ -1,5 +1,4 @@
-"""The audio stage on Emilia's tars: what each batch holds, the rule for lengths, exact resume, and a run
-without clips."""
+"""Audio stage on Emilia's tars: crops, rule for lengths, exact resume, training without a corpus."""
 
 import json
 from dataclasses import replace
@@ -102,7 +101,7 @@ def test_long_utterance_is_cropped_with_the_text_of_that_part(tar: Path, tmp_pat
     for crop in crops:
         assert 0 <= crop.start <= 32 - FRAMES
         assert pitch_of(crop.waveform) == pytest.approx(700, abs=5)
-        assert np.sqrt(np.mean(crop.waveform[-3000:] ** 2)) > 0.2  # sound to the window's end
+        assert np.sqrt(np.mean(crop.waveform[-3000:] ** 2)) > 0.2  # audio up to the end of the window
         assert crop.speech_text == text_in_window(SPOKEN[3].text, 2.0, crop.start, FRAMES)
         assert 0 < len(crop.speech_text) < len(SPOKEN[3].text)
 

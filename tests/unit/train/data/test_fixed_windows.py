@@ -1,5 +1,4 @@
-"""The windows of a clip that are cached: always the same, evenly over the clip, and over many clips
-everywhere."""
+"""Fixed windows of cached latents: deterministic, evenly spread over a clip and over many clips."""
 
 from __future__ import annotations
 
@@ -27,9 +26,9 @@ def caching(windows: int) -> DataConfig:
 def test_fixed_windows_are_even_and_deterministic(total: int, windows: int, key: str) -> None:
     config = caching(windows)
     sample = clip(key, total)
-    found = fixed_windows(sample, config)
-    assert found == fixed_windows(sample, config)
-    starts = [window.start for window in found]
+    windows_of_clip = fixed_windows(sample, config)
+    assert windows_of_clip == fixed_windows(sample, config)
+    starts = [window.start for window in windows_of_clip]
     room = total - config.frames + 1
     assert starts == sorted(set(starts))
     assert starts[0] >= 0

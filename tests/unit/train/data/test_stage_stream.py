@@ -1,5 +1,4 @@
-"""Buckets in training: each clip in the window that fits it, each step of one window, batches that cost
-alike."""
+"""Window buckets in training: best window of a clip, one window shape a step, batches of equal cost."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ CONFIG = TrainConfig(model=NARROW, data=DATA, stages=[STAGE], workers=2)
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips for each window by length and shape of picture, and one that is too short for any."""
+    """Clips for each window by length and aspect, and one that is too short for all."""
     samples = [make_sample(f"short{i}", 7 + i, seed=i) for i in range(3)]
     samples += [make_sample(f"long{i}", 16 + i, seed=i) for i in range(3)]
     samples += [make_sample(f"wide{i}", 16 + i, width=128, seed=i) for i in range(3)]
@@ -183,7 +182,7 @@ def test_bucketed_stream_resumes_from_its_state(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "text"),
     [
         ({"buckets": [{"frames": 8, "height": 64, "width": 64}]}, "4n"),
         ({"buckets": [{"frames": 9, "height": 64, "width": 50}]}, "multiple of 32"),
@@ -191,8 +190,8 @@ def test_bucketed_stream_resumes_from_its_state(shards: Path) -> None:
         ({"buckets": [SHORT], "latents": "require"}, "cached for one window shape only"),
     ],
 )
-def test_invalid_window_shapes_are_refused(changes: dict[str, object], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
+def test_invalid_window_shapes_are_refused(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
         DataConfig(**changes)  # type: ignore[arg-type]
 
 
@@ -231,8 +230,8 @@ def test_two_ranks_train_on_the_batches_of_one_rank(shards: Path, tmp_path: Path
     seen: dict[int, dict[str, str]] = {}
     for rank in range(2):
         for line in (tmp_path / "joint" / f"trace-{rank}.jsonl").read_text().splitlines():
-            told = json.loads(line)
-            seen.setdefault(told["step"], {}).update(told["keys"])
+            entry = json.loads(line)
+            seen.setdefault(entry["step"], {}).update(entry["keys"])
     batches = [
         loader.load(step, range(stream.sampler.batch_size_at(step * loader.batch))).batch.keys
         for step in range(4)
