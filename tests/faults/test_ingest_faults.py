@@ -1,5 +1,7 @@
-"""Ingest under attack: drivers and workers killed, steps that hang, no memory, no disk, sources that go away. Nothing is lost,
-nothing comes twice, and what was measured is not measured again."""
+"""Ingest under faults: drivers and workers killed, hanging steps, no memory, no disk, vanishing sources.
+
+Nothing is lost or doubled, and stored results are reused.
+"""
 
 import json
 import os
@@ -42,14 +44,14 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four short films of a face with speech, a silent one, a copy, a text file and an empty file with a video's name."""
+    """Four short videos of a speaking face, a silent one, a duplicate, and a text and an empty file."""
     folder = tmp_path_factory.mktemp("videos")
     for index in range(SPOKEN):
         speaking_face(folder / f"spoken{index}.mp4", start_s=7 + 3 * index, seconds=2.5)
     silent = [ffmpeg_path(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=128x96:r=25:d=3"]
     subprocess.run([*silent, "-pix_fmt", "yuv420p", str(folder / "silent.mp4")], check=True, timeout=60)
     shutil.copy(folder / "spoken0.mp4", folder / "spoken0 again.mp4")
-    (folder / "text.mp4").write_text("no film")
+    (folder / "text.mp4").write_text("no video")
     (folder / "empty.mov").touch()
     return folder
 
@@ -65,13 +67,13 @@ def undisturbed(
     videos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Corpus, IngestSummary, list[Progress]]:
     root = tmp_path_factory.mktemp("plain") / "corpus"
-    told: list[Progress] = []
-    summary = run_ingest([str(videos)], root, on_progress=told.append)
-    return Corpus.open(root), summary, told
+    reports: list[Progress] = []
+    summary = run_ingest([str(videos)], root, on_progress=reports.append)
+    return Corpus.open(root), summary, reports
 
 
 def contents(corpus: Corpus) -> tuple[list[str], list[tuple[str, float, float]], list[tuple[str, str]]]:
-    """Everything a run decides: sources, clips, failures; with the files of each clip checked on the way."""
+    """Sources, clips and failures of a corpus. Also checks the files of each clip."""
     clips = corpus.query("SELECT clip_id, start_s, end_s FROM clips ORDER BY clip_id").to_pylist()
     for row in clips:
         assert corpus.media_path(row["clip_id"], "mp4").is_file()
@@ -90,11 +92,11 @@ def contents(corpus: Corpus) -> tuple[list[str], list[tuple[str, float, float]],
     )
 
 
-def same_but_for_the_copy(corpus: Corpus, other: Corpus) -> None:
-    """Which of two equal files came first is chance; all else is not."""
-    found, wanted = contents(corpus), contents(other)
-    assert found[:2] == wanted[:2]
-    assert sorted(kind for _, kind in found[2]) == sorted(kind for _, kind in wanted[2])
+def assert_equal_contents(corpus: Corpus, other: Corpus) -> None:
+    """Equal but for which of two duplicates came first, which depends on timing."""
+    one, two = contents(corpus), contents(other)
+    assert one[:2] == two[:2]
+    assert sorted(kind for _, kind in one[2]) == sorted(kind for _, kind in two[2])
 
 
 def stored(root: Path, step: str) -> int:
@@ -102,15 +104,15 @@ def stored(root: Path, step: str) -> int:
 
 
 @contextmanager
-def meddling(root: Path, meddle: Callable[[dict], None]) -> Iterator[None]:
-    """While it lasts, `meddle` hears of every step that runs: {"step", "uri", "process"}."""
+def disturbing(root: Path, disturb: Callable[[dict], None]) -> Iterator[None]:
+    """Call `disturb` for every running step with {"step", "uri", "process"}."""
     over = threading.Event()
 
     def look() -> None:
         while not over.wait(0.005):
             for marker in (root / ".work").glob("*/attempts/*.json"):
                 with suppress(OSError, ValueError):
-                    meddle(json.loads(marker.read_text()))
+                    disturb(json.loads(marker.read_text()))
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -121,7 +123,7 @@ def meddling(root: Path, meddle: Callable[[dict], None]) -> Iterator[None]:
         watcher.join()
 
 
-def test_every_input_ends_in_one_table_and_rubbish_stops_nobody(
+def test_every_input_is_in_one_table_and_bad_ones_stop_nothing(
     undisturbed: tuple[Corpus, IngestSummary, list[Progress]],
 ) -> None:
     corpus, summary, _ = undisturbed
@@ -140,14 +142,14 @@ def test_every_input_ends_in_one_table_and_rubbish_stops_nobody(
     )
 
 
-def test_progress_is_told_while_nothing_ends_yet(
+def test_progress_is_reported_before_the_first_source_ends(
     undisturbed: tuple[Corpus, IngestSummary, list[Progress]],
 ) -> None:
-    _, summary, told = undisturbed
-    waiting = [each for each in told if each.done == 0]
+    _, summary, reports = undisturbed
+    waiting = [each for each in reports if each.done == 0]
     assert len(waiting) > summary.start_seconds / 3
     assert any(step.running for each in waiting for step in each.steps)
-    last = told[-1]
+    last = reports[-1]
     assert (last.done, last.total, last.clips, last.failures) == (
         SPOKEN + 4,
         SPOKEN + 4,
@@ -157,19 +159,19 @@ def test_progress_is_told_while_nothing_ends_yet(
     assert all(step.queued == 0 for step in last.steps)
 
 
-def test_a_second_run_has_nothing_to_do_and_starts_nothing(
+def test_second_run_has_nothing_to_do(
     videos: Path, undisturbed: tuple[Corpus, IngestSummary, list[Progress]]
 ) -> None:
     corpus, _, _ = undisturbed
     before = corpus.versions()
     summary = run_ingest([str(videos)], corpus.root)
-    assert summary.steps == {}, "workers were started for nothing"
+    assert summary.steps == {}, "workers were started without work"
     assert (summary.sources, summary.skipped_done, summary.skipped_failed) == (0, SPOKEN + 1, 2)
     assert [Path(first).suffix for first in summary.duplicates.values()] == [".mp4"]
     assert corpus.versions() == before
 
 
-def test_a_driver_killed_ten_times_is_made_good_by_running_again(
+def test_run_after_ten_killed_drivers_gives_the_same_corpus(
     videos: Path, undisturbed: tuple[Corpus, IngestSummary, list[Progress]], tmp_path: Path
 ) -> None:
     root = tmp_path / "corpus"
@@ -186,12 +188,12 @@ def test_a_driver_killed_ten_times_is_made_good_by_running_again(
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         reached.append(stored(root, "measure"))
-    time.sleep(2)  # workers that outlive their driver end on their own; what they write until then is welcome
+    time.sleep(2)  # workers outlive their driver for a moment and may still write
     before = {
         name: stored(root, name) for name in ("diarize", "transcribe", "faces", "shots", "listen", "measure")
     }
     summary = run_ingest([str(videos)], root)
-    same_but_for_the_copy(Corpus.open(root), undisturbed[0])
+    assert_equal_contents(Corpus.open(root), undisturbed[0])
     assert {name: summary.steps[name].done if summary.steps else 0 for name in before} == {
         name: SPOKEN + 1 - count for name, count in before.items()
     }, f"stored work was done again; {reached}"
@@ -199,50 +201,50 @@ def test_a_driver_killed_ten_times_is_made_good_by_running_again(
     assert not list((root / "measured" / ".cutting").iterdir())
 
 
-def test_workers_killed_in_every_stage_and_a_source_that_goes_away_cost_nothing_else(
+def test_killed_workers_and_vanishing_source_affect_nothing_else(
     videos: Path, undisturbed: tuple[Corpus, IngestSummary, list[Progress]], tmp_path: Path
 ) -> None:
     copies, root = tmp_path / "videos", tmp_path / "corpus"
     shutil.copytree(videos, copies)
-    gone = copies / "spoken3.mp4"
+    vanishing = copies / "spoken3.mp4"
     to_kill = {"probe", "transcribe", "decode", "cut"}
     killed: dict[str, str] = {}
 
-    def meddle(attempt: dict) -> None:
-        if Path(attempt["uri"]) == gone:
+    def disturb(attempt: dict) -> None:
+        if Path(attempt["uri"]) == vanishing:
             if attempt["step"] == "diarize":
-                gone.unlink(missing_ok=True)
+                vanishing.unlink(missing_ok=True)
         elif attempt["step"] in to_kill - killed.keys():
             os.kill(attempt["process"], signal.SIGKILL)
             killed[attempt["step"]] = attempt["uri"]
 
-    with meddling(root, meddle):
+    with disturbing(root, disturb):
         summary = run_ingest([str(copies)], root)
     assert killed.keys() == to_kill
     assert summary.failures == {"empty": 1, "not-a-video": 1, "vanished": 1}
     corpus = Corpus.open(root)
     sources, clips, failures = contents(corpus)
     assert ("spoken3.mp4", "vanished") in failures
-    shutil.copy2(videos / gone.name, gone)
-    again = run_ingest([str(copies)], root, retry=True, step=corpus_stage(corpus, gone))
+    shutil.copy2(videos / vanishing.name, vanishing)
+    again = run_ingest([str(copies)], root, retry=True, step=failed_step(corpus, vanishing))
     assert (again.sources, again.steps["diarize"].done, again.steps["diarize"].reused) == (1, 0, 1)
-    same_but_for_the_copy(corpus, undisturbed[0])
+    assert_equal_contents(corpus, undisturbed[0])
     assert len(contents(corpus)[0]) == len(sources) + 1
     assert len(contents(corpus)[1]) > len(clips)
 
 
-def corpus_stage(corpus: Corpus, path: Path) -> str:
+def failed_step(corpus: Corpus, path: Path) -> str:
     rows = corpus.read("failures", ["uri", "stage"]).to_pylist()
     return next(row["stage"] for row in rows if row["uri"] == str(path))
 
 
-def test_a_step_that_hangs_ends_its_source_alone(videos: Path, tmp_path: Path) -> None:
+def test_hanging_step_fails_its_source_only(videos: Path, tmp_path: Path) -> None:
     stopped: set[int] = set()
-    # without speech, whose models would be loaded by every worker that takes an ended one's place
+    # without speech: replacement workers then load no speech models
     hanging = tmp_path / "hanging.mp4"
     hanging.write_bytes((videos / "silent.mp4").read_bytes() + bytes(16))
 
-    def meddle(attempt: dict) -> None:
+    def disturb(attempt: dict) -> None:
         if attempt["step"] == "decode" and attempt["uri"] == str(hanging):
             for child in Path(f"/proc/{attempt['process']}/task/").glob("*/children"):
                 for each in child.read_text().split():
@@ -250,7 +252,7 @@ def test_a_step_that_hangs_ends_its_source_alone(videos: Path, tmp_path: Path) -
                     stopped.add(int(each))
 
     limits = {"step_seconds": 12, "step_factor": 1}
-    with meddling(tmp_path / "corpus", meddle):
+    with disturbing(tmp_path / "corpus", disturb):
         summary = run_ingest(
             [str(hanging), str(videos / "silent.mp4")],
             tmp_path / "corpus",
@@ -262,9 +264,7 @@ def test_a_step_that_hangs_ends_its_source_alone(videos: Path, tmp_path: Path) -
     assert not any(Path(f"/proc/{each}").exists() for each in stopped), "the decoder outlived its worker"
 
 
-def test_a_worker_that_takes_too_much_memory_ends_its_source_and_a_retry_makes_it_good(
-    videos: Path, tmp_path: Path
-) -> None:
+def test_source_over_memory_limit_fails_and_can_be_retried(videos: Path, tmp_path: Path) -> None:
     source, root = str(videos / "silent.mp4"), tmp_path / "corpus"
     tight = IngestConfig.model_validate({"limits": {"step_memory_gb": 0.05}})
     summary = run_ingest([source], root, tight)
@@ -275,7 +275,7 @@ def test_a_worker_that_takes_too_much_memory_ends_its_source_and_a_retry_makes_i
     assert len(Corpus.open(root).read("failures")) == 0
 
 
-def test_a_full_disk_is_one_clear_line_and_running_again_completes(
+def test_full_disk_is_one_error_and_next_run_completes(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = tmp_path / "small"
@@ -303,7 +303,7 @@ def test_a_full_disk_is_one_clear_line_and_running_again_completes(
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_too_little_space_is_told_before_anything_starts(
+def test_too_little_space_is_an_error_before_start(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "MIN_FREE_BYTES", 2**60)

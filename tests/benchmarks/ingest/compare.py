@@ -1,10 +1,10 @@
-"""The engine beside the plain script that a user would write: same videos, same models, same settings, one after the other.
+"""Ingest compared with a plain script on the same videos, models and settings.
 
     python tests/benchmarks/ingest/compare.py --folder DIR [--only engine|plain] [--limit N] [--json]
 
-Prints the ratio of wall times, how busy the cores were with step work after start-up, seconds per second of video by step,
-and where the engine's remaining time goes. The videos (the demo's 18 and 8 more, of public content) are made once in DIR.
-Each side runs in a process of its own; its loading of libraries and models counts.
+Prints the ratio of wall times, the share of core time spent in steps after start-up, seconds per second of
+video by step, and where the engine's remaining time goes. The videos (the demo's 18 and 8 more, of public
+content) are made once in DIR. Each side runs in its own process; loading libraries and models counts.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ MORE_SCENES = (
     (("joe", "astronaut", (28, 31)),),
     (("ann", "mirror", (22,)), ("bob", "dark", (1,))),
 )
-"""Voice, look and sentences of the further videos."""
+"""Voice, look and sentences of the additional videos."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, required=True, help="where videos are made, and both outputs")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the videos and of both outputs")
     parser.add_argument("--only", choices=("plain", "engine"), help="run one side only")
-    parser.add_argument("--limit", type=int, default=0, help="so many videos only; 0: all")
+    parser.add_argument("--limit", type=int, default=0, help="number of videos; 0: all")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--side", choices=("plain", "engine"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -54,11 +54,11 @@ def main() -> None:
     results = {side: in_own_process(side, options.folder, options.limit) for side in sides}
     if len(results) == 2:
         results["ratio"] = results["plain"]["wall_s"] / results["engine"]["wall_s"]
-    print(json.dumps(results) if options.json else told(results))
+    print(json.dumps(results) if options.json else report(results))
 
 
 def make_videos(folder: Path) -> list[Path]:
-    """The demo's videos and the further ones, in order of their names."""
+    """The demo's videos and the additional ones, in order of their names."""
     from uniavgen.orchestration.demo.build import build_demo
     from uniavgen.orchestration.demo.script import VIDEO_SPECS, Scene
 
@@ -76,7 +76,7 @@ def make_videos(folder: Path) -> list[Path]:
 
 
 def in_own_process(side: str, folder: Path, limit: int) -> dict[str, Any]:
-    """One side's figures; `wall_s` from the start of its process to the end."""
+    """Figures of one side; `wall_s` is the wall time of its process."""
     binaries = folder / "bin"
     binaries.mkdir(parents=True, exist_ok=True)
     if not shutil.which("ffmpeg"):  # the plain script's libraries call it by name
@@ -86,10 +86,10 @@ def in_own_process(side: str, folder: Path, limit: int) -> dict[str, Any]:
         (binaries / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
     path = os.pathsep.join([os.environ["PATH"], str(binaries), str(Path(sys.executable).parent)])
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--limit", str(limit)]
-    began, busy = time.perf_counter(), busy_core_seconds()
+    started, busy = time.perf_counter(), busy_core_seconds()
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    wall = time.perf_counter() - began
+    wall = time.perf_counter() - started
     cpu = busy_core_seconds() - busy
     return {
         "wall_s": wall,
@@ -108,12 +108,12 @@ def run_side(side: str, folder: Path, limit: int) -> dict[str, Any]:
 
 def plain(videos: list[Path], out: Path) -> dict[str, Any]:
     sys.path.insert(0, str(Path(__file__).parent))
-    began = time.perf_counter()
+    started = time.perf_counter()
     from plain_script import PlainScript
 
     out.mkdir(parents=True)
     script = PlainScript()
-    loaded = time.perf_counter() - began
+    loaded = time.perf_counter() - started
     video_s, clips, failed = 0.0, 0, 0
     for video in videos:
         try:
@@ -143,21 +143,21 @@ def engine(videos: list[Path], out: Path) -> dict[str, Any]:
 
     summary = ingest([str(video) for video in videos], out, on_progress=keep)
     seconds = {name: step.seconds for name, step in summary.steps.items()}
-    told = {
+    totals = {
         "video_s": summary.video_seconds,
         "clips": summary.clips,
         "failed": sum(summary.failures.values()),
     }
-    return {**told, "step_seconds": seconds, **where_time_went(history, summary.seconds, cores())}
+    return {**totals, "step_seconds": seconds, **where_time_went(history, summary.seconds, cores())}
 
 
 def where_time_went(
     history: list[tuple[float, dict[str, float], int]], wall_s: float, count: int
 ) -> dict[str, float]:
-    """Start-up (until the first model is at work), and of the time after it the share in which cores did step work.
+    """Start-up time (until the first model works), and the share of core time spent in steps after it.
 
-    Idle core-seconds after start-up are split in those before the tail and those of the tail, in which fewer steps run than
-    there are cores until the end.
+    Idle core-seconds after start-up are split into those before the tail and those of the tail, the final
+    part in which fewer steps run than there are cores.
     """
     models = ("diarize", "transcribe", "faces", "shots")
     start = next((at for at, seconds, _ in history if any(seconds.get(name, 0) > 0 for name in models)), 0.0)
@@ -181,31 +181,31 @@ def where_time_went(
     }
 
 
-def told(results: dict[str, Any]) -> str:
-    """The figures for people."""
+def report(results: dict[str, Any]) -> str:
+    """The figures as text."""
     lines = []
     for side in ("plain", "engine"):
         if side not in results:
             continue
-        found = results[side]
-        per_second = found["wall_s"] / max(found["video_s"], 1e-9)
+        figures = results[side]
+        video_s = max(figures["video_s"], 1e-9)
         lines.append(
-            f"{side}: {found['wall_s']:.0f} s for {found['video_s']:.0f} s of video ({per_second:.2f} s per video-second), "
-            f"{found['clips']} clips, {found['failed']} failed, start-up {found['start_s']:.0f} s, "
-            f"machine busy {found['machine_busy_share']:.0%}"
+            f"{side}: {figures['wall_s']:.0f} s for {figures['video_s']:.0f} s of video "
+            f"({figures['wall_s'] / video_s:.2f} s per second), {figures['clips']} clips, "
+            f"{figures['failed']} failed, "
+            f"start-up {figures['start_s']:.0f} s, machine busy {figures['machine_busy_share']:.0%}"
         )
-        for name, seconds in sorted(found["step_seconds"].items(), key=lambda item: -item[1]):
-            lines.append(
-                f"    {name:12s} {seconds:8.1f} s   {seconds / max(found['video_s'], 1e-9):.4f} s per video-second"
-            )
+        for name, seconds in sorted(figures["step_seconds"].items(), key=lambda item: -item[1]):
+            lines.append(f"    {name:12s} {seconds:8.1f} s   {seconds / video_s:.4f} s per second of video")
     if "engine" in results:
-        found = results["engine"]
+        figures = results["engine"]
         lines.append(
-            f"cores busy with step work after start-up: {found['busy_share_after_start']:.2f} (aim: 0.85)"
+            f"cores busy with step work after start-up: {figures['busy_share_after_start']:.2f} (aim: 0.85)"
         )
         lines.append(
-            f"the engine's remaining time, in core-seconds: start-up {found['start_s'] * cores():.0f}, waiting for work "
-            f"{found['idle_before_tail_core_s']:.0f}, while the last sources end {found['idle_in_tail_core_s']:.0f}"
+            f"the engine's other core-seconds: start-up {figures['start_s'] * cores():.0f}, "
+            f"waiting for work {figures['idle_before_tail_core_s']:.0f}, "
+            f"while the last sources end {figures['idle_in_tail_core_s']:.0f}"
         )
     if "ratio" in results:
         lines.append(f"the engine is {results['ratio']:.2f} times as fast as the plain script (aim: 1.7)")
@@ -217,7 +217,7 @@ def cores() -> int:
 
 
 def busy_core_seconds() -> float:
-    """Core-seconds that the whole machine has worked since it started."""
+    """Busy core-seconds of the machine since it started."""
     user, nice, system = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 

@@ -1,8 +1,9 @@
-"""Where diarization's settings lie: error against clustering threshold, smallest voice, speech threshold, and cost.
+"""Diarization error by clustering threshold, smallest voice, speech threshold and stride.
 
-Run: python tests/benchmarks/ingest/diarization_sweep.py [--cache FOLDER]. It mixes conversations of other recordings than
-pyannote's sample.wav (synthetic and recorded voices; short turns, planted overlap, half of them over a noisy telephone
-band), hears each once, and scores every setting on them. Only then sample.wav is scored, at the settings chosen.
+Run: python tests/benchmarks/ingest/diarization_sweep.py [--cache FOLDER]. It mixes conversations (synthetic
+and recorded voices, short turns, planted overlap, half of them over a noisy telephone band), segments each
+once, and scores every setting. pyannote's sample.wav is not among them and is scored at the end only, at the
+default settings.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ CLUSTER_THRESHOLDS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
 SMALLEST_VOICES_S = (1.0, 2.0, 4.0, 6.0, 9.0)
 SPEECH_THRESHOLDS = (0.5, 0.35, 0.65)
 SCHEDULES = ((1, 1), (1, 2), (1, 3), (1, 5), (2, 1), (2, 2), (3, 1), (5, 1))
-"""(every n-th window, every m-th of those has voices)."""
+"""(every n-th window, speaker embeddings in every m-th of those)."""
 
 
 @dataclass
 class Conversation:
-    """int16 [n] at 16 kHz and who really speaks when."""
+    """int16 [n] at 16 kHz and its true speaker turns."""
 
     name: str
     pcm: np.ndarray
@@ -52,7 +53,7 @@ class Conversation:
 
 @cache
 def utterances(voice: str) -> list[np.ndarray]:
-    """float32 [n] stretches of one voice at 16 kHz, long and short."""
+    """float32 [n] utterances of one voice at 16 kHz, long and short."""
     import soundfile
 
     from uniavgen.orchestration.demo import script, speech
@@ -76,7 +77,7 @@ def utterances(voice: str) -> list[np.ndarray]:
 
 
 def spoken(waveform: np.ndarray, pause_s: float = 0.4, below_db: float = 35.0) -> list[Span]:
-    """Stretches within so many dB of the loudest 20 ms, parted by pauses."""
+    """Spans within `below_db` of the loudest 20 ms, split at pauses."""
     power = np.square(waveform[: len(waveform) // 320 * 320].reshape(-1, 320)).mean(axis=1)
     loud = np.flatnonzero(power > power.max() * 10 ** (-below_db / 10))
     parts = np.split(loud, np.flatnonzero(np.diff(loud) > pause_s / 0.02) + 1)
@@ -84,7 +85,7 @@ def spoken(waveform: np.ndarray, pause_s: float = 0.4, below_db: float = 35.0) -
 
 
 def conversation(cast: tuple[str, ...], seed: int, least_s: float = 26.0) -> Conversation:
-    """The cast takes turns, now and then into each other's words; odd seeds sound like a noisy telephone."""
+    """The cast takes turns, sometimes with overlap; odd seeds have the band and noise of a telephone."""
     rng = np.random.default_rng(seed)
     said = {voice: itertools.cycle(utterances(voice)) for voice in cast}
     sound, turns, clock = np.zeros(round((least_s + 20) * AUDIO_RATE), np.float32), [], 0.4
@@ -119,10 +120,10 @@ def annotation(turns: list[Span]) -> Annotation:
     return found
 
 
-def heard(
+def chunk_of(
     diarizer: EmbeddedDiarizer, talk: Conversation, cache: Path, speech_threshold: float
 ) -> ChunkSpeech:
-    """The chunk with voices in every window, from the cache where it is there."""
+    """Segmentation and speaker embeddings of a conversation, cached on disk."""
     path = cache / f"{talk.name}-{len(talk.pcm)}-{speech_threshold}.npz"
     if not path.exists():
         chunk = diarizer.segment(talk.pcm)
@@ -140,7 +141,7 @@ def heard(
 
 
 def thinned(diarizer: EmbeddedDiarizer, chunk: ChunkSpeech, windows: int, voices: int) -> ChunkSpeech:
-    """What would have been heard in every n-th window, with voices in every m-th of them."""
+    """The chunk with every n-th window only, and speaker embeddings in every m-th of them."""
     old = chunk.scores.sliding_window
     step = SlidingWindow(start=old.start, duration=old.duration, step=old.step * windows)
     kept = np.full_like(chunk.voices[::windows], np.nan)
@@ -189,17 +190,18 @@ def main() -> None:
     )
     at = {}
     for speech_threshold in SPEECH_THRESHOLDS:
-        # the default's is heard with voices in every window, so that sparser schedules can be taken from it
+        # the default threshold has embeddings in every window, so that sparser schedules can be derived
         stride = 1 if speech_threshold == DiarizationConfig().segmentation_threshold else 3
         config = DiarizationConfig(
             segmentation_threshold=speech_threshold, segmentation_step=0.1, voice_stride=stride
         )
         diarizer = EmbeddedDiarizer(config)
-        at[speech_threshold] = diarizer, [heard(diarizer, talk, cache, speech_threshold) for talk in talks]
+        at[speech_threshold] = diarizer, [chunk_of(diarizer, talk, cache, speech_threshold) for talk in talks]
     for speech_threshold, (diarizer, whole) in at.items():
         chunks = [thinned(diarizer, chunk, 1, 3) for chunk in whole]
         print(
-            f"\nDER %, speech threshold {speech_threshold}; rows: smallest voice in s, columns: clustering threshold"
+            f"\nDER %, speech threshold {speech_threshold}; "
+            "rows: smallest voice in s, columns: clustering threshold"
         )
         print("      ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
         for smallest in SMALLEST_VOICES_S:
@@ -208,9 +210,10 @@ def main() -> None:
     default = DiarizationConfig()
     diarizer, chunks = at[default.segmentation_threshold]
     last = sample()
-    checked = heard(diarizer, last, cache, default.segmentation_threshold)
+    checked = chunk_of(diarizer, last, cache, default.segmentation_threshold)
     print(
-        "\nDER %, speech threshold of the default; rows: step in s / voices every s; columns: clustering threshold"
+        "\nDER %, default speech threshold; "
+        "rows: step in s / embeddings every s; columns: clustering threshold"
     )
     print("              ", *(f"{t:6.2f}" for t in CLUSTER_THRESHOLDS))
     for windows, voices in SCHEDULES:

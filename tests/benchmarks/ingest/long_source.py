@@ -1,10 +1,10 @@
-"""One source of hours: does memory stay bounded, and do speakers keep their names from piece to piece?
+"""One source of hours: peak memory, and whether speakers keep their names from chunk to chunk.
 
     python tests/benchmarks/ingest/long_source.py VIDEO [--minutes 120] [--layout split] [--folder DIR]
 
-Loops a video (stream copy, so it takes seconds) up to the length, measures the result and prints the
-peak memory of every worker, the cost by step, and how many speakers were found; the voices should come back under
-the same names in every round.
+Loops a video up to the length (by stream copy, which takes seconds), ingests the result, and prints the peak
+memory of every worker, the cost by step and the number of speakers. Voices should have the same names in
+every round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TICKS_PER_S = 10
 
 
 def repeat(video: Path, target: Path, minutes: float) -> int:
-    """Loop a video up to the length; returns the rounds."""
+    """Loop a video up to the length; returns the number of rounds."""
     rounds = max(1, round(minutes * 60 / length_s(video)))
     loop = ["-stream_loop", str(rounds - 1), "-i", str(video), "-c", "copy", str(target)]
     subprocess.run([ffmpeg_path(), "-loglevel", "error", *loop], check=True)
@@ -39,15 +39,15 @@ def length_s(video: Path) -> float:
 
 
 def steadiness(turns: list[dict], round_s: float) -> float:
-    """Share of the speech whose speakers, all who are heard at once, are those that most rounds have at that place."""
-    heard: dict[int, set[str]] = {}
+    """Share of the speech with the speakers that most rounds have at that time."""
+    speakers: dict[int, set[str]] = {}
     for turn in turns:
         for tick in range(round(turn["start_s"] * TICKS_PER_S), round(turn["end_s"] * TICKS_PER_S)):
-            heard.setdefault(tick, set()).add(turn["label"])
-    places: dict[int, Counter[frozenset[str]]] = {}
-    for tick, names in heard.items():
-        places.setdefault(int(tick % (round_s * TICKS_PER_S)), Counter())[frozenset(names)] += 1
-    return sum(max(names.values()) for names in places.values()) / max(1, len(heard))
+            speakers.setdefault(tick, set()).add(turn["label"])
+    by_time: dict[int, Counter[frozenset[str]]] = {}
+    for tick, names in speakers.items():
+        by_time.setdefault(int(tick % (round_s * TICKS_PER_S)), Counter())[frozenset(names)] += 1
+    return sum(max(names.values()) for names in by_time.values()) / max(1, len(speakers))
 
 
 def main() -> None:
@@ -56,12 +56,12 @@ def main() -> None:
     )
     parser.add_argument("video", type=Path)
     parser.add_argument("--minutes", type=float, default=120.0)
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
+    parser.add_argument("--folder", type=Path, help="working folder; default: a temporary one")
     parser.add_argument(
         "--layout",
         choices=("joint", "split"),
         default="split",
-        help="speech and sight in one worker, or apart",
+        help="speech and sight in one worker or separate",
     )
     arguments = parser.parse_args()
     config = IngestConfig()
@@ -70,9 +70,10 @@ def main() -> None:
         folder = Path(temporary)
         long = folder / f"long{arguments.video.suffix}"
         rounds = repeat(arguments.video, long, arguments.minutes)
-        round_s = length_s(long) / rounds  # joining rounds costs each a few milliseconds, which add up
+        round_s = length_s(long) / rounds  # each join loses a few milliseconds
         print(
-            f"{rounds} rounds of {round_s:.2f} s: {rounds * round_s / 60:.0f} minutes, {long.stat().st_size / 2**20:.0f} MiB"
+            f"{rounds} rounds of {round_s:.2f} s: {rounds * round_s / 60:.0f} minutes, "
+            f"{long.stat().st_size / 2**20:.0f} MiB"
         )
         with Usage() as usage:
             summary = ingest([str(long)], folder / "corpus", config)
@@ -81,16 +82,13 @@ def main() -> None:
         for uri, failure in summary.failed.items():
             print(f"failed: {uri}: {failure}")
         for name, seconds in summary.step_seconds.items():
-            print(
-                f"{name:12s} {seconds:8.1f} s, {seconds / max(1e-9, summary.video_seconds):.4f} a video second"
-            )
+            print(f"{name:12s} {seconds:8.1f} s, {seconds / max(1e-9, summary.video_seconds):.4f} s/s")
         (source,) = Corpus.open(folder / "corpus").read("sources", ["turns", "words"]).to_pylist()
         print(
-            f"{len({turn['label'] for turn in source['turns']})} speakers, {summary.clips} clips, {len(source['words'])} words"
+            f"{len({turn['label'] for turn in source['turns']})} speakers, {summary.clips} clips, "
+            f"{len(source['words'])} words"
         )
-        print(
-            f"share of speech under the names that its place has in most rounds: {steadiness(source['turns'], round_s):.3f}"
-        )
+        print(f"share of speech with the speakers of most rounds: {steadiness(source['turns'], round_s):.3f}")
 
 
 if __name__ == "__main__":

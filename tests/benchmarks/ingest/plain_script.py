@@ -1,9 +1,9 @@
-"""The script that a user would write with the same libraries: one video after another, each step decoding for itself.
+"""A plain script with the same libraries: one video after another, each step decodes for itself.
 
-Goes in: videos, a folder. Comes out: clips (.mp4, .flac, .json) in the folder, and the seconds of each step. Same models, same
-settings, same rates as the engine; models are loaded once; libraries keep their own default threads. What no library
-offers (how faces are confirmed and counted, where clips lie, lip sync, the hashes) is called from `ingest`, picture by picture
-and clip by clip. Nothing is resumed, bounded or guarded.
+Writes clips (.mp4, .flac, .json) and measures the seconds of each step. Models, settings and rates are those
+of the engine; models are loaded once; libraries use their default threads. What no library offers (confirming
+and counting faces, proposing clips, lip sync, hashes) is called from `ingest`, frame by frame and clip by
+clip. Nothing is resumed, limited or guarded.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RATE, FPS, SIDE = 16_000, 16, 512
 
 
 class Ecapa:
-    """The voice model in the shape that pyannote's pipeline asks for."""
+    """The speaker embedding model with the interface of pyannote's pipeline."""
 
     sample_rate, dimension, metric, min_num_samples = RATE, 192, "cosine", RATE // 2
 
@@ -72,7 +72,7 @@ class PlainScript:
         voice, ecapa = config.diarization, Ecapa(config)
         diarization.PretrainedSpeakerEmbedding = lambda *args, **kwargs: (
             ecapa
-        )  # it knows models on the hub only
+        )  # pyannote loads models from the hub only
         segmentation = Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"
         self.diarizer = diarization.SpeakerDiarization(
             segmentation=str(segmentation),
@@ -84,8 +84,8 @@ class PlainScript:
             plda=object.__new__(PLDA),
             clustering="AgglomerativeClustering",
         )
-        fewest = round(voice.min_voice_s / (voice.segmentation_step * 5.0))  # of its windows of 5 s
-        clustering = {"method": "average", "threshold": voice.cluster_threshold, "min_cluster_size": fewest}
+        min_size = round(voice.min_voice_s / (voice.segmentation_step * 5.0))  # in windows of 5 s
+        clustering = {"method": "average", "threshold": voice.cluster_threshold, "min_cluster_size": min_size}
         segmented = {"threshold": voice.segmentation_threshold, "min_duration_off": 0.0}
         self.diarizer.instantiate({"segmentation": segmented, "clustering": clustering})
         words = config.transcription
@@ -104,11 +104,11 @@ class PlainScript:
         self.text_reader = TextDetector(config.text)
 
     def measure(self, path: Path, out: Path) -> tuple[float, int]:
-        """Length of the video in seconds, and how many clips were cut from it into `out`."""
+        """Length of the video in seconds, and number of clips cut from it into `out`."""
         with self._timed("probe"):
-            duration, heard = probe(path)
+            duration, has_audio = probe(path)
         turns, words = [], []
-        if heard:
+        if has_audio:
             with self._timed("diarize"):
                 turns = self.who_speaks(path)
             with self._timed("transcribe"):
@@ -123,7 +123,7 @@ class PlainScript:
             pictures["text_ratio"] = self.text(path)
         with self._timed("hash"):
             hashes = video_hashes(path)
-        if heard:
+        if has_audio:
             with self._timed("listen"):
                 seconds = self.config.sound_quality.bandwidth_seconds
                 bandwidth = bandwidth_hz(pcm(path, 48_000)[: round(seconds * 48_000)], 48_000)
@@ -132,7 +132,7 @@ class PlainScript:
             first, last = round(clip.start_s * FPS), round(clip.end_s * FPS)
             row: dict[str, Any] = {"start_s": clip.start_s, "end_s": clip.end_s, "speaker": clip.speaker}
             row["transcript"] = " ".join(word.text for word in clip.words)
-            if heard:
+            if has_audio:
                 with self._timed("listen"):
                     row |= {
                         "bandwidth_hz": bandwidth,
@@ -157,7 +157,7 @@ class PlainScript:
                 }
                 row |= {"face_coverage": float(np.isfinite(faces["lip_gap"][first:last]).mean())}
             with self._timed("cut"):
-                cut(path, clip.start_s, clip.end_s, out / f"{path.stem}-{number}", heard, self.config)
+                cut(path, clip.start_s, clip.end_s, out / f"{path.stem}-{number}", has_audio, self.config)
                 (out / f"{path.stem}-{number}.json").write_text(json.dumps(row, default=str))
         return duration, len(clips)
 
@@ -199,7 +199,7 @@ class PlainScript:
         return [Span(first * seconds, (last + 1) * seconds) for first, last in scenes]
 
     def faces(self, path: Path) -> dict[str, np.ndarray]:
-        """Lip gap and yaw of the largest face per frame, NaN without one; faces on every eighth; vectors now and then."""
+        """Lip gap and yaw of the largest face per frame, NaN without one; some counts and embeddings."""
         gaps, yaws, counts, vectors = [], [], [], []
         for frame, picture in enumerate(frames_of(path)):
             faces = self.face_reader.read(picture)
@@ -217,7 +217,7 @@ class PlainScript:
         }
 
     def text(self, path: Path) -> np.ndarray:
-        """Share of the picture under text, one picture every two seconds; NaN between them."""
+        """Share of the frame under text, one frame every two seconds; NaN between them."""
         every = round(self.config.text.every_s * FPS)
         return np.array(
             [self.text_reader.covered(p) if i % every == 0 else np.nan for i, p in enumerate(frames_of(path))]
@@ -225,20 +225,20 @@ class PlainScript:
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        began = time.perf_counter()
+        started = time.perf_counter()
         yield
-        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
 
 
 def probe(path: Path) -> tuple[float, bool]:
-    """Length in seconds, and whether there is sound. Raises av.FFmpegError for what is no video."""
+    """Length in seconds, and whether there is an audio track. Raises av.FFmpegError if it is no video."""
     with av.open(str(path)) as container:
         container.streams.video[0]
         return float(container.duration or 0) / 1e6, bool(container.streams.audio)
 
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """RGB pictures at 16 fps, the longest side at most 512 px."""
+    """RGB frames at 16 fps, the longest side at most 512 px."""
     video = cv2.VideoCapture(str(path))
     fps, number, wanted = video.get(cv2.CAP_PROP_FPS), 0, 0
     while True:
@@ -275,13 +275,13 @@ def video_hashes(path: Path) -> np.ndarray:
 
 
 def pcm(path: Path, rate: int) -> np.ndarray:
-    """The whole sound as int16."""
+    """The audio track as int16."""
     found: np.ndarray = (whisperx.load_audio(str(path), sr=rate) * 32767).astype(np.int16)
     return found
 
 
 def span(path: Path, start_s: float, end_s: float) -> np.ndarray:
-    """int16 at 16 kHz between two times, silence outside of the sound."""
+    """int16 at 16 kHz between two times, silence outside of the audio."""
     sound = pcm(path, RATE)
     first, last = round(start_s * RATE), round(end_s * RATE)
     return np.pad(sound[max(0, first) : last], (max(0, -first), max(0, last - max(first, len(sound)))))[
@@ -289,10 +289,13 @@ def span(path: Path, start_s: float, end_s: float) -> np.ndarray:
     ]
 
 
-def cut(path: Path, start_s: float, end_s: float, target: Path, heard: bool, config: IngestConfig) -> None:
-    """The clip at 16 fps without sound, and its sound as 24 kHz FLAC."""
+def cut(
+    path: Path, start_s: float, end_s: float, target: Path, has_audio: bool, config: IngestConfig
+) -> None:
+    """The clip at 16 fps without audio, and its audio as 24 kHz FLAC."""
     ffmpeg = ["ffmpeg", "-v", "error", "-y", "-ss", f"{start_s}", "-t", f"{end_s - start_s}", "-i", str(path)]
-    size = f"scale='min({SIDE},iw)':'min({SIDE},ih)':force_original_aspect_ratio=decrease:force_divisible_by=2,fps={FPS}"
+    fit = "force_original_aspect_ratio=decrease:force_divisible_by=2"
+    size = f"scale='min({SIDE},iw)':'min({SIDE},ih)':{fit},fps={FPS}"
     picture = [
         "-an",
         "-vf",
@@ -305,6 +308,6 @@ def cut(path: Path, start_s: float, end_s: float, target: Path, heard: bool, con
         str(config.cut.crf),
     ]
     subprocess.run([*ffmpeg, *picture, "-pix_fmt", "yuv420p", f"{target}.mp4"], check=True)
-    if heard:
+    if has_audio:
         subprocess.run([*ffmpeg, "-vn", "-ar", "24000", "-ac", "1", f"{target}.flac"], check=True)
         soundfile.info(f"{target}.flac")

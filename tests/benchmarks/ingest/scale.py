@@ -1,10 +1,11 @@
-"""Does memory or cost grow with the number of sources? Prints peak memory of driver and workers, and cost per video-hour.
+"""Memory and cost of ingest by the number of sources.
 
     python tests/benchmarks/ingest/scale.py --counts 10 100 [1000] [--seconds 4] [--folder DIR]
 
-Sources are copies of one short film of a face that speaks, made distinct by a comment in their metadata; contents differ, so
-each is measured. Cost is CPU seconds of the workers and their decoders per hour of video, without what was spent before the
-models had loaded: other programs on the machine change it little.
+Prints peak memory of driver and workers, and cost per hour of video. Sources are copies of one short video of
+a speaking face with different metadata; their contents differ, so each is measured. Cost is CPU seconds of
+the workers and their decoders per hour of video, after the models have loaded; other load on the machine
+changes it little.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ from made_videos import speaking_face
 
 
 class Usage:
-    """Of this process and of the workers below it, sampled twice a second: largest resident memory in MiB by kind of process,
-    and the CPU seconds of all workers (their own and their children's) over time."""
+    """Peak memory in MiB by kind of process, and CPU seconds of all workers over time."""
 
     def __init__(self) -> None:
         self.peak: dict[str, float] = {}
@@ -47,8 +47,8 @@ class Usage:
 
     def cpu_s_since(self, seconds: float) -> float:
         """CPU seconds of the workers from `seconds` after the first sample to the end."""
-        began = self._history[0][0]
-        before = max((cpu for at, cpu in self._history if at - began <= seconds), default=0.0)
+        first = self._history[0][0]
+        before = max((cpu for at, cpu in self._history if at - first <= seconds), default=0.0)
         return self._history[-1][1] - before
 
     def _watch(self) -> None:
@@ -72,18 +72,18 @@ class Usage:
 
 
 def worker_name(command: str) -> str:
-    """A Ray worker's name as it shows itself; "" for other processes."""
+    """Kind of a Ray worker by its process title; "" for other processes."""
     if not command.startswith("ray::"):
         return ""
-    return "actors" if "MapWorker" in command else "board" if "Board" in command else "tasks"
+    return "actors" if "MapWorker" in command else "run state" if "RunState" in command else "tasks"
 
 
-def make_sources(film: Path, folder: Path, count: int) -> None:
+def make_sources(video: Path, folder: Path, count: int) -> None:
     """`count` files of the same streams and different bytes."""
     folder.mkdir()
     for index in range(count):
-        copy = ["-c", "copy", "-metadata", f"comment=copy {index}", str(folder / f"{index:05d}.mp4")]
-        subprocess.run([ffmpeg_path(), "-loglevel", "error", "-i", str(film), *copy], check=True)
+        options = ["-c", "copy", "-metadata", f"comment=copy {index}", str(folder / f"{index:05d}.mp4")]
+        subprocess.run([ffmpeg_path(), "-loglevel", "error", "-i", str(video), *options], check=True)
 
 
 def main() -> None:
@@ -92,26 +92,28 @@ def main() -> None:
     )
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one source")
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
+    parser.add_argument("--folder", type=Path, help="working folder; default: a temporary one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
-        film = speaking_face(folder / "film.mp4", seconds=arguments.seconds)
+        video = speaking_face(folder / "video.mp4", seconds=arguments.seconds)
         print(
-            f"{'sources':>8} {'wall s':>8} {'start s':>8} {'CPU s / video h':>16} {'CPU s / source':>15}  peak MiB"
+            f"{'sources':>8} {'wall s':>8} {'start s':>8} {'CPU s / video h':>16} {'CPU s / source':>15}"
+            "  peak MiB"
         )
         for count in arguments.counts:
-            make_sources(film, folder / f"sources{count}", count)
-            began = time.perf_counter()
+            make_sources(video, folder / f"sources{count}", count)
+            started = time.perf_counter()
             with Usage() as usage:
                 summary = ingest([str(folder / f"sources{count}")], folder / f"corpus{count}", IngestConfig())
-            wall = time.perf_counter() - began
+            wall = time.perf_counter() - started
             assert summary.sources == count, summary.failed
             work = usage.cpu_s_since(summary.start_seconds)
             cost = work / summary.video_seconds * 3600
             peaks = ", ".join(f"{name} {value:.0f}" for name, value in sorted(usage.peak.items()))
             print(
-                f"{count:8d} {wall:8.1f} {summary.start_seconds:8.1f} {cost:16.0f} {work / count:15.2f}  {peaks}",
+                f"{count:8d} {wall:8.1f} {summary.start_seconds:8.1f} {cost:16.0f} {work / count:15.2f}"
+                f"  {peaks}",
                 flush=True,
             )
 

@@ -1,4 +1,4 @@
-"""Commits: row order that survives crashes, duplicates, deletions, and which sources still have to be measured."""
+"""Commits: row order that survives crashes, duplicates, deletions, and pending sources."""
 
 from pathlib import Path
 from typing import Any

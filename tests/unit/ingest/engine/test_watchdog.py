@@ -47,7 +47,7 @@ def attempt(folder: Path, what: str, seconds: float = 60, memory_gb: float = 8) 
     return done.returncode, done.stdout.strip()
 
 
-def test_a_step_that_hangs_is_ended_and_then_refused_by_name(tmp_path: Path) -> None:
+def test_hanging_step_is_ended_and_then_fails_with_timeout(tmp_path: Path) -> None:
     began = time.monotonic()
     assert attempt(tmp_path, "hang", seconds=0.5)[0] == 1
     assert time.monotonic() - began < 20
@@ -59,7 +59,7 @@ def test_a_step_that_hangs_is_ended_and_then_refused_by_name(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir()), "the marker is removed with the refusal"
 
 
-def test_what_a_hanging_step_started_ends_with_it(tmp_path: Path) -> None:
+def test_children_of_hanging_step_are_killed(tmp_path: Path) -> None:
     assert attempt(tmp_path, "hang_with_a_child", seconds=0.5)[0] == 1
     time.sleep(0.2)
     alive = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _reads(path) == b"sleep\x0061.25\x00"]
@@ -73,7 +73,7 @@ def _reads(path: Path) -> bytes:
         return b""
 
 
-def test_a_step_that_eats_memory_is_ended_before_the_machine_is(tmp_path: Path) -> None:
+def test_step_over_memory_limit_is_ended(tmp_path: Path) -> None:
     assert attempt(tmp_path, "eat", memory_gb=0.4)[0] == 1
     code, said = attempt(tmp_path, "eat", memory_gb=0.4)
     assert code == 0
@@ -81,13 +81,13 @@ def test_a_step_that_eats_memory_is_ended_before_the_machine_is(tmp_path: Path) 
     assert "the limit is 0.4 GiB" in said
 
 
-def test_a_worker_that_dies_twice_in_one_step_does_not_get_it_a_third_time(tmp_path: Path) -> None:
+def test_step_fails_after_two_worker_deaths(tmp_path: Path) -> None:
     assert [attempt(tmp_path, "die")[0] for _ in range(2)] == [9, 9]
     assert attempt(tmp_path, "die") == (0, "worker-died the worker died 2 times in this step (/v/a.mp4)")
     assert attempt(tmp_path, "die")[0] == 9, "a later try (--retry) starts from nothing"
 
 
-def test_a_step_that_ends_leaves_nothing_whatever_its_end(tmp_path: Path) -> None:
+def test_ended_step_leaves_no_marker(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path)
     with watchdog.watching("/v/a.mp4", "faces", 60, 8):
         assert len(list(tmp_path.iterdir())) == 1
@@ -96,14 +96,14 @@ def test_a_step_that_ends_leaves_nothing_whatever_its_end(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_what_happened_in_a_step_is_remembered_while_an_earlier_one_is_done_again(tmp_path: Path) -> None:
+def test_marker_of_a_step_survives_an_earlier_step(tmp_path: Path) -> None:
     assert attempt(tmp_path, "hang", seconds=0.5)[0] == 1
     with Watchdog(tmp_path).watching("/v/a.mp4", "fetch", 60, 8):
         pass
     assert attempt(tmp_path, "hang")[1].startswith("timeout")
 
 
-def test_a_damaged_marker_counts_for_nothing(tmp_path: Path) -> None:
+def test_damaged_marker_is_ignored(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path)
     with watchdog.watching("/v/a.mp4", "faces", 60, 8):
         (marker,) = tmp_path.iterdir()
@@ -113,14 +113,14 @@ def test_a_damaged_marker_counts_for_nothing(tmp_path: Path) -> None:
                 assert json.loads(marker.read_text())["deaths"] == 0
 
 
-def test_resident_memory_is_counted_in_bytes() -> None:
+def test_resident_memory_is_in_bytes() -> None:
     before = resident_bytes()
     held = bytearray(b"x" * 2**26)
     assert 2**26 * 0.9 < resident_bytes() - before < 2**26 * 1.5
     assert held
 
 
-def test_a_refusal_says_what_to_do(tmp_path: Path) -> None:
+def test_error_has_a_hint(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path)
     with watchdog.watching("/v/a.mp4", "faces", 60, 8):
         (marker,) = tmp_path.iterdir()

@@ -1,7 +1,7 @@
 """Step `cut`: video and audio of a clip stay together for any input, framing, face tracks.
 
-Reference: a video of black frames with white flashes and of silence with beeps at known times. A source frame of time
-p must be shown at frame round(16 p) of the 16 fps grid, and audio must be heard at its time.
+Reference: a video of black frames with white flashes and of silence with beeps at known times. A source frame
+of time p must be shown at frame round(16 p) of the 16 fps grid, and audio must be heard at its time.
 """
 
 import subprocess
@@ -31,8 +31,8 @@ PERIOD_S, LIT_S = 1.3, 0.25
 
 @dataclass(frozen=True)
 class Film:
-    """A test video: `times` [N] of its frames in seconds from the container start, `lit` [N] whether each is white,
-    `beeps` start times."""
+    """A test video: `times` [N] of its frames in seconds from the container start, `lit` [N] whether each is
+    white, `beeps` start times."""
 
     path: Path
     times: np.ndarray

@@ -1,4 +1,4 @@
-"""Steps `hash` and `fingerprint`: near for duplicates, far for other content, and the meaning of every bit."""
+"""Steps `hash` and `fingerprint`: similar for duplicates, different for others, meaning of each bit."""
 
 import subprocess
 from pathlib import Path
@@ -114,8 +114,14 @@ def test_still_frames_have_no_hash() -> None:
 
 
 def test_text_hash_ignores_case_and_changes_little_with_one_word() -> None:
-    text = "It was the best of times, it was the worst of times; it was the age of wisdom, it was the age of foolishness."
-    other = "Four score and seven years ago our fathers brought forth on this continent a new nation conceived in liberty."
+    text = (
+        "It was the best of times, it was the worst of times; it was the age of wisdom, "
+        "it was the age of foolishness."
+    )
+    other = (
+        "Four score and seven years ago our fathers brought forth on this continent a new nation "
+        "conceived in liberty."
+    )
     one = text_hash(text)
     assert one is not None
     assert -(2**63) <= one < 2**63

@@ -1,4 +1,4 @@
-"""Step `listen`: every audio signal responds monotonically to a planted degradation of real speech; pitch is exact."""
+"""Step `listen`: every signal responds monotonically to planted degradation; pitch is exact."""
 
 import itertools
 from collections.abc import Sequence
@@ -156,7 +156,7 @@ def test_single_peak_is_no_clipping() -> None:
 
 
 def hum(hertz: float, seconds: float = 2.0, noise: float = 0.0) -> np.ndarray:
-    """Voice-like int16 audio at 16 kHz: harmonics that fall by 6 dB per octave, through one formant at 600 Hz."""
+    """Voice-like int16 audio at 16 kHz: harmonics falling by 6 dB per octave, one formant at 600 Hz."""
     at = np.arange(int(seconds * AUDIO_RATE)) / AUDIO_RATE
     parts = [
         np.sin(2 * np.pi * hertz * k * at + k) / k * np.exp(-(((hertz * k - 600) / 500) ** 2))

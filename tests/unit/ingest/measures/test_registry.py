@@ -1,4 +1,4 @@
-"""The registry of steps agrees with the signals table, the pools and the configuration; step keys are those of 0.3.0."""
+"""The registry agrees with signals table, pools and configuration; step keys are those of 0.3.0."""
 
 import numpy as np
 import pytest
@@ -52,8 +52,8 @@ KEYS_OF_0_3_0 = {
     "measure": "b7b7dd4138f1981f",
     "cut": "ec389800c8448168",
 }
-"""Keys of the default configuration in release 0.3.0. A changed key measures every source of every corpus again: change
-one here only together with the version of its step."""
+"""Keys of the default configuration in release 0.3.0. A changed key measures every source of every corpus
+again: change one here only together with the version of its step."""
 
 DIGEST_OF_0_3_0 = "5396823204b5a451"
 """Digest of the default configuration in release 0.3.0, which its corpora carry in every row."""

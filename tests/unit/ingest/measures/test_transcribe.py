@@ -1,4 +1,4 @@
-"""Step `transcribe`: word signals of a clip, such as loops, stock phrases, and words outside speaker turns."""
+"""Step `transcribe`: word signals of a clip, such as loops, stock phrases and unvoiced words."""
 
 import pytest
 from hypothesis import given

@@ -44,7 +44,7 @@ def pictures(path: Path, side: int = 128) -> np.ndarray:
     st.sampled_from([(400, 300), (300, 500)]),
 )
 @settings(max_examples=15, deadline=None)
-def test_a_turned_scaled_and_moved_face_is_aligned_alike(
+def test_alignment_undoes_rotation_scale_and_shift(
     angle: float, scale: float, move: tuple[float, float], size: tuple[int, int]
 ) -> None:
     template, side = SFaceEncoder.TEMPLATE, SFaceEncoder.SIDE
@@ -64,7 +64,7 @@ def test_a_turned_scaled_and_moved_face_is_aligned_alike(
 
 @pytest.fixture
 def patches(tmp_path: Path) -> Path:
-    """A folder with a network of SFace's shape that tells 128 of the mean colours of 8 x 8 patches, not whose face it is."""
+    """A folder with a network of SFace's shape that returns 128 of the mean colours of 8 x 8 patches."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -91,7 +91,7 @@ def patches(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_named_model_is_given_the_aligned_face_in_its_own_order_of_colours(patches: Path) -> None:
+def test_sface_input_is_aligned_in_its_colour_order(patches: Path) -> None:
     picture = cv2.GaussianBlur(
         np.random.default_rng(3).integers(0, 255, (300, 400, 3)).astype(np.uint8), (0, 0), 9
     )
@@ -105,7 +105,7 @@ def test_a_named_model_is_given_the_aligned_face_in_its_own_order_of_colours(pat
     assert vector == pytest.approx(means / np.linalg.norm(means), abs=1e-3)
 
 
-def test_a_clip_has_the_mean_vector_of_its_main_face_and_of_no_other(patches: Path) -> None:
+def test_clip_embedding_is_mean_over_main_face_only(patches: Path) -> None:
     from uniavgen.ingest.config import FaceConfig
     from uniavgen.ingest.models.face_reader import FaceCollector, FaceReader
 
@@ -141,7 +141,7 @@ def test_a_clip_has_the_mean_vector_of_its_main_face_and_of_no_other(patches: Pa
     assert clip_face_embedding(None, seen.faces) is None
 
 
-def test_a_folder_without_the_model_is_told_in_one_line(tmp_path: Path) -> None:
+def test_folder_without_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"weights sface lack {SFaceEncoder.FILE}"):
         SFaceEncoder(str(tmp_path))
     with pytest.raises(UserError, match=f"weights dlib-face lack {DlibEncoder.FILE}"):
@@ -149,7 +149,7 @@ def test_a_folder_without_the_model_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def people_and_vectors(encoder: FaceEncoder) -> np.ndarray:
-    """Vectors of one portrait in other light, mirrored, blurred, small and pressed to a low quality, then of other people."""
+    """Embeddings of one portrait in other light, mirrored, small and compressed, then of other people."""
     from uniavgen.ingest.config import FaceConfig
     from uniavgen.ingest.models.face_reader import FaceReader
 
@@ -178,7 +178,7 @@ def people_and_vectors(encoder: FaceEncoder) -> np.ndarray:
         reader.close()
 
 
-def test_one_person_in_other_light_size_and_quality_is_one_by_the_default_bounds_and_nobody_else_is() -> None:
+def test_dlib_embeddings_separate_persons_at_default_thresholds() -> None:
     alike = (lambda v: v @ v.T)(people_and_vectors(DlibEncoder()))
     assert alike[:5, :5].min() >= 0.95  # curation's `same_face`
     assert (alike[5:] - np.eye(len(alike))[5:]).max(initial=-1) < 0.915  # its `near_face`
@@ -188,7 +188,7 @@ def test_one_person_in_other_light_size_and_quality_is_one_by_the_default_bounds
     not is_cached("sface"),
     reason="SFace's weights are not in the cache (uniavgen doctor says how to get them)",
 )
-def test_sface_tells_people_apart_too() -> None:
+def test_sface_embeddings_separate_persons() -> None:
     alike = (lambda v: v @ v.T)(people_and_vectors(SFaceEncoder()))
     assert alike[:5, :5].min() >= 0.5
     assert (alike[5:] - np.eye(len(alike))[5:]).max(initial=-1) < 0.363
