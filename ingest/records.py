@@ -121,7 +121,7 @@ class FaceTable:
 
 
 @dataclass
-class FaceVectors:
+class FaceEmbeddings:
     """Face embeddings, n rows: `frame` int32 [n], `box` float32 [n, 4] as in `FaceTable`,
     `vector` float32 [n, d]."""
 
@@ -144,7 +144,7 @@ class FacesSeen:
     face_count: np.ndarray
     denied: np.ndarray
     faces: FaceTable
-    vectors: FaceVectors | None = None
+    vectors: FaceEmbeddings | None = None
     """Embeddings of some of the faces; None without an embedding model."""
     __pydantic_config__ = ARRAYS
 

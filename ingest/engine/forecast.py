@@ -76,9 +76,13 @@ def choose(sizes: Mapping[str, int | None], count: int, seed: int) -> list[str]:
 
 
 def predict(
-    sampled: Sequence[Sampled], rest: Sequence[int | None], start_s: float, workers_busy: float, seed: int = 0
+    sampled: Sequence[Sampled],
+    remaining: Sequence[int | None],
+    start_s: float,
+    workers_busy: float,
+    seed: int = 0,
 ) -> Forecast:
-    """Yield and cost of the remaining sources, whose sizes are `rest`.
+    """Yield and cost of the remaining sources, whose sizes are `remaining`.
 
     `start_s` is the time until work begins, `workers_busy` the mean number of busy workers from then on.
     Figures: `video_h`, `wall_h`, `work_h` (all workers' time), `clips`, `clip_h`, `kept_h`, `kept_share`
@@ -89,16 +93,16 @@ def predict(
         raise ValueError("nothing was sampled")
     steps = sorted({name for source in sampled for name in source.step_seconds})
     table = np.array([_row(source, steps) for source in sampled], float)
-    scale = _rest_bytes(sampled, rest)
+    scale = _remaining_bytes(sampled, remaining)
     drawn = np.random.default_rng(seed).integers(0, len(sampled), (DRAWS, len(sampled)))
     sums = np.stack([table.sum(axis=0), *table[drawn].sum(axis=1)])  # the sample itself, then its resamples
-    estimates = _figures(_totals(sums, len(sampled), scale, len(rest)), start_s, workers_busy)
+    estimates = _figures(_totals(sums, len(sampled), scale, len(remaining)), start_s, workers_busy)
     ends = np.percentile(estimates[1:], RANGE, axis=0)
     figures = {
         name: Estimate(*map(float, row))
         for name, row in zip(_FIGURES, np.stack([ends[0], estimates[0], ends[1]]).T, strict=True)
     }
-    figures["failures"] = _failures(sum(source.failed for source in sampled), len(sampled), len(rest))
+    figures["failures"] = _failures(sum(source.failed for source in sampled), len(sampled), len(remaining))
     work = table[:, len(_COLUMNS) :].sum(axis=0)
     share = (
         {name: float(seconds / work.sum()) for name, seconds in zip(steps, work, strict=True)}
@@ -106,7 +110,7 @@ def predict(
         else {}
     )
     slowest = max(share, key=lambda name: share[name], default="")
-    return Forecast(len(rest), len(sampled), figures, slowest, share.get(slowest, 0.0), share)
+    return Forecast(len(remaining), len(sampled), figures, slowest, share.get(slowest, 0.0), share)
 
 
 def pace(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -147,13 +151,13 @@ def _row(source: Sampled, steps: Sequence[str]) -> list[float]:
     ]
 
 
-def _totals(sums: np.ndarray, count: int, rest_bytes: float, rest_count: int) -> np.ndarray:
+def _totals(sums: np.ndarray, count: int, remaining_bytes: float, remaining_count: int) -> np.ndarray:
     """Totals of the remaining sources, [draws, columns - 1]: failures scale by count, all else by bytes."""
     size = sums[:, :1]
     totals: np.ndarray = sums[:, 1:] * np.where(
-        size > 0, rest_bytes / np.maximum(size, 1), rest_count / count
+        size > 0, remaining_bytes / np.maximum(size, 1), remaining_count / count
     )
-    totals[:, 0] = sums[:, 1] * rest_count / count
+    totals[:, 0] = sums[:, 1] * remaining_count / count
     return totals
 
 
@@ -169,19 +173,19 @@ def _figures(totals: np.ndarray, start_s: float, workers_busy: float) -> np.ndar
     )
 
 
-def _failures(failed: int, sampled: int, rest: int) -> Estimate:
+def _failures(failed: int, sampled: int, remaining: int) -> Estimate:
     """Expected failures. The range is Jeffreys' interval: a bootstrap of no failures has no spread."""
     from scipy.stats import beta
 
     ends = beta.ppf(np.array(RANGE) / 100, failed + 0.5, sampled - failed + 0.5)
     low, high = ends[0] if failed else 0.0, ends[1] if failed < sampled else 1.0
-    return Estimate(float(low * rest), failed / sampled * rest, float(high * rest))
+    return Estimate(float(low * remaining), failed / sampled * remaining, float(high * remaining))
 
 
-def _rest_bytes(sampled: Sequence[Sampled], rest: Sequence[int | None]) -> float:
+def _remaining_bytes(sampled: Sequence[Sampled], remaining: Sequence[int | None]) -> float:
     """Bytes of the remaining sources; one of unknown size counts as the median of the known ones."""
-    typical = _typical([*rest, *(source.bytes for source in sampled)])
-    return float(sum(typical if size is None else size for size in rest))
+    typical = _typical([*remaining, *(source.bytes for source in sampled)])
+    return float(sum(typical if size is None else size for size in remaining))
 
 
 def _typical(sizes: Iterable[int | None]) -> float:

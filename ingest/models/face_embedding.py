@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from uniavgen.ingest.config import FaceConfig
-from uniavgen.ingest.records import FaceTable, FaceVectors
+from uniavgen.ingest.records import FaceEmbeddings, FaceTable
 from uniavgen.shards.weights import resolve
 
 DIMENSIONS = 128
@@ -136,15 +136,15 @@ class FaceEmbeddingCollector:
             for box, points in sorted(faces, key=lambda face: face[0][1] - face[0][3])[:FACES_PER_FRAME]:
                 self._rows.append((index, box, self._encoder.encode(frame, points)))
 
-    def result(self) -> FaceVectors:
-        return FaceVectors(
+    def result(self) -> FaceEmbeddings:
+        return FaceEmbeddings(
             frame=np.array([index for index, _, _ in self._rows], np.int32),
             box=np.array([box for _, box, _ in self._rows], np.float32).reshape(-1, 4),
             vector=np.array([vector for _, _, vector in self._rows], np.float32).reshape(-1, DIMENSIONS),
         )
 
 
-def clip_face_embedding(seen: FaceVectors | None, face: FaceTable) -> list[float] | None:
+def clip_face_embedding(seen: FaceEmbeddings | None, face: FaceTable) -> list[float] | None:
     """Mean embedding of a clip's main face, whose rows are `face`; None without any."""
     if seen is None:
         return None
