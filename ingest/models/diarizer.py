@@ -307,7 +307,7 @@ def labels_by_overlap(
         coverage[start : start + frames] += len(rows) > 0
     likely = activity > 0.5 * np.maximum(coverage, 1)[:, None]
     spoken_at = np.flatnonzero(likely.any(axis=1))
-    for window in np.flatnonzero(unknown.any(axis=1)):
+    for window in map(int, np.flatnonzero(unknown.any(axis=1))):
         rows = np.flatnonzero(unknown[window])
         unknown_activity = active[window][:, rows].T.astype(np.float32)
         others = likely[starts[window] : starts[window] + frames].astype(np.float32)
