@@ -105,6 +105,61 @@ def test_a_rule(
     assert [reasons[row["clip_id"]] for row in rows] == ["", "face_height", "pace"]
 
 
+def test_a_signal(repository: Path) -> None:
+    apply_section(repository, "A signal")
+    shown = run_code(
+        repository,
+        """
+        import numpy as np
+
+        from uniavgen.ingest.measures.picture import picture_signals
+        from uniavgen.ingest.records import FrameTable
+        from uniavgen.shards.corpus.schema import schema
+
+        assert "luma_range" in schema("clips").names
+        frames = FrameTable(np.arange(101, dtype=np.float32), np.ones(101, np.float32))
+        print(picture_signals(frames, 0, 101)["luma_range"])
+        """,
+    )
+    assert float(shown) == pytest.approx(90)
+    tests = [str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "unit").rglob("test_signals.py")]
+    tests += ["tests/unit/ingest/measures/test_registry.py"]
+    select = "signals_of_all_steps or each_step_fills"
+    assert " passed" in run_in(
+        repository, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *tests
+    )
+
+
+def test_a_step(repository: Path) -> None:
+    apply_section(repository, "A step")
+    shown = run_code(
+        repository,
+        """
+        from uniavgen.ingest.config import IngestConfig
+        from uniavgen.ingest.engine.step_cache import StepCache
+        from uniavgen.ingest.measures.pauses import Pauses, PauseStep
+        from uniavgen.ingest.measures.registry import step_graph
+        from uniavgen.ingest.records import Proposal, Proposals, SourceRecord, SpokenWord
+        from uniavgen.shards.corpus.signals import signals_of
+
+        from pathlib import Path
+
+        graph = step_graph(IngestConfig())
+        words = [SpokenWord("a", 0.0, 0.5, 1.0, "A"), SpokenWord("b", 1.25, 1.5, 1.0, "A")]
+        record = SourceRecord("/videos/a.mp4", "ab" * 16)
+        record.results = {Proposals: Proposals([Proposal(0.0, 2.0, "A", words), Proposal(0.0, 2.0, "", [])])}
+        result = PauseStep(graph, Path("run"), Path("corpus")).measure(record)
+        cache = StepCache("corpus")
+        cache.save(record.source_id, "pauses", graph.keys["pauses"], result)
+        assert cache.load(record.source_id, "pauses", graph.keys["pauses"], Pauses) == result
+        record.results[Pauses] = result
+        assert set(PauseStep.signals(record, 0)) == set(signals_of("pauses"))
+        print(result.longest_s)
+        """,
+    )
+    assert shown.strip() == "[0.75, None]"
+
+
 def test_a_task(repository: Path) -> None:
     apply_section(repository, "A task")
     shown = run_code(
