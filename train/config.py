@@ -22,10 +22,6 @@ from uniavgen.train.tasks import PAPER_MIX, Task
 
 StageName = Literal["audio", "joint", "multitask"]
 
-AUDIO_PARTS = ("audio", "speech_text")
-ALL_PARTS = ("video", *AUDIO_PARTS, "interactions")
-"""Parts of the dual-branch model, as its parameters' names begin."""
-
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -164,6 +160,12 @@ class PretrainedConfig(_Config):
         "branch from a Wan video model leaves out audio.patch_embedding, audio.text_embedding and audio.head",
     )
 
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Branch -> checkpoint, of those that are named."""
+        named = {"video": self.video, "audio": self.audio}
+        return {branch: path for branch, path in named.items() if path}
+
 
 class StageConfig(_Config):
     """One stage: what it trains, on which tasks, how long, and what it takes from the stage before."""
@@ -230,10 +232,10 @@ class StageConfig(_Config):
         """Modalities that the stage scores in a task: those that the task generates and the stage has a branch for."""
         return [name for name in task.spec.generates if self.has_video or name == "audio"]
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Parts of the model that the stage has; the others are not built into its weights."""
-        return ALL_PARTS if self.has_video else AUDIO_PARTS
+    def face_config(self, face: FaceConfig) -> FaceConfig:
+        """The model's face configuration with the stage's own lambda_m schedule, if it has one."""
+        schedule = {"lambda_start": self.lambda_start, "lambda_end": self.lambda_end}
+        return face.model_copy(update={name: value for name, value in schedule.items() if value is not None})
 
 
 def tiny_stages() -> list[StageConfig]:
@@ -417,11 +419,3 @@ class TrainConfig(_Config):
 def lr_at(stage: StageConfig, step: int) -> float:
     """Learning rate of 0-based `step`: linear warm-up, then constant."""
     return stage.lr * min(1.0, (step + 1) / (stage.warmup + 1))
-
-
-def face_for(config: TrainConfig, stage: StageConfig) -> FaceConfig:
-    """The face configuration with the stage's own lambda_m schedule, where it names one."""
-    named = {"lambda_start": stage.lambda_start, "lambda_end": stage.lambda_end}
-    return config.model.face.model_copy(
-        update={name: value for name, value in named.items() if value is not None}
-    )

@@ -1,7 +1,7 @@
-"""Starts a stage through Ray Train and says what came of it.
+"""Start a training stage through Ray Train, and report its result.
 
-In: a TrainConfig, the name of a stage, a shards folder, a run folder. Out: StageResult. Ray is the one that runs
-already, the cluster that RAY_ADDRESS names, or one on this machine. On several nodes both folders must be shared by all.
+Ray is the one that runs already, the cluster that RAY_ADDRESS names, or a new one on this machine. On several nodes, shards
+and run folder must be on shared storage.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from uniavgen.train.engine.deepspeed_compat import import_lean
 if TYPE_CHECKING:
     from uniavgen.train.trainer import Job, MetricsFactory
 
-
-PATIENCE_S = 7200
-"""Seconds that workers wait for one another before they give up: the first one alone converts a checkpoint or writes the
-weights of billions of parameters, maybe into a slow folder. A worker that is lost Ray notices by itself."""
+COLLECTIVE_TIMEOUT_S = 7200
+"""Seconds that ranks wait for one another in a collective call. Rank 0 alone converts a checkpoint or writes the weights of
+billions of parameters, perhaps to slow storage. Ray itself notices a worker that is lost."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage. `ran` is False where it had been finished before; the figures are those of `train.meters.Outcome`."""
+    """A finished stage. `ran` is False if it had been finished before; the numbers are those of `diagnostics.metrics.Outcome`."""
 
     stage: str
     ran: bool
@@ -64,12 +63,11 @@ def run_stage(
     *,
     accept_changes: bool = False,
 ) -> StageResult:
-    """Train a stage, or go on from its last checkpoint, or do nothing where it is done.
+    """Train a stage, or resume it from its last checkpoint, or do nothing if it is done.
 
-    `on_metrics_factory()` runs in the first worker and gives the function that receives (steps done, metrics). Raises
-    UserError for a stage without its predecessor, a configuration changed since it began (unless `accept_changes`), too few
-    CPUs or GPUs, and failing workers; Stopped where SIGTERM, Ctrl-C or a file `<stage>/stop` asked for it, once the workers
-    have saved after the step they were at.
+    `on_metrics_factory()` runs on rank 0 and gives the function that receives (steps done, metrics). Raises UserError for a
+    stage without its predecessor, a configuration that changed since the stage began (unless `accept_changes`), too few CPUs
+    or GPUs, and failing workers; Stopped if SIGTERM, Ctrl-C or a file `<stage>/stop` asked for it, after the workers saved.
     """
     began = time.monotonic()
     folder = RunFolder(run_dir, stage)
@@ -77,15 +75,15 @@ def run_stage(
         return _result(folder, ran=False, began=began)
     folder.write(config=config.model_dump(mode="json"), done=False)
     with ray_running():
-        device = _device(config)
-        job = _job(config, stage, shards_dir, run_dir, device, on_metrics_factory, accept_changes)
-        with _stop_asked(folder) as signals:
+        device = _choose_device(config)
+        job = _make_job(config, stage, shards_dir, run_dir, device, on_metrics_factory, accept_changes)
+        with _stop_on_signal(folder) as signals:
             _fit(config, folder, device, job)
     if not folder.done:
         raise Stopped(
             f"stopped after step {folder.steps()[-1]} of stage {stage}, which is saved",
             where=folder.path,
-            hint="run the same command again to go on",
+            hint="run the same command again to resume",
             code=128 + (signals[0] if signals else signal.SIGINT),
         )
     return _result(folder, ran=True, began=began)
@@ -99,10 +97,12 @@ def check_stages(
     *,
     accept_changes: bool = False,
 ) -> bool:
-    """Whether all of these stages are done already; raises as `check_stage` does, before the first of them takes its days."""
+    """Whether all of these stages are done. Raises as `check_stage` does, before the first of them trains for days."""
     done = [
-        check_stage(config, stage, shards_dir, run_dir, accept_changes=accept_changes, after=stages[:place])
-        for place, stage in enumerate(stages)
+        check_stage(
+            config, stage, shards_dir, run_dir, accept_changes=accept_changes, earlier=stages[:number]
+        )
+        for number, stage in enumerate(stages)
     ]
     return all(done)
 
@@ -114,41 +114,41 @@ def check_stage(
     run_dir: str | Path,
     *,
     accept_changes: bool = False,
-    after: Sequence[str] = (),
+    earlier: Sequence[str] = (),
 ) -> bool:
-    """Whether a stage is done already; touches nothing. The stages `after` which it comes are trained by then.
+    """Whether a stage is done. Nothing is trained; an index of audio shards may be written.
 
-    Raises UserError where it cannot be trained: its predecessor is not done, its plan changed since it was (unless
-    `accept_changes`: then it stands as it is), its batch does not split, or there are no shards.
-    An index of audio shards may be written.
+    The `earlier` stages will be trained before it. Raises UserError if it cannot be trained: its predecessor is not done, its
+    settings changed since it was done (unless `accept_changes`), its batch does not split, or there are no shards.
     """
-    plan = config.stage(stage)
+    stage_config = config.stage(stage)
     folder = RunFolder(run_dir, stage)
     if folder.done:
         if not accept_changes:
-            _check_same_plan(folder, folder.read(), config, stage)
+            _check_same_settings(folder, folder.read(), config, stage)
         return True
-    if plan.takes_from and plan.takes_from not in after and not RunFolder(run_dir, plan.takes_from).done:
+    source = stage_config.takes_from
+    if source and source not in earlier and not RunFolder(run_dir, source).done:
         raise UserError(
-            f"stage {stage} starts from stage {plan.takes_from}, which is not done",
-            where=Path(run_dir).absolute() / plan.takes_from,
-            hint=f"run first: uniavgen train {plan.takes_from}",
+            f"stage {stage} starts from stage {source}, which is not done",
+            where=Path(run_dir).absolute() / source,
+            hint=f"run first: uniavgen train {source}",
             kind="missing-stage",
         )
-    config.micro_batch(plan, config.workers)
-    _check_data(config, plan, shards_dir, run_dir)
+    config.micro_batch(stage_config, config.workers)
+    _check_data(config, stage_config, shards_dir, run_dir)
     return False
 
 
-def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConfig, stage: str) -> None:
-    """A finished stage answers for the plan it was trained with, not for another."""
+def _check_same_settings(folder: RunFolder, record: dict[str, Any], config: TrainConfig, stage: str) -> None:
+    """Raise UserError if a finished stage was trained with other settings."""
     from uniavgen.train.checkpoint.resume import NO_MATTER, settings_that_matter
 
     try:
-        before = TrainConfig.model_validate(known["config"])
+        before = TrainConfig.model_validate(record["config"])
     except (KeyError, ValidationError) as error:
         raise UserError(
-            "stage.json holds no readable plan", where=folder.path, hint="use another --run folder"
+            "stage.json holds no readable configuration", where=folder.path, hint="use another --run folder"
         ) from error
     then, now = (
         settings_that_matter(before, before.stage(stage)),
@@ -157,9 +157,9 @@ def _check_same_plan(folder: RunFolder, known: dict[str, Any], config: TrainConf
     changed = changed_fields(then, now, ignore=NO_MATTER)
     if changed:
         raise UserError(
-            f"stage {stage} is done, with another {', '.join(changed[:4])}",
+            f"stage {stage} already finished with different settings: {', '.join(changed[:4])}",
             where=folder.path,
-            hint="use another --run folder for the new plan, or delete the stage's folder to train it again",
+            hint="use another --run folder for the new settings, or delete the stage's folder to train it again",
             kind="changed-configuration",
         )
 
@@ -169,12 +169,12 @@ def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path,
     from uniavgen.train.data.stage_stream import open_stream
 
     open_stream(config, stage, str(shards_dir), str(run_dir))
-    # audio shards have no val of their own: validation keeps to the corpus's clips
+    # audio shards have no val split: validation uses the corpus's clips
     if config.validation.every or (config.validation.films and stage.has_video):
         SampleStream(str(shards_dir), "val")
 
 
-def _job(
+def _make_job(
     config: TrainConfig,
     stage: str,
     shards_dir: str | Path,
@@ -189,12 +189,13 @@ def _job(
     return Job(config, stage, shards, str(Path(run_dir).absolute()), device, factory, accept_changes)
 
 
-def _device(config: TrainConfig) -> str:
-    """The device that the workers use. Raises UserError where the cluster is too small for them."""
+def _choose_device(config: TrainConfig) -> str:
+    """The device that the workers use. Raises UserError if the cluster is too small for them."""
     import ray
 
-    there = ray.cluster_resources()
-    gpus, cpus, wanted = there.get("GPU", 0), there.get("CPU", 0), config.workers * config.cpus_per_worker
+    resources = ray.cluster_resources()
+    gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
+    needed_cpus = config.workers * config.cpus_per_worker
     device = config.device if config.device != "auto" else ("cuda" if gpus >= config.workers else "cpu")
     if device == "cuda" and gpus < config.workers:
         raise UserError(
@@ -202,9 +203,9 @@ def _device(config: TrainConfig) -> str:
             hint="lower train.workers",
             kind="too-small",
         )
-    if cpus < wanted:
+    if cpus < needed_cpus:
         raise UserError(
-            f"{config.workers} workers need {wanted} CPUs, Ray has {cpus:g}",
+            f"{config.workers} workers need {needed_cpus} CPUs, Ray has {cpus:g}",
             hint="lower train.workers or train.cpus_per_worker",
             kind="too-small",
         )
@@ -216,16 +217,18 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from uniavgen.train.engine.failures import Restarts, failure_path, told
+    from uniavgen.train.worker_failures import RestartPolicy, explain_failure, failure_path
 
     failure_path(folder).unlink(missing_ok=True)
-    # Ray Train knows this from its environment alone, and hands it to its controller
+    # Ray Train reads this from its environment only, and hands it to its controller
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.room_wait_s)
     restarts = config.max_restarts
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=PATIENCE_S),
+        torch_config=TorchConfig(
+            backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+        ),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=device == "cuda",
@@ -234,68 +237,67 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
         run_config=RunConfig(
             name=folder.stage,
             storage_path=str(folder.path / ".ray"),
-            # by default Ray waits without end for room, and for nodes that are taken away
+            # by default Ray waits for ever for resources, and for nodes that are taken away
             failure_config=FailureConfig(
                 max_failures=restarts, controller_failure_limit=restarts, max_preemption_failures=restarts
             ),
-            callbacks=[Restarts(job.run_dir, job.stage, restarts)],
+            callbacks=[RestartPolicy(job.run_dir, job.stage, restarts)],
         ),
     )
     try:
-        _beside(trainer.fit)
+        _call_in_thread(trainer.fit)
     except (TrainingFailedError, RayError) as error:
-        raise told(folder, error, config) from error
+        raise explain_failure(folder, error, config) from error
 
 
 @contextmanager
-def _stop_asked(folder: RunFolder) -> Iterator[list[int]]:
-    """While it lasts, a first SIGTERM or Ctrl-C asks the workers to save and leave; a second one ends it at once.
+def _stop_on_signal(folder: RunFolder) -> Iterator[list[int]]:
+    """Within the block, a first SIGTERM or Ctrl-C asks the workers to save and stop; a second one ends the block at once.
 
-    Gives the list of signals that came. The request is a file in the run folder, which workers on any node see.
+    Yields the list of received signals. The request is a file in the run folder, which workers on any node see.
     """
     folder.stop_request.unlink(missing_ok=True)
-    came: list[int] = []
+    received: list[int] = []
 
-    def ask(number: int, frame: object) -> None:
-        came.append(number)
-        if len(came) > 1:
+    def request_stop(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
             raise KeyboardInterrupt
         folder.stop_request.touch()
-        folder.tell("stopping", "asked to stop: the workers save after this step (once more to end at once)")
+        folder.tell("stopping", "stop requested: the workers save after this step (once more to end at once)")
 
-    here = threading.current_thread() is threading.main_thread()
-    before = (
-        {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if here else {}
-    )
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+    before = {number: signal.signal(number, request_stop) for number in signals}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         folder.stop_request.unlink(missing_ok=True)
 
 
-def _beside(work: Callable[[], object]) -> None:
-    """Call `work` in a thread and wait for it: in the main thread Ray would answer Ctrl-C itself, by dropping the workers."""
-    failed: list[BaseException] = []
+def _call_in_thread(work: Callable[[], object]) -> None:
+    """Call `work` in a thread and wait: in the main thread Ray would handle Ctrl-C itself, by dropping the workers."""
+    errors: list[BaseException] = []
 
     def call() -> None:
         try:
             work()
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(0.2)  # signals are answered in between
-    if failed:
-        raise failed[0]
+        thread.join(0.2)  # signals are handled in between
+    if errors:
+        raise errors[0]
 
 
-def _work(given: dict[str, Any]) -> None:
-    """The body of a Ray Train worker: train, or leave word of why not and fail."""
-    job: Job = given["job"]
+def _work(loop_config: dict[str, Any]) -> None:
+    """The body of a Ray Train worker: train, or record the failure and raise it."""
+    job: Job = loop_config["job"]
     import_lean(job.device)
     import torch
 
@@ -306,25 +308,25 @@ def _work(given: dict[str, Any]) -> None:
 
         train_stage(job)
     except Exception as error:
-        from uniavgen.train.engine.failures import leave_word
-        from uniavgen.train.planning import out_of_memory
+        from uniavgen.train.planning import explain_out_of_memory
+        from uniavgen.train.worker_failures import record_failure
 
         config = job.config
-        told = out_of_memory(error, config, config.stage(job.stage), job.device)
-        leave_word(folder, told or error)
-        if told:
-            raise told from error
+        explained = explain_out_of_memory(error, config, config.stage(job.stage), job.device)
+        record_failure(folder, explained or error)
+        if explained:
+            raise explained from error
         raise
 
 
 def _result(folder: RunFolder, *, ran: bool, began: float) -> StageResult:
-    content = folder.read()
+    record = folder.read()
     steps = folder.steps()
     return StageResult(
         stage=folder.stage,
         ran=ran,
-        **content["outcome"],
-        key_report=content.get("key_report", []),
+        **record["outcome"],
+        key_report=record.get("key_report", []),
         checkpoint=folder.checkpoint(steps[-1]) if steps else folder.checkpoints,
         weights=folder.weights,
         wall_seconds=time.monotonic() - began,

@@ -1,7 +1,4 @@
-"""Sampling: Euler steps from noise to latents for any of the five tasks, with modality-aware guidance.
-
-In: a model, the conditions as a `LatentBatch`, a task and a seed. Out: video latents and mels; codecs decode them.
-"""
+"""Sampling of UniAVGen: Euler steps from noise to latents for any task, with modality-aware guidance (MA-CFG)."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from uniavgen.train.model.objective import Model, build_inputs
 from uniavgen.train.tasks import ClipCondition, Task, clip_condition
 
 Velocities = tuple[Tensor | None, Tensor | None]
+"""Of the video clip and of the audio clip; also their states."""
 
 
 @torch.no_grad()
@@ -36,26 +34,21 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     mels_per_frame: Fraction = MELS_PER_FRAME,
 ) -> tuple[Tensor | None, Tensor]:
-    """Video latents [B, 48, T, h, w] (None without a video) and mels [B, 100, L] of the whole clip, given parts included.
+    """Video latents [B, 48, T, h, w] (None without a video) and mels [B, 100, L] of the full clip, given parts included.
 
-    `batch` holds the conditions: what the task gives is read from `video` and `mel`, of the rest only the shapes (zeros
-    will do). Noise is a function of the seed and of each sample's index (0, 1, .. if None), not of the batch around it.
+    The task's given part is read from `video` and `mel` of the batch; otherwise only their shapes matter (zeros will do).
+    Noise is a function of the seed and of each sample's index (0, 1, .. if None), not of the other samples in the batch.
     `on_step(done, steps)` reports progress. Raises UserError for conditions that do not fit, and for an empty speech text
-    where speech is to be made.
+    where speech is generated.
     """
     validate_batch(batch, mels_per_frame)
     if "audio" in task.spec.generates and not bool(batch.speech_mask.any(dim=1).all()):
         raise UserError(
             "the text to be spoken is empty",
-            hint="give the words, or drive the video by sound",
+            hint="give the words, or choose task audio-driven",
             kind="empty-text",
         )
-    latents = None if batch.video is None else batch.video.shape[2]
-    share = config.continuation_latents / latents if latents else 0.5
-    voice = batch.reference_mel.shape[2] > 0
-    parts = clip_condition(
-        task, latents, batch.mel.shape[2], share=share, has_voice=voice, mels_per_frame=mels_per_frame
-    )
+    condition = sampling_condition(batch, task, config, mels_per_frame)
     indices = sample_indices or tuple(range(len(batch.mel)))
     states: Velocities = (
         _noise(batch.video, seed, indices, "video-noise"),
@@ -63,13 +56,30 @@ def sample(
     )
     times = time_grid(config.steps, config.shift)
     for step, (now, after) in enumerate(pairwise(times)):
-        moves = guided_velocities(model, batch, parts, states, now, config)
-        states = tuple(euler(x, u, now, after) for x, u in zip(states, moves, strict=True))  # type: ignore[assignment]
+        velocities = guided_velocities(model, batch, condition, states, now, config)
+        states = tuple(euler(x, u, now, after) for x, u in zip(states, velocities, strict=True))  # type: ignore[assignment]
         if on_step is not None:
             on_step(step + 1, config.steps)
-    video, audio = build_inputs(batch, parts, _checked(states), _full(batch, 0.0))
+    video, audio = build_inputs(batch, condition, _with_audio(states), _times(batch, 0.0))
     mels = audio.latent[:, :, -batch.mel.shape[2] :]
-    return (None if video is None or latents is None else video.latent[:, :, -latents:]), mels
+    if video is None or batch.video is None:
+        return None, mels
+    return video.latent[:, :, -batch.video.shape[2] :], mels
+
+
+def sampling_condition(
+    batch: LatentBatch, task: Task, config: SamplingConfig, mels_per_frame: Fraction = MELS_PER_FRAME
+) -> ClipCondition:
+    """The clean part of the clips: a continuation begins with `config.continuation_latents` video latents."""
+    latents = None if batch.video is None else batch.video.shape[2]
+    return clip_condition(
+        task,
+        latents,
+        batch.mel.shape[2],
+        share=config.continuation_latents / latents if latents else 0.5,
+        has_voice=batch.reference_mel.shape[2] > 0,
+        mels_per_frame=mels_per_frame,
+    )
 
 
 def time_grid(steps: int, shift: float) -> list[float]:
@@ -85,25 +95,25 @@ def euler(x: Tensor | None, u: Tensor | None, now: float, after: float) -> Tenso
 def guided_velocities(
     model: Model,
     batch: LatentBatch,
-    parts: ClipCondition,
+    condition: ClipCondition,
     states: Velocities,
     t: float,
     config: SamplingConfig,
 ) -> Velocities:
     """Velocities of both clips at time t: u0 + s (u - u0) inside the interval (one pass each for u and u0), else u."""
-    full = _full(batch, t)
-    video, audio = build_inputs(batch, parts, _checked(states), full)
-    u = _clips(model(video, audio), batch)
+    times = _times(batch, t)
+    video, audio = build_inputs(batch, condition, _with_audio(states), times)
+    u = _clip_velocities(model(video, audio), batch)
     if config.guidance == "none" or not config.interval[0] <= t <= config.interval[1]:
         return u
     if config.guidance == "text" or config.empty_text:
         batch = _without_text(batch)
-        video, audio = build_inputs(batch, parts, _checked(states), full)
+        video, audio = build_inputs(batch, condition, _with_audio(states), times)
     if config.guidance == "text":
-        u0 = _clips(model(video, audio), batch)
+        u0 = _clip_velocities(model(video, audio), batch)
     else:
-        # without interaction, a branch that generates nothing has no say
-        u0 = _clips(model(_if_noisy(video), _if_noisy(audio), interact=False), batch)
+        # without interaction, a branch that generates nothing has no effect
+        u0 = _clip_velocities(model(_if_noisy(video), _if_noisy(audio), interact=False), batch)
     return guide(u0[0], u[0], config.video_scale), guide(u0[1], u[1], config.audio_scale)
 
 
@@ -112,12 +122,14 @@ def guide(u0: Tensor | None, u: Tensor | None, scale: float) -> Tensor | None:
     return u if u is None or u0 is None else u0 + scale * (u - u0)
 
 
-def _clips(out: DualOutput, batch: LatentBatch) -> Velocities:
-    """The clip's part of a model's output: without the references that stand before it."""
-    video = (
-        None if out.video is None or batch.video is None else out.video[:, :, -batch.video.shape[2] :].float()
-    )
-    return video, None if out.audio is None else out.audio[:, :, -batch.mel.shape[2] :].float()
+def _clip_velocities(out: DualOutput, batch: LatentBatch) -> Velocities:
+    """A model's output without the references that precede the clip."""
+    video = audio = None
+    if out.video is not None and batch.video is not None:
+        video = out.video[:, :, -batch.video.shape[2] :].float()
+    if out.audio is not None:
+        audio = out.audio[:, :, -batch.mel.shape[2] :].float()
+    return video, audio
 
 
 def _if_noisy(data: BranchInput | None) -> BranchInput | None:
@@ -129,11 +141,11 @@ def _without_text(batch: LatentBatch) -> LatentBatch:
     return replace(batch, speech_mask=torch.zeros_like(batch.speech_mask), caption_mask=caption)
 
 
-def _full(batch: LatentBatch, t: float) -> Tensor:
+def _times(batch: LatentBatch, t: float) -> Tensor:
     return torch.full((len(batch.mel),), t, device=batch.mel.device)
 
 
-def _checked(states: Velocities) -> tuple[Tensor | None, Tensor]:
+def _with_audio(states: Velocities) -> tuple[Tensor | None, Tensor]:
     assert states[1] is not None
     return states[0], states[1]
 

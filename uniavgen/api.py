@@ -213,10 +213,10 @@ class Run:
         for an unknown task, for a condition that the task needs and that is missing, and where no stage with
         both branches is finished.
         """
-        from uniavgen.train.generation import ClipGenerator, device_here
+        from uniavgen.train.generation import ClipGenerator, choose_device
         from uniavgen.train.tasks import task_named
 
-        named, where = task_named(task), device_here(device)
+        named, where = task_named(task), choose_device(device)
         if self._generator is None or self._generator.device != where:
             self._generator = ClipGenerator(self.path, device=where)
         made = self._generator.generate(named, given, sampling, seed)

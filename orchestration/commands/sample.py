@@ -95,7 +95,7 @@ def sample_video(
     from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.errors import UsageError
     from uniavgen.train.checkpoint.trained_model import trained_config
-    from uniavgen.train.generation import conditions_from, device_here, generate
+    from uniavgen.train.generation import choose_device, conditions_from, generate
     from uniavgen.train.tasks import Task
 
     tasks = [entry.value for entry in Task]
@@ -119,7 +119,7 @@ def sample_video(
             conditions,
             settings.sample,
             seed,
-            device=device_here(settings.train.device),
+            device=choose_device(settings.train.device),
             on_step=bar.update,
         )
     path = write_video(

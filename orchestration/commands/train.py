@@ -114,7 +114,7 @@ def make_validation_videos(
     from uniavgen.orchestration.output import console
     from uniavgen.orchestration.output.video_file import write_contact_sheet, write_video
     from uniavgen.shards.read.stream import SampleStream
-    from uniavgen.train.generation import ClipGenerator, conditions_from, device_here
+    from uniavgen.train.generation import ClipGenerator, choose_device, conditions_from
     from uniavgen.train.tasks import Task
 
     config, count = settings.train.stage(stage), settings.train.validation.films
@@ -129,7 +129,7 @@ def make_validation_videos(
     missing = [video for video in videos if remake or not video[0].with_suffix(".png").is_file()]
     if not missing:
         return None
-    opened = closing(ClipGenerator(run_dir, stage, device_here(settings.train.device)))
+    opened = closing(ClipGenerator(run_dir, stage, choose_device(settings.train.device)))
     with opened as generator, console.progress(f"{stage}: validation videos", len(missing)) as bar:
         for key, of_clip in groupby(missing, key=lambda video: video[1]):
             conditions = conditions_from(stream.sample_by_key(key), settings.train.data, seed)

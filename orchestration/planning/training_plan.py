@@ -214,9 +214,9 @@ def cluster_summary(config: TrainConfig, stage: StageConfig, card: Gpu) -> dict[
 
 def deepspeed_config(config: TrainConfig, stage: StageConfig, workers: int) -> dict[str, Any]:
     """The configuration that DeepSpeed would get."""
-    from uniavgen.train.engine.deepspeed_engine import deepspeed_file
+    from uniavgen.train.engine.deepspeed_engine import deepspeed_settings
 
-    return deepspeed_file(config, stage, workers)
+    return deepspeed_settings(config, stage, workers)
 
 
 def memory_at(

@@ -116,9 +116,9 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
 
     from uniavgen.train import trainer
     from uniavgen.train.engine import ema
-    from uniavgen.train.engine.deepspeed_engine import begin_engine
+    from uniavgen.train.engine.deepspeed_engine import create_engine
 
-    ema.PIECE = 100  # so small a model's shards change places in several pieces too
+    ema.CHUNK_NUMBERS = 100  # so that the shards of a very small model are swapped in several chunks
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     for run in runs:
@@ -127,7 +127,7 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
             shutil.copytree(checkpoint, target, dirs_exist_ok=True)
         torch.distributed.barrier()
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
-        trainer.begin_engine = noting_the_living(begin_engine, run.run_dir / f"living-{rank}.txt")
+        trainer.create_engine = count_living_models(create_engine, run.run_dir / f"living-{rank}.txt")
         trainer.make_loader = partial(make_spoiling_loader, run.spoiled) if run.spoiled else make_loader
         shards = shards_dir
         if rank == world - 1:
@@ -143,17 +143,17 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
     torch.distributed.destroy_process_group()
 
 
-def noting_the_living(begin: Callable[..., Any], path: Path) -> Callable[..., Any]:
-    """`begin_engine`, which first notes in a line how many of the run's earlier models are still in memory."""
+def count_living_models(create: Callable[..., Any], path: Path) -> Callable[..., Any]:
+    """`create_engine` that first appends to a file how many of the run's earlier models are still in memory."""
     models: list[weakref.ref[Any]] = []
 
-    def noted(model: Any, *given: Any, **named: Any) -> Any:
+    def counted(model: Any, *given: Any, **named: Any) -> Any:
         with path.open("a") as file:
             file.write(f"{sum(reference() is not None for reference in models)}\n")
         models.append(weakref.ref(model))
-        return begin(model, *given, **named)
+        return create(model, *given, **named)
 
-    return noted
+    return counted
 
 
 def make_spoiling_loader(spoiled: Sequence[int], *arguments: Any) -> BatchLoader:

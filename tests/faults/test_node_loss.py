@@ -162,7 +162,7 @@ def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path
     assert (
         training.said.strip()
         .splitlines()[-1]
-        .startswith("too-small: the cluster had no room for 2 workers within 2 s")
+        .startswith("too-small: the cluster had no resources for 2 workers within 2 s")
     )
     assert [restart["step"] for restart in training.restarts()] == [3]
     assert training.folder.steps() == [3]
@@ -179,7 +179,7 @@ def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path
     assert last["step"] == 9
     assert "a training worker was lost: " in last["text"]
     assert "node" in last["text"]
-    assert "restart 1 of 1, from step 9, once there is room for all workers" in last["text"]
+    assert "restart 1 of 1 from step 9, once there are resources for all workers" in last["text"]
 
     straight = tmp_path / "straight"
     straight.mkdir()

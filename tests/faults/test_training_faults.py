@@ -146,7 +146,7 @@ def test_a_run_survives_being_stopped_and_killed_and_ends_as_if_it_had_not(
     stopped = driver.check(lost=0)
     assert stopped >= 4
     assert said.startswith(f"stopped: stopped after step {stopped} of stage joint, which is saved")
-    assert said.endswith("run the same command again to go on")
+    assert said.endswith("run the same command again to resume")
 
     victim = random.Random(os.getpid()).randrange(2)
     code, said = driver.until(

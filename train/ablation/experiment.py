@@ -28,6 +28,7 @@ from uniavgen.train.config import ObjectiveConfig, SamplingConfig
 from uniavgen.train.flow_matching import Draw, task_at, velocity_loss
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.objective import compute_losses, lambda_at, mask_iou, prepare_inputs
+from uniavgen.train.model.parts import count_parameters
 from uniavgen.train.sampling import sample
 from uniavgen.train.tasks import Task
 
@@ -110,7 +111,7 @@ def trained(training: Training, folder: Path | str) -> tuple[DualBranch, dict[st
         curve = train(model, training)
         seconds = round(time.monotonic() - started, 1)
         weights.parent.mkdir(parents=True, exist_ok=True)
-        document = {"parameters": model.parameter_counts()["total"], "train_seconds": seconds, "curve": curve}
+        document = {"parameters": count_parameters(model)["total"], "train_seconds": seconds, "curve": curve}
         replace_file(notes, (json.dumps(document) + "\n").encode())
         replace_file(weights, save(dict(model.state_dict())))
     model.load_state_dict(load_file(weights))

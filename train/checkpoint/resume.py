@@ -21,7 +21,7 @@ from uniavgen.train.checkpoint.checkpoint_conversion import Layout, convert, loa
 from uniavgen.train.checkpoint.run_folder import ABSENT, MANIFEST, STATE, RunFolder, changed_fields, differing
 from uniavgen.train.checkpoint.saving import load_checkpoint
 from uniavgen.train.config import StageConfig, TrainConfig
-from uniavgen.train.engine.deepspeed_engine import from_all
+from uniavgen.train.engine.collectives import all_gather_object
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def find(
     `trained`: names of the trainable parameters. Raises UserError if all checkpoints are damaged, or if the
     configuration changed and not `accept_changes`.
     """
-    steps, damaged = from_all(folder.steps())[0], {}
+    steps, damaged = all_gather_object(folder.steps())[0], {}
     while steps:
         damage = damage_of(folder, steps[-1])
         if not damage:
@@ -117,13 +117,15 @@ def damage_of(folder: RunFolder, step: int) -> list[str]:
     Each rank reads a share of the files; all ranks call this.
     """
     # rank 0 decides: a shared folder may show the files later to other ranks
-    digests = from_all(folder.manifest(step))[0]
+    digests = all_gather_object(folder.manifest(step))[0]
     if not digests:
         return [f"{MANIFEST} is missing or damaged"]
     if STATE not in digests:
         return [f"{MANIFEST} does not name {STATE}"]
     share = dict(sorted(digests.items())[dist.get_rank() :: dist.get_world_size()])
-    return sorted(line for lines in from_all(differing(folder.checkpoint(step), share)) for line in lines)
+    return sorted(
+        line for lines in all_gather_object(differing(folder.checkpoint(step), share)) for line in lines
+    )
 
 
 def refuse_changes(
@@ -191,7 +193,7 @@ def fitted(
                 f"the checkpoint cannot be converted from {saved} to {now}: {type(caught).__name__}: {caught}"
             )
             error = UserError(what, where=path, hint=f"resume with {saved}", kind="no-conversion")
-    error = from_all(error)[0]
+    error = all_gather_object(error)[0]
     if error is not None:
         raise error
     return Resumption(step, converted, state, path, converted=True)

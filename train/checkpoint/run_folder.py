@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.jsonl import append_row
 from uniavgen.train.config import CheckpointConfig
+from uniavgen.train.model.parts import is_under, part_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -289,7 +290,7 @@ def hand_over(
         for n, t in tensors.items()
         if n in current and t.shape != current[n].shape
     ]
-    missing = [name for name in names if name not in tensors and not under(name, starts_fresh)]
+    missing = [name for name in names if name not in tensors and not is_under(name, starts_fresh)]
     for problem, affected in (
         ("are not in the model", unknown),
         ("have another shape", misshapen),
@@ -365,14 +366,9 @@ def restored(kind: type[State], saved: Mapping[str, Any]) -> State:
     return kind(**{entry.name: saved[entry.name] for entry in fields(kind) if entry.name in saved})  # type: ignore[arg-type]
 
 
-def under(name: str, prefixes: Sequence[str]) -> bool:
-    """Whether a parameter name is one of the dotted prefixes or below one."""
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
-
-
 def _by_part(names: Sequence[str]) -> list[tuple[str, int]]:
     counts: dict[str, int] = {}
     for name in names:
-        part = name.split(".", 1)[0]
+        part = part_of(name)
         counts[part] = counts.get(part, 0) + 1
     return sorted(counts.items())

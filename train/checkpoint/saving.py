@@ -23,7 +23,7 @@ from torch import Tensor
 from uniavgen.shards.errors import UserError
 from uniavgen.train.checkpoint.run_folder import RunFolder, digest, write_tensors
 from uniavgen.train.config import CheckpointConfig
-from uniavgen.train.engine.deepspeed_engine import from_all
+from uniavgen.train.engine.collectives import all_gather_object
 
 STATE_TAG = "state"
 """Subfolder of a checkpoint that holds DeepSpeed's own files."""
@@ -97,7 +97,7 @@ def on_all_ranks(action: Callable[[], Any], folder: RunFolder, step: int) -> lis
             hint="free space and run the same command again: it resumes from the checkpoint before",
             kind="save-failed",
         )
-    outcomes = from_all((result, failure))
+    outcomes = all_gather_object((result, failure))
     for _, error in outcomes:
         if error is not None:
             raise error

@@ -25,18 +25,14 @@ from uniavgen.train.checkpoint.run_folder import (
     write_text,
 )
 from uniavgen.train.config import TrainConfig
+from uniavgen.train.model.family import family_of
+from uniavgen.train.model.parts import count_parameters
 
 if TYPE_CHECKING:
-    from uniavgen.train.model.dual_branch import DualBranch
+    from torch import nn
 
 EXPORT_VERSION = 1
-DESCRIPTION, VIDEO, AUDIO, INTERACTION = (
-    "config.json",
-    "video.safetensors",
-    "audio.safetensors",
-    "interaction.safetensors",
-)
-ADDED_PARTS = ("interactions.", "speech_text.")
+DESCRIPTION = "config.json"
 
 
 def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, TrainConfig]:
@@ -61,18 +57,17 @@ def trained_config(run_dir: str | Path, stage: str | None = None) -> tuple[str, 
     return stage, TrainConfig.model_validate(finished(run_dir, stage).read()["config"])
 
 
-def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[DualBranch, TrainConfig]:
+def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[nn.Module, TrainConfig]:
     """Model of a finished stage, on the CPU in eval mode, and its configuration.
 
     The weights are their moving average where the stage kept one. `run_dir` may be an export.
     """
-    from uniavgen.train.model.dual_branch import DualBranch
-
     if is_export(run_dir):
         return load_export(run_dir)
     stage, config = trained_config(run_dir, stage)
     tensors = load_weights(run_dir, stage, average=True)
-    model = DualBranch(config.model)
+    family = family_of(config.model)
+    model = family.build(family.parts(stage))
     model.load_state_dict(tensors)
     return model.eval(), config
 
@@ -82,20 +77,17 @@ def export_weights(run_dir: str | Path, out: Path, stage: str | None = None) -> 
 
     Raises UserError as `trained_config` does.
     """
-    from uniavgen.train.model.pretrained import wan_state_dict
-
     model, config = load_trained(run_dir, stage)
     stage = trained_config(run_dir, stage)[0]
     out.mkdir(parents=True, exist_ok=True)
-    added = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(ADDED_PARTS)}
-    parts = {VIDEO: wan_state_dict(model.video), AUDIO: wan_state_dict(model.audio), INTERACTION: added}
-    for name, tensors in parts.items():
+    files = family_of(config.model).export_tensors(model)
+    for name, tensors in files.items():
         write_tensors(out / name, tensors, {"format": "pt"})
     description = {
         "export_version": EXPORT_VERSION,
         "stage": stage,
-        "parameters": model.parameter_counts(),
-        "sha256": {name: digest(out / name) for name in parts},
+        "parameters": count_parameters(model),
+        "sha256": {name: digest(out / name) for name in files},
         "config": config.model_dump(mode="json"),
     }
     # written last: a folder without it is no export
@@ -128,15 +120,11 @@ def exported_config(folder: str | Path) -> tuple[str, TrainConfig]:
     )
 
 
-def load_export(folder: str | Path) -> tuple[DualBranch, TrainConfig]:
+def load_export(folder: str | Path) -> tuple[nn.Module, TrainConfig]:
     """The exported model on the CPU in eval mode, and its configuration.
 
     Raises UserError if a file is damaged.
     """
-    from safetensors.torch import load_file
-
-    from uniavgen.train.model.pretrained import build_model
-
     config = exported_config(folder)[1]
     root = Path(folder)
     damaged = differing(root, json.loads((root / DESCRIPTION).read_text())["sha256"])
@@ -147,13 +135,9 @@ def load_export(folder: str | Path) -> tuple[DualBranch, TrainConfig]:
             hint="export the run again",
             kind="damaged-export",
         )
-    model, reports = build_model(config.model, video=root / VIDEO, audio=root / AUDIO)
-    added = load_file(root / INTERACTION)
-    missing = [name for report in reports.values() for name in report.new]
-    missing += [name for name in model.state_dict() if name.startswith(ADDED_PARTS) and name not in added]
+    model, missing = family_of(config.model).load_export(root)
     if missing:
         raise UserError(
             f"the export lacks {missing[0]}", where=root, hint="export the run again", kind="damaged-export"
         )
-    model.load_state_dict(added, strict=False)
     return model.eval(), config

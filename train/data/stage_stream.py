@@ -17,7 +17,7 @@ from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.data.config import DataConfig
-from uniavgen.train.model.flops import Shapes, forward_flops
+from uniavgen.train.model.family import family_of
 
 
 def open_stream(
@@ -58,19 +58,8 @@ def stage_buckets(config: TrainConfig, stage: StageConfig) -> WindowBuckets | No
 
 def window_flops(config: TrainConfig, stage: StageConfig, shape: WindowShape) -> float:
     """FLOPs of the forward pass of one sample in a window, with references and the branches of the stage."""
-    data = data_for(config.data, shape)
-    latents, height, width = data.latent_shape
-    sizes = Shapes(
-        latents=latents + 1 if stage.has_video else 0,
-        height=height,
-        width=width,
-        mels=data.mels + data.reference_mels,
-        reference_latents=1 if stage.has_video else 0,
-        reference_mels=data.reference_mels,
-        caption_tokens=data.caption_tokens,
-        speech_tokens=data.speech_bytes,
-    )
-    return forward_flops(config.model, sizes)["total"]
+    family = family_of(config.model)
+    return family.forward_flops(family.sample_shapes(data_for(config.data, shape), stage, with_voice=True))
 
 
 def data_for(data: DataConfig, shape: WindowShape) -> DataConfig:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from uniavgen.train.diagnostics.config import HealthConfig
-from uniavgen.train.engine.deepspeed_engine import from_all, whole_parameter
+from uniavgen.train.engine.collectives import all_gather_object
+from uniavgen.train.engine.deepspeed_engine import gather_parameter
+from uniavgen.train.model.family import ModelFamily
 
 
 @dataclass
@@ -68,14 +70,13 @@ class OwnTime:
 class Watch:
     """Measures one rank. All ranks make one and call `look` at the same steps."""
 
-    def __init__(self, engine: Any, config: HealthConfig) -> None:
-        self.engine, self.config, self.times = engine, config, Times()
+    def __init__(self, engine: Any, config: HealthConfig, family: ModelFamily) -> None:
+        self.engine, self.config, self.family, self.times = engine, config, family, Times()
         self._masks: dict[str, Tensor] = {}
         self.output_norms: dict[str, float] = {}
         self._active: set[str] = set()
-        for name, module in engine.module.named_modules():
-            if name.startswith("interactions.") and name.endswith(".face"):
-                module.register_forward_hook(self._note_mask(name))
+        for name, module in family.mask_modules(engine.module).items():
+            module.register_forward_hook(self._note_mask(name))
 
     def add(self, own_s: float, waited_s: float, seconds: float) -> None:
         """Add the times of a step."""
@@ -94,7 +95,7 @@ class Watch:
         """
         times, self.times = self.times, Times()
         self.output_norms = self._output_norms()
-        per_rank = from_all((times.own / max(1, times.steps), times.waited))
+        per_rank = all_gather_object((times.own / max(1, times.steps), times.waited))
         found = {
             "slow-rank": slow_rank(self.config, [own for own, _ in per_rank]),
             "stalled-loader": stalled_loader(self.config, max(waited for _, waited in per_rank), times.all),
@@ -114,15 +115,11 @@ class Watch:
         return note
 
     def _output_norms(self) -> dict[str, float]:
-        """Norm of each trainable output projection Wo by layer and direction."""
-        found = {}
-        for name, parameter in self.engine.module.named_parameters():
-            if name.startswith("interactions.") and name.endswith(".o.weight") and parameter.requires_grad:
-                layer, direction = name.split(".")[1:3]
-                found[f"{layer}.{direction}"] = float(
-                    torch.linalg.vector_norm(whole_parameter(self.engine, parameter))
-                )
-        return found
+        """Norms of the weights that started at zero, by name."""
+        return {
+            name: float(torch.linalg.vector_norm(gather_parameter(self.engine, parameter)))
+            for name, parameter in self.family.zero_started(self.engine.module).items()
+        }
 
 
 def slow_rank(config: HealthConfig, seconds: Sequence[float]) -> str:

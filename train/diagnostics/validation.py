@@ -16,11 +16,11 @@ import torch.distributed as dist
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import Codecs
-from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig, TrainConfig, face_for
+from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig, TrainConfig
 from uniavgen.train.data.loader import BatchLoader, EncodedWindows
 from uniavgen.train.diagnostics.metrics import over_workers
 from uniavgen.train.flow_matching import Draw
-from uniavgen.train.model.objective import compute_losses
+from uniavgen.train.model.family import family_of
 from uniavgen.train.tasks import Task
 
 STEP = 2**40
@@ -79,15 +79,11 @@ class Validation:
 
     @torch.no_grad()
     def _at(self, engine: Any, task: Task, time: float, scored: list[str]) -> list[float]:
-        losses = compute_losses(
-            engine,
-            replace(self.batch).to(engine.device),
-            task,
-            Draw(self.config.seed, STEP, self.indices),
-            fixed_objective(self.config.objective, self.stage.tasks, time),
-            face_for(self.config, self.stage),
-            0.0,
+        objective = family_of(self.config.model).objective(
+            fixed_objective(self.config.objective, self.stage.tasks, time), self.stage, checkpointing=False
         )
+        draw, batch = Draw(self.config.seed, STEP, self.indices), replace(self.batch).to(engine.device)
+        losses = objective.losses(engine, batch, task, draw, weights={})
         return [float(losses[name]) for name in scored]
 
 

@@ -1,1 +1,1 @@
-"""DeepSpeed around a model, the moving average of the weights, and worker failures."""
+"""DeepSpeed around a model: settings, engine, step guard, moving average of the weights, collectives."""

@@ -1,8 +1,7 @@
-"""A moving average of the weights in training (EMA): kept in fp32 beside each worker's own shard of them.
+"""Exponential moving average (EMA) of the weights in training: fp32, sharded as the weights are.
 
-In: a DeepSpeed engine and a decay. Out: whole averaged weights, which no longer know how they were spread over workers.
-The decay warms up as min(decay, (1 + n) / (10 + n)) over n updates (TensorFlow's and diffusers' rule), so that a short
-run's average is not its random start.
+The decay warms up as min(decay, (1 + n) / (10 + n)) over n updates (the rule of TensorFlow and diffusers), so that the average
+of a short run is not its random start.
 """
 
 from __future__ import annotations
@@ -14,42 +13,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniavgen.train.engine.deepspeed_engine import full_weights, masters, set_master
+from uniavgen.train.engine.deepspeed_compat import master_weights, set_master_weight
+from uniavgen.train.engine.deepspeed_engine import gather_weights
 
-PIECE = 2**24
-"""Numbers of a shard that change places at once."""
+CHUNK_NUMBERS = 2**24
+"""Numbers of a shard that are swapped at once."""
 
 
-class WeightAverage:
-    """The average of one worker's shards. All workers make one and call the same methods in the same order."""
+class Ema:
+    """The average of one rank's shards. All ranks create one and call the same methods in the same order."""
 
     def __init__(self, engine: Any, decay: float) -> None:
         self.engine, self.decay, self.updates = engine, decay, 0
-        self._average = [master.detach().clone() for master in masters(engine)]
+        self._average = [weights.detach().clone() for weights in master_weights(engine)]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are after a step: average += (1 - decay) (weights - average)."""
+        """Add the weights after a step: average += (1 - decay) (weights - average)."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._average, [master.detach() for master in masters(self.engine)], 1 - decay)
+        weights = [shard.detach() for shard in master_weights(self.engine)]
+        torch._foreach_lerp_(self._average, weights, 1 - decay)
         self.updates += 1
 
-    def whole(self) -> dict[str, Tensor]:
-        """Every weight of the model, averaged where it is trained, on the CPU of the first worker ({} elsewhere)."""
-        with self._in_place():
-            return full_weights(self.engine)
+    def gather(self) -> dict[str, Tensor]:
+        """All weights of the model, averaged where trained, on the CPU of rank 0 ({} on other ranks)."""
+        with self._swapped_in():
+            return gather_weights(self.engine)
 
     def restore(self, tensor_named: Callable[[str], Tensor], updates: int) -> None:
-        """Take the average from whole weights, however they were spread when they were saved."""
+        """Load complete averaged weights, whatever sharding they were saved from."""
         self.updates = updates
-        with self._in_place():
+        with self._swapped_in():
             for name, parameter in self.engine.module.named_parameters():
                 if parameter.requires_grad:
-                    set_master(parameter, tensor_named(name))
+                    set_master_weight(parameter, tensor_named(name))
 
     @contextmanager
-    def _in_place(self) -> Iterator[None]:
-        """While it lasts, the average stands where DeepSpeed looks for the weights, and what is set there is kept."""
+    def _swapped_in(self) -> Iterator[None]:
+        """Exchange weights and average within the block; what is written to the weights there stays in the average."""
         self._swap()
         try:
             yield
@@ -58,11 +59,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for master, average in zip(masters(self.engine), self._average, strict=True):
-            # in pieces: under ZeRO a master is all that a worker holds, and there is no room for a third one
-            for mine, other in zip(
-                master.data.view(-1).split(PIECE), average.view(-1).split(PIECE), strict=True
-            ):
-                held = mine.clone()
-                mine.copy_(other)
-                other.copy_(held)
+        for weights, average in zip(master_weights(self.engine), self._average, strict=True):
+            # in chunks: under ZeRO there may be no memory for a third copy of a shard
+            chunks = zip(
+                weights.data.view(-1).split(CHUNK_NUMBERS), average.view(-1).split(CHUNK_NUMBERS), strict=True
+            )
+            for ours, averaged in chunks:
+                held = ours.clone()
+                ours.copy_(averaged)
+                averaged.copy_(held)

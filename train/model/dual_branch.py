@@ -147,8 +147,3 @@ class DualBranch(nn.Module):
             if a is not None:
                 ax = step(audio, ax, audio_rows, a)
         return vx, ax, mask
-
-    def parameter_counts(self) -> dict[str, int]:
-        """Parameters by component, and their `total`."""
-        counts = {name: sum(p.numel() for p in child.parameters()) for name, child in self.named_children()}
-        return counts | {"total": sum(counts.values())}

@@ -6,7 +6,7 @@ ends, so no target is ever seen as a condition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -52,6 +52,39 @@ class TaskInputs:
     audio_scored: Tensor
     face: Tensor | None = None
     face_scored: Tensor | None = None
+
+
+class UniAVGenObjective:
+    """The loss of one stage (`train.model.family.Objective`)."""
+
+    def __init__(self, config: ObjectiveConfig, face: FaceConfig, *, checkpointing: bool = False) -> None:
+        self.config, self.face, self.checkpointing = config, face, checkpointing
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """`lambda_m` after the share `progress` (0..1) of the stage."""
+        return {"lambda_m": lambda_at(self.face, progress)}
+
+    def losses(
+        self,
+        model: Model,
+        batch: LatentBatch,
+        task: Task,
+        draw: Draw,
+        weights: Mapping[str, float],
+        details: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """`compute_losses` with the settings of the stage."""
+        return compute_losses(
+            model,
+            batch,
+            task,
+            draw,
+            self.config,
+            self.face,
+            weights.get("lambda_m", 0.0),
+            checkpointing=self.checkpointing,
+            details=details,
+        )
 
 
 def compute_losses(

@@ -42,7 +42,7 @@ IMAGE_KEYS = r"^img_emb\.|\.(k_img|v_img|norm_k_img|norm_added_[qk]|add_[kv]_pro
 
 
 @dataclass
-class KeyReport:
+class LoadReport:
     """What became of every key: `taken` as named, `renamed` (file's name -> ours), `unused`, and `new` in the model."""
 
     taken: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ def build_model(
     audio: str | Path | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
-) -> tuple[DualBranch, dict[str, KeyReport]]:
+) -> tuple[DualBranch, dict[str, LoadReport]]:
     """A model whose branches hold the named checkpoints and whose rest is initialised from `seed`, on the CPU.
 
     Returns it with a report per loaded branch. Raises UserError for unknown keys, other shapes and unreadable files.
@@ -84,12 +84,12 @@ def build_model(
 
 def load_branch(
     branch: Branch, path: str | Path, *, skip: tuple[str, ...] = (), dtype: torch.dtype | None = None
-) -> KeyReport:
+) -> LoadReport:
     """Assign a checkpoint's tensors to a branch; `skip` leaves out our names that begin so (they stay new).
 
     Raises UserError naming the first key that is unknown or of another shape; the branch is then not to be used.
     """
-    report, shapes = KeyReport(), {name: value.shape for name, value in branch.state_dict().items()}
+    report, shapes = LoadReport(), {name: value.shape for name, value in branch.state_dict().items()}
     missing = set(shapes)
     for key, tensor in checkpoint_tensors(Path(path)):
         name = branch_key(key)
@@ -119,9 +119,9 @@ def load_branch(
     return report
 
 
-def take_pretrained(
+def load_branches(
     model: nn.Module, checkpoints: Mapping[str, str], skip: Sequence[str], known: Collection[str] = ()
-) -> dict[str, KeyReport]:
+) -> dict[str, LoadReport]:
     """Load named checkpoints into the branches `video` and `audio` of a model, in fp32; reports by branch.
 
     `skip`: prefixes such as `audio.head` that stay as they are; `known`: weights that were taken from elsewhere already.
@@ -166,6 +166,33 @@ def wan_state_dict(branch: Branch) -> dict[str, Tensor]:
             value = value.unflatten(1, (branch.config.in_channels, 1, ph, pw))
         state[name.replace("modulation.table", "modulation")] = value
     return state
+
+
+VIDEO_FILE, AUDIO_FILE, ADDED_FILE = "video.safetensors", "audio.safetensors", "interaction.safetensors"
+ADDED_PARTS = ("interactions.", "speech_text.")
+"""What UniAVGen adds to the two Wan models."""
+
+
+def export_tensors(model: DualBranch) -> dict[str, dict[str, Tensor]]:
+    """File name -> tensors: both branches under the original Wan names, and the added parts under the names used here."""
+    added = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(ADDED_PARTS)}
+    return {
+        VIDEO_FILE: wan_state_dict(model.video),
+        AUDIO_FILE: wan_state_dict(model.audio),
+        ADDED_FILE: added,
+    }
+
+
+def load_export(config: ModelConfig, folder: Path) -> tuple[DualBranch, list[str]]:
+    """The model from the files of `export_tensors`, on the CPU, and the names of weights that they lack."""
+    from safetensors.torch import load_file
+
+    model, reports = build_model(config, video=folder / VIDEO_FILE, audio=folder / AUDIO_FILE)
+    added = load_file(folder / ADDED_FILE)
+    missing = [name for report in reports.values() for name in report.new]
+    missing += [name for name in model.state_dict() if name.startswith(ADDED_PARTS) and name not in added]
+    model.load_state_dict(added, strict=False)
+    return model, missing
 
 
 def checkpoint_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

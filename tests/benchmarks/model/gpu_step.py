@@ -24,8 +24,8 @@ from uniavgen.orchestration.config import load_config
 from uniavgen.orchestration.planning.training_plan import GPUS
 from uniavgen.shards.timing import mels_for_frames
 from uniavgen.train.batch import LatentBatch
-from uniavgen.train.config import TrainConfig, face_for
-from uniavgen.train.engine.deepspeed_engine import begin_engine
+from uniavgen.train.config import TrainConfig
+from uniavgen.train.engine.deepspeed_engine import create_engine
 from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.objective import compute_losses
@@ -72,10 +72,10 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
     from uniavgen.train.model.pretrained import initialise
 
     initialise(model, 0)
-    engine = begin_engine(model, config, stage, 1, "cuda")
+    engine = create_engine(model, config, stage, 1, "cuda")
     if compiled:
         engine.module.run = torch.compile(engine.module.run)
-    batch, face, taken = random_batch(config, "cuda"), face_for(config, stage), []
+    batch, face, taken = random_batch(config, "cuda"), stage.face_config(config.model.face), []
     torch.cuda.reset_peak_memory_stats()
     for step in range(steps + 2):
         torch.cuda.synchronize()

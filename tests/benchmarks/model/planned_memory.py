@@ -64,7 +64,7 @@ def random_batch(config: TrainConfig) -> LatentBatch:
 
 def steps(config: TrainConfig) -> None:
     """Build model and engine, and take two steps."""
-    engine: Any = engine_module.begin_engine(DualBranch(MODEL), config, STAGE, 1, "cpu")
+    engine: Any = engine_module.create_engine(DualBranch(MODEL), config, STAGE, 1, "cpu")
     batch = random_batch(config)
     for step in range(2):
         draw = Draw(0, step, tuple(range(SAMPLES)))
@@ -100,7 +100,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("LOCAL_RANK", "0")
     dist.init_process_group("gloo")
-    engine_module.deepspeed_file = with_small_bucket(engine_module.deepspeed_file)
+    engine_module.deepspeed_settings = with_small_bucket(engine_module.deepspeed_settings)
     for dtype in given.dtype.split(","):
         for zero in map(int, given.zero.split(",")):
             config = plan(zero, dtype)

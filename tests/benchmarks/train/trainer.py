@@ -42,9 +42,9 @@ from saving import saves
 
 from uniavgen.orchestration.config import load_config
 from uniavgen.train import trainer
-from uniavgen.train.config import StageConfig, TrainConfig, face_for, lr_at
+from uniavgen.train.config import StageConfig, TrainConfig, lr_at
 from uniavgen.train.data.loader import LoadedBatch
-from uniavgen.train.engine.deepspeed_engine import deepspeed_file
+from uniavgen.train.engine.deepspeed_engine import deepspeed_settings
 from uniavgen.train.flow_matching import Draw, task_at
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
@@ -60,7 +60,7 @@ class BareLoop:
 
     def __init__(self, job: Job, clocks: Clocks, name: str, *, deepspeed: bool = False) -> None:
         self.job, self.config, self.stage = job, job.config, job.config.stage(job.stage)
-        self.clocks, self.name, self.face = clocks, name, face_for(self.config, self.stage)
+        self.clocks, self.name, self.face = clocks, name, self.stage.face_config(self.config.model.face)
         self.model: Any = build_model(job, self.stage, 1).to(job.device)
         self.engine = by_hand(self.model, self.config, self.stage) if deepspeed else None
         self.optimizer = torch.optim.AdamW(
@@ -108,7 +108,7 @@ def by_hand(model: DualBranch, config: TrainConfig, stage: StageConfig) -> Any:
     """DeepSpeed's engine as it comes: it clips, and shares gradients also where it is alone. The trainer's was begun before."""
     import deepspeed
 
-    file = deepspeed_file(config, stage, 1) | {"gradient_clipping": stage.grad_clip}
+    file = deepspeed_settings(config, stage, 1) | {"gradient_clipping": stage.grad_clip}
     return deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=file)[0]
 
 

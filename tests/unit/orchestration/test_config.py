@@ -6,7 +6,6 @@ import pytest
 
 from uniavgen.orchestration.config import Config, known_keys, load_config, preset_names
 from uniavgen.shards.errors import UsageError, UserError
-from uniavgen.train.config import face_for
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.tasks import PAPER_MIX
 
@@ -33,7 +32,8 @@ def test_paper_preset_is_the_published_model_and_table() -> None:
     assert train.stage("multitask").tasks == PAPER_MIX
     # lambda_m falls from 0.1 to 0 over the joint stage and stays there
     lambdas = [
-        (face_for(train, stage).lambda_start, face_for(train, stage).lambda_end) for stage in train.stages[1:]
+        (stage.face_config(train.model.face).lambda_start, stage.face_config(train.model.face).lambda_end)
+        for stage in train.stages[1:]
     ]
     assert lambdas == [(0.1, 0.0), (0.0, 0.0)]
 

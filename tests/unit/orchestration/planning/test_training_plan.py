@@ -16,8 +16,8 @@ from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.config import TrainConfig
 from uniavgen.train.data.stage_stream import data_for
 from uniavgen.train.planning import (
-    fitting,
-    out_of_memory,
+    explain_out_of_memory,
+    find_fitting_setting,
     sample_flops,
     smallest_cluster,
     stage_memory,
@@ -64,13 +64,13 @@ def test_smallest_cluster_fits_and_half_of_it_does_not() -> None:
     workers, setting = smallest
     assert stage_memory(config.model_copy(update={"deepspeed": setting}), stage, workers).peak <= limit
     assert workers > 1
-    assert fitting(config, stage, workers // 2, limit, offload=False) is None
+    assert find_fitting_setting(config, stage, workers // 2, limit, offload=False) is None
 
 
 def test_out_of_memory_names_settings_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = paper(zero_stage=0)
     monkeypatch.setattr("uniavgen.train.planning.device_memory", lambda device, workers: 79.6 * GIB)
-    error = out_of_memory(
+    error = explain_out_of_memory(
         RuntimeError("CUDA out of memory. Tried to allocate"), config, config.stage("joint"), "cuda"
     )
     assert isinstance(error, UserError)
@@ -78,7 +78,10 @@ def test_out_of_memory_names_settings_that_fit(monkeypatch: pytest.MonkeyPatch) 
     advised = load_config("paper", assignments=["train.deepspeed.zero_stage=0", *assignments]).train
     workers = advised.workers
     assert stage_memory(advised, advised.stage("joint"), workers).peak <= usable(79.6 * GIB)
-    assert out_of_memory(RuntimeError("shapes do not match"), config, config.stage("joint"), "cuda") is None
+    assert (
+        explain_out_of_memory(RuntimeError("shapes do not match"), config, config.stage("joint"), "cuda")
+        is None
+    )
 
 
 def test_storage_is_the_size_of_shards_and_latents(tmp_path: Path) -> None:

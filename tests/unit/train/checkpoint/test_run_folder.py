@@ -19,12 +19,12 @@ from uniavgen.train.checkpoint.run_folder import (
     digest,
     hand_over,
     load_weights,
-    under,
     write_tensors,
 )
 from uniavgen.train.checkpoint.trained_model import load_trained
 from uniavgen.train.codec.registry import CodecConfig
 from uniavgen.train.config import CheckpointConfig, TrainConfig
+from uniavgen.train.model.parts import is_under
 
 SAVED = Path("state") / "weights.pt"
 
@@ -295,5 +295,5 @@ def test_changed_fields_have_dotted_names() -> None:
 
 
 def test_under_matches_whole_name_parts() -> None:
-    assert under("audio.blocks.0", ["audio"])
-    assert not under("audiobook.x", ["audio"])
+    assert is_under("audio.blocks.0", ["audio"])
+    assert not is_under("audiobook.x", ["audio"])

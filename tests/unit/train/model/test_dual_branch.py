@@ -15,6 +15,7 @@ from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.flops import Shapes, forward_flops
 from uniavgen.train.model.objective import TaskInputs, prepare_inputs
+from uniavgen.train.model.parts import count_parameters
 from uniavgen.train.tasks import Task
 
 MakeBatch = Callable[..., LatentBatch]
@@ -199,7 +200,7 @@ def test_no_input_at_all_is_refused(make_config: MakeConfig) -> None:
 
 def test_the_paper_size_has_7_05_billion_parameters() -> None:
     with torch.device("meta"):
-        counts = DualBranch(ModelConfig.paper()).parameter_counts()
+        counts = count_parameters(DualBranch(ModelConfig.paper()))
     print(counts)
     assert counts["total"] == pytest.approx(7.05e9, rel=0.01)
     assert counts["video"] == pytest.approx(5.00e9, rel=0.01)

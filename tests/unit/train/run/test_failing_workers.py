@@ -1,4 +1,4 @@
-"""What a failing worker leaves behind, which failures are worth another start, and the line that people read in the end."""
+"""Failing workers: what they record, which failures restart, and the error that users read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uniavgen.orchestration.config import load_config
 from uniavgen.shards.errors import UserError
 from uniavgen.train.checkpoint.run_folder import RunFolder
 from uniavgen.train.config import TrainConfig
-from uniavgen.train.planning import out_of_memory
+from uniavgen.train.planning import explain_out_of_memory
 
 NODE_DIED = """Training failed due to worker errors:
 [Rank 1 Error Snippet]:
@@ -25,7 +25,7 @@ The actor died unexpectedly before finishing this task.
 \tip: 10.0.0.7
 The actor died because its node has died. Node Id: 8ce1
 """
-"""What Ray reports of a node that went away, shortened."""
+"""Ray's report of a lost node, shortened."""
 
 
 @pytest.fixture
@@ -35,119 +35,122 @@ def folder(tmp_path: Path) -> RunFolder:
     return made
 
 
-def restarts_told(folder: RunFolder) -> list[dict[str, Any]]:
+def restart_events(folder: RunFolder) -> list[dict[str, Any]]:
     lines = folder.events.read_text().splitlines() if folder.events.is_file() else []
     return [json.loads(line) for line in lines if json.loads(line)["event"] == "restart"]
 
 
-def test_the_first_worker_to_fail_is_heard_and_those_that_lost_it_are_not(folder: RunFolder) -> None:
-    from uniavgen.train.engine.failures import heard, leave_word, told
+def test_first_failure_is_kept_and_lost_peer_errors_are_ignored(folder: RunFolder) -> None:
+    from uniavgen.train.worker_failures import explain_failure, read_failure, record_failure
 
-    leave_word(folder, RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
-    assert heard(folder) is None
-    leave_word(folder, UserError("the disk is full", where="/run", hint="free space", kind="save-failed"))
-    leave_word(folder, ValueError("a later one"))
-    assert str(told(folder, RuntimeError(NODE_DIED), TrainConfig())) == "the disk is full (/run); free space"
+    record_failure(folder, RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
+    assert read_failure(folder) is None
+    record_failure(folder, UserError("the disk is full", where="/run", hint="free space", kind="save-failed"))
+    record_failure(folder, ValueError("a later one"))
+    assert (
+        str(explain_failure(folder, RuntimeError(NODE_DIED), TrainConfig()))
+        == "the disk is full (/run); free space"
+    )
 
 
-def test_of_workers_that_fail_at_once_one_is_heard_whole(folder: RunFolder) -> None:
-    from uniavgen.train.engine.failures import heard, leave_word
+def test_concurrent_failures_leave_one_complete_record(folder: RunFolder) -> None:
+    from uniavgen.train.worker_failures import read_failure, record_failure
 
     errors = [UserError("x" * 10**length, kind="diverged") for length in (1, 3, 5)]
     for _ in range(20):
         (folder.path / "failure.json").unlink(missing_ok=True)
         with ThreadPoolExecutor(3) as pool:
-            list(pool.map(lambda error: leave_word(folder, error), errors))
-        word = heard(folder)
-        assert word
-        assert word.what in [error.what for error in errors]
+            list(pool.map(lambda error: record_failure(folder, error), errors))
+        failure = read_failure(folder)
+        assert failure
+        assert failure.what in [error.what for error in errors]
     assert sorted(path.name for path in folder.path.iterdir()) == ["failure.json", "stage.json"]
 
 
-def test_a_disk_that_takes_no_word_hides_no_failure(folder: RunFolder) -> None:
-    """As where it filled up during a save: then Ray's own report has the error."""
+def test_failure_is_reported_when_disk_refuses_the_record(folder: RunFolder) -> None:
+    """As when it filled up during a save: Ray's own report then has the error."""
     from ray.train import WorkerGroupError
 
-    from uniavgen.train.engine.failures import Restarts, heard, leave_word, told
+    from uniavgen.train.worker_failures import RestartPolicy, explain_failure, read_failure, record_failure
 
     full = UserError("checkpoint 4 cannot be written", where="/run", hint="free space", kind="save-failed")
     shutil.rmtree(folder.path)
-    leave_word(folder, full)
-    assert heard(folder) is None
+    record_failure(folder, full)
+    assert read_failure(folder) is None
     raised = {0: RuntimeError("Connection closed by peer"), 1: full}
-    assert told(folder, WorkerGroupError("[Rank 1]: Traceback ...", raised), TrainConfig()) is full
+    assert explain_failure(folder, WorkerGroupError("[Rank 1]: Traceback ...", raised), TrainConfig()) is full
     with pytest.raises(UserError, match="cannot be written"):
-        Restarts(str(folder.path.parent), "joint", 5).after_exception(None, raised)
+        RestartPolicy(str(folder.path.parent), "joint", 5).after_exception(None, raised)
 
 
-def test_workers_that_never_met_are_told_by_the_librarys_error(folder: RunFolder) -> None:
-    """All of them fail in the same call to one another, so none leaves a word, and nobody died."""
-    from uniavgen.train.engine.failures import leave_word, lost
+def test_failed_collective_is_reported_with_library_error(folder: RunFolder) -> None:
+    """All fail in the same collective call: none writes a record, and none died."""
+    from uniavgen.train.worker_failures import explain_lost_worker, record_failure
 
     error = "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, unhandled system error"
-    leave_word(folder, RuntimeError(error))
+    record_failure(folder, RuntimeError(error))
     report = f"[Rank 0 Error Snippet]:\nTraceback (most recent call last):\n  File x\n{error}\nLast error:\nno socket"
-    assert lost(folder, report).what == f"a training worker was lost: {error}"
-    assert "without a word" in lost(folder, "").what
+    assert explain_lost_worker(folder, report).what == f"a training worker was lost: {error}"
+    assert "without an error message" in explain_lost_worker(folder, "").what
 
 
-def test_a_crash_is_tried_again_as_often_as_allowed_and_its_last_word_stays(folder: RunFolder) -> None:
-    from uniavgen.train.engine.failures import Restarts, heard, leave_word
+def test_crash_restarts_up_to_limit_and_last_record_stays(folder: RunFolder) -> None:
+    from uniavgen.train.worker_failures import RestartPolicy, read_failure, record_failure
 
-    restarts = Restarts(str(folder.path.parent), "joint", 2)
+    restarts = RestartPolicy(str(folder.path.parent), "joint", 2)
     for number in (1, 2, 3):
-        leave_word(folder, ValueError(f"crash {number}"))
+        record_failure(folder, ValueError(f"crash {number}"))
         restarts.after_exception(None, {0: ValueError(f"crash {number}")})
-    assert [event["text"].partition(";")[0] for event in restarts_told(folder)] == [
+    assert [event["text"].partition(";")[0] for event in restart_events(folder)] == [
         "a training worker failed: ValueError: crash 1",
         "a training worker failed: ValueError: crash 2",
     ]
-    assert "restart 2 of 2, from step 0" in restarts_told(folder)[1]["text"]
-    word = heard(folder)
-    assert word
-    assert word.what.endswith("crash 3")
+    assert "restart 2 of 2 from step 0" in restart_events(folder)[1]["text"]
+    failure = read_failure(folder)
+    assert failure
+    assert failure.what.endswith("crash 3")
 
 
-def test_what_a_person_must_put_right_is_not_tried_again(folder: RunFolder) -> None:
-    """PyTorch's own error for memory that is not there, told with what would fit."""
+def test_user_error_is_not_restarted(folder: RunFolder) -> None:
+    """PyTorch's out-of-memory error, with settings that would fit."""
     import torch
 
-    from uniavgen.train.engine.failures import Restarts, leave_word
+    from uniavgen.train.worker_failures import RestartPolicy, record_failure
 
     config = load_config("laptop").train
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
-    told = out_of_memory(caught.value, config, config.stage("joint"), "cpu")
-    assert told
-    leave_word(folder, told)
+    explained = explain_out_of_memory(caught.value, config, config.stage("joint"), "cpu")
+    assert explained
+    record_failure(folder, explained)
     with pytest.raises(
         UserError, match=r"stage joint ran out of memory on a cpu worker \(train.stages.joint\); "
     ) as refused:
-        Restarts(str(folder.path.parent), "joint", 5).after_exception(None, {1: caught.value})
+        RestartPolicy(str(folder.path.parent), "joint", 5).after_exception(None, {1: caught.value})
     assert refused.value.hint
-    assert restarts_told(folder) == []
+    assert restart_events(folder) == []
 
 
-def test_a_lost_node_is_told_by_rays_line_about_it(folder: RunFolder) -> None:
-    from uniavgen.train.engine.failures import Restarts, told
+def test_lost_node_is_reported_with_rays_line(folder: RunFolder) -> None:
+    from uniavgen.train.worker_failures import RestartPolicy, explain_failure
 
-    line = str(told(folder, RuntimeError(NODE_DIED), TrainConfig()))
+    line = str(explain_failure(folder, RuntimeError(NODE_DIED), TrainConfig()))
     assert line.startswith(
         "a training worker was lost: The actor died because its node has died. Node Id: 8ce1 ("
     )
-    assert line.endswith("run the same command again: it goes on from the last checkpoint")
-    Restarts(str(folder.path.parent), "joint", 1).after_exception(None, {1: RuntimeError(NODE_DIED)})
-    (event,) = restarts_told(folder)
+    assert line.endswith("run the same command again: it resumes from the last checkpoint")
+    RestartPolicy(str(folder.path.parent), "joint", 1).after_exception(None, {1: RuntimeError(NODE_DIED)})
+    (event,) = restart_events(folder)
     assert "its node has died. Node Id: 8ce1; restart 1 of 1" in event["text"]
 
 
-def test_a_cluster_without_room_is_told_with_what_was_waited_for(folder: RunFolder) -> None:
+def test_cluster_without_resources_reports_wait_time(folder: RunFolder) -> None:
     from ray.train import ControllerError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-    from uniavgen.train.engine.failures import told
+    from uniavgen.train.worker_failures import explain_failure
 
     config = TrainConfig(workers=8, room_wait_s=60)
-    line = str(told(folder, ControllerError(WorkerGroupStartupTimeoutError(8)), config))
-    assert line.startswith("the cluster had no room for 8 workers within 60 s (")
-    assert line.endswith("or go on with fewer train.workers")
+    line = str(explain_failure(folder, ControllerError(WorkerGroupStartupTimeoutError(8)), config))
+    assert line.startswith("the cluster had no resources for 8 workers within 60 s (")
+    assert line.endswith("or lower train.workers")

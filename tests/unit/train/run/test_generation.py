@@ -20,8 +20,8 @@ from uniavgen.train.config import SamplingConfig, tiny_stages
 from uniavgen.train.generation import (
     ClipGenerator,
     Conditions,
+    choose_device,
     conditions_from,
-    device_here,
     fit_conditions,
     generate,
 )
@@ -82,13 +82,13 @@ def test_a_model_that_was_loaded_once_gives_what_it_gives_when_loaded_anew(run_d
 
 def test_sampling_uses_the_card_that_is_there() -> None:
     there = torch.cuda.is_available()
-    assert device_here("cpu") == "cpu"
-    assert device_here("auto") == ("cuda" if there else "cpu")
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") == ("cuda" if there else "cpu")
     if there:
-        assert device_here("cuda") == "cuda"
+        assert choose_device("cuda") == "cuda"
     else:
         with pytest.raises(UserError, match=r"no GPU \(train.device\); set train.device=cpu"):
-            device_here("cuda")
+            choose_device("cuda")
 
 
 @pytest.mark.parametrize(

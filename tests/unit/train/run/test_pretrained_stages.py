@@ -12,7 +12,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.train.config import PretrainedConfig, StageConfig, TrainConfig
 from uniavgen.train.model.dit import Branch
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.model.pretrained import take_pretrained, wan_state_dict
+from uniavgen.train.model.pretrained import load_branches, wan_state_dict
 from uniavgen.train.trainer import Job, build_model
 
 
@@ -64,9 +64,9 @@ def test_parts_of_another_shape_stay_new_only_where_they_are_named(checkpoint: t
     model = DualBranch(SMALL_MODEL.model_copy(update={"video": wide}))
     before = model.video.patch_embedding.weight.clone()
     with pytest.raises(UserError, match="has shape"):
-        take_pretrained(model, {"video": str(folder)}, [])
+        load_branches(model, {"video": str(folder)}, [])
     skip = ["video.patch_embedding", "video.head.head"]
-    report = take_pretrained(model, {"video": str(folder)}, skip)["video"]
+    report = load_branches(model, {"video": str(folder)}, skip)["video"]
     assert report.new == [
         "head.head.bias",
         "head.head.weight",
@@ -90,9 +90,9 @@ def test_a_checkpoint_with_holes_and_a_branch_taken_twice_are_refused(
     with pytest.raises(
         UserError, match=r"4 weights of the video branch are not in the checkpoint: blocks\.1\.ffn\.0"
     ):
-        take_pretrained(model, {"video": str(tmp_path / "holed.safetensors")}, [])
+        load_branches(model, {"video": str(tmp_path / "holed.safetensors")}, [])
     with pytest.raises(UserError, match=r"pretrained\.video is named, but the stage takes this branch"):
-        take_pretrained(model, {"video": str(folder)}, [], ["video.head.head.weight"])
+        load_branches(model, {"video": str(folder)}, [], ["video.head.head.weight"])
     del model.video
     with pytest.raises(UserError, match="has no such branch"):
-        take_pretrained(model, {"video": str(folder)}, [])
+        load_branches(model, {"video": str(folder)}, [])

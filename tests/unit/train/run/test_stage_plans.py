@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.config import DeepSpeedConfig, StageConfig, TrainConfig, face_for, lr_at, tiny_stages
+from uniavgen.train.config import DeepSpeedConfig, StageConfig, TrainConfig, lr_at, tiny_stages
 from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.stage_stream import split_batch
-from uniavgen.train.engine.deepspeed_engine import deepspeed_file
+from uniavgen.train.engine.deepspeed_engine import deepspeed_settings
 from uniavgen.train.tasks import PAPER_MIX
 
 
@@ -27,7 +27,7 @@ def test_the_defaults_are_three_stages_that_hand_on() -> None:
 
 
 def test_the_optimizer_is_the_papers() -> None:
-    file = deepspeed_file(TrainConfig(), StageConfig(name="joint", batch=32, lr=5e-6), 8)
+    file = deepspeed_settings(TrainConfig(), StageConfig(name="joint", batch=32, lr=5e-6), 8)
     assert file["optimizer"]["type"] == "AdamW"
     assert (
         file["optimizer"]["params"] | {"betas": [0.9, 0.999], "eps": 1e-8, "lr": 5e-6}
@@ -71,7 +71,7 @@ def test_the_global_batch_is_what_is_configured_whatever_the_world_size(
 ) -> None:
     config = TrainConfig(deepspeed=DeepSpeedConfig(micro_batch=micro))
     stage = StageConfig(name="joint", batch=8)
-    file = deepspeed_file(config, stage, world)
+    file = deepspeed_settings(config, stage, world)
     assert file["train_batch_size"] == 8
     assert file["gradient_accumulation_steps"] == accumulated
     places = [split_batch(8, world, rank, config.micro_batch(stage, world)) for rank in range(world)]
@@ -95,8 +95,14 @@ def test_the_learning_rate_warms_up_and_stays() -> None:
 def test_a_stage_may_name_its_own_lambda_schedule() -> None:
     config = TrainConfig()
     joint, multitask = tiny_stages()[1:]
-    assert (face_for(config, joint).lambda_start, face_for(config, joint).lambda_end) == (0.1, 0.0)
-    assert (face_for(config, multitask).lambda_start, face_for(config, multitask).lambda_end) == (0.0, 0.0)
+    assert (
+        joint.face_config(config.model.face).lambda_start,
+        joint.face_config(config.model.face).lambda_end,
+    ) == (0.1, 0.0)
+    assert (
+        multitask.face_config(config.model.face).lambda_start,
+        multitask.face_config(config.model.face).lambda_end,
+    ) == (0.0, 0.0)
 
 
 def test_the_window_is_told_in_latents_and_mels() -> None:

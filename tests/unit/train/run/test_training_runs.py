@@ -293,7 +293,7 @@ def test_a_spoiled_batch_on_one_worker_is_left_out_on_both(runs: dict[str, Path]
     assert same_weights(runs["spoiled"], runs["left out"])
     assert same_weights(runs["spoiled"], runs["left out"], average=True)
     (event,) = told(runs["spoiled"], "skipped")
-    assert event["text"] == f"step 2 is left out ({task_at(0, 1, MIX)}): loss is nan"
+    assert event["text"] == f"step 2 skipped ({task_at(0, 1, MIX)}): loss is nan"
     bad = [sample for sample in event["samples"] if sample["tensors"]["mel"]["not_finite"]]
     assert [sample["places"] for sample in bad] == [[2, 3]]
     assert len(bad[0]["keys"]) == 2
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_fell_on_a_step_left_out_is_made_up_for_after_the_next
 
 def test_bad_steps_in_a_row_send_the_run_back_and_are_not_tried_again(runs: dict[str, Path]) -> None:
     (event,) = told(runs["twice"], "rewind")
-    assert event["text"] == "2 bad steps in a row: back to step 2, and without them from there"
+    assert event["text"] == "2 bad steps in a row: back to step 2, to continue without them"
     assert event["steps"] == [3, 4]
     assert RunFolder(runs["twice"], "multitask").read()["rewinds"] == {"times": 1, "avoid": [2, 3]}
     assert RunFolder(runs["twice"], "multitask").read()["outcome"]["steps"] == 3
@@ -328,7 +328,7 @@ def test_a_worker_that_sees_other_shards_ends_the_run_on_all_before_it_trains(ru
     for rank in range(2):
         said = (runs["apart"] / f"error-{rank}.txt").read_text()
         assert said == (
-            "not-shared: worker 1 sees other shards or cached latents than worker 0; put them where all nodes see the same"
+            "not-shared: rank 1 sees different shards or cached latents than rank 0; use shared storage"
         )
     assert not (runs["apart"] / "metrics.jsonl").exists()
 

@@ -1,0 +1,30 @@
+"""Collective calls over the ranks of torch.distributed. All ranks call each function."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch.distributed as dist
+
+from uniavgen.shards.errors import UserError
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """The values of all ranks, in the order of ranks."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def assert_same_on_all_ranks(what: str, value: Any) -> None:
+    """Raise UserError on all ranks if one has another `value` (compared as JSON): a node may have its own folder at a path."""
+    digests = all_gather_object(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise UserError(
+            f"rank {others[0]} sees different {what} than rank 0",
+            hint="use shared storage",
+            kind="not-shared",
+        )
