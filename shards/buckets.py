@@ -44,9 +44,7 @@ class Buckets(BaseModel):
         return bounds
 
     def of(self, seconds: np.ndarray, width_px: np.ndarray, height_px: np.ndarray) -> np.ndarray:
-        """Bucket numbers int64 [n] from lengths and frame sizes, each [n]. A bound belongs to the bucket
-        below it.
-        """
+        """Bucket numbers int64 [n] from lengths and frame sizes [n]. A bound belongs to the bucket below."""
         import numpy as np
 
         length = np.searchsorted(np.array(self.seconds), seconds, side="left")
@@ -64,9 +62,7 @@ class WindowShape(BaseModel):
 
 
 class WindowBuckets(BaseModel):
-    """One bucket per window shape. `batches` are batch sizes by bucket; if empty, all have the stream's
-    `batch`.
-    """
+    """One bucket per window shape. `batches` are their batch sizes; empty: the stream's `batch` for all."""
 
     model_config = ConfigDict(extra="forbid")
     shapes: tuple[WindowShape, ...] = Field(min_length=1)

@@ -64,9 +64,7 @@ def ray_running() -> Iterator[None]:
 
 
 def enter_current_folder() -> None:
-    """Go to the driver's folder in each new worker of a local Ray, so that relative paths keep their
-    meaning.
-    """
+    """Go to the driver's folder in each new worker of a local Ray, so that relative paths stay valid."""
     with contextlib.suppress(OSError, KeyError):
         os.chdir(os.environ[CURRENT_FOLDER])
 

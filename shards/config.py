@@ -35,9 +35,7 @@ class ShardConfig(BaseModel):
     )
 
     def packing(self) -> dict[str, Any]:
-        """The settings that decide which sample is in which tar. Changes of other settings keep the shards
-        valid.
-        """
+        """The settings that decide which sample is in which tar. Others do not change shards."""
         return self.model_dump(mode="json", include={"shard_mb", "max_samples", "buckets"})
 
     def licence_of(self, uri: str) -> str:
@@ -63,9 +61,7 @@ class ErrorBudgetConfig(BaseModel):
 
 
 class EmiliaConfig(BaseModel):
-    """Audio shards in the format of the Emilia dataset for an audio stage, and filters for their
-    utterances.
-    """
+    """Audio shards of an audio stage, in the format of the Emilia dataset, and filters of utterances."""
 
     model_config = ConfigDict(extra="forbid")
     shards: list[str] = Field(

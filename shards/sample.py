@@ -180,9 +180,7 @@ def frame_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_audio(data: bytes) -> np.ndarray:
-    """Decode a FLAC member to float32 [n] in -1..1 at 24 kHz mono. Raises UserError for another
-    sample rate.
-    """
+    """Decode a FLAC member to float32 [n] in -1..1 at 24 kHz mono. Raises UserError for another rate."""
     import soundfile
 
     waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)

@@ -59,9 +59,7 @@ class Store:
             raise self.failure(name, error) from error
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """Read bytes of a tar. Every failure is a UserError of kind `damaged-sample`, so it costs one
-        sample.
-        """
+        """Read bytes of a tar. Every failure is a UserError of kind `damaged-sample`: it costs one sample."""
         where = self.full_path(name)
         try:
             span = self._read(name, start=offset, end=offset + length)
@@ -127,9 +125,7 @@ class Store:
             return None
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a local file into the store atomically. Raises what the store keeps raising after the
-        retries.
-        """
+        """Copy a local file into the store atomically. Raises the error of the last retry."""
         target = self.full_path(name)
         if not isinstance(self.files, LocalFileSystem):  # object stores show only complete objects
             self._retried(name, lambda target: self.files.put_file(str(path), target))

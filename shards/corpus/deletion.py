@@ -56,9 +56,7 @@ def read_tombstones(root: Path) -> Tombstones:
 
 
 def add_tombstones(root: Path, identities: Iterable[str]) -> None:
-    """Record tombstones. Call it before rows are deleted, so that a killed deletion lets nothing come
-    back.
-    """
+    """Record tombstones, before rows are deleted: then a killed deletion lets nothing come back."""
     known = read_tombstones(root)
     names = sorted(known.names | {tombstone(identity) for identity in identities})
     part = root / f".{TOMBSTONES}.part"

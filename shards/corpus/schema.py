@@ -1,5 +1,4 @@
-"""Columns of the corpus tables. A row is the proof that its work is done; a column that was not measured is
-null."""
+"""Columns of the corpus tables. A row is the proof that its work is done. Null means not measured."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The signals of a clip: one numeric column of the clips table per measurement, with its unit, meaning and
-ingest step.
+"""The signals of a clip: one numeric column per measurement, with unit, meaning and ingest step.
 
 Ingest fills the columns, curation policies judge them, the report explains them. A new signal is two edits: a
 row here, and the function of the ingest step that computes it.

@@ -163,9 +163,8 @@ class Corpus:
         return len(data)
 
     def append(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Commit rows with new keys in one transaction; returns their number. The cost does not depend on the
-        table's size.
-        """
+        """Commit rows with new keys in one transaction, at a cost independent of the table; returns their
+        number."""
         import pyarrow as pa
 
         data = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(table))
@@ -200,8 +199,7 @@ class Corpus:
     def read(
         self, table: str, columns: list[str] | None = None, only: tuple[str, Sequence[str]] | None = None
     ) -> pa.Table:
-        """Read a table, or some of its columns, as Arrow; empty with the right schema if it was never
-        written.
+        """Read a table, or some columns, as Arrow; empty with the right schema if it was never written.
 
         `only` is a column and its allowed values: other rows are not loaded.
         """

@@ -1,5 +1,4 @@
-"""The index of an Emilia tar: position of every utterance and the values that filters use, from one scan of
-the tar.
+"""The index of an Emilia tar: position and filter values of every utterance, from one scan of the tar.
 
 It is stored as `<tar>.emilia.npz` beside a local tar, else in a folder of the run. The scan reads only
 headers and jsons, so `digest`, which a resumed run compares, covers them and the size of the tar. The audio
@@ -53,8 +52,7 @@ class Tar(NamedTuple):
 
 @dataclass(frozen=True)
 class EmiliaIndex:
-    """Columns [n] over the samples of a tar; texts are UTF-8. Bytes [offset, offset + length) are all
-    members.
+    """Columns [n] over the samples of a tar, texts in UTF-8. Bytes [offset, offset + length) are a sample.
 
     `damaged` marks samples with an unusable json; their other columns are empty. `source` is the file
     system's key of the tar (size, modification time or ETag) at the time of the scan.

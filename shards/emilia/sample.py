@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LENGTH_SLACK_S = 0.25
-"""Largest difference between an mp3's length and its json. Heuristic: encoders pad up to four frames of 1152
+"""Largest difference in length between mp3 and json. Heuristic: encoders pad up to 4 frames of 1152
 samples."""
 
 
@@ -47,8 +47,7 @@ class Utterance:
 
 
 def utterance_from(key: str, members: dict[str, bytes]) -> Utterance:
-    """Decode an utterance. Raises UserError of kind `damaged-sample` that names what is missing or
-    unreadable."""
+    """Decode an utterance. Raises UserError of kind `damaged-sample` that names the faulty part."""
     missing = [name for name in ("mp3", "json") if name not in members]
     if missing:
         raise UserError(f"sample {key} lacks {', '.join(missing)}", kind="damaged-sample")
@@ -63,8 +62,7 @@ def utterance_from(key: str, members: dict[str, bytes]) -> Utterance:
 
 
 def meta_from(key: str, content: bytes) -> UtteranceMeta:
-    """Parse the json of an utterance. Raises UserError of kind `damaged-sample` that names the first wrong
-    field."""
+    """Parse the json of an utterance. Raises UserError of kind `damaged-sample` that names a wrong field."""
     try:
         return UtteranceMeta.model_validate_json(content)
     except ValidationError as error:

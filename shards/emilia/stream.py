@@ -1,5 +1,4 @@
-"""Read Emilia tars for training: random access to an endless seeded sequence of utterances, like
-`SampleStream`.
+"""Read Emilia tars for training: random access to an endless seeded sequence of utterances.
 
 The utterance at a position is a pure function of (tars, filters, window, seed, position), so a run resumes at
 any position on any number of ranks.
@@ -26,8 +25,7 @@ OPEN_THREADS = 16
 
 
 class EmiliaStream:
-    """The utterances that pass the filters and fit a window of `window_s` seconds, in an endless seeded
-    sequence.
+    """Endless seeded sequence of the utterances that pass the filters and fit a window of `window_s` seconds.
 
     A sample with an unusable json passes the filters, and is counted as damaged when it is read. `shards`
     (path to digest) selects the tars with these digests, also if they were moved. `cache` is a folder for
@@ -138,8 +136,7 @@ class EmiliaStream:
         return self._read(int(others[drawn + (drawn >= this)]))
 
     def _group_by_speaker(self, speaker: np.ndarray, usable: np.ndarray) -> None:
-        """Group the usable rows by speaker: `_by_speaker[_first[s] : _first[s + 1]]` are the rows of speaker
-        s."""
+        """Group usable rows by speaker: `_by_speaker[_first[s] : _first[s + 1]]` are those of speaker s."""
         rows = np.flatnonzero(usable)
         names, number = np.unique(speaker[rows], return_inverse=True)
         self._speaker_of = np.full(len(speaker), -1, np.int64)
@@ -165,8 +162,8 @@ class EmiliaStream:
 def _filtered(
     column: Mapping[str, np.ndarray], config: EmiliaConfig, window_s: float
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """bool [n] of the rows that pass the filters (`wanted`) and also fit the window (`fits`); counts left out
-    by reason."""
+    """bool [n] of rows that pass the filters (`wanted`) and also fit the window (`fits`); counts by
+    reason."""
     damaged = column["damaged"]
     tests = {
         "language": _among(column["language"], config.languages),

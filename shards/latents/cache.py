@@ -45,8 +45,7 @@ _OPEN_THREADS = 16
 
 @dataclass(frozen=True)
 class LatentSample:
-    """W windows of one clip: the content of a `.latent.npz`. Floats are float16 or float32, see `dtype` in
-    `fields`.
+    """W windows of one clip: the content of a `.latent.npz`. Floats have the `dtype` of the cache's `fields`.
 
     Per window: start int32 [W], its first pixel frame; video [W, 48, T, h, w]; reference [W, 48, 1, h, w];
     face [W, T, h/2, w/2] in 0..1; mel [W, M, L]; reference_mel [W, M, Lr]; reference_inside bool [W], true if
@@ -85,8 +84,7 @@ class LatentSample:
 
 @dataclass(frozen=True)
 class LatentEntry:
-    """A sidecar's entry in manifest and index. `passed_over`: clips without latents, and why (`short-clip`,
-    ...)."""
+    """A sidecar's entry in manifest and index. `passed_over`: clips without latents, with the reason."""
 
     name: str
     shard_sha256: str
@@ -98,8 +96,7 @@ class LatentEntry:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """One folder of sidecars: its settings as values (`fields`) and as text (`described`), and the complete
-    sidecars."""
+    """One folder of sidecars: settings as values (`fields`) and as text (`described`), complete sidecars."""
 
     digest: str
     fields: dict[str, Any]
@@ -142,8 +139,7 @@ class SidecarPart:
 def write_sidecar(
     folder: Path, shard: str, shard_sha256: str, latents: Iterable[tuple[str, LatentSample | str]]
 ) -> SidecarPart:
-    """Write the sidecar of one shard from (key, latents or the reason for having none) of its clips in
-    order."""
+    """Write the sidecar of one shard from (key, latents or skip reason) of its clips in order."""
     passed_over: dict[str, str] = {}
 
     def members() -> Iterator[TarSample]:
@@ -174,7 +170,7 @@ def write_manifest(folder: Path, cache: LatentCache) -> None:
 
 
 def read_caches(store: Store) -> tuple[list[LatentCache], list[str]]:
-    """Read the caches beside the shards, and a line per unreadable one. Raises UserError if the store
+    """Read the caches beside the shards, with a line per unreadable one. Raises UserError if the store
     fails."""
     caches, problems = [], []
     for digest in store.list_folders(LATENTS_FOLDER):
@@ -252,8 +248,7 @@ class LatentReader:
 
 
 def remove_stale_latents(shards_dir: Path, shards: Mapping[str, str]) -> int:
-    """Delete the sidecars of other shards than these (name to SHA-256) in every cache; returns their
-    number."""
+    """Delete all sidecars but those of these shards (name to SHA-256); returns their number."""
     return sum(
         _remove(folder, [tar.name for tar in _sidecars(folder) if not _is_of(tar, shards.get(tar.name))])
         for folder in cache_folders(shards_dir)
@@ -261,8 +256,7 @@ def remove_stale_latents(shards_dir: Path, shards: Mapping[str, str]) -> int:
 
 
 def delete_latents(shards_dir: Path, clips: Collection[str]) -> int:
-    """Delete every sidecar with one of the clips, unreadable sidecars, and partial files; returns the number
-    of files.
+    """Delete every sidecar with one of the clips, unreadable ones, and partial files; returns the count.
 
     The next `cache-latents` computes the other samples of such a sidecar again, for their rewritten shard.
     """

@@ -1,5 +1,4 @@
-"""Verify cached latents against their manifests: open, hash and count every sidecar. Gives one line per
-defect."""
+"""Verify cached latents against their manifests: open, hash and count every sidecar."""
 
 from __future__ import annotations
 

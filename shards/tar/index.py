@@ -50,9 +50,7 @@ class SampleSpan:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The columns of the index of one tar: `sizes` int64 [n, M], the others [n]. `shard` is the manifest's
-    entry.
-    """
+    """The index of one tar: `sizes` int64 [n, M], other columns [n]. `shard` is the manifest's entry."""
 
     key: np.ndarray
     offset: np.ndarray

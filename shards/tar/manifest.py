@@ -35,9 +35,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest on disk. Entries and settings are empty unless it is `current`: of this program's
-    version.
-    """
+    """A manifest on disk. `current`: it has the version of this program; otherwise only `names` are read."""
 
     current: bool
     names: frozenset[str] = frozenset()

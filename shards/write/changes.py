@@ -50,8 +50,7 @@ _TAR_BLOCK = 512
 
 @dataclass(frozen=True)
 class ShardSample:
-    """A kept clip as a sample of a shard. `fingerprint` changes with anything that would change its
-    members."""
+    """A kept clip as a sample of a shard. `fingerprint` changes with everything that changes its members."""
 
     key: str
     split: str
@@ -64,8 +63,7 @@ class ShardSample:
 
 @dataclass(frozen=True)
 class NewShard:
-    """A tar to write, samples in tar order. `metas` are their `.json` members, filled in just before
-    writing."""
+    """A tar to write, samples in tar order. `metas`, their `.json` members, are added just before writing."""
 
     name: str
     split: str
@@ -129,8 +127,7 @@ def require_decisions(corpus: Corpus) -> None:
 
 
 def kept_clips(corpus: Corpus) -> pa.Table:
-    """Read the kept clips with `source_uri` and `split`, in order of their ids. Raises UserError if there are
-    none."""
+    """Read the kept clips with `source_uri` and `split`, sorted by id. Raises UserError if there are none."""
     require_decisions(corpus)
     columns = ", ".join(f"clips.{name}" for name in (*_CLIP_COLUMNS, *SIGNALS))
     clips = corpus.query(
@@ -174,8 +171,7 @@ def sample_meta(row: Mapping[str, Any], caption: CaptionFunction) -> SampleMeta:
 
 
 def pack(samples: Sequence[ShardSample], config: ShardConfig) -> list[list[ShardSample]]:
-    """Spread samples over as few tars as the settings allow, balanced in bytes, also within each length
-    bucket.
+    """Spread samples over as few tars as possible, balanced in bytes in all and per length bucket.
 
     Longest processing time first: bucket by bucket, largest sample first, each sample goes to the tar with
     the fewest bytes of its bucket, of equal tars to the one with the fewest bytes in all. Samples in a tar

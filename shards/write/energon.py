@@ -48,8 +48,7 @@ CREATE INDEX idx_sample_parts_full ON sample_parts(tar_file_id, sample_index, pa
 
 
 def write_energon(folder: Path, splits: Mapping[str, Sequence[ShardEntry]]) -> None:
-    """Bring `.nv-meta` and the `.idx` files in line with the shards of each split. Raises OSError if the disk
-    fails."""
+    """Bring `.nv-meta` and the `.idx` files in line with the shards. Raises OSError if the disk fails."""
     meta = folder / META_FOLDER
     meta.mkdir(exist_ok=True)
     entries = [entry for split in splits.values() for entry in split]

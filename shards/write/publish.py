@@ -1,5 +1,4 @@
-"""Publish a `shards` folder to an object store: an incremental copy at any fsspec URL, cached latents
-included.
+"""Publish a `shards` folder with its cached latents to any fsspec URL, incrementally.
 
 A tar is sent before its index and the manifest last; files that it does not name are removed after it. So a
 reader always finds a manifest whose tars exist, and the next run completes one that failed. A complete tar
@@ -30,8 +29,7 @@ PUBLISHED = "published.json"
 
 @dataclass(frozen=True)
 class PublishSummary:
-    """Number of tars (shards and sidecars of latents) that were `sent`, that `stood` there already, and were
-    removed."""
+    """Number of tars, latents included, that were `sent`, already `stood` there, or were `removed`."""
 
     url: str
     sent: int
@@ -74,9 +72,7 @@ def publish_shards(
 
 
 def published(corpus: Path) -> list[str]:
-    """Every URL that shards of a corpus were ever published to. A deleted source stays there until they are
-    published again.
-    """
+    """URLs that shards were ever published to. A deleted source stays there until the next publication."""
     try:
         return [str(url) for url in json.loads((corpus / PUBLISHED).read_text())]
     except FileNotFoundError:

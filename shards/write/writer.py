@@ -94,8 +94,7 @@ def write_shards(
     on_progress: Callable[[int, int], None] | None = None,
     lock_held: bool = False,
 ) -> ShardSummary:
-    """Bring `shards/` in line with the decisions; a second run changes nothing. Many tars are written as Ray
-    tasks.
+    """Bring `shards/` in line with the decisions. A second run changes nothing. Many tars use Ray tasks.
 
     `on_progress(done, total)` is called for every tar. `lock_held`: the caller holds `SHARDS_LOCK`. Raises
     UserError if there are no decisions or kept clips, media of a kept clip are missing or damaged, another

@@ -10,8 +10,7 @@ import numpy as np
 
 
 class Spoken(NamedTuple):
-    """An utterance: a tone of `hz` and `seconds`. `changes` replace fields of its json; None removes a
-    field."""
+    """An utterance: a tone of `hz` and `seconds`. `changes` replace json fields; None removes one."""
 
     key: str
     speaker: str

@@ -60,8 +60,8 @@ for root in Path(sys.argv[1]).iterdir():
         os._exit(0)
     print(root.name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Runs `write_shards` on each corpus folder, in a child that kills itself at the file event of the folder's
-name."""
+"""Runs `write_shards` on each corpus in a child that kills itself at file event number (name of the
+folder)."""
 
 
 def caption_of(row: Any) -> tuple[str, str]:
@@ -149,8 +149,7 @@ def test_second_writer_is_refused_until_the_lock_holder_dies(corpus: Corpus) -> 
 
 
 def test_full_disk_is_an_error_and_leaves_no_partial_file(corpus: Corpus) -> None:
-    """The system refuses files over 8 kB, like a full disk. The old shards stay valid, and a second run
-    completes."""
+    """Files over 8 kB fail, like on a full disk. The old shards stay valid, and a second run completes."""
     before = contents(corpus.root / "shards")
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

@@ -177,8 +177,7 @@ DECODING: dict[str, Callable[[Sample], Any]] = {
 def seconds_per_sample(
     readers: dict[str, Reader], decode: Callable[[Sample], Any], turns: int
 ) -> dict[str, tuple[float, float]]:
-    """(wall, CPU) seconds per sample of each reader, read in turns, after files are open and buffers are
-    full."""
+    """(wall, CPU) seconds per sample of each reader, in turns, after files are open and buffers full."""
     total = {name: [0.0, 0.0] for name in readers}
     running = {name: reader() for name, reader in readers.items()}
     for samples in running.values():

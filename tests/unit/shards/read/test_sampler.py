@@ -39,8 +39,7 @@ def test_batches_are_of_one_bucket_and_rounds_are_permutations(
 
 
 def test_shuffle_is_uniform_over_the_whole_split() -> None:
-    """Each of 24 samples comes first equally often, and neighbours in the tar are not closer than by
-    chance."""
+    """Each of 24 samples comes first equally often; neighbours in the tar are as far apart as by chance."""
     samplers = [BucketSampler(np.zeros(24, int), seed=seed) for seed in range(3000)]
     sequences = np.array([[sampler.sample_at(p) for p in range(24)] for sampler in samplers])
     counts = np.bincount(sequences[:, 0], minlength=24)
