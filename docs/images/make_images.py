@@ -68,13 +68,13 @@ def draw_report(page: Path) -> Image.Image:
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         chromium(Path(folder) / "profile") as browser,
     ):
-        browser.open(page.absolute(), 1400, 1180)
+        browser.open(page.absolute(), 1400, 770)
         browser.read("document.querySelector('#clips').scrollIntoView()")
         browser.wait("[...document.images].every(image => image.complete)")
         target = Path(folder) / "page.png"
         browser.picture(target)
         with Image.open(target) as picture:
-            return picture.convert("RGB").resize((1120, 944), Image.Resampling.LANCZOS)
+            return picture.convert("RGB").resize((1120, 616), Image.Resampling.LANCZOS)
 
 
 def main(corpus_path: str) -> None:
