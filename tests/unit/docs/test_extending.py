@@ -199,3 +199,31 @@ def test_a_codec(repository: Path) -> None:
         """,
     )
     assert shown.split() == ["(2,", "4,", "64)", "5", "hashed-words-1"]
+
+
+def test_a_model(repository: Path) -> None:
+    apply_section(repository, "A model")
+    shown = run_code(
+        repository,
+        """
+        import torch
+
+        from uniavgen.orchestration.config import load_config
+        from uniavgen.train.model.family import family_of
+
+        norms = []
+        for sets in ([], ["train.model.init_scale=0.5"]):
+            family = family_of(load_config("tiny", None, sets).train.model)
+            torch.manual_seed(0)
+            weights = [weight.detach() for weight in family.build(("audio",)).parameters()]
+            norms.append(sum(float(weight.norm()) for weight in weights))
+        print(type(family).__name__, round(norms[1] / norms[0], 4))
+        """,
+    )
+    assert shown.split() == ["ScaledUniAVGen", "0.5"]
+    plan = run_in(repository, "-m", "uniavgen", "plan", "--json", "--set", "train.model.init_scale=0.5")
+    assert '"command": "plan"' in plan
+    settings = run_in(
+        repository, "-m", "uniavgen", "settings", "train", "--set", "train.model.init_scale=0.5"
+    )
+    assert "init_scale: 0.5" in settings
