@@ -264,7 +264,9 @@ def _stop_on_signal(folder: RunFolder) -> Iterator[list[int]]:
         if len(received) > 1:
             raise KeyboardInterrupt
         folder.stop_request.touch()
-        folder.tell("stopping", "stop requested: the workers save after this step (once more to end at once)")
+        folder.log_event(
+            "stopping", "stop requested: the workers save after this step (once more to end at once)"
+        )
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     signals = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()

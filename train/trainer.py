@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from uniavgen.shards.errors import UserError
 from uniavgen.train.checkpoint.checkpoint_conversion import Layout
 from uniavgen.train.checkpoint.resume import (
-    AVERAGE_FILE,
+    EMA_FILE,
     Resumption,
-    find,
+    find_checkpoint,
     random_file,
     random_state,
     settings_that_matter,
@@ -36,10 +36,10 @@ from uniavgen.train.config import StageConfig, TrainConfig, lr_at
 from uniavgen.train.data.loader import LoadedBatch, make_loader, prefetched
 from uniavgen.train.data.stage_stream import micro_batches, open_stream
 from uniavgen.train.diagnostics.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
-from uniavgen.train.diagnostics.metrics import History, Meter, Outcome, over_workers, pace
-from uniavgen.train.diagnostics.run_warnings import OwnTime, Watch
+from uniavgen.train.diagnostics.metrics import History, Outcome, StepMetrics, hardware_metrics
+from uniavgen.train.diagnostics.run_warnings import RankTime, RunWarnings
 from uniavgen.train.diagnostics.validation import Validation
-from uniavgen.train.engine.collectives import all_gather_object, assert_same_on_all_ranks
+from uniavgen.train.engine.collectives import all_gather_object, all_reduce_sum, assert_same_on_all_ranks
 from uniavgen.train.engine.deepspeed_compat import release_engine
 from uniavgen.train.engine.deepspeed_engine import StepGuard, create_engine, gather_weights
 from uniavgen.train.engine.ema import Ema
@@ -110,7 +110,7 @@ class StageTrainer:
         model = build_model(job, stage, rank)
         self.parameters = count_parameters(model)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        resumed = find(self.folder, config, stage, trained, accept_changes=job.accept_changes)
+        resumed = find_checkpoint(self.folder, config, stage, trained, accept_changes=job.accept_changes)
         self.engine: Any = create_engine(
             model, config, stage, world, job.device, universal=bool(resumed and resumed.universal)
         )
@@ -126,7 +126,7 @@ class StageTrainer:
         family = family_of(config.model)
         checkpointing = config.deepspeed.activation_checkpointing
         self.objective = family.objective(config.objective, stage, checkpointing=checkpointing)
-        self.watch = Watch(self.engine, config.health, family)
+        self.warnings = RunWarnings(self.engine, config.health, family)
         self.open_data(job, resumed)
         self.share = (world, rank, config.micro_batch(stage, world))
         self.flops_at = flops_by_step(config, stage, self.stream)
@@ -141,7 +141,7 @@ class StageTrainer:
         latents = state.get("latents", "") if resumed else None
         self.loader = make_loader(self.stream, config.data, stage, codecs, latents)
         if dist.get_rank() == 0:
-            self.folder.tell("latents", self.loader.source)
+            self.folder.log_event("latents", self.loader.source)
         self.validation: Validation | None = None
         if config.validation.every:
             self.validation = Validation(config, stage, job.shards_dir, codecs, state.get("val_shards"))
@@ -178,22 +178,22 @@ class StageTrainer:
 
         All ranks skip a bad step. Raises Rewind and UserError as `skip_step` does.
         """
-        meter, task = Meter(), task_at(self.config.seed, step, self.stage.tasks)
+        step_metrics, task = StepMetrics(), task_at(self.config.seed, step, self.stage.tasks)
         weights = self.objective.weights(step / max(1, self.stage.steps - 1))
         lr = self.engine.optimizer.param_groups[0]["lr"] = lr_at(self.stage, step)
         limits = self.health.limits(self.config.health, task)
         computed: list[MicroBatch] = []
-        rank_time, loss, asked_to_stop = OwnTime(self.engine.device), 0.0, False
+        rank_time, loss, asked_to_stop = RankTime(self.engine.device), 0.0, False
         all_indices = self.sample_indices_at(step)
         for indices in all_indices:
             details: dict[str, Tensor] = {}
             with rank_time.running():
-                loaded = meter.wait_for(batches)
+                loaded = step_metrics.wait_for(batches)
                 losses = self.losses(loaded, Draw(self.config.seed, step, indices), task, weights, details)
             detached = {name: value.detach() for name, value in losses.items()}
             computed.append(MicroBatch(indices, loaded, detached))
             self.engine.backward(losses["total"])
-            meter.add(losses, loaded, details)
+            step_metrics.add(losses, loaded, details)
             if len(computed) == len(all_indices):
                 loss, asked_to_stop = self.global_loss(computed)
                 self.guard.set_limits(skip=not loss <= limits[0], max_norm=limits[1])
@@ -201,9 +201,11 @@ class StageTrainer:
         norm, applied = self.guard.grad_norm, self.guard.applied
         if applied and self.ema:
             self.ema.update()
-        metrics = meter.metrics(task, self.stage) | {"grad_norm": norm, **weights, "lr": lr}
-        metrics |= {"skipped": float(not applied)} | pace(self.flops_at(step), metrics["time/samples_per_s"])
-        self.watch.add(rank_time.seconds(), meter.waited, metrics["time/step_s"])
+        metrics = step_metrics.metrics(task, self.stage) | {"grad_norm": norm, **weights, "lr": lr}
+        metrics |= {"skipped": float(not applied)} | hardware_metrics(
+            self.flops_at(step), metrics["time/samples_per_s"]
+        )
+        self.warnings.add(rank_time.seconds(), step_metrics.waited, metrics["time/step_s"])
         if self.config.trace:
             write_trace(self.folder.path / f"trace-{dist.get_rank()}.jsonl", step, task, computed)
         if applied:
@@ -228,7 +230,7 @@ class StageTrainer:
         """The loss of the global batch, and whether someone asked the run to stop; the same on all ranks."""
         loss = sum(float(micro.losses["total"]) for micro in computed) / len(computed) / dist.get_world_size()
         asked_to_stop = dist.get_rank() == 0 and self.folder.stop_request.exists()
-        sums = over_workers([loss, float(asked_to_stop)])
+        sums = all_reduce_sum([loss, float(asked_to_stop)])
         return sums[0], sums[1] > 0
 
     def loss_scale_was_too_large(self, loss: float) -> bool:
@@ -273,12 +275,14 @@ class StageTrainer:
         values: dict[str, list[float]] = {}
         batches = self.batches(steps)
         for step in steps:
-            task, meter = task_at(self.config.seed, step, self.stage.tasks), Meter()
+            task, step_metrics = task_at(self.config.seed, step, self.stage.tasks), StepMetrics()
             for indices in self.sample_indices_at(step):
-                loaded = meter.wait_for(batches)
+                loaded = step_metrics.wait_for(batches)
                 with torch.no_grad():
-                    meter.add(self.losses(loaded, Draw(self.config.seed, step, indices), task, {}), loaded)
-            for name, value in meter.metrics(task, self.stage).items():
+                    step_metrics.add(
+                        self.losses(loaded, Draw(self.config.seed, step, indices), task, {}), loaded
+                    )
+            for name, value in step_metrics.metrics(task, self.stage).items():
                 if name in ("loss/video", "loss/audio", "loss/mask"):
                     values.setdefault(name.removeprefix("loss/"), []).append(value)
         return {name: sum(of_name) / len(of_name) for name, of_name in values.items()}
@@ -286,9 +290,9 @@ class StageTrainer:
     def check_periodically(self, done: int) -> None:
         """Diagnostics and validation losses, if they are due after `done` steps."""
         if done % self.config.health.watch_every == 0:
-            for text in self.watch.look():
+            for text in self.warnings.check():
                 self.log_event("warning", text, step=done)
-            self.on_metrics(done, prefixed("output_norm", self.watch.output_norms))
+            self.on_metrics(done, prefixed("output_norm", self.warnings.output_norms))
         if self.validation and done % self.config.validation.every == 0:
             self.on_metrics(done, self.validation.losses(self.engine))
 
@@ -313,15 +317,15 @@ class StageTrainer:
         if self.ema:
             state["average_updates"] = self.ema.updates
             averaged = self.ema.gather()
-            tensors |= {AVERAGE_FILE: averaged} if averaged else {}
+            tensors |= {EMA_FILE: averaged} if averaged else {}
         save_checkpoint(self.engine, self.folder, step, state, self.config.checkpoint, tensors)
 
     def finish(self) -> Outcome:
         """Write the stage's weights and mark it done."""
         fixed = self.fixed_losses()
         self.on_metrics(self.stage.steps, prefixed("fixed", fixed))
-        self.watch.look()
-        self.on_metrics(self.stage.steps, prefixed("output_norm", self.watch.output_norms))
+        self.warnings.check()
+        self.on_metrics(self.stage.steps, prefixed("output_norm", self.warnings.output_norms))
         outcome = self.history.outcome(self.stage, fixed, self.parameters)
         weights = gather_weights(self.engine)
         averaged = self.ema.gather() if self.ema else None
@@ -335,7 +339,7 @@ class StageTrainer:
         """Write an event once, from rank 0."""
         if dist.get_rank() == 0:
             log.warning("%s", text)
-            self.folder.tell(event, text, **values)
+            self.folder.log_event(event, text, **values)
 
 
 def build_model(job: Job, stage: StageConfig, rank: int) -> nn.Module:
@@ -368,11 +372,11 @@ def start_ema(engine: Any, decay: float, resumed: Resumption | None, folder: Run
     if not decay:
         return None
     ema = Ema(engine, decay)
-    if resumed and (resumed.checkpoint / AVERAGE_FILE).is_file():
-        with safe_open(resumed.checkpoint / AVERAGE_FILE, framework="pt") as tensors:
+    if resumed and (resumed.checkpoint / EMA_FILE).is_file():
+        with safe_open(resumed.checkpoint / EMA_FILE, framework="pt") as tensors:
             ema.restore(tensors.get_tensor, resumed.state["average_updates"])
     elif resumed and dist.get_rank() == 0:
-        folder.tell("average", f"the checkpoint has no moving average: it starts at step {resumed.step}")
+        folder.log_event("average", f"the checkpoint has no moving average: it starts at step {resumed.step}")
     return ema
 
 

@@ -134,4 +134,4 @@ class RestartPolicy(UserCallback):
             f"{reason.what}; restart {self.count} of {self.max_restarts} from step {step}, "
             "once there are resources for all workers"
         )
-        self.folder.tell("restart", text, step=step)
+        self.folder.log_event("restart", text, step=step)

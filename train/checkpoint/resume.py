@@ -25,7 +25,7 @@ from uniavgen.train.engine.collectives import all_gather_object
 
 log = logging.getLogger(__name__)
 
-AVERAGE_FILE = "ema.safetensors"
+EMA_FILE = "ema.safetensors"
 TASK_MIXES = ("stage.tasks.", "objective.mix.")
 """Settings whose keys are chosen by the user: a new key is a change."""
 NO_MATTER = ("data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weights")
@@ -62,7 +62,7 @@ class Resumption:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-def find(
+def find_checkpoint(
     folder: RunFolder,
     config: TrainConfig,
     stage: StageConfig,
@@ -100,15 +100,15 @@ def find(
     )
     if dist.get_rank() == 0:
         for other, damage in damaged.items():
-            folder.tell(
+            folder.log_event(
                 "damaged", f"checkpoint {other} is damaged ({damage[0]}); resuming from {step}", files=damage
             )
-            folder.set_aside(other)
+            folder.remove_checkpoint(other)
         if changed:
-            folder.tell(
+            folder.log_event(
                 "changed", f"resuming from step {step} with another {', '.join(changed)}", fields=changed
             )
-    return fitted(folder, step, state, Layout.of(config, dist.get_world_size()), trained)
+    return convert_if_needed(folder, step, state, Layout.of(config, dist.get_world_size()), trained)
 
 
 def damage_of(folder: RunFolder, step: int) -> list[str]:
@@ -171,7 +171,7 @@ def _value_of(settings: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def fitted(
+def convert_if_needed(
     folder: RunFolder, step: int, state: dict[str, Any], now: Layout, trained: Sequence[str]
 ) -> Resumption:
     """The checkpoint itself, or a converted copy if its layout differs from `now`. All ranks call this."""
@@ -182,7 +182,7 @@ def fitted(
     converted = folder.checkpoints / f".step-{step}.universal"
     error: UserError | None = None
     if dist.get_rank() == 0:
-        folder.tell("converted", f"checkpoint {step} was made by {saved}; it is converted for {now}")
+        folder.log_event("converted", f"checkpoint {step} was made by {saved}; it is converted for {now}")
         shutil.rmtree(converted, ignore_errors=True)
         try:
             convert(path, converted, saved, now, trained)

@@ -68,7 +68,7 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
-    def average(self) -> Path:
+    def ema_weights(self) -> Path:
         return self.path / "ema.safetensors"
 
     @property
@@ -84,7 +84,7 @@ class RunFolder:
         """A file that asks the workers to save and stop."""
         return self.path / "stop"
 
-    def tell(self, event: str, text: str, **values: Any) -> None:
+    def log_event(self, event: str, text: str, **values: Any) -> None:
         """Append an event to events.jsonl: a line of text for people, and further values."""
         line = {"time": round(time.time(), 3), "event": event, "text": text, **values}
         append_row(self.events, line)
@@ -193,10 +193,10 @@ class RunFolder:
         }
         for old in steps:
             if old not in kept:
-                self.set_aside(old)
+                self.remove_checkpoint(old)
         return target
 
-    def set_aside(self, step: int) -> None:
+    def remove_checkpoint(self, step: int) -> None:
         """Remove a checkpoint. It is renamed first, so that a kill leaves nothing that looks complete."""
         doomed = self.checkpoints / f".step-{step}.old"
         shutil.rmtree(doomed, ignore_errors=True)
@@ -216,13 +216,11 @@ class RunFolder:
         content: dict[str, Any] = json.loads((self.checkpoint(step) / STATE).read_text())
         return content
 
-    def write_weights(
-        self, tensors: Mapping[str, Tensor], average: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def write_weights(self, tensors: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None = None) -> None:
         """Replace model.safetensors; replace ema.safetensors, or remove it if there is no average."""
-        self.average.unlink(missing_ok=True)
-        if average:
-            write_tensors(self.average, average, {"stage": self.stage})
+        self.ema_weights.unlink(missing_ok=True)
+        if ema:
+            write_tensors(self.ema_weights, ema, {"stage": self.stage})
         write_tensors(self.weights, tensors, {"stage": self.stage})
 
 
@@ -322,8 +320,8 @@ def finished(run_dir: str | Path, stage: str) -> RunFolder:
     return folder
 
 
-def load_weights(run_dir: str | Path, stage: str, *, average: bool = False) -> dict[str, Tensor]:
-    """The weights of a finished stage, or with `average` their moving average if the stage has one.
+def load_weights(run_dir: str | Path, stage: str, *, ema: bool = False) -> dict[str, Tensor]:
+    """The weights of a finished stage, or with `ema` their moving average if the stage has one.
 
     Raises UserError if the stage is not done or the file is damaged.
     """
@@ -331,7 +329,7 @@ def load_weights(run_dir: str | Path, stage: str, *, average: bool = False) -> d
     from safetensors.torch import load_file
 
     folder = finished(run_dir, stage)
-    path = folder.average if average and folder.average.is_file() else folder.weights
+    path = folder.ema_weights if ema and folder.ema_weights.is_file() else folder.weights
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -65,7 +65,7 @@ def load_trained(run_dir: str | Path, stage: str | None = None) -> tuple[nn.Modu
     if is_export(run_dir):
         return load_export(run_dir)
     stage, config = trained_config(run_dir, stage)
-    tensors = load_weights(run_dir, stage, average=True)
+    tensors = load_weights(run_dir, stage, ema=True)
     family = family_of(config.model)
     model = family.build(family.parts(stage))
     model.load_state_dict(tensors)

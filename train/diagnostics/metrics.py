@@ -15,6 +15,7 @@ from torch import Tensor
 
 from uniavgen.train.config import StageConfig
 from uniavgen.train.data.loader import LoadedBatch
+from uniavgen.train.engine.collectives import all_reduce_sum
 from uniavgen.train.planning import PEAK_TFLOPS
 from uniavgen.train.tasks import Task
 
@@ -102,7 +103,7 @@ class History:
         )
 
 
-class Meter:
+class StepMetrics:
     """Collects values of one step on one rank, and combines those of all ranks.
 
     While the step runs nothing is computed or copied from the device; `metrics` does that after the step.
@@ -142,7 +143,7 @@ class Meter:
         # each rank sets its own two entries, so that the sum over ranks keeps them apart
         values["times"] = [0.0] * (2 * world)
         values["times"][2 * rank : 2 * rank + 2] = time.monotonic() - self.started, self.waited
-        sums = sums_over_workers(values)
+        sums = sum_lists_over_ranks(values)
         passes, times = len(self.micros) * world, sums["times"]
         metrics = {f"loss/{name}": sums[name][0] / passes for name in losses}
         metrics |= {f"samples/{name}": sums[name][0] for name in COUNTS}
@@ -190,7 +191,7 @@ def detail_metrics(
     return metrics
 
 
-def pace(flops: float, samples_per_s: float) -> dict[str, float]:
+def hardware_metrics(flops: float, samples_per_s: float) -> dict[str, float]:
     """Use of the hardware: the model's TFLOP/s per rank, MFU if the GPU's peak is known, peak memory.
 
     `flops`: of training on one sample.
@@ -226,16 +227,7 @@ def summed(details: dict[str, Tensor]) -> dict[str, list[float]]:
     return lists
 
 
-def sums_over_workers(lists: dict[str, list[float]]) -> dict[str, list[float]]:
+def sum_lists_over_ranks(lists: dict[str, list[float]]) -> dict[str, list[float]]:
     """Sums over ranks of lists with the same names and sizes, in one all-reduce. All ranks call this."""
-    sums = iter(over_workers([value for values in lists.values() for value in values]))
+    sums = iter(all_reduce_sum([value for values in lists.values() for value in values]))
     return {name: list(islice(sums, len(values))) for name, values in lists.items()}
-
-
-def over_workers(values: list[float]) -> list[float]:
-    """Sums over ranks. All ranks call this and get the same."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    sums: list[float] = tensor.tolist()
-    return sums

@@ -32,14 +32,14 @@ class Times:
     steps: int = 0
 
 
-class OwnTime:
+class RankTime:
     """Seconds of a step that a rank takes before it waits for others.
 
     On a GPU by CUDA events, as the host runs ahead; with ZeRO-3 this includes the gathering of parameters.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_card, self._host_s = device.type == "cuda", 0.0
+        self._on_gpu, self._host_s = device.type == "cuda", 0.0
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -60,15 +60,15 @@ class OwnTime:
         return max(self._host_s, sum(first.elapsed_time(last) for first, last in self._spans) / 1000)
 
     def _mark(self) -> torch.cuda.Event | None:
-        if not self._on_card:
+        if not self._on_gpu:
             return None
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
 
-class Watch:
-    """Measures one rank. All ranks make one and call `look` at the same steps."""
+class RunWarnings:
+    """Measures one rank. All ranks make one and call `check` at the same steps."""
 
     def __init__(self, engine: Any, config: HealthConfig, family: ModelFamily) -> None:
         self.engine, self.config, self.family, self.times = engine, config, family, Times()
@@ -88,7 +88,7 @@ class Watch:
             times.steps + 1,
         )
 
-    def look(self) -> list[str]:
+    def check(self) -> list[str]:
         """Warnings that the last call did not give; the times are reset.
 
         All ranks call this and get the same.
@@ -96,7 +96,7 @@ class Watch:
         times, self.times = self.times, Times()
         self.output_norms = self._output_norms()
         per_rank = all_gather_object((times.own / max(1, times.steps), times.waited))
-        found = {
+        texts = {
             "slow-rank": slow_rank(self.config, [own for own, _ in per_rank]),
             "stalled-loader": stalled_loader(self.config, max(waited for _, waited in per_rank), times.all),
             "vanishing-mask": vanishing_mask(
@@ -104,13 +104,13 @@ class Watch:
             ),
             "dead-interaction": dead_interaction(self.output_norms),
         }
-        warnings = [text for kind, text in found.items() if text and kind not in self._active]
-        self._active = {kind for kind, text in found.items() if text}
+        warnings = [text for kind, text in texts.items() if text and kind not in self._active]
+        self._active = {kind for kind, text in texts.items() if text}
         return warnings
 
     def _note_mask(self, name: str) -> Any:
         def note(module: nn.Module, inputs: Any, mask: Tensor) -> None:
-            self._masks[name] = mask.detach()  # its mean is computed in `look` only
+            self._masks[name] = mask.detach()  # its mean is computed in `check` only
 
         return note
 

@@ -18,7 +18,7 @@ from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import Codecs
 from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig, TrainConfig
 from uniavgen.train.data.loader import BatchLoader, EncodedWindows
-from uniavgen.train.diagnostics.metrics import over_workers
+from uniavgen.train.engine.collectives import all_reduce_sum
 from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.family import family_of
 from uniavgen.train.tasks import Task
@@ -69,7 +69,7 @@ class Validation:
         for task in tasks:
             scored = self.stage.scored(task)
             sums = [self._at(engine, task, time, scored) for time in self.config.validation.times]
-            means = over_workers([value for row in sums for value in row])
+            means = all_reduce_sum([value for row in sums for value in row])
             table = torch.tensor(means).view(len(sums), len(scored)) / dist.get_world_size()
             for column, name in enumerate(scored):
                 metrics[f"validation/{task}/{name}"] = float(table[:, column].mean())

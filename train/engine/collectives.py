@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from uniavgen.shards.errors import UserError
@@ -28,3 +29,12 @@ def assert_same_on_all_ranks(what: str, value: Any) -> None:
             hint="use shared storage",
             kind="not-shared",
         )
+
+
+def all_reduce_sum(values: list[float]) -> list[float]:
+    """Sums over ranks of a list with the same length on all ranks."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    sums: list[float] = tensor.tolist()
+    return sums

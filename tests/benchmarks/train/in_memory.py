@@ -66,7 +66,7 @@ class InMemory(StageTrainer):
 
 
 def plan(model: ModelConfig, workers: int, steps: int, zero: int = 0, **changes: Any) -> TrainConfig:
-    """A joint stage on the paper's task mix, which saves at its end only and looks at the watch every 25 steps."""
+    """A joint stage on the paper's task mix, which saves at its end only and checks for warnings every 25 steps."""
     stage = StageConfig(name="joint", batch=4, steps=steps, tasks=PAPER_MIX)
     given: dict[str, Any] = {
         "deepspeed": DeepSpeedConfig(zero_stage=zero),

@@ -153,14 +153,14 @@ def watch_sections(runner: StageTrainer, clocks: Clocks) -> None:
         ("forward", runner, "losses"),
         ("backward", runner.engine, "backward"),
         ("clip, optimizer", runner.engine, "step"),
-        ("meter: losses taken in", trainer.Meter, "add"),
-        ("meter: metrics", trainer.Meter, "metrics"),
-        ("metrics: pace", trainer, "pace"),
+        ("metrics: losses added", trainer.StepMetrics, "add"),
+        ("metrics: reduced over ranks", trainer.StepMetrics, "metrics"),
+        ("metrics: hardware_metrics", trainer, "hardware_metrics"),
         ("the workers agree", runner, "agree"),
         ("health: limits", runner.health, "limits"),
         ("health: step noted", runner.health, "take"),
-        ("watch: times", runner.watch, "add"),
-        ("watch: look, every 25 steps", runner.watch, "look"),
+        ("warnings: times", runner.warnings, "add"),
+        ("warnings: check, every 25 steps", runner.warnings, "check"),
         ("history", runner.history, "add"),
     ):
         setattr(owner, attribute, clocks.timed(f"trainer: {name}", getattr(owner, attribute)))
@@ -219,7 +219,7 @@ def zero_stages(shards: Path, folder: Path, steps: int) -> None:
             metrics, _ = runner.train_step(step, batches)
             clocks.note(name, since)
             losses[name].append(metrics["loss/total"])
-    cpu = {name: trainer.over_workers([sum(clocks.cpu[name][WARM:])])[0] for name in runners}
+    cpu = {name: trainer.all_reduce_sum([sum(clocks.cpu[name][WARM:])])[0] for name in runners}
     if dist.get_rank():
         return
     apart = max(abs(a - b) for name in runners for a, b in zip(losses[name], losses["ZeRO 0"], strict=True))

@@ -138,7 +138,7 @@ def make_run(folder: Path, stages: list[str]) -> None:
         lines += [{"step": step, "time": 1.0 + step, "loss/total": 2.0 - step / 2} for step in (1, 2)]
         lines += [{"step": 2, "time": 4.0, "fixed/audio": 1.0}]
         (home.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        home.tell("slow", "the loader is slow", share=0.5)
+        home.log_event("slow", "the loader is slow", share=0.5)
 
 
 def test_metrics_and_events_of_a_run(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_descriptions_hold_settings_state_and_outcome_of_stages(tmp_path: Path) 
     folder.write(outcome=OUTCOME, done=True)
     folder.weights.write_bytes(b"weights")
     for text in ["using latents", *(f"step {step} is left out" for step in range(9)), "using latents"]:
-        folder.tell("any", text)
+        folder.log_event("any", text)
     (row,) = [
         line
         for line in training_note(config, tmp_path, "/corpus").splitlines()

@@ -227,9 +227,9 @@ def test_load_weights_returns_the_average_on_request(
     folder.write(done=True, config=TrainConfig().model_dump(mode="json"))
     folder.write_weights({"x": torch.zeros(1)}, {"x": torch.ones(1)})
     assert load_weights(tmp_path, "audio")["x"] == 0
-    assert load_weights(tmp_path, "audio", average=True)["x"] == 1
+    assert load_weights(tmp_path, "audio", ema=True)["x"] == 1
     folder.write_weights({"x": torch.zeros(1)})
-    assert load_weights(tmp_path, "audio", average=True)["x"] == 0
+    assert load_weights(tmp_path, "audio", ema=True)["x"] == 0
 
 
 def test_changed_settings_are_refused_by_name_or_accepted(tmp_path: Path) -> None:

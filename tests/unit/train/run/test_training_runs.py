@@ -195,21 +195,21 @@ def test_bf16_trains_close_to_fp32_and_leaves_fp32_weights(runs: dict[str, Path]
     assert {tensor.dtype for tensor in load_weights(runs["bf16"], "multitask").values()} == {torch.float32}
 
 
-def same_weights(one: Path, other: Path, *, average: bool = False) -> bool:
+def same_weights(one: Path, other: Path, *, ema: bool = False) -> bool:
     these, those = (
-        load_weights(one, "multitask", average=average),
-        load_weights(other, "multitask", average=average),
+        load_weights(one, "multitask", ema=ema),
+        load_weights(other, "multitask", ema=ema),
     )
     return these.keys() == those.keys() and all(torch.equal(these[key], those[key]) for key in those)
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_a_resumed_run_continues_bit_for_bit(runs: dict[str, Path], average: bool) -> None:
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_resumed_run_continues_bit_for_bit(runs: dict[str, Path], ema: bool) -> None:
     straight, resumed = read_metrics(runs["zero2"]), read_metrics(runs["resumed"])
     assert sorted(resumed) == [3, 4, 5]
     for step in resumed:
         assert resumed[step]["loss/total"] == straight[step]["loss/total"]
-    assert same_weights(runs["resumed"], runs["zero2"], average=average)
+    assert same_weights(runs["resumed"], runs["zero2"], ema=ema)
 
 
 @pytest.mark.parametrize("name", MOVED)
@@ -217,8 +217,8 @@ def test_a_run_goes_on_with_other_workers_and_zero_stages(runs: dict[str, Path],
     step = MOVED[name][1]
     assert losses(runs[name]) == pytest.approx(losses(runs["zero2"])[step:], rel=2e-5)
     assert len(told(runs[name], "converted")) == 1
-    for average in (False, True):
-        these, those = (load_weights(runs[n], "multitask", average=average) for n in (name, "zero2"))
+    for ema in (False, True):
+        these, those = (load_weights(runs[n], "multitask", ema=ema) for n in (name, "zero2"))
         assert these.keys() == those.keys()
         for key, tensor in these.items():
             torch.testing.assert_close(tensor, those[key], atol=1e-5, rtol=1e-3)
@@ -230,7 +230,7 @@ def test_a_run_goes_on_with_other_workers_and_zero_stages(runs: dict[str, Path],
 def test_the_average_follows_the_weights_step_by_step(runs: dict[str, Path]) -> None:
     """Checkpoint 4 and the end are one step apart: average_5 = d average_4 + (1 - d) weights_5 with d = min(0.9, 5 / 14)."""
     before = load_file(RunFolder(runs["zero2"], "multitask").checkpoint(4) / "ema.safetensors")
-    weights, after = (load_weights(runs["zero2"], "multitask", average=average) for average in (False, True))
+    weights, after = (load_weights(runs["zero2"], "multitask", ema=ema) for ema in (False, True))
     for name, tensor in after.items():
         torch.testing.assert_close(
             tensor, before[name] * 5 / 14 + weights[name] * 9 / 14, atol=1e-6, rtol=1e-5
@@ -291,7 +291,7 @@ def test_a_spoiled_batch_on_one_worker_is_left_out_on_both(runs: dict[str, Path]
     assert [metrics[step]["skipped"] for step in range(1, 6)] == [0, 1, 0, 0, 0]
     assert math.isnan(metrics[2]["loss/total"])
     assert same_weights(runs["spoiled"], runs["left out"])
-    assert same_weights(runs["spoiled"], runs["left out"], average=True)
+    assert same_weights(runs["spoiled"], runs["left out"], ema=True)
     (event,) = told(runs["spoiled"], "skipped")
     assert event["text"] == f"step 2 skipped ({task_at(0, 1, MIX)}): loss is nan"
     bad = [sample for sample in event["samples"] if sample["tensors"]["mel"]["not_finite"]]
