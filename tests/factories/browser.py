@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools pipe: open a page, read it, move the mouse, press keys, take a picture.
+"""Drive a headless Chromium over its DevTools pipe: open, read, mouse, keys, screenshots.
 
 Browsers speak this protocol themselves, so a test needs no driver beside the browser.
 """
@@ -21,7 +21,7 @@ KEY_CODES = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Escape":
 
 
 class Browser:
-    """One tab. Every call waits for the browser's answer; `errors` holds what the page's scripts threw."""
+    """One tab. Every call waits for the browser's answer; `errors` holds exceptions of the page's scripts."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -35,7 +35,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command of the protocol and its result. Raises RuntimeError where the browser refuses or is gone."""
+        """Send one protocol command and return its result. Raises RuntimeError if the browser fails."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         message |= {"sessionId": self._session} if self._session else {}
@@ -70,7 +70,7 @@ class Browser:
     def open(
         self, page: Path, width: int = 1400, height: int = 1000, dark: bool = False, touch: bool = False
     ) -> None:
-        """Show a file at this size of window, and wait until its scripts say that they are ready."""
+        """Open a file in a window of this size and wait until its scripts are ready."""
         if self._window != (width, height, touch):
             self.call(
                 "Emulation.setDeviceMetricsOverride",
@@ -96,7 +96,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, script: str, timeout_s: float = 30.0) -> None:
-        """Until a JavaScript expression is true. Raises TimeoutError."""
+        """Wait until a JavaScript expression is true. Raises TimeoutError."""
         end = time.monotonic() + timeout_s
         while not self.read(f"Boolean({script})"):
             if time.monotonic() > end:
@@ -104,11 +104,12 @@ class Browser:
             time.sleep(0.05)
 
     def middle(self, selector: str) -> tuple[float, float]:
-        """Where the first such element stands in the window, after it was brought into sight."""
+        """Scroll to the first such element and return its centre in the window, in px."""
         element = f"document.querySelector({json.dumps(selector)})"
         self.read(f"{element}.scrollIntoView({{block: 'center'}})")
         x, y = self.read(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
+            "(({x, y, width, height}) => [x + width / 2, y + height / 2])"
+            f"({element}.getBoundingClientRect())"
         )
         return float(x), float(y)
 
@@ -116,7 +117,7 @@ class Browser:
         self.drag(selector, 0)
 
     def drag(self, selector: str, by_px: float) -> None:
-        """Press the mouse on the element's middle, move it sideways in steps, and let go."""
+        """Press the mouse on the element's centre, move it sideways in steps, and release it."""
         x, y = self.middle(selector)
         self._mouse("mouseMoved", x, y, 0)
         self._mouse("mousePressed", x, y, 1)
@@ -125,7 +126,7 @@ class Browser:
         self._mouse("mouseReleased", x + by_px, y, 0)
 
     def swipe(self, selector: str, by_px: float) -> None:
-        """The same with a finger."""
+        """Drag by touch."""
         x, y = self.middle(selector)
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         for step in range(1, 6):
@@ -137,14 +138,14 @@ class Browser:
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def press(self, key: str, times: int = 1) -> None:
-        """A key to the element that has the focus."""
+        """Press a key in the focused element."""
         code = {"key": key, "code": key, "windowsVirtualKeyCode": KEY_CODES[key]}
         for _ in range(times):
             self.call("Input.dispatchKeyEvent", type="rawKeyDown", **code)
             self.call("Input.dispatchKeyEvent", type="keyUp", **code)
 
     def picture(self, path: Path, whole: bool = False) -> None:
-        """A PNG of the window, or of the whole page."""
+        """Write a PNG of the window, or of the whole page."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
@@ -157,7 +158,7 @@ class Browser:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """A browser with a fresh profile; the test is skipped where there is none on PATH."""
+    """A browser with a new profile; the test is skipped if there is none on PATH."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if not program:
         pytest.skip("no Chromium on PATH")

@@ -1,4 +1,4 @@
-"""Runs of a very small model over several worker processes, without Ray: many configurations in one start-up."""
+"""Train a very small model in several processes without Ray, many configurations in one start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL_MODEL = ModelConfig(
 SMALL_DATA = DataConfig(frames=13, height=64, width=64, reference_frames=5, caption_tokens=12, prefetch=1)
 
 
-def small_plan(
+def small_config(
     stages: Sequence[StageConfig], workers: int = 2, every: int = 100, **deepspeed: Any
 ) -> TrainConfig:
     return TrainConfig(
@@ -49,12 +49,12 @@ def small_plan(
 
 @dataclass(frozen=True)
 class Run:
-    """A stage to train into a folder of its own.
+    """A stage to train into its own folder.
 
-    `from_checkpoints` are put there first, as if the run had been interrupted; a path may be one that an earlier run leaves.
-    In the steps (0-based) of `spoiled`, the last sample of the global batch is NaN, which only the last worker sees. No file
-    of the last worker's may grow over `largest_file` bytes, as on a disk that is full. The last worker reads `shards_of_last`
-    where they are named, as on a node that has a folder of its own there.
+    `from_checkpoints` are copied there first, as if the run had been interrupted; an earlier run may write them.
+    `spoiled`: steps (0-based) in which the last sample of the global batch is NaN; only the last worker sees it.
+    `largest_file`: limit in bytes for each file of the last worker, like a full disk. `shards_of_last`: the folder
+    that the last worker reads instead, like a node whose path leads to other shards.
     """
 
     config: TrainConfig
@@ -144,7 +144,7 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
 
 
 def count_living_models(create: Callable[..., Any], path: Path) -> Callable[..., Any]:
-    """`create_engine` that first appends to a file how many of the run's earlier models are still in memory."""
+    """`create_engine` that first logs how many earlier models of the run are still in memory."""
     models: list[weakref.ref[Any]] = []
 
     def counted(model: Any, *given: Any, **named: Any) -> Any:

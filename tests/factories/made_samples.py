@@ -1,4 +1,4 @@
-"""Samples and shards in the real format, made so that every picture and every sound says when it is."""
+"""Samples and shards in the real format; frames and audio encode their time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from uniavgen.shards.sample import FaceTrack, Sample, SampleMeta, Word
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 
 FACE_BOX = (0.25, 0.25, 0.75, 0.75)
-"""The planted oval is this box's rectangle, so that its raster is known by hand."""
+"""The face oval is this rectangle, so its raster is known."""
 
 
 def level_of_frame(frame: int) -> int:
-    """Grey level of the picture's corner at a pixel frame: picture time can be read off it."""
+    """Grey level of the corner of a frame, from which its time can be read."""
     return 20 + 3 * (frame % 64)
 
 
@@ -42,7 +42,7 @@ def encode_audio(waveform: np.ndarray) -> bytes:
 
 
 def make_sample(key: str, frames: int, *, height: int = 64, width: int = 64, seed: int = 0) -> Sample:
-    """A clip: a face whose mouth opens with the sound's level, on a background that counts frames."""
+    """A clip: a face whose mouth opens with the audio level, on a background that counts frames."""
     random = np.random.default_rng(seed)
     time = np.arange(frames * SAMPLE_RATE // VIDEO_FPS) / SAMPLE_RATE
     envelope = 0.5 + 0.5 * np.sin(2 * np.pi * 3 * time + random.uniform(0, 6))

@@ -1,4 +1,4 @@
-"""Clips rows whose signals vary, as many as wanted: what a corpus looks like to rules, histograms and thresholds."""
+"""Clips rows with varied signals, for tests of rules, histograms and thresholds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,10 @@ import numpy as np
 def varied_clips(
     make_clip: Callable[..., dict[str, Any]], count: int, seed: int = 0, copies: int = 0
 ) -> list[dict[str, Any]]:
-    """`count` rows of ten-clip sources in three languages; one value in twenty was not measured. The last `copies` are the
-    first ones again, from other sources: the same fingerprints, the same signals, fewer pixels."""
+    """`count` rows of ten-clip sources in three languages; one value in twenty is missing.
+
+    The last `copies` repeat the first ones from other sources: same fingerprints and signals, fewer pixels.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(count - copies):
@@ -41,7 +43,7 @@ def varied_clips(
 
 
 def prints(rng: np.random.Generator, length_s: float) -> dict[str, list[int]]:
-    """Fingerprints of something that nothing else looks or sounds like."""
+    """Random fingerprints that match no others."""
     picture, sound = (
         max(0, round((length_s - 1) * 4) + 1),
         max(0, round((length_s - 2.7) / (1365 / 11025)) + 1),

@@ -1,4 +1,4 @@
-"""Rows of a made-up talk of any length, as ingest writes them: shots, turns, words, face tracks, clips with sync curves."""
+"""Rows of a made-up talk as ingest writes them: shots, turns, words, face tracks, clips, sync curves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ WORDS = SENTENCE.split()
 
 
 def sync_curve(offset_ms: float, height: float) -> list[float]:
-    """A peak of this height at the offset over a low wave, at shifts of -600..+600 ms."""
+    """A peak of this height at the offset, over a low wave, at shifts of -600..+600 ms."""
     shift = np.arange(-600, 601, 10)
     peak = height * np.exp(-(((shift - offset_ms) / 60.0) ** 2))
     curve: list[float] = (peak + 0.08 * np.cos(shift / 90.0)).astype(np.float32).tolist()
@@ -20,7 +20,7 @@ def sync_curve(offset_ms: float, height: float) -> list[float]:
 
 
 def talk(source_id: str, duration_s: float, speakers: int = 2, seed: int = 0) -> dict[str, Any]:
-    """Columns of a sources row: turns of 4-12 s with pauses, a word every 0.35 s, a shot a turn, one face a shot."""
+    """Columns of a sources row: turns of 4-12 s, a word every 0.35 s, a shot per turn, a face per shot."""
     rng = np.random.default_rng(seed)
     row: dict[str, Any] = {
         "source_id": source_id,
@@ -62,7 +62,7 @@ def talk(source_id: str, duration_s: float, speakers: int = 2, seed: int = 0) ->
 def talk_clips(
     row: dict[str, Any], make_clip: Callable[..., dict[str, Any]], seed: int = 0
 ) -> list[dict[str, Any]]:
-    """One clip a turn, in step or 20 to 180 ms late, its confidence between 0.3 and 0.95; one in six is noisy."""
+    """One clip per turn, in sync or 20-180 ms late, with confidence 0.3-0.95; one in six is noisy."""
     rng = np.random.default_rng(seed)
     rows = []
     for turn in row["turns"]:

@@ -1,4 +1,4 @@
-"""Short films with a real face and real speech, made in a moment from what installed packages carry."""
+"""Make short videos with a real face and real speech from data of installed packages."""
 
 import importlib.util
 import subprocess
@@ -9,7 +9,7 @@ from uniavgen.shards.weights import resolve
 
 
 def sample_speech() -> Path:
-    """pyannote's half a minute of two speakers, found without importing the package."""
+    """pyannote's sample: 30 s of two speakers. Found without importing the package."""
     package = importlib.util.find_spec("pyannote.audio")
     assert package is not None
     assert package.origin is not None
@@ -17,7 +17,7 @@ def sample_speech() -> Path:
 
 
 def speaking_face(target: Path, start_s: float = 7.0, seconds: float = 3.0) -> Path:
-    """A still portrait over `seconds` of the speech from `start_s`."""
+    """Write a still portrait with `seconds` of the speech from `start_s`."""
     face = str(resolve("astronaut") / "astronaut.png")
     inputs = [
         "-loop",

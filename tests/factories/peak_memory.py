@@ -1,4 +1,4 @@
-"""Peak memory on the CPU as torch's allocator records it: exact, and the same whatever else the machine does."""
+"""Peak CPU memory from torch's allocator records: exact and independent of the machine's load."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """Most bytes that `work` holds at once above what stood before, by the allocator's own record."""
+    """Peak bytes that `work` allocates at once, beyond what was allocated before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
     changes = []

@@ -1,4 +1,4 @@
-"""Run the command as a user does; what a finished demo is."""
+"""Run commands as a user does; the output of a finished demo."""
 
 import json
 import subprocess
@@ -16,14 +16,14 @@ COMMAND = Path(sys.executable).parent / "uniavgen"
 
 @cache
 def current_folder() -> Path:
-    """Where commands run: a folder that holds a user's own train.py, types.py and so on."""
+    """The folder in which commands run: it holds a user's own train.py, types.py and so on."""
     return make_hostile_folder(Path(tempfile.mkdtemp(prefix="uniavgen-test-")))
 
 
 def uniavgen(
     *arguments: object, cwd: Path | None = None, timeout: float = 1500, program: Path = COMMAND
 ) -> dict[str, Any]:
-    """Run a command with --json and return its summary; fail with its messages where it does."""
+    """Run a command with --json and return its summary; if it fails, fail with its messages."""
     words = [str(program), *(str(argument) for argument in arguments), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, cwd=cwd or current_folder())
     assert done.returncode == 0, done.stderr[-4000:]
@@ -34,7 +34,7 @@ def uniavgen(
 
 @dataclass(frozen=True)
 class Demo:
-    """The folder that the demo filled and the summary that it printed."""
+    """The demo's output folder and its printed summary."""
 
     folder: Path
     summary: dict[str, Any]

@@ -1,7 +1,4 @@
-"""A Wan transformer of diffusers with random weights and our branch with the same ones: for parity and for speed.
-
-In: a shape, as fields of `BranchConfig`. Out: both models on the CPU in fp32; what our branch makes of an input.
-"""
+"""A Wan transformer of diffusers and our branch with the same random weights (CPU, fp32)."""
 
 from typing import Any
 
@@ -38,7 +35,7 @@ def wan_pair(
 
 
 def velocity(branch: Branch, data: BranchInput) -> Tensor:
-    """The branch alone, block by block, without an interaction."""
+    """Run the branch alone, block by block, without an interaction."""
     stream = branch.begin(data, data.text, branch.rope(data))
     for block in branch.blocks:
         rows = block.modulation(stream.modulation)

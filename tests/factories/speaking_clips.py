@@ -1,4 +1,4 @@
-"""Clips whose every mouth and sound is known, made by the demo's builder: for tests of sync and of who speaks."""
+"""Clips with known mouth motion and audio from the demo's builder, for sync and active-speaker tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = 5.0
 
 @lru_cache
 def spoken(voice: str, line: int) -> tuple[tuple[Phone, ...], np.ndarray]:
-    """Phones and sound (int16, 16 kHz) of one sentence with silence around it; the reader's lines are passages."""
+    """Phones and audio (int16, 16 kHz) of one sentence with silence around it. Voice "reader": a passage."""
     utterance = speech.read_passage(line) if voice == "reader" else speech.say(SENTENCES[line], voice)
     track = speech.assemble([utterance], seed=line)
     pcm = resample_poly(track.waveform, AUDIO_RATE, speech.RATE) * 32767
@@ -30,13 +30,13 @@ def frame_times(seconds: float = SECONDS) -> list[float]:
 
 
 def mouth(phones: tuple[Phone, ...], seconds: float = SECONDS) -> np.ndarray:
-    """The planted lip opening over the face height at 16 fps, with the noise of a landmark (0.2 % of the face)."""
+    """Known lip opening over face height at 16 fps, plus landmark noise (0.2 % of the face height)."""
     opening, _ = mouth_track(phones, np.array(frame_times(seconds)))
     return opening * WIDEST + np.random.default_rng(len(phones)).normal(0, 0.002, len(opening))
 
 
 def heard(pcm: np.ndarray, margin_s: float, late_ms: float = 0.0, seconds: float = SECONDS) -> np.ndarray:
-    """Sound of the clip's `seconds` and `margin_s` either side, `late_ms` after the picture; a quiet room beyond its ends."""
+    """Audio of `seconds` with `margin_s` on each side, delayed by `late_ms`; quiet noise beyond its ends."""
     first = round((-margin_s - late_ms / 1000) * AUDIO_RATE)
     at = np.arange(first, first + round((seconds + 2 * margin_s) * AUDIO_RATE))
     room = np.random.default_rng(7).normal(0, 20, len(at))
@@ -45,7 +45,7 @@ def heard(pcm: np.ndarray, margin_s: float, late_ms: float = 0.0, seconds: float
 
 
 def chewing(seconds: float = SECONDS) -> tuple[Phone, ...]:
-    """A mouth that opens and shuts about twice a second and says nothing."""
+    """Phones of a mouth that opens and closes about twice a second without speech."""
     rng = np.random.default_rng(4)
     phones, at = [], 0.2
     while at < seconds:
@@ -55,8 +55,8 @@ def chewing(seconds: float = SECONDS) -> tuple[Phone, ...]:
     return tuple(phones)
 
 
-def filmed(
+def rendered_frames(
     look: str, phones: tuple[Phone, ...], seed: int, size: int = 256, seconds: float = SECONDS
 ) -> list[np.ndarray]:
-    """Pictures uint8 [size, size, 3] at 16 fps of a head that says `phones`."""
+    """Frames uint8 [size, size, 3] at 16 fps of a head that says `phones`."""
     return [frame.picture for frame in face.animate(look, phones, frame_times(seconds), size=size, seed=seed)]

@@ -1,4 +1,4 @@
-"""A pyannote pipeline small enough for tests: what a user who names a pipeline of their own would write."""
+"""A small pyannote pipeline for tests, as a user who names an own pipeline would write it."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ RATE = 16_000
 
 
 class TonePipeline(Pipeline):
-    """A pyannote pipeline that tells a low tone from a high one; its labels begin anew in every file, high tones first."""
+    """Separates low tones from high ones; its labels start again in every file, high tones first."""
 
     def __init__(self, **hub: Any) -> None:
-        super().__init__()  # it loads nothing from a hub
+        super().__init__()  # loads nothing from a hub
 
     def apply(self, file: Any, **kwargs: Any) -> DiarizeOutput:
         waveform = file["waveform"][0].numpy()

@@ -12,7 +12,7 @@ from paths import ROOT
 
 
 def install_wheel(folder: Path) -> Path:
-    """Build a wheel from the tracked files and install it below `folder`; returns the path of its `uniavgen`.
+    """Build a wheel of the tracked files and install it below `folder`; returns the path of `uniavgen`.
 
     Its dependencies are those of the running environment, seen through a .pth file: installing 4 GB again
     would take minutes and test pip.

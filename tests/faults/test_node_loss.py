@@ -1,5 +1,8 @@
-"""A node of a Ray cluster is lost in the middle of training: nothing hangs, what was saved stays whole, the workers start again
-when there is room for them, and the end is bit for bit that of a run that kept its nodes."""
+"""A Ray cluster loses a node during training.
+
+Nothing hangs, checkpoints stay intact, the workers restart when there are resources, and the result equals
+that of an undisturbed run bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from made_runs import Run, small_plan, train_together
+from made_runs import Run, small_config, train_together
 from made_samples import make_sample, write_shards
 
 from uniavgen.orchestration.commands.verify_resume import compare, kill_all
@@ -34,8 +37,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STAGE = StageConfig(name="joint", steps=14, batch=4, tasks={Task.JOINT: 1, Task.DUBBING: 1})
 EVERY = 3
-PATIENCE_S = 600.0
-"""A busy machine may take minutes for what is 20 s of work."""
+TIMEOUT_S = 600.0
+"""Generous, because a busy machine may need minutes for 20 s of work."""
 DRIVER = """
 import os, sys, time
 import ray
@@ -54,8 +57,8 @@ def begin_holding(home):
     return hold
 
 if __name__ == "__main__":
-    plan, shards, home = sys.argv[1:]
-    config = TrainConfig.model_validate_json(Path(plan).read_text())
+    config_path, shards, home = sys.argv[1:]
+    config = TrainConfig.model_validate_json(Path(config_path).read_text())
     try:
         run_stage(config, "joint", shards, Path(home) / "run", partial(begin_holding, Path(home)))
     except UserError as error:
@@ -66,14 +69,14 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head that takes no work and two nodes of one CPU each, in processes of their own on this machine."""
-    # a folder of its own (and a short one, for the sockets): Ray notes a started cluster there, which others would join
+    """A head without CPUs and two nodes with one CPU each, as separate processes."""
+    # an own folder: Ray records a started cluster there, and others would join it; short, for socket paths
     home = tempfile.mkdtemp(prefix="ray-")
     settings = {
         "RAY_TMPDIR": home,
         "RAY_AUTH_MODE": "disabled",
         "RAY_memory_usage_threshold": "0.99",
-        # by default a node is missed after some 15 s
+        # default: a lost node is noticed after about 15 s
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_failure_threshold": "3",
     }
@@ -81,7 +84,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster
 
-    before = signal.getsignal(signal.SIGTERM)  # Ray's nodes set their own
+    before = signal.getsignal(signal.SIGTERM)  # Ray's nodes replace it
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):
@@ -95,7 +98,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 class Training:
-    """One run folder, and drivers that train into it on a cluster; a step can be held until something was done."""
+    """One run folder and the drivers that train into it on a cluster. A step can be paused."""
 
     def __init__(self, home: Path, shards_dir: Path, address: str) -> None:
         self.home, self.shards_dir, self.address = home, shards_dir, address
@@ -103,10 +106,10 @@ class Training:
         (home / "driver.py").write_text(DRIVER)
 
     @contextmanager
-    def started(self, plan: TrainConfig) -> Iterator[subprocess.Popen[bytes]]:
-        (self.home / "plan.json").write_text(plan.model_dump_json())
-        words = [self.home / "driver.py", self.home / "plan.json", self.shards_dir, self.home]
-        with (self.home / "said.txt").open("wb") as log:
+    def started(self, config: TrainConfig) -> Iterator[subprocess.Popen[bytes]]:
+        (self.home / "config.json").write_text(config.model_dump_json())
+        words = [self.home / "driver.py", self.home / "config.json", self.shards_dir, self.home]
+        with (self.home / "output.txt").open("wb") as log:
             driver = subprocess.Popen(
                 [sys.executable, *map(str, words)],
                 stdout=log,
@@ -115,7 +118,7 @@ class Training:
             )
         try:
             yield driver
-            driver.wait(PATIENCE_S)
+            driver.wait(TIMEOUT_S)
         finally:
             kill_all(driver.pid)
 
@@ -123,44 +126,44 @@ class Training:
         (self.home / f"hold-{step}").touch()
 
     def lose_a_node(self, step: int, cluster: Cluster, driver: subprocess.Popen[bytes]) -> None:
-        """Once the workers hold after a step, end the first one's node, and let the others run on when its worker is gone."""
-        held, given_up = self.home / f"held-{step}", time.monotonic() + PATIENCE_S
-        while not (held.is_file() and held.read_text().endswith(".")):  # it is whole then
-            assert driver.poll() is None, self.said
-            assert time.monotonic() < given_up
+        """When the workers pause after a step, remove the first one's node; resume without its worker."""
+        held, deadline = self.home / f"held-{step}", time.monotonic() + TIMEOUT_S
+        while not (held.is_file() and held.read_text().endswith(".")):
+            assert driver.poll() is None, self.output
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         node_id, pid = held.read_text().rstrip(".").split()
         (lost,) = [node for node in cluster.worker_nodes if node.node_id == node_id]
         cluster.remove_node(lost, allow_graceful=False)
-        # a worker outlives its node by a moment, in which it could train on and save
-        psutil.wait_procs([psutil.Process(int(pid))] if psutil.pid_exists(int(pid)) else [], PATIENCE_S)
+        # a worker outlives its node for a moment, in which it could train and save
+        psutil.wait_procs([psutil.Process(int(pid))] if psutil.pid_exists(int(pid)) else [], TIMEOUT_S)
         (self.home / f"hold-{step}").unlink()
 
     @property
-    def said(self) -> str:
-        return (self.home / "said.txt").read_text()
+    def output(self) -> str:
+        return (self.home / "output.txt").read_text()
 
     def restarts(self) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.folder.events.read_text().splitlines()]
         return [line for line in lines if line["event"] == "restart"]
 
 
-def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path, cluster: Cluster) -> None:
+def test_run_survives_lost_nodes_and_equals_an_undisturbed_run(tmp_path: Path, cluster: Cluster) -> None:
     if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     shards_dir = write_shards(
         tmp_path / "shards", [make_sample(f"clip{i}", 24 + i, seed=i) for i in range(8)]
     )
-    plan = small_plan([STAGE], 2, every=EVERY).model_copy(update={"trace": True, "max_restarts": 1})
+    config = small_config([STAGE], 2, every=EVERY).model_copy(update={"trace": True, "max_restarts": 1})
     training = Training(tmp_path, shards_dir, cluster.address)
 
-    # no node comes in the place of the lost one: the run ends by itself, with one line
+    # no node replaces the lost one: the run ends with one line
     training.hold(4)
-    with training.started(plan.model_copy(update={"room_wait_s": 2})) as driver:
+    with training.started(config.model_copy(update={"room_wait_s": 2})) as driver:
         training.lose_a_node(4, cluster, driver)
     assert driver.returncode == 1
     assert (
-        training.said.strip()
+        training.output.strip()
         .splitlines()[-1]
         .startswith("too-small: the cluster had no resources for 2 workers within 2 s")
     )
@@ -168,13 +171,13 @@ def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path
     assert training.folder.steps() == [3]
     assert differing(training.folder.checkpoint(3), training.folder.manifest(3)) == []
 
-    # the same command goes on when there are nodes again; another one is lost, and a spare one takes its place
+    # with new nodes the same command continues; when another node is lost, a spare one replaces it
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     training.hold(11)
-    with training.started(plan) as driver:
+    with training.started(config) as driver:
         training.lose_a_node(11, cluster, driver)
-    assert driver.returncode == 0, training.said
+    assert driver.returncode == 0, training.output
     last = training.restarts()[-1]
     assert last["step"] == 9
     assert "a training worker was lost: " in last["text"]
@@ -183,6 +186,6 @@ def test_a_run_outlives_its_nodes_and_ends_as_if_it_had_kept_them(tmp_path: Path
 
     straight = tmp_path / "straight"
     straight.mkdir()
-    train_together([Run(plan, "joint", straight)], shards_dir, 2)
+    train_together([Run(config, "joint", straight)], shards_dir, 2)
     differences = {one.what: one.difference for one in compare(straight / "joint", training.folder.path)}
     assert differences == {"losses": None, "sample ids": None, "weights": None}

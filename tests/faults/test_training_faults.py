@@ -1,5 +1,8 @@
-"""Training under attack: asked to stop, a worker killed while it saves, the driver killed meanwhile. What was saved stays
-whole, no more than the steps since are lost, and the end is bit for bit that of a run that no one disturbed."""
+"""Training is stopped, a worker is killed while it saves, the driver is killed.
+
+Checkpoints stay intact, only the steps since the last one are lost, and the result equals that of an
+undisturbed run bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from made_runs import Run, small_plan, train_together
+from made_runs import Run, small_config, train_together
 from made_samples import make_sample, write_shards
 
 from uniavgen.orchestration.commands.verify_resume import compare, kill_all
@@ -37,9 +40,9 @@ from uniavgen.shards.errors import UserError
 from uniavgen.train.launch import run_stage
 from uniavgen.train.config import TrainConfig
 if __name__ == "__main__":
-    plan, shards, run = sys.argv[1:]
+    config_path, shards, run = sys.argv[1:]
     try:
-        run_stage(TrainConfig.model_validate_json(Path(plan).read_text()), "joint", shards, run)
+        run_stage(TrainConfig.model_validate_json(Path(config_path).read_text()), "joint", shards, run)
     except UserError as error:
         print(f"{error.kind}: {error}", flush=True)
         sys.exit(getattr(error, "code", 1))
@@ -55,21 +58,21 @@ def shards_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plan() -> TrainConfig:
-    return small_plan([STAGE], 2, every=EVERY).model_copy(update={"trace": True})
+def config() -> TrainConfig:
+    return small_config([STAGE], 2, every=EVERY).model_copy(update={"trace": True})
 
 
 class Driver:
-    """Starts the same training again and again, each time to be ended in another way."""
+    """Starts the same training repeatedly, to be ended in different ways."""
 
-    def __init__(self, home: Path, plan: TrainConfig, shards_dir: Path) -> None:
+    def __init__(self, home: Path, config: TrainConfig, shards_dir: Path) -> None:
         self.home, self.shards_dir, self.folder = home, shards_dir, RunFolder(home / "run", "joint")
         (home / "driver.py").write_text(DRIVER)
-        (home / "plan.json").write_text(plan.model_dump_json())
+        (home / "config.json").write_text(config.model_dump_json())
 
     def until(self, happened: Callable[[], bool], then: Callable[[psutil.Process], None]) -> tuple[int, str]:
-        """Start, do `then` to the process once something happened, and wait for its end: exit code and last line."""
-        words = [self.home / "driver.py", self.home / "plan.json", self.shards_dir, self.home / "run"]
+        """Start, call `then` on the process once `happened`, wait; returns exit code and last line."""
+        words = [self.home / "driver.py", self.home / "config.json", self.shards_dir, self.home / "run"]
         said = self.home / "said.txt"
         with said.open("wb") as log:
             driver = subprocess.Popen(
@@ -86,12 +89,12 @@ class Driver:
         return driver.returncode, (said.read_text().strip().splitlines() or [""])[-1]
 
     def saving_after(self, step: int) -> Callable[[], bool]:
-        """Whether a checkpoint after `step` is being written right now; what an earlier kill left behind is older than this."""
+        """Whether a checkpoint after `step` is being written now, leftovers of an earlier kill aside."""
         began = time.time()
 
         def saving() -> bool:
             for part in self.folder.checkpoints.glob(".*.part"):
-                with suppress(FileNotFoundError):  # it has just become whole
+                with suppress(FileNotFoundError):  # it was completed in this moment
                     if int(part.name.split("-")[1].split(".")[0]) > step and part.stat().st_mtime > began:
                         return True
             return False
@@ -99,13 +102,13 @@ class Driver:
         return saving
 
     def steps_done(self) -> int:
-        """Steps that the first worker has finished, by its trace."""
+        """Steps that the first worker has finished, from its trace."""
         trace = self.folder.path / "trace-0.jsonl"
         lines = trace.read_text().splitlines() if trace.is_file() else []
         return max((json.loads(line)["step"] + 1 for line in lines if line.endswith("}")), default=0)
 
     def check(self, lost: int) -> int:
-        """Every checkpoint there is is whole, and no more than `lost` steps are gone: the step to go on from."""
+        """Check that all checkpoints are intact and at most `lost` steps are lost; returns the next step."""
         for step in self.folder.steps():
             assert differing(self.folder.checkpoint(step), self.folder.manifest(step)) == []
         newest = self.folder.steps()[-1]
@@ -122,7 +125,7 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def kill_driver_alone(driver: psutil.Process) -> None:
-    """Its workers must end by themselves: left behind, they would write into the folder of the next start."""
+    """Kill only the driver. Its workers must end by themselves, not write into the next start's folder."""
     workers, family = workers_of(driver), driver.children(recursive=True)
     assert workers
     driver.kill()
@@ -133,13 +136,13 @@ def kill_driver_alone(driver: psutil.Process) -> None:
             helper.kill()
 
 
-def test_a_run_survives_being_stopped_and_killed_and_ends_as_if_it_had_not(
-    tmp_path: Path, plan: TrainConfig, shards_dir: Path
+def test_run_survives_stops_and_kills_and_equals_an_undisturbed_run(
+    tmp_path: Path, config: TrainConfig, shards_dir: Path
 ) -> None:
     straight = tmp_path / "straight"
     straight.mkdir()
-    train_together([Run(plan, "joint", straight)], shards_dir, 2)
-    driver = Driver(tmp_path, plan, shards_dir)
+    train_together([Run(config, "joint", straight)], shards_dir, 2)
+    driver = Driver(tmp_path, config, shards_dir)
 
     code, said = driver.until(lambda: driver.steps_done() >= 4, lambda process: process.terminate())
     assert code == 128 + signal.SIGTERM
@@ -167,7 +170,7 @@ def test_a_run_survives_being_stopped_and_killed_and_ends_as_if_it_had_not(
     assert differences == {"losses": None, "sample ids": None, "weights": None}
 
 
-def test_the_comparison_sees_a_planted_difference(tmp_path: Path) -> None:
+def test_comparison_finds_a_planted_difference(tmp_path: Path) -> None:
     from uniavgen.train.checkpoint.run_folder import write_tensors
 
     def leave(name: str, losses: list[str], keys: list[str], weight: float) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import SMALL_DATA, small_plan
+from made_runs import SMALL_DATA, small_config
 from made_samples import make_sample, write_shards
 
 import uniavgen
@@ -130,7 +130,7 @@ def test_decide_refuses_an_unknown_setting(corpus: uniavgen.Corpus) -> None:
 
 
 def make_run(folder: Path, stages: list[str]) -> None:
-    config = small_plan([StageConfig(name="audio", steps=2), StageConfig(name="joint", steps=2)])
+    config = small_config([StageConfig(name="audio", steps=2), StageConfig(name="joint", steps=2)])
     for stage in stages:
         home = RunFolder(folder, stage)
         home.write(config=config.model_dump(mode="json"))

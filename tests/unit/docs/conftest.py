@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_runs import SMALL_MODEL, small_plan
+from made_runs import SMALL_MODEL, small_config
 
 from uniavgen.curation.config import SplitConfig
 from uniavgen.curation.policy.decisions import decide
@@ -38,7 +38,7 @@ def make_run(folder: Path) -> None:
     resolve("minilm")
     torch.manual_seed(0)
     stage = RunFolder(folder, "joint")
-    stage.write(done=True, config=small_plan(tiny_stages()).model_dump(mode="json"))
+    stage.write(done=True, config=small_config(tiny_stages()).model_dump(mode="json"))
     stage.write_weights(DualBranch(SMALL_MODEL).state_dict())
     lines = [{"step": step, "time": float(step), "loss/total": 3 - step / 10} for step in range(5)]
     (stage.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from speaking_clips import SECONDS, chewing, filmed, heard, mouth, spoken
+from speaking_clips import SECONDS, chewing, heard, mouth, rendered_frames, spoken
 
 from uniavgen.ingest.config import FaceConfig, SyncConfig
 from uniavgen.ingest.models.active_speaker import (
@@ -28,8 +28,8 @@ SPEAKERS = {"joe": ("astronaut", 0), "ann": ("mirror", 6), "bob": ("dark", 18)}
 def pictures(who: str) -> list[np.ndarray]:
     if who in SPEAKERS:
         look, line = SPEAKERS[who]
-        return filmed(look, spoken(who, line)[0], seed=line, size=224)
-    return filmed("warm", chewing() if who == "chewing" else (), seed=3, size=224)
+        return rendered_frames(look, spoken(who, line)[0], seed=line, size=224)
+    return rendered_frames("warm", chewing() if who == "chewing" else (), seed=3, size=224)
 
 
 @lru_cache

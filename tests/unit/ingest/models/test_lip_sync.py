@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import MEDIA
-from speaking_clips import SECONDS, filmed, heard, mouth, spoken
+from speaking_clips import SECONDS, heard, mouth, rendered_frames, spoken
 
 from uniavgen.ingest.config import FaceConfig, IngestConfig, SyncConfig
 from uniavgen.ingest.models.lip_sync import (
@@ -112,7 +112,7 @@ def test_shift_is_recovered_from_measured_landmarks() -> None:
     reader = FaceReader(FaceConfig())
     for voice, line, look in [("joe", 0, "astronaut"), ("ann", 6, "mirror")]:
         phones, pcm = spoken(voice, line)
-        faces = [reader.read(picture) for picture in filmed(look, phones, seed=line)]
+        faces = [reader.read(picture) for picture in rendered_frames(look, phones, seed=line)]
         gap = np.array([found[0].lip_gap if found else np.nan for found in faces])
         for late_ms in SHIFTS_MS:
             sync = lip_sync(gap, heard(pcm, MARGIN, late_ms), CONFIG)

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from made_runs import SMALL_DATA, SMALL_MODEL, small_plan
+from made_runs import SMALL_DATA, SMALL_MODEL, small_config
 from made_samples import make_sample, write_shards
 from PIL import Image
 
@@ -39,7 +39,7 @@ def test_every_task_has_a_video_with_and_without_guidance(tmp_path: Path) -> Non
     from uniavgen.train.model.dual_branch import DualBranch
 
     shards = write_shards(tmp_path / "shards", [make_sample("a", 30), make_sample("b", 30, seed=1)], "val")
-    plan = small_plan([STAGE], 1).model_copy(update={"validation": ValidationConfig(films=1)})
+    plan = small_config([STAGE], 1).model_copy(update={"validation": ValidationConfig(films=1)})
     settings = Config(train=plan, sample=SamplingConfig(steps=2))
     folder = RunFolder(tmp_path / "run", "multitask")
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_runs import SMALL_MODEL, small_plan
+from made_runs import SMALL_MODEL, small_config
 from made_samples import make_sample
 from safetensors.torch import load_file
 
@@ -34,7 +34,7 @@ OUTCOME = {
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose joint stage is done, with weights and another set as their moving average."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "first", "joint")
-    plan = small_plan(tiny_stages()).model_copy(update={"ema": 0.9})
+    plan = small_config(tiny_stages()).model_copy(update={"ema": 0.9})
     folder.write(done=True, config=plan.model_dump(mode="json"), outcome=OUTCOME, corpus_version="abc123")
     torch.manual_seed(0)
     tensors = {

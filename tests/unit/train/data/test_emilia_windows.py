@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from made_emilia import Spoken, members_of, write_emilia, write_spoken
-from made_runs import SMALL_DATA, Run, small_plan, train_together
+from made_runs import SMALL_DATA, Run, small_config, train_together
 from pydantic import ValidationError
 
 from uniavgen.shards.config import EmiliaConfig
@@ -42,7 +42,7 @@ def stage_on(tar: Path, steps: int = 2, **filters) -> StageConfig:
 
 
 def loader_on(stage: StageConfig, run_dir: Path) -> tuple[BatchLoader, EmiliaStream]:
-    plan = small_plan([stage])
+    plan = small_config([stage])
     stream = open_stream(plan, stage, "/there/is/no/corpus", str(run_dir))
     assert isinstance(stream, EmiliaStream)
     codecs = load_codecs(plan.data.codecs, with_video=False, device="cpu")
@@ -134,7 +134,7 @@ def test_stage_with_video_refuses_audio_shards(tar: Path) -> None:
 
 @pytest.mark.slow
 def test_audio_stage_trains_and_resumes_on_audio_shards_without_a_corpus(tar: Path, tmp_path: Path) -> None:
-    plan = small_plan([stage_on(tar, steps=4)], workers=1, every=2).model_copy(update={"trace": True})
+    plan = small_config([stage_on(tar, steps=4)], workers=1, every=2).model_copy(update={"trace": True})
     whole, resumed = Run(plan, "audio", tmp_path / "whole"), Run(plan, "audio", tmp_path / "resumed")
     for run in (whole, resumed):
         run.run_dir.mkdir()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import SMALL_MODEL, Run, read_metrics, small_plan, train_together
+from made_runs import SMALL_MODEL, Run, read_metrics, small_config, train_together
 from made_samples import make_sample
 from made_shards import write_tars
 from pydantic import ValidationError
@@ -217,7 +217,7 @@ def test_two_ranks_train_on_the_batches_of_one_rank(shards: Path, tmp_path: Path
         update={"buckets": [square, wide], "seed": 3}
     )  # the wide one comes up within four steps
     stage = STAGE.model_copy(update={"steps": 4})
-    plan = small_plan([stage], 2, zero_stage=1).model_copy(
+    plan = small_config([stage], 2, zero_stage=1).model_copy(
         update={"data": data, "trace": True, "fixed_steps": 0}
     )
     buckets = WindowBuckets(shapes=(square, wide), batches=(2, 4))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_runs import Run, read_metrics, small_plan, train_together
+from made_runs import Run, read_metrics, small_config, train_together
 from made_samples import make_sample, write_shards
 
 from uniavgen.shards import weights
@@ -50,7 +50,7 @@ def test_run_writes_detailed_and_validation_metrics(tmp_path: Path) -> None:
     write_shards(shards, samples[2:], "val")
     home = tmp_path / "run"
     home.mkdir()
-    plan = small_plan([STAGE], 1, zero_stage=2)
+    plan = small_config([STAGE], 1, zero_stage=2)
     plan = plan.model_copy(update={"validation": ValidationConfig(every=2, clips=2, times=[0.2, 0.8])})
     train_together([Run(plan, "multitask", home)], shards, 1)
     steps = read_metrics(home)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_emilia import Spoken, write_spoken
-from made_runs import small_plan
+from made_runs import small_config
 from made_samples import make_sample, write_shards
 
 from uniavgen.shards.config import EmiliaConfig
@@ -37,7 +37,7 @@ def plan(tmp_path: Path) -> TrainConfig:
     tar = write_spoken(tmp_path / "EN" / "EN-B000000.tar", spoken)
     audio = StageConfig(name="audio", emilia=EmiliaConfig(shards=[str(tar)]))
     joint = StageConfig(name="joint", takes_from="audio", starts_fresh=["video", "interactions"])
-    return small_plan([audio, joint]).model_copy(update={"validation": ValidationConfig(every=5)})
+    return small_config([audio, joint]).model_copy(update={"validation": ValidationConfig(every=5)})
 
 
 def set_version(shards: Path) -> None:

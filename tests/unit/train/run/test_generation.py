@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_runs import SMALL_DATA, SMALL_MODEL, small_plan
+from made_runs import SMALL_DATA, SMALL_MODEL, small_config
 from made_samples import make_sample
 
 from uniavgen.shards import weights
@@ -38,7 +38,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = RunFolder(tmp_path_factory.mktemp("run"), "joint")
     torch.manual_seed(0)
-    folder.write(done=True, config=small_plan(tiny_stages()).model_dump(mode="json"))
+    folder.write(done=True, config=small_config(tiny_stages()).model_dump(mode="json"))
     folder.write_weights(DualBranch(SMALL_MODEL).state_dict())
     return folder.path.parent
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_runs import Run, read_metrics, small_plan, train_together, write_metrics
+from made_runs import Run, read_metrics, small_config, train_together, write_metrics
 from made_samples import make_sample, write_shards
 from paths import FACTORIES
 from safetensors.torch import load_file
@@ -90,7 +90,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> dict[str
         saved: tuple[tuple[str, int], ...] = (),
         **ds: Any,
     ) -> Run:
-        plan = small_plan([MIXED], world, every=2, **ds).model_copy(
+        plan = small_config([MIXED], world, every=2, **ds).model_copy(
             update={"ema": 0.9, "trace": True, "health": SHORT_TEMPER}
         )
         checkpoints = tuple(RunFolder(folders[of], "multitask").checkpoint(step) for of, step in saved)
@@ -400,7 +400,7 @@ def test_ray_train_runs_a_stage_once_and_tells_failures_in_one_line(
 ) -> None:
     from uniavgen.train.launch import run_stage
 
-    plan = small_plan([AUDIO, JOINT])
+    plan = small_config([AUDIO, JOINT])
     with pytest.raises(UserError, match="starts from stage audio"):
         run_stage(plan, "joint", shards_dir, tmp_path)
     factory = partial(write_metrics, tmp_path / "metrics.jsonl")
@@ -417,7 +417,7 @@ def test_ray_train_runs_a_stage_once_and_tells_failures_in_one_line(
     assert not again.ran
     assert again.loss_end == result.loss_end
     with pytest.raises(UserError, match="stage.lr"):
-        run_stage(small_plan([AUDIO.model_copy(update={"lr": 1.0}), JOINT]), "audio", shards_dir, tmp_path)
+        run_stage(small_config([AUDIO.model_copy(update={"lr": 1.0}), JOINT]), "audio", shards_dir, tmp_path)
 
     short = write_shards(tmp_path / "short", [make_sample("s", 6)])
     with pytest.raises(UserError, match=r"lower train\.data\.frames") as caught:
