@@ -14,6 +14,8 @@ import typer
 import yaml
 from paths import ROOT
 
+import uniavgen
+from uniavgen.ingest.measures.registry import STEPS
 from uniavgen.orchestration.cli import COMMANDS, typer_app
 from uniavgen.orchestration.config import Config, load_config
 
@@ -172,6 +174,17 @@ def test_every_page_is_linked_from_the_readme(page: Path) -> None:
     assert f"(docs/{page.name})" in (ROOT / "README.md").read_text()
 
 
+def test_every_room_is_described_in_architecture() -> None:
+    named = {code.rstrip("/") for code in inline_codes(ROOT / "docs" / "architecture.md")}
+    folders = {path.parent for floor in FLOORS for path in (ROOT / floor).rglob("*.py")}
+    rooms = {str(folder.relative_to(ROOT)) for folder in folders} - set(FLOORS)
+    assert rooms - named == set()
+
+
+def test_every_ingest_step_is_described() -> None:
+    assert {step.name for step in STEPS} - set(inline_codes(ROOT / "docs" / "ingest.md")) == set()
+
+
 def error_kinds() -> set[str]:
     """Every `kind=` of an error and every constant that a failure row can carry."""
     kinds = {
@@ -239,6 +252,7 @@ def test_citation_file_has_what_the_format_requires() -> None:
     for entry in [citation, *citation["references"]]:
         assert all("name" in author or "family-names" in author for author in entry["authors"])
         assert {"title", "type"} <= set(entry)
+    assert citation["version"] == uniavgen.__version__
     changes = (ROOT / "CHANGELOG.md").read_text()
     assert f"\n## {citation['version']}\n" in changes
 
