@@ -51,10 +51,10 @@ def small_config(
 class Run:
     """A stage to train into its own folder.
 
-    `from_checkpoints` are copied there first, as if the run had been interrupted; an earlier run may write them.
-    `spoiled`: steps (0-based) in which the last sample of the global batch is NaN; only the last worker sees it.
-    `largest_file`: limit in bytes for each file of the last worker, like a full disk. `shards_of_last`: the folder
-    that the last worker reads instead, like a node whose path leads to other shards.
+    `from_checkpoints` are copied there first, as if the run had been interrupted; an earlier run may write
+    them. `spoiled`: steps (0-based) in which the last sample of the global batch is NaN; only the last worker
+    sees it. `largest_file`: limit in bytes for each file of the last worker, like a full disk.
+    `shards_of_last`: the folder that the last worker reads instead, like a node that sees other shards.
     """
 
     config: TrainConfig
