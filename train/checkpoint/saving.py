@@ -98,9 +98,9 @@ def on_all_ranks(action: Callable[[], Any], folder: RunFolder, step: int) -> lis
             kind="save-failed",
         )
     outcomes = all_gather_object((result, failure))
-    for _, error in outcomes:
-        if error is not None:
-            raise error
+    for _, failed in outcomes:
+        if failed is not None:
+            raise failed
     return [value for value, _ in outcomes]
 
 
