@@ -1,4 +1,4 @@
-"""What flows through training: latents of a batch, the branches' inputs that a task makes of them, and the outputs."""
+"""Data of a training step: latents of a batch, inputs of the two branches, outputs of the model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ REFERENCE, CONDITION, NOISY = 0, 1, 2
 
 
 class Segment(NamedTuple):
-    """A run of latent frames (video) or mel frames (audio) that share a role and follow one another in time.
+    """Consecutive latent frames (video) or mel frames (audio) of one role.
 
-    `start` is the first one's place on the clip's own clock (latent index or mel index), so that a condition and the
-    noisy part of the same instant share it; references lie before the clip, at negative places.
+    `start` is the clip position of the first one (latent index or mel index). A condition and a noisy part of
+    the same instant have the same position; references precede the clip, at negative positions.
+
     """
 
     role: int
@@ -29,11 +30,12 @@ class Segment(NamedTuple):
 
 
 TokenLayout = tuple[Segment, ...]
-"""The frames of a branch's sequence `[ref | cond | noisy]` as plain numbers: shapes and index tables follow from it."""
+"""Roles and positions of a branch's sequence `[ref | cond | noisy]`; shapes and index tables follow from it.
+"""
 
 
 def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`. A copy to a card is made from pinned memory, so that the host does not wait for it."""
+    """The tensor on `device`. A copy to a GPU is made from pinned memory, so that the host does not wait."""
     if tensor.device.type == "cpu" and str(device).startswith("cuda"):
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -41,12 +43,14 @@ def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass
 class LatentBatch:
-    """A batch after the codecs and before a task is chosen. All clips of a batch have the same length and size.
+    """A batch after the codecs, for any task. All clips have the same length and size.
 
     video [B, 48, T, h, w]; reference [B, 48, 1, h, w] (one frame of the same person); mel [B, 100, L];
-    reference_mel [B, 100, Lr] (the same voice, other words where there are any); caption [B, Lc, Dc] with
-    caption_mask bool [B, Lc]; speech_ids int64 [B, Ls] (text to be spoken, as byte ids) with speech_mask bool [B, Ls];
-    face [B, T, h/2, w/2] in 0..1, share of a video token inside the face oval. Video members are None in audio-only work.
+    reference_mel [B, 100, Lr] (the same voice, if possible with other words); caption [B, Lc, Dc] with
+    caption_mask bool [B, Lc]; speech_ids int64 [B, Ls] (text to be spoken, as byte ids) with speech_mask bool
+    [B, Ls]; face [B, T, h/2, w/2] in 0..1, share of a video token inside the face oval. Video members are
+    None in audio-only work.
+
     """
 
     keys: list[str]
@@ -70,9 +74,9 @@ class LatentBatch:
 
 
 def validate_batch(batch: LatentBatch, mels_per_frame: Fraction = MELS_PER_FRAME) -> None:
-    """Raise UserError naming the first member of a batch that does not fit the others or holds NaN or infinity.
+    """Raise UserError naming the first member that does not fit the others or holds NaN or infinity.
 
-    Meant for where batches are made: on an accelerator, looking at values would wait for it.
+    Call it where batches are made: reading values on a GPU would wait for the GPU.
     """
     size = len(batch.keys)
     for name, value in vars(batch).items():
@@ -90,22 +94,23 @@ def validate_batch(batch: LatentBatch, mels_per_frame: Fraction = MELS_PER_FRAME
         return
     for name in ("reference", "caption", "caption_mask"):
         if getattr(batch, name) is None:
-            raise UserError(f"batch.{name} is missing though batch.video is there", kind="bad-shape")
+            raise UserError(f"batch.{name} is missing, which a batch with video needs", kind="bad-shape")
     expected = mels_for_frames(frames_for_latents(batch.video.shape[2]), mels_per_frame)
     if batch.mel.shape[2] != expected:
         raise UserError(
-            f"batch.mel has {batch.mel.shape[2]} frames, {batch.video.shape[2]} video latents last {expected}",
+            f"batch.mel has {batch.mel.shape[2]} frames, {batch.video.shape[2]} video latents last "
+            f"{expected}",
             kind="bad-length",
         )
 
 
 @dataclass
 class BranchInput:
-    """One branch's `[ref | cond | noisy]` sequence; frames are latent frames (video) or mel frames (audio).
+    """The `[ref | cond | noisy]` sequence of one branch, of latent frames (video) or mel frames (audio).
 
-    latent: video [B, 48, N, h, w], audio [B, 100, N]; layout: the N frames' roles and clock places; timestep float [B]:
-    diffusion time in 0..1 of the noisy part (1 is noise), clean parts are at 0; text: video [B, Lc, Dc] features,
-    audio int64 [B, Ls] byte ids; text_mask bool [B, Lc | Ls], True where there is text.
+    latent: video [B, 48, N, h, w], audio [B, 100, N]; layout: roles and positions of the N frames; timestep
+    float [B]: diffusion time in 0..1 of the noisy part (1 is noise), clean parts are at 0; text: video
+    [B, Lc, Dc] features, audio int64 [B, Ls] byte ids; text_mask bool [B, Lc | Ls], True where there is text.
     """
 
     latent: Tensor
@@ -120,14 +125,17 @@ class BranchInput:
         return torch.cat([torch.full((s.length,), s.role, device="cpu") for s in self.layout])
 
     @property
-    def clock(self) -> Tensor:
-        """Place of every frame on the clip's clock: int64 [N] on the CPU, negative for references."""
+    def position(self) -> Tensor:
+        """Position of every frame in the clip: int64 [N] on the CPU, negative for references."""
         return torch.cat([torch.arange(s.start, s.start + s.length, device="cpu") for s in self.layout])
 
 
 @dataclass
 class DualOutput:
-    """Velocities shaped like the inputs' latents (None for an absent branch); face_masks [layers, B, N, h/2 * w/2]."""
+    """Velocities shaped like the inputs' latents (None for an absent branch).
+
+    face_masks [layers, B, N, h/2 * w/2].
+    """
 
     video: Tensor | None
     audio: Tensor | None

@@ -1,8 +1,9 @@
-"""Configuration of a training run: model, objective, data, DeepSpeed, and the stages audio -> joint -> multitask.
+"""Configuration of a training run: model, objective, data, DeepSpeed, and the stages audio -> joint ->
+multitask.
 
-The rooms of `train` keep the parts that they read (`model.config`, `data.config`, `codec.config`, `diagnostics.config`).
-Imports nothing heavy. The defaults are the `tiny` run, which a 2-core machine trains in minutes; the paper's table is the
-preset `paper`.
+The rooms of `train` keep the parts that they read (`model.config`, `data.config`, `codec.config`,
+`diagnostics.config`). Imports nothing heavy. The defaults are the `tiny` run, which a 2-core machine trains
+in minutes; the paper's table is the preset `paper`.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ class _Frozen(BaseModel):
 
 
 class TimestepConfig(_Frozen):
-    """How the diffusion time t in 0..1 (1 is noise) is drawn in training; the paper does not say."""
+    """Distribution of the diffusion time t in 0..1 (1 is noise) in training. Undisclosed."""
 
     distribution: Literal["uniform", "logit-normal", "shifted"] = Field(
         default="logit-normal",
-        description="Undisclosed. logit-normal: sigmoid of a normal variable (Stable Diffusion 3), which spends draws where "
-        "the velocity is hard; shifted: `uniform` moved towards noise by `shift` (Wan's schedule).",
+        description="Undisclosed. logit-normal: sigmoid of a normal variable (Stable Diffusion 3), with "
+        "most draws where the velocity is hard to predict; shifted: `uniform` moved towards "
+        "noise by `shift` (Wan's schedule).",
     )
     mean: float = Field(default=0.0, description="Mean of the logit-normal's normal variable.")
     std: float = Field(
@@ -51,12 +53,13 @@ class TimestepConfig(_Frozen):
 
 
 class ObjectiveConfig(_Frozen):
-    """What one micro-step's loss is made of."""
+    """The loss of one micro-step."""
 
     timestep: TimestepConfig = TimestepConfig()
     shared_timestep: bool = Field(
         default=True,
-        description="Both branches at the same t. Undisclosed; true, as the sampler moves both along one schedule.",
+        description="Same t in both branches. Undisclosed; true, because sampling uses one schedule for "
+        "both.",
     )
     caption_dropout: float = Field(
         default=0.1,
@@ -68,7 +71,7 @@ class ObjectiveConfig(_Frozen):
         default=0.1,
         ge=0,
         le=1,
-        description="Share of samples trained on an empty speech text, drawn apart from the caption's.",
+        description="Share of samples trained on an empty speech text, drawn independently of the caption.",
     )
     video_weight: float = Field(
         default=1.0, ge=0, description="Weight of the video velocity loss (paper: 1)."
@@ -77,21 +80,22 @@ class ObjectiveConfig(_Frozen):
         default=1.0, ge=0, description="Weight of the audio velocity loss (paper: 1)."
     )
     continuation_min: float = Field(
-        default=0.2, gt=0, lt=1, description="Least share of a clip that a continuation is given."
+        default=0.2, gt=0, lt=1, description="Smallest share of a clip that continuation gets."
     )
     continuation_max: float = Field(
-        default=0.5, gt=0, lt=1, description="Largest share of a clip that a continuation is given."
+        default=0.5, gt=0, lt=1, description="Largest share of a clip that continuation gets."
     )
     dubbing_reference: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dubbing steps with reference audio, which the paper calls optional there.",
+        description="Share of dubbing steps with a reference voice, which the paper calls optional.",
     )
     reference_gap: int = Field(
         default=0,
         ge=0,
-        description="Empty clock places between a reference and the clip. Undisclosed; 0 puts it right before.",
+        description="Positions left empty between a reference and the clip. Undisclosed; 0 is directly "
+        "before.",
     )
     mix: dict[Task, int] = Field(
         default=PAPER_MIX, description="Draws of each task in one period of the schedule (paper: 4:1:1:2:2)."
@@ -99,13 +103,13 @@ class ObjectiveConfig(_Frozen):
 
     @field_validator("mix")
     @classmethod
-    def _mix(cls, mix: dict[Task, int]) -> dict[Task, int]:
+    def _check_mix(cls, mix: dict[Task, int]) -> dict[Task, int]:
         if any(count < 0 for count in mix.values()) or not sum(mix.values()):
             raise ValueError(f"mix needs counts of at least 0 that do not sum to 0, got {mix}")
         return mix
 
     @model_validator(mode="after")
-    def _shares(self) -> ObjectiveConfig:
+    def _check_shares(self) -> ObjectiveConfig:
         if self.continuation_min > self.continuation_max:
             raise ValueError(
                 f"continuation_min {self.continuation_min} exceeds continuation_max {self.continuation_max}"
@@ -114,41 +118,42 @@ class ObjectiveConfig(_Frozen):
 
 
 class SamplingConfig(_Frozen):
-    """Euler steps from noise (t = 1) to data (t = 0), with guidance on a part of the way."""
+    """Euler steps from noise (t = 1) to data (t = 0), with guidance in an interval of t."""
 
     steps: int = Field(default=50, ge=1, description="Euler steps (paper: 50).")
     guidance: Literal["none", "text", "modality-aware"] = Field(
         default="modality-aware",
-        description="text: against an empty text; modality-aware: against one pass with both interactions removed (MA-CFG).",
+        description="text: against an empty text; modality-aware: against one pass with both "
+        "interactions removed (MA-CFG).",
     )
     video_scale: float = Field(default=3.0, description="s_v of the paper.")
     audio_scale: float = Field(default=2.0, description="s_a of the paper.")
     interval: tuple[float, float] = Field(
-        default=(0.5, 1.0), description="Guided range of t, both ends in; 1 is noise (paper: 0.5..1)."
+        default=(0.5, 1.0), description="Guided range of t, ends included; 1 is noise (paper: 0.5..1)."
     )
     empty_text: bool = Field(
         default=True,
-        description="Empty text too in the pass without interaction, which the paper does for efficiency.",
+        description="Empty text also in the pass without interaction, as in the paper, for efficiency.",
     )
     shift: float = Field(
         default=1.0,
         gt=0,
-        description="s of the steps t = s u / (1 + (s - 1) u). Undisclosed; 1 is even steps, Wan 2.2 TI2V takes 5.",
+        description="s of the times t = s u / (1 + (s - 1) u). Undisclosed; 1 is even, Wan 2.2 TI2V uses 5.",
     )
     continuation_latents: int = Field(
-        default=1, ge=1, description="Video latents that a continuation is given when sampling."
+        default=1, ge=1, description="Video latents that continuation gets when sampling."
     )
 
     @field_validator("interval")
     @classmethod
-    def _interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
+    def _check_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"interval must be two times in order in 0..1, got {interval}")
         return interval
 
 
 class PretrainedConfig(_Config):
-    """Wan checkpoints that a stage's branches start from, in the original or the diffusers layout."""
+    """Wan checkpoints for a stage's branches, in the original or the diffusers layout."""
 
     video: str = Field(
         default="", description="safetensors file or folder for the video branch: Wan2.2-TI2V-5B; empty: none"
@@ -156,36 +161,37 @@ class PretrainedConfig(_Config):
     audio: str = Field(default="", description="the same for the audio branch, whose template is Wan2.1-1.3B")
     skip: list[str] = Field(
         default_factory=list,
-        description="parts that the checkpoints have in another shape and that start at random, by name prefix: an audio "
-        "branch from a Wan video model leaves out audio.patch_embedding, audio.text_embedding and audio.head",
+        description="name prefixes of parts that are initialised at random, because the checkpoint has "
+        "other shapes: for an audio branch from a Wan video model audio.patch_embedding, "
+        "audio.text_embedding and audio.head",
     )
 
     @property
     def checkpoints(self) -> dict[str, str]:
-        """Branch -> checkpoint, of those that are named."""
+        """Branch -> checkpoint, without empty ones."""
         named = {"video": self.video, "audio": self.audio}
         return {branch: path for branch, path in named.items() if path}
 
 
 class StageConfig(_Config):
-    """One stage: what it trains, on which tasks, how long, and what it takes from the stage before."""
+    """One training stage: parts, tasks, optimizer steps, and weights from the stage before."""
 
     name: StageName = Field(description="audio: the audio branch alone; joint and multitask: both branches")
-    batch: int = Field(default=4, gt=0, description="samples per optimizer step over all workers together")
+    batch: int = Field(default=4, gt=0, description="samples per optimizer step over all workers")
     lr: float = Field(
         default=1e-3,
         gt=0,
-        description="AdamW learning rate after the warm-up; constant, as the paper names no decay",
+        description="AdamW learning rate after the warm-up; constant, because the paper names no decay",
     )
     steps: int = Field(default=40, gt=0, description="optimizer steps")
-    warmup: int = Field(default=4, ge=0, description="steps of linear warm-up (the paper is silent; ours)")
+    warmup: int = Field(default=4, ge=0, description="steps of linear warm-up (undisclosed; heuristic)")
     grad_clip: float = Field(
         default=1.0,
         ge=0,
-        description="largest global gradient norm, 0 for none (the paper is silent; Wan's is 1)",
+        description="largest global gradient norm, 0 for none (undisclosed; Wan uses 1)",
     )
     weight_decay: float = Field(
-        default=0.01, ge=0, description="AdamW's decay (the paper is silent; PyTorch's default)"
+        default=0.01, ge=0, description="AdamW's weight decay (undisclosed; PyTorch's default)"
     )
     lambda_start: float | None = Field(
         default=None, ge=0, description="lambda_m at the first step; none: model.face.lambda_start"
@@ -200,36 +206,37 @@ class StageConfig(_Config):
         default=None, description="stage whose weights this one starts from; none: random weights"
     )
     trains: list[str] = Field(
-        default_factory=list, description="parts that learn, by name prefix; empty: all the stage has"
+        default_factory=list, description="name prefixes of the trained parts; empty: all parts of the stage"
     )
     starts_fresh: list[str] = Field(
         default_factory=list,
-        description="parts, by name prefix, that the stage before did not have and that start at random",
+        description="name prefixes of parts that the stage before does not have, initialised at random",
     )
     pretrained: PretrainedConfig = Field(
         default_factory=PretrainedConfig,
-        description="checkpoints for branches that the stage before did not have",
+        description="checkpoints for branches that the stage before does not have",
     )
     emilia: EmiliaConfig = Field(
         default_factory=EmiliaConfig,
-        description="audio shards that an audio stage trains on instead of the corpus's clips",
+        description="audio shards that stage audio trains on instead of the corpus's clips",
     )
 
     @model_validator(mode="after")
-    def _audio_shards_are_for_audio(self) -> StageConfig:
+    def _check_audio_shards(self) -> StageConfig:
         if self.emilia.shards and self.has_video:
             raise ValueError(
-                f"stage {self.name} needs pictures, which audio shards lack: only stage audio takes emilia.shards"
+                f"stage {self.name} needs video, which audio shards lack: only stage audio takes "
+                f"emilia.shards"
             )
         return self
 
     @property
     def has_video(self) -> bool:
-        """Whether the stage has a video branch, so that its data needs pictures."""
+        """Whether the stage has a video branch, so that its data needs video."""
         return self.name != "audio"
 
     def scored(self, task: Task) -> list[str]:
-        """Modalities that the stage scores in a task: those that the task generates and the stage has a branch for."""
+        """Modalities that the stage scores: the task generates them and the stage has their branch."""
         return [name for name in task.spec.generates if self.has_video or name == "audio"]
 
     def face_config(self, face: FaceConfig) -> FaceConfig:
@@ -239,7 +246,7 @@ class StageConfig(_Config):
 
 
 def tiny_stages() -> list[StageConfig]:
-    """The default: three short stages, every mechanism of the paper's run at a size for two cores."""
+    """The default: three short stages with every mechanism of the paper's run, at a size for two cores."""
     return [
         StageConfig(name="audio"),
         StageConfig(name="joint", takes_from="audio", starts_fresh=["video", "interactions"]),
@@ -248,14 +255,14 @@ def tiny_stages() -> list[StageConfig]:
 
 
 class DeepSpeedConfig(_Config):
-    """What of DeepSpeed a run uses; the file it reads is made from this by `train.engine.deepspeed_file`."""
+    """How DeepSpeed spreads a run over workers; see `train.engine.deepspeed_engine.deepspeed_settings`."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=2, description="ZeRO: 1 shards optimizer states, 2 gradients too, 3 parameters too"
     )
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
-        description="bf16 and fp16 keep fp32 master weights; fp16 runs under DeepSpeed's dynamic loss scale",
+        description="bf16 and fp16 keep fp32 master weights; fp16 uses DeepSpeed's dynamic loss scale",
     )
     offload: Literal["none", "cpu"] = Field(
         default="none", description="cpu: optimizer states (and at stage 3 parameters) in host memory"
@@ -263,7 +270,7 @@ class DeepSpeedConfig(_Config):
     micro_batch: int = Field(
         default=0,
         ge=0,
-        description="samples per forward on one worker; 0: its whole share. The rest is accumulated",
+        description="samples per forward pass on one worker, with gradient accumulation; 0: its full share",
     )
     activation_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass"
@@ -273,15 +280,17 @@ class DeepSpeedConfig(_Config):
 class CheckpointConfig(_Config):
     """When to save and what to keep."""
 
-    every: int = Field(default=500, gt=0, description="steps between checkpoints; the last step always saves")
+    every: int = Field(
+        default=500, gt=0, description="steps between checkpoints; the last step is always saved"
+    )
     keep: int = Field(default=2, gt=0, description="newest checkpoints kept per stage")
     keep_every: int = Field(
-        default=0, ge=0, description="checkpoints of steps that this divides are kept for good; 0: none"
+        default=0, ge=0, description="keep checkpoints of every step that this divides; 0: none"
     )
 
 
 class TrainConfig(_Config):
-    """A whole run, from which any of its stages can be started."""
+    """A training run; any of its stages can be started from it."""
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="the dual-branch model")
     objective: ObjectiveConfig = Field(
@@ -294,7 +303,7 @@ class TrainConfig(_Config):
     stages: list[StageConfig] = Field(default_factory=tiny_stages, description="the stages, in order")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="saving")
     validation: ValidationConfig = Field(
-        default_factory=ValidationConfig, description="losses and films on clips of val"
+        default_factory=ValidationConfig, description="losses and videos on clips of val"
     )
     health: HealthConfig = Field(
         default_factory=HealthConfig, description="steps that are skipped, and warnings"
@@ -303,22 +312,22 @@ class TrainConfig(_Config):
         default=0.0,
         ge=0,
         lt=1,
-        description="decay of a moving average of the weights, which sampling and exports then use; 0: none. Undisclosed by "
-        "the paper; 0.9999 is usual for diffusion models",
+        description="decay of the moving average of the weights, which sampling and exports then use; 0: "
+        "none. Undisclosed; 0.9999 is usual for diffusion models",
     )
     trace: bool = Field(
         default=False,
-        description="every worker notes its losses and sample ids of each step in <stage>/trace-<rank>.jsonl",
+        description="write losses and sample ids of each step to <stage>/trace-<rank>.jsonl",
     )
     fixed_steps: int = Field(
         default=10,
         ge=0,
-        description="batches, the same before and after a stage, whose losses tell what it learnt",
+        description="fixed batches whose losses are measured before and after a stage",
     )
     workers: int = Field(default=2, gt=0, description="training processes, one per GPU or CPU")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="auto: cuda where the cluster has a GPU per worker; for sampling, where this machine has one",
+        description="auto: cuda if the cluster has a GPU per worker; for sampling, if this machine has one",
     )
     cpus_per_worker: int = Field(
         default=1, gt=0, description="CPUs that Ray reserves, and threads that PyTorch uses, per worker"
@@ -326,25 +335,25 @@ class TrainConfig(_Config):
     max_restarts: int = Field(
         default=0,
         ge=0,
-        description="times that the workers start again from the last checkpoint after one was lost, as with its node, or "
-        "crashed; what a person must put right is not tried again",
+        description="restarts from the last checkpoint after a worker or its node was lost or crashed; "
+        "errors that a person must correct are not retried",
     )
     room_wait_s: int = Field(
         default=300,
         gt=0,
-        description="seconds that each start waits for CPUs or GPUs that are taken or went with a node",
+        description="seconds that each start waits for CPUs or GPUs that are in use or were lost with a node",
     )
     seed: int = Field(default=0, ge=0, description="initial weights, tasks, noise and timesteps")
 
     @model_validator(mode="after")
-    def _stages_make_sense(self) -> TrainConfig:
+    def _check_stages(self) -> TrainConfig:
         seen: list[str] = []
         for stage in self.stages:
             if stage.name in seen:
-                raise ValueError(f"stage {stage.name} stands twice")
+                raise ValueError(f"stage {stage.name} is listed twice")
             if stage.takes_from and stage.takes_from not in seen:
                 raise ValueError(
-                    f"stage {stage.name} takes from {stage.takes_from}, which does not come before it"
+                    f"stage {stage.name} takes from {stage.takes_from}, which is not an earlier stage"
                 )
             seen.append(stage.name)
             if (
@@ -356,7 +365,7 @@ class TrainConfig(_Config):
         return self
 
     @model_validator(mode="after")
-    def _model_fits_the_data(self) -> TrainConfig:
+    def _check_model_fits_data(self) -> TrainConfig:
         video, audio, codecs = self.model.video, self.model.audio, self.data.codecs
         if audio.in_channels != codecs.mel.mels:
             raise ValueError(
@@ -377,38 +386,44 @@ class TrainConfig(_Config):
             raise ValueError(f"model.video.text_dim is {video.text_dim}, {width}")
         if video.text_len is not None and self.data.caption_tokens > video.text_len:
             raise ValueError(
-                f"data.caption_tokens {self.data.caption_tokens} exceeds model.video.text_len {video.text_len}"
+                f"data.caption_tokens {self.data.caption_tokens} exceeds model.video.text_len "
+                f"{video.text_len}"
             )
-        how = self.model.interaction
+        interaction = self.model.interaction
         windows = {
-            f"data.buckets.{place}.frames": shape.frames for place, shape in enumerate(self.data.buckets)
+            f"data.buckets.{number}.frames": shape.frames for number, shape in enumerate(self.data.buckets)
         }
         for name, frames in {"data.frames": self.data.frames, **windows}.items():
-            span = {"frame": frames, "latent": latents_for_frames(frames)}[how.window_unit]
-            if how.a2v == "ati" and how.window >= span:
+            span = {"frame": frames, "latent": latents_for_frames(frames)}[interaction.window_unit]
+            if interaction.a2v == "ati" and interaction.window >= span:
                 raise ValueError(
-                    f"model.interaction.window is {how.window} {how.window_unit}s, {name} make only {span}"
+                    f"model.interaction.window is {interaction.window} {interaction.window_unit}s, "
+                    f"{name} has only {span}"
                 )
         return self
 
     def stage(self, name: str) -> StageConfig:
-        """The stage of that name. Raises UserError listing the stages there are."""
+        """The stage of that name. Raises UserError listing the known stages."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
         raise UserError(
-            f"no stage {name!r} in this plan",
+            f"no stage {name!r} in this configuration",
             hint=f"stages: {', '.join(s.name for s in self.stages)}",
             kind="unknown-stage",
         )
 
     def micro_batch(self, stage: StageConfig, world_size: int) -> int:
-        """Samples per forward on each of `world_size` workers. Raises UserError where the batch cannot be split evenly."""
-        share, rest = divmod(stage.batch, world_size)
+        """Samples per forward pass on each of `world_size` workers.
+
+        Raises UserError if the batch does not split evenly.
+        """
+        share, remainder = divmod(stage.batch, world_size)
         micro = self.deepspeed.micro_batch or share
-        if rest or not share or share % micro:
+        if remainder or not share or share % micro:
             raise UserError(
-                f"batch {stage.batch} of stage {stage.name} does not split into {world_size} workers x {micro or 1} samples",
+                f"batch {stage.batch} of stage {stage.name} does not split into {world_size} workers x "
+                f"{micro or 1} samples",
                 where=f"train.stages.{stage.name}.batch",
                 hint="make the batch a multiple of train.workers x train.deepspeed.micro_batch",
                 kind="bad-batch",

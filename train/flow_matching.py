@@ -1,7 +1,9 @@
-"""Flow matching: the straight path between data and noise, its velocity, the masked loss, and the draws of a step.
+"""Flow matching: the straight path between data and noise, its velocity, the masked loss, and the draws of a
+step.
 
-t = 0 is data and t = 1 is noise, as in Wan. Every draw (task, diffusion time, noise, decisions) is a pure function of
-(seed, step, sample index) and made on the CPU, so a run sees the same draws on any number of ranks.
+t = 0 is data and t = 1 is noise, as in Wan. Every draw (task, diffusion time, noise, decisions) is a pure
+function of (seed, step, sample index) and made on the CPU, so a run sees the same draws on any number of
+ranks.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def timestep_for(
 
 
 def task_at(seed: int, draw: int, mix: dict[Task, int]) -> Task:
-    """Task of micro-step `draw`: every window of sum(mix) draws holds each task exactly as often as `mix` says.
+    """Task of micro-step `draw`: each window of sum(mix) draws has every task exactly as often as in `mix`.
 
     Smooth weighted round robin, so shorter windows are even too. The seed rotates the cycle and breaks ties.
     """
@@ -105,7 +107,9 @@ def velocity(data: Tensor, noise: Tensor) -> Tensor:
 def velocity_loss(predicted: Tensor, target: Tensor, scored: Tensor) -> Tensor:
     """Mean squared error of every sample over its scored frames: [B], 0 where none is scored.
 
-    predicted, target [B, c, N, ...]; scored bool [N]. Frames that are not scored get no gradient, whatever they hold.
+    predicted, target [B, c, N, ...]; scored bool [N]. Frames that are not scored get no gradient, whatever
+    they hold.
+
     """
     keep = scored.view(1, 1, -1, *[1] * (target.dim() - 3))
     error = torch.where(keep, predicted.float() - target.float(), 0.0).square()

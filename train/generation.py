@@ -1,6 +1,7 @@
 """Generate video and audio with a trained model: codecs around the sampling of its family.
 
-Conditions come from a sample of the corpus, or from a user's own image, words and media. Nothing is written to disk.
+Conditions come from a sample of the corpus, or from a user's own image, words and media. Nothing is written
+to disk.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Conditions:
     """Inputs of a generation.
 
     caption describes the scene; speech is the text to speak; reference uint8 [H, W, 3] shows the person;
-    reference_waveform float32 [n] is the voice; frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [n] at 24 kHz are
-    given media. Images of any size are scaled and centre-cropped to the run's size; media longer than the run's window are
-    cut at its end.
+    reference_waveform float32 [n] is the voice; frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [n]
+    at 24 kHz are given media. Images of any size are scaled and centre-cropped to the run's size; media
+    longer than the run's window are cut at its end.
+
     """
 
     caption: str = ""
@@ -50,7 +52,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Generated:
-    """frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [1500 F] at 24 kHz, of the same length in time.
+    """frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [1500 F] at 24 kHz, of the same duration.
 
     A modality that the task gets complete (video in dubbing, audio in audio-driven) is returned unchanged.
     """
@@ -79,7 +81,10 @@ class ClipGenerator:
     """A finished stage's model and its codecs, loaded once for any number of clips."""
 
     def __init__(self, run_dir: str | Path, stage: str | None = None, device: str = "cpu") -> None:
-        """`stage` None takes the last finished one with both branches. Raises UserError if the run is not trained."""
+        """`stage` None takes the last finished one with both branches.
+
+        Raises UserError if the run is not trained.
+        """
         model, self.config = load_trained(run_dir, stage)
         self.family = family_of(self.config.model)
         self.model, self.device = model.to(device), device
@@ -103,7 +108,9 @@ class ClipGenerator:
         *,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Generated:
-        """One clip; the same arguments give the same clip, bit for bit on a CPU. `on_step(done, steps)` reports progress.
+        """One clip; the same arguments give the same clip, bit for bit on a CPU.
+
+        `on_step(done, steps)` reports progress.
 
         Raises UserError for conditions that the task needs and `source` lacks.
         """
@@ -150,7 +157,7 @@ def generate(
 
 
 def choose_device(wanted: str) -> str:
-    """The device for generation in this process: its GPU if there is one, unless `wanted` (`train.device`) is `cpu`.
+    """The device for generation: the GPU if there is one, unless `wanted` (`train.device`) is `cpu`.
 
     Raises UserError if `wanted` is `cuda` and there is no GPU.
     """
@@ -163,7 +170,10 @@ def choose_device(wanted: str) -> str:
 
 
 def fit_conditions(conditions: Conditions, task: Task, config: DataConfig) -> Conditions:
-    """Conditions at the run's size and length. Raises UserError if one that the task needs is missing or too short."""
+    """Conditions at the run's size and length.
+
+    Raises UserError if one that the task needs is missing or too short.
+    """
     for name in task.spec.sample_needs:
         value = getattr(conditions, name)
         if value is None or (isinstance(value, str) and not value.strip()):

@@ -1,7 +1,7 @@
 """Start a training stage through Ray Train, and report its result.
 
-Ray is the one that runs already, the cluster that RAY_ADDRESS names, or a new one on this machine. On several nodes, shards
-and run folder must be on shared storage.
+Ray is the one that runs already, the cluster that RAY_ADDRESS names, or a new one on this machine. On several
+nodes, shards and run folder must be on shared storage.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from uniavgen.train.trainer import Job, MetricsFactory
 
 COLLECTIVE_TIMEOUT_S = 7200
-"""Seconds that ranks wait for one another in a collective call. Rank 0 alone converts a checkpoint or writes the weights of
-billions of parameters, perhaps to slow storage. Ray itself notices a worker that is lost."""
+"""Seconds that ranks wait for one another in a collective call. Rank 0 alone converts a checkpoint or writes
+the weights of billions of parameters, perhaps to slow storage. Ray itself notices a worker that is lost."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage. `ran` is False if it had been finished before; the numbers are those of `diagnostics.metrics.Outcome`."""
+    """A finished stage.
+
+    `ran` is False if it had been finished before; the numbers are those of `diagnostics.metrics.Outcome`.
+    """
 
     stage: str
     ran: bool
@@ -65,9 +68,11 @@ def run_stage(
 ) -> StageResult:
     """Train a stage, or resume it from its last checkpoint, or do nothing if it is done.
 
-    `on_metrics_factory()` runs on rank 0 and gives the function that receives (steps done, metrics). Raises UserError for a
-    stage without its predecessor, a configuration that changed since the stage began (unless `accept_changes`), too few CPUs
-    or GPUs, and failing workers; Stopped if SIGTERM, Ctrl-C or a file `<stage>/stop` asked for it, after the workers saved.
+    `on_metrics_factory()` runs on rank 0 and gives the function that receives (steps done, metrics). Raises
+    UserError for a stage without its predecessor, a configuration that changed since the stage began (unless
+    `accept_changes`), too few CPUs or GPUs, and failing workers; Stopped if SIGTERM, Ctrl-C or a file
+    `<stage>/stop` asked for it, after the workers saved.
+
     """
     began = time.monotonic()
     folder = RunFolder(run_dir, stage)
@@ -97,7 +102,10 @@ def check_stages(
     *,
     accept_changes: bool = False,
 ) -> bool:
-    """Whether all of these stages are done. Raises as `check_stage` does, before the first of them trains for days."""
+    """Whether all of these stages are done.
+
+    Raises as `check_stage` does, before the first of them trains for days.
+    """
     done = [
         check_stage(
             config, stage, shards_dir, run_dir, accept_changes=accept_changes, earlier=stages[:number]
@@ -118,8 +126,10 @@ def check_stage(
 ) -> bool:
     """Whether a stage is done. Nothing is trained; an index of audio shards may be written.
 
-    The `earlier` stages will be trained before it. Raises UserError if it cannot be trained: its predecessor is not done, its
-    settings changed since it was done (unless `accept_changes`), its batch does not split, or there are no shards.
+    The `earlier` stages will be trained before it. Raises UserError if it cannot be trained: its predecessor
+    is not done, its settings changed since it was done (unless `accept_changes`), its batch does not split,
+    or there are no shards.
+
     """
     stage_config = config.stage(stage)
     folder = RunFolder(run_dir, stage)
@@ -159,7 +169,8 @@ def _check_same_settings(folder: RunFolder, record: dict[str, Any], config: Trai
         raise UserError(
             f"stage {stage} already finished with different settings: {', '.join(changed[:4])}",
             where=folder.path,
-            hint="use another --run folder for the new settings, or delete the stage's folder to train it again",
+            hint="use another --run folder for the new settings, or delete the stage's folder to train "
+            "it again",
             kind="changed-configuration",
         )
 
@@ -252,9 +263,10 @@ def _fit(config: TrainConfig, folder: RunFolder, device: str, job: Job) -> None:
 
 @contextmanager
 def _stop_on_signal(folder: RunFolder) -> Iterator[list[int]]:
-    """Within the block, a first SIGTERM or Ctrl-C asks the workers to save and stop; a second one ends the block at once.
+    """Within the block, a first SIGTERM or Ctrl-C asks the workers to save and stop; a second one raises.
 
-    Yields the list of received signals. The request is a file in the run folder, which workers on any node see.
+    Yields the list of received signals. The request is a file in the run folder, which workers on any node
+    see.
     """
     folder.stop_request.unlink(missing_ok=True)
     received: list[int] = []
@@ -280,7 +292,7 @@ def _stop_on_signal(folder: RunFolder) -> Iterator[list[int]]:
 
 
 def _call_in_thread(work: Callable[[], object]) -> None:
-    """Call `work` in a thread and wait: in the main thread Ray would handle Ctrl-C itself, by dropping the workers."""
+    """Call `work` in a thread and wait: in the main thread, Ray would handle Ctrl-C and kill the workers."""
     errors: list[BaseException] = []
 
     def call() -> None:

@@ -1,7 +1,8 @@
-"""What a stage needs of each worker: parameters, memory, FLOPs, and DeepSpeed settings with which it fits. Nothing is run.
+"""What a stage needs of each worker: parameters, memory, FLOPs, and DeepSpeed settings with which it fits.
+Nothing is run.
 
-Memory of states follows the ZeRO paper (arXiv 1910.02054) and DeepSpeed's buffers; the model family counts activations and
-FLOPs by formula.
+Memory of states follows the ZeRO paper (arXiv 1910.02054) and DeepSpeed's buffers; the model family counts
+activations and FLOPs by formula.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ RESERVED_BYTES, FRAGMENTED_SHARE = 2 * 2**30, 0.05
 class Memory:
     """Bytes on one worker's device, and `host` bytes in its host's memory.
 
-    `activations` is the most that the backward pass keeps, `step` what exists in the optimizer step only: gradients and
-    intermediate results. The two never exist at the same time, so `peak` takes the larger one.
+    `activations` is the most that the backward pass keeps, `step` what exists in the optimizer step only:
+    gradients and intermediate results. The two never exist at the same time, so `peak` takes the larger one.
+
     """
 
     weights: float
@@ -67,7 +69,7 @@ def stage_parameters(config: TrainConfig, stage: StageConfig) -> tuple[int, int]
 
 
 def planned_window(config: TrainConfig, stage: StageConfig) -> DataConfig:
-    """The window that planning assumes: of several the most expensive, whose steps the others do not exceed."""
+    """The window that planning assumes: of several, the most expensive one."""
     if not config.data.buckets or stage.emilia.shards:
         return config.data
     costs = {shape: window_flops(config, stage, shape) for shape in config.data.buckets}
@@ -77,7 +79,7 @@ def planned_window(config: TrainConfig, stage: StageConfig) -> DataConfig:
 def stage_shapes(
     config: TrainConfig, stage: StageConfig, window: WindowShape | None = None
 ) -> list[tuple[float, Any]]:
-    """(share of the samples, input shapes) over the stage's task mix, without and with a reference voice, the larger last.
+    """(share of samples, input shapes) over the task mix, without and with reference voice, larger last.
 
     In `window`, or in the window that planning assumes.
     """
@@ -94,7 +96,7 @@ def stage_shapes(
 
 
 def sample_flops(config: TrainConfig, stage: StageConfig, window: WindowShape | None = None) -> float:
-    """FLOPs to train on one sample, mean over the task mix: forward and backward (twice forward), without recomputation."""
+    """FLOPs to train on one sample, mean over the task mix: 3 forward passes, without recomputation."""
     family = family_of(config.model)
     shapes_mix = stage_shapes(config, stage, window)
     return 3 * sum(share * family.forward_flops(shapes) for share, shapes in shapes_mix)
@@ -139,7 +141,8 @@ def stage_memory(
     optimizer = shard * (3 if sharded or item < FP32 else 2) * FP32
     optimizer += shard * FP32 if config.ema else 0.0
     buffers = bucket * item if sharded else 0.0
-    # ZeRO: flat fp32 gradients and two intermediate results of Adam; without ZeRO one, on the CPU of a single tensor only
+    # ZeRO: flat fp32 gradients and two intermediate results of Adam; without ZeRO one, on the CPU of a single
+    # tensor only
     step = shard * 3 * FP32 if sharded else gradients + shard * FP32 * ((item < FP32) + (device == "cuda"))
     host = 0.0
     if setting.offload == "cpu" and sharded:
@@ -174,9 +177,10 @@ def usable(capacity: float) -> float:
 def find_fitting_setting(
     config: TrainConfig, stage: StageConfig, workers: int, limit: float, *, offload: bool = True
 ) -> DeepSpeedConfig | None:
-    """The DeepSpeed setting that keeps a worker under `limit` bytes and slows training least; None if there is none.
+    """The DeepSpeed setting under `limit` bytes a worker that slows training least; None if none fits.
 
-    First as configured, then smaller micro-batches, checkpointing, higher ZeRO stages, and `offload` to the host last.
+    First as configured, then smaller micro-batches, checkpointing, higher ZeRO stages, and `offload` to the
+    host last.
     """
     try:
         configured, share = config.deepspeed, config.micro_batch(stage, workers)
@@ -207,7 +211,10 @@ def find_fitting_setting(
 def smallest_cluster(
     config: TrainConfig, stage: StageConfig, limit: float, *, offload: bool = True
 ) -> tuple[int, DeepSpeedConfig] | None:
-    """The fewest workers (a power of two, at most the batch) that fit the stage in `limit` bytes each, and their setting."""
+    """The fewest workers that fit the stage in `limit` bytes each, and their setting.
+
+    The number is a power of two, at most the batch.
+    """
     workers = 1
     while workers <= stage.batch:
         setting = find_fitting_setting(config, stage, workers, limit, offload=offload)
@@ -249,7 +256,7 @@ def in_gib(count: float) -> str:
 def explain_out_of_memory(
     error: BaseException, config: TrainConfig, stage: StageConfig, device: str
 ) -> UserError | None:
-    """A worker's error with settings that would fit, if the error is a lack of memory; None for other errors."""
+    """The error of a worker without enough memory, with settings that would fit; None for other errors."""
     text = str(error).lower()
     if (
         "out of memory" not in text

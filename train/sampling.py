@@ -1,4 +1,5 @@
-"""Sampling of UniAVGen: Euler steps from noise to latents for any task, with modality-aware guidance (MA-CFG)."""
+"""Sampling of UniAVGen: Euler steps from noise to latents for any task, with modality-aware guidance
+(MA-CFG)."""
 
 from __future__ import annotations
 
@@ -34,12 +35,12 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     mels_per_frame: Fraction = MELS_PER_FRAME,
 ) -> tuple[Tensor | None, Tensor]:
-    """Video latents [B, 48, T, h, w] (None without a video) and mels [B, 100, L] of the full clip, given parts included.
+    """Video latents [B, 48, T, h, w] (None without video) and mels [B, 100, L] of the full clip.
 
-    The task's given part is read from `video` and `mel` of the batch; otherwise only their shapes matter (zeros will do).
-    Noise is a function of the seed and of each sample's index (0, 1, .. if None), not of the other samples in the batch.
-    `on_step(done, steps)` reports progress. Raises UserError for conditions that do not fit, and for an empty speech text
-    where speech is generated.
+    The task's given part is read from `video` and `mel` of the batch; otherwise only their shapes matter
+    (zeros will do). Noise is a function of the seed and of each sample's index (0, 1, .. if None), not of the
+    other samples in the batch. `on_step(done, steps)` reports progress. Raises UserError for conditions that
+    do not fit, and for an empty speech text where speech is generated.
     """
     validate_batch(batch, mels_per_frame)
     if "audio" in task.spec.generates and not bool(batch.speech_mask.any(dim=1).all()):
@@ -100,7 +101,7 @@ def guided_velocities(
     t: float,
     config: SamplingConfig,
 ) -> Velocities:
-    """Velocities of both clips at time t: u0 + s (u - u0) inside the interval (one pass each for u and u0), else u."""
+    """Velocities of both clips at time t: u0 + s (u - u0) in the interval (one pass each), else u."""
     times = _times(batch, t)
     video, audio = build_inputs(batch, condition, _with_audio(states), times)
     u = _clip_velocities(model(video, audio), batch)

@@ -1,7 +1,8 @@
-"""The table of tasks: what each one is given, what it generates and scores, which references it uses. Imports no torch.
+"""The table of tasks: what each one is given, what it generates and scores, which references it uses. Imports
+no torch.
 
-A task is one row of `Task`. Data, losses, sampler, planner, validation videos and command help read the row; a member
-without a complete row does not import.
+A task is one row of `Task`. Data, losses, sampler, planner, validation videos and command help read the row;
+a member without a complete row does not import.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class GivenPart(Enum):
 class TaskSpec:
     """What a task gets and makes.
 
-    generates: modalities that are generated, and so scored. reference_voice: whether a recording of the voice precedes the
-    audio; `optional` uses it where there is one. reference_image: where the image of the person comes from: another frame
-    of the clip, or the clip's own first frame. sample_needs: fields of `generation.Conditions` that must be set to sample.
+    generates: modalities that are generated, and so scored. reference_voice: whether a recording of the voice
+    precedes the audio; `optional` uses it where there is one. reference_image: where the image of the person
+    comes from: another frame of the clip, or the clip's own first frame. sample_needs: fields of
+    `generation.Conditions` that must be set to sample.
+
     """
 
     help: str
@@ -49,7 +52,10 @@ class TaskSpec:
 
 
 class Task(StrEnum):
-    """The five tasks of the paper, in its order (section 3.5). A member's value is its name in configuration and commands."""
+    """The five tasks of the paper, in its order (section 3.5).
+
+    A member's value is its name in configuration and commands.
+    """
 
     spec: TaskSpec
 
@@ -141,7 +147,7 @@ def describe_tasks() -> str:
 
 @dataclass(frozen=True)
 class ClipCondition:
-    """The clean part of a clip: how many leading latents and mel frames are given, and which references precede it."""
+    """The clean part of a clip: number of given leading latents and mel frames, and its references."""
 
     latents: int
     mels: int
@@ -160,9 +166,10 @@ def clip_condition(
 ) -> ClipCondition:
     """The clean part of a clip of so many latents and mel frames (paper, section 3.5).
 
-    `latents` is None in audio-only work. `share`: part of the clip that `BEGINNING` means. `has_voice`: a reference voice is
-    there and, where the task makes it optional, wanted. Raises UserError where the task lacks its video or its reference
-    voice, or where a clip is too short to be continued.
+    `latents` is None in audio-only work. `share`: part of the clip that `BEGINNING` means. `has_voice`: a
+    reference voice is there and, where the task makes it optional, wanted. Raises UserError where the task
+    lacks its video or its reference voice, or where a clip is too short to be continued.
+
     """
     spec = task.spec
     if latents is None and spec.needs_video:

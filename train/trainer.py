@@ -1,7 +1,7 @@
 """The training loop of one stage, as each rank runs it: from its start or its last checkpoint to its weights.
 
-All randomness is a function of (seed, step, sample index), and one task is drawn per step, so neither losses nor graphs depend
-on the number of ranks. The model is reached through its family (`train.model.family`).
+All randomness is a function of (seed, step, sample index), and one task is drawn per step, so neither losses
+nor graphs depend on the number of ranks. The model is reached through its family (`train.model.family`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ class MetricsFactory(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One stage to train. `device` is `cpu` or `cuda`; `accept_changes`: resume although the configuration changed."""
+    """One stage to train.
+
+    `device` is `cpu` or `cuda`; `accept_changes`: resume although the configuration changed.
+    """
 
     config: TrainConfig
     stage: str
@@ -84,7 +87,10 @@ class MicroBatch:
 
 
 def train_stage(job: Job) -> Outcome | None:
-    """Train a stage on this rank, and return to a checkpoint where step health asks for it. None if asked to stop."""
+    """Train a stage on this rank, and return to a checkpoint where step health asks for it.
+
+    None if asked to stop.
+    """
     while True:
         trainer = StageTrainer(job)
         try:
@@ -102,7 +108,7 @@ class StageTrainer:
     """One rank's part of one stage. Every rank creates one and calls `run`; all get the same Outcome."""
 
     def __init__(self, job: Job) -> None:
-        """Raises UserError for missing or misfitting weights, shards, or a checkpoint of another configuration."""
+        """Raises UserError for weights, shards or a checkpoint that are missing or do not fit."""
         self.config, self.stage = job.config, job.config.stage(job.stage)
         config, stage = self.config, self.stage
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -133,7 +139,7 @@ class StageTrainer:
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
 
     def open_data(self, job: Job, resumed: Resumption | None) -> None:
-        """Open training and validation data. A resumed stage keeps the shards and latents that it began with."""
+        """Open training and validation data. A resumed stage keeps its shards and its kind of latents."""
         config, stage, state = self.config, self.stage, resumed.state if resumed else {}
         codecs = load_codecs(config.data.codecs, with_video=stage.has_video, device=job.device)
         self.stream = open_stream(config, stage, job.shards_dir, job.run_dir, state.get("shards"))
@@ -174,7 +180,7 @@ class StageTrainer:
         return self.finish()
 
     def train_step(self, step: int, batches: Iterator[LoadedBatch]) -> tuple[dict[str, float], bool]:
-        """One optimizer step of the global batch: its metrics, and whether to stop after it; the same on all ranks.
+        """One optimizer step of the global batch: its metrics, and whether to stop; the same on all ranks.
 
         All ranks skip a bad step. Raises Rewind and UserError as `skip_step` does.
         """
@@ -234,13 +240,15 @@ class StageTrainer:
         return sums[0], sums[1] > 0
 
     def loss_scale_was_too_large(self, loss: float) -> bool:
-        """Whether fp16's loss scale is why a step was not applied: DeepSpeed lowers it and continues, which is no fault."""
+        """Whether fp16's loss scale was too large: DeepSpeed then skips the step and lowers the scale."""
         return self.config.deepspeed.dtype == "fp16" and not self.guard.skip and loss == loss
 
     def skip_step(self, step: int, task: Task, fault: str, computed: Sequence[MicroBatch]) -> None:
         """Log a bad step, with its samples and the statistics of their tensors.
 
-        After too many in a row, raises Rewind on all ranks, or UserError if the stage has gone back often enough.
+        After too many in a row, raises Rewind on all ranks, or UserError if the stage has gone back often
+        enough.
+
         """
         count = self.health.leave(step)
         per_rank = all_gather_object([describe(micro) for micro in computed])
@@ -297,12 +305,15 @@ class StageTrainer:
             self.on_metrics(done, self.validation.losses(self.engine))
 
     def must_save(self, done: int, saved: int) -> bool:
-        """Whether a checkpoint is due. Between bad steps the state may be their cause: it waits for the next good step."""
+        """Whether a checkpoint is due.
+
+        Between bad steps the state may be their cause: it waits for the next good step.
+        """
         every = self.config.checkpoint.every
         return done == self.stage.steps or (done // every > saved // every and not self.health.bad)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint after `step` steps. All ranks call this; raises UserError if the disk refuses."""
+        """Write the checkpoint of `step`. All ranks call this; raises UserError if the disk refuses."""
         state: dict[str, Any] = {
             "settings": settings_that_matter(self.config, self.stage),
             "layout": asdict(Layout.of(self.config, dist.get_world_size())),
@@ -343,7 +354,7 @@ class StageTrainer:
 
 
 def build_model(job: Job, stage: StageConfig, rank: int) -> nn.Module:
-    """The stage's parts of the model with the weights of the stage before, and the parameters that it trains selected.
+    """The model of a stage, with weights from the stage before and its trained parameters selected.
 
     The report on every weight goes to stage.json and the log.
     """

@@ -1,6 +1,8 @@
-"""Failures of training workers: the record a failing worker leaves, when to restart, and the one error that users read.
+"""Failures of training workers: the record a failing worker leaves, when to restart, and the one error that
+users read.
 
-The first worker that fails writes `failure.json` into the stage's folder. Each restart by Ray Train is an event of the stage.
+The first worker that fails writes `failure.json` into the stage's folder. Each restart by Ray Train is an
+event of the stage.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ def failure_path(folder: RunFolder) -> Path:
 
 
 def record_failure(folder: RunFolder, error: Exception) -> None:
-    """Write the error for the driver, unless another worker did so already or the error only reports a lost peer.
+    """Write the error for the driver, unless there is a record or the error only reports a lost peer.
 
-    If several workers fail at once, one complete record remains. If the disk refuses, this is logged, so that it does not hide
-    the error that the worker raises next.
+    If several workers fail at once, one complete record remains. If the disk refuses, this is logged, so that
+    it does not hide the error that the worker raises next.
     """
     lost_a_peer = not isinstance(error, UserError) and any(sign in str(error) for sign in LOST_PEER)
     if lost_a_peer or failure_path(folder).exists():
@@ -66,7 +68,7 @@ def record_failure(folder: RunFolder, error: Exception) -> None:
 
 
 def read_failure(folder: RunFolder, raised: Mapping[int, Exception] | None = None) -> UserError | None:
-    """The recorded failure, or else the UserError that a worker raised (`raised`, by rank); None if there is neither."""
+    """The recorded failure, else the UserError that a worker raised (`raised`: by rank), else None."""
     path = failure_path(folder)
     if path.is_file():
         record = json.loads(path.read_text())
@@ -113,14 +115,16 @@ def explain_failure(folder: RunFolder, error: Exception, config: TrainConfig) ->
 
 
 class RestartPolicy(UserCallback):
-    """Runs in Ray Train's controller: logs every restart as an event, and refuses those that would fail again."""
+    """In Ray Train's controller: log every restart as an event, refuse those that would fail again."""
 
     def __init__(self, run_dir: str, stage: str, max_restarts: int) -> None:
         self.folder, self.max_restarts, self.count = RunFolder(run_dir, stage), max_restarts, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Ray Train calls this before it decides about a restart. Raises UserError, which ends the run, for a failure that
-        needs a person."""
+        """Ray Train calls this before it decides about a restart.
+
+        Raises UserError, which ends the run, for a failure that needs a person.
+        """
         failure = read_failure(self.folder, worker_exceptions)
         if failure and failure.kind != CRASHED:
             raise failure

@@ -84,7 +84,7 @@ class DataConfig(_Config):
 
     @field_validator("frames")
     @classmethod
-    def _whole_latents(cls, frames: int) -> int:
+    def _check_frames(cls, frames: int) -> int:
         try:
             latents_for_frames(frames)
         except UserError as error:
@@ -93,19 +93,19 @@ class DataConfig(_Config):
 
     @field_validator("height", "width")
     @classmethod
-    def _whole_tokens(cls, side: int) -> int:
+    def _check_side(cls, side: int) -> int:
         if side % TOKEN_STRIDE:
             raise ValueError(f"must be a multiple of {TOKEN_STRIDE} px (VAE 16 x patch 2), got {side}")
         return side
 
     @model_validator(mode="after")
-    def _buckets(self) -> DataConfig:
+    def _check_buckets(self) -> DataConfig:
         if len(set(self.buckets)) < len(self.buckets):
             raise ValueError("buckets: a window shape is listed twice")
         for shape in self.buckets:
-            self._whole_latents(shape.frames)
-            self._whole_tokens(shape.height)
-            self._whole_tokens(shape.width)
+            self._check_frames(shape.frames)
+            self._check_side(shape.height)
+            self._check_side(shape.width)
         if self.buckets and self.latents == "require":
             raise ValueError(
                 "buckets: latents are cached for one window shape only; set latents to auto or off"

@@ -69,7 +69,7 @@ class ValidationConfig(_Config):
 
     @field_validator("times")
     @classmethod
-    def _inside(cls, times: list[float]) -> list[float]:
+    def _check_times(cls, times: list[float]) -> list[float]:
         if not all(0 < time < 1 for time in times):
             raise ValueError(f"must lie between 0 and 1, got {times}")
         return times

@@ -20,7 +20,10 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def assert_same_on_all_ranks(what: str, value: Any) -> None:
-    """Raise UserError on all ranks if one has another `value` (compared as JSON): a node may have its own folder at a path."""
+    """Raise UserError on all ranks if one has another `value` (compared as JSON).
+
+    It happens when a node has its own folder at the path of shared storage.
+    """
     digests = all_gather_object(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:

@@ -1,7 +1,9 @@
-"""Workarounds for faults and gaps of DeepSpeed and transformers, each with the upstream issue or what was observed.
+"""Workarounds for faults and gaps of DeepSpeed and transformers, each with the upstream issue or what was
+observed.
 
-Observed with DeepSpeed 0.19 and transformers 4.57. Imports no torch: the driver reads this before a worker does. When a library is updated, try to delete an entry: its test says whether it
-is still needed. Gaps of DeepSpeed's universal checkpoints are closed in `train.checkpoint.checkpoint_conversion`.
+Observed with DeepSpeed 0.19 and transformers 4.57. Imports no torch: the driver reads this before a worker
+does. When a library is updated, try to delete an entry: its test says whether it is still needed. Gaps of
+DeepSpeed's universal checkpoints are closed in `train.checkpoint.checkpoint_conversion`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 UNUSED = ("mlflow", "sklearn", "torchvision")
-"""Optional imports of others: DeepSpeed's autotuner, transformers' assisted generation and its image processors."""
+"""Optional imports of others: DeepSpeed's autotuner, transformers' assisted generation and its image
+processors."""
 
 
 def set_environment(device: str) -> None:
@@ -26,7 +29,8 @@ def set_environment(device: str) -> None:
     if device == "cpu":
         # observed: with a GPU present, DeepSpeed would take it although training runs on the CPU
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # observed: an extension is built with the `ninja` on PATH, and a venv that is not activated has none there
+    # observed: an extension is built with the `ninja` on PATH, and a venv that is not activated has none
+    # there
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     # observed: importing torch._inductor starts a pool of compiler processes, which training does not use
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
@@ -35,9 +39,11 @@ def set_environment(device: str) -> None:
 def import_lean(device: str) -> None:
     """Import DeepSpeed and transformers without `UNUSED`. Other code can import those afterwards.
 
-    Half the CPU time of the plain imports and the first engine (`tests/benchmarks/train/start.py`); a worker spends it before
-    its first step and at every restart. Upstream: huggingface/transformers#26308, closed without lazy imports here.
-    transformers remembers what it did not find, so this is for processes that only train.
+    Half the CPU time of the plain imports and the first engine (`tests/benchmarks/train/start.py`); a worker
+    spends it before its first step and at every restart. Upstream: huggingface/transformers#26308, closed
+    without lazy imports here. transformers remembers what it did not find, so this is for processes that only
+    train.
+
     """
     set_environment(device)
     import torch
@@ -45,7 +51,8 @@ def import_lean(device: str) -> None:
     with _hide_modules(UNUSED):
         import deepspeed
         import transformers  # noqa: F401
-    # observed: DeepSpeed asks every optimizer whether it is Muon, and that module compiles its kernels when imported
+    # observed: DeepSpeed asks every optimizer whether it is Muon, and that module compiles its kernels when
+    # imported
     compile_, torch.compile = torch.compile, _no_compile  # type: ignore[assignment]
     try:
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
@@ -67,8 +74,10 @@ def disable_shared_memory_transport() -> None:
 def release_engine(engine: Any) -> None:
     """Free an engine and its model, as far as nobody else holds them. The engine must not be used again.
 
-    `destroy` leaves memory in use (deepspeedai/DeepSpeed#7204). Observed: every ZeRO-3 engine stays referenced by
-    a module stack that is never emptied and by an `lru_cache` on a method of the parameter coordinator.
+    `destroy` leaves memory in use (deepspeedai/DeepSpeed#7204). Observed: every ZeRO-3 engine stays
+    referenced by a module stack that is never emptied and by an `lru_cache` on a method of the parameter
+    coordinator.
+
     """
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -85,7 +94,9 @@ def release_engine(engine: Any) -> None:
 def global_grad_norm_before_step(engine: Any) -> float | None:
     """Norm of the global gradient, inside the optimizer's step. None where DeepSpeed computes none.
 
-    Observed: `get_global_grad_norm` is set after the step only. ZeRO 0 has none at all (deepspeedai/DeepSpeed#7255).
+    Observed: `get_global_grad_norm` is set after the step only. ZeRO 0 has none at all
+    (deepspeedai/DeepSpeed#7255).
+
     """
     norm = getattr(engine.optimizer, "_global_grad_norm", None)
     return None if norm is None else float(norm)
@@ -94,7 +105,9 @@ def global_grad_norm_before_step(engine: Any) -> float | None:
 def create_moments(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
     """Zero moments for AdamW, as its first step would create them.
 
-    Observed: DeepSpeed links its state to the optimizer's moments after the first step, also if that step was skipped.
+    Observed: DeepSpeed links its state to the optimizer's moments after the first step, also if that step was
+    skipped.
+
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""DeepSpeed: its settings, an engine around a model, the guard before the optimizer, and full weights out of its shards."""
+"""DeepSpeed: its settings, an engine around a model, the guard before the optimizer, and full weights out of
+its shards."""
 
 from __future__ import annotations
 
@@ -25,9 +26,12 @@ def is_plain(zero_stage: int, dtype: str) -> bool:
 
 
 def deepspeed_settings(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:
-    """The settings that DeepSpeed reads. AdamW (0.9, 0.999, 1e-8) is the paper's; the trainer sets the learning rate.
+    """The settings that DeepSpeed reads.
 
-    Raises UserError for fp16 without ZeRO: it has no fp32 weights that could be saved for another number of ranks.
+    AdamW (0.9, 0.999, 1e-8) is the paper's; the trainer sets the learning rate.
+
+    Raises UserError for fp16 without ZeRO: it has no fp32 weights that could be saved for another number of
+    ranks.
     """
     chosen = config.deepspeed
     if chosen.dtype == "fp16" and not chosen.zero_stage:
@@ -71,8 +75,9 @@ def create_engine(
 ) -> Any:
     """A DeepSpeed engine around the model, over the ranks of torch.distributed.
 
-    `universal`: it will load a checkpoint in DeepSpeed's universal form. Raises UserError if the device cannot compute in the
-    dtype of the configuration.
+    `universal`: it will load a checkpoint in DeepSpeed's universal form. Raises UserError if the device
+    cannot compute in the dtype of the configuration.
+
     """
     set_environment(device)
     import deepspeed
@@ -98,9 +103,10 @@ def create_engine(
 class StepGuard:
     """Skips optimizer steps: a skipped step changes neither weights nor moments, on any rank.
 
-    Call `set_limits` before `engine.step`, with the same values on all ranks. `applied` and `grad_norm` then say whether the
-    step was made, and the norm of its global gradient before clipping. A plain gradient is also clipped here, to the norm
-    `clip` (0: not at all).
+    Call `set_limits` before `engine.step`, with the same values on all ranks. `applied` and `grad_norm` then
+    say whether the step was made, and the norm of its global gradient before clipping. A plain gradient is
+    also clipped here, to the norm `clip` (0: not at all).
+
     """
 
     def __init__(self, engine: Any, clip: float) -> None:
@@ -118,12 +124,15 @@ class StepGuard:
 
     @property
     def applied(self) -> bool:
-        """Whether the last step changed the weights. DeepSpeed itself skips a step whose gradient is not finite."""
+        """Whether the last step changed the weights.
+
+        DeepSpeed itself skips a step whose gradient is not finite.
+        """
         return bool(self.engine.was_step_applied()) and not self._skipped
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's global gradient before clipping, from DeepSpeed, or else as computed here."""
+        """Norm of the last global gradient before clipping, from DeepSpeed or as computed here."""
         norm = self.engine.get_global_grad_norm()
         return self._norm if norm is None else float(norm)
 
@@ -139,7 +148,7 @@ class StepGuard:
         return None
 
     def _compute_norm(self, parameters: list[Tensor]) -> float:
-        """The norm of plain gradients, which are complete on all ranks, or the one that DeepSpeed has just computed."""
+        """The norm of plain gradients (complete on all ranks), or the one that DeepSpeed computed."""
         if self._plain:
             gradients = [p.grad for p in parameters if p.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(gradients))

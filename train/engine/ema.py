@@ -1,7 +1,7 @@
 """Exponential moving average (EMA) of the weights in training: fp32, sharded as the weights are.
 
-The decay warms up as min(decay, (1 + n) / (10 + n)) over n updates (the rule of TensorFlow and diffusers), so that the average
-of a short run is not its random start.
+The decay warms up as min(decay, (1 + n) / (10 + n)) over n updates (the rule of TensorFlow and diffusers), so
+that the average of a short run is not its random start.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Ema:
 
     @contextmanager
     def _swapped_in(self) -> Iterator[None]:
-        """Exchange weights and average within the block; what is written to the weights there stays in the average."""
+        """Exchange weights and average within the block. What the block writes goes to the average."""
         self._swap()
         try:
             yield

@@ -1,1 +1,1 @@
-"""The model as modules: backbones, interaction, face-aware modulation."""
+"""Model families behind one protocol, and UniAVGen's: networks, objective, costs, checkpoints."""

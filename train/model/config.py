@@ -1,7 +1,7 @@
-"""What the dual-branch model is made of, as configuration; this module imports no torch.
+"""Configuration of the dual-branch model. Imports no torch.
 
-The defaults are the `tiny` size, which trains on two CPU cores; `ModelConfig.paper()` is the published size. Where the
-paper (arXiv 2511.03334v2) is silent, the field says so and gives the reason for its default.
+The defaults are the `tiny` size, which trains on two CPU cores; `ModelConfig.paper()` is the published size.
+A field that the paper (arXiv 2511.03334v2) does not disclose says so and gives the reason for its default.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ class BranchConfig(_Config):
     heads: int = Field(ge=1, description="Attention heads; dim / heads must be an even number of at least 6.")
     ffn_dim: int = Field(ge=8, description="Inner width of the feed-forward part.")
     in_channels: int = Field(
-        ge=1, description="Latent channels in and out: 48 for Wan 2.2 latents, mel bands for audio."
+        ge=1, description="Latent channels: 48 for Wan 2.2 latents, mel bands for audio."
     )
-    patch: tuple[int, int] = Field(
-        default=(1, 1), description="Patch height and width; time is never patched, so a frame stays a frame."
-    )
+    patch: tuple[int, int] = Field(default=(1, 1), description="Patch height and width; time is not patched.")
     text_dim: int = Field(
         ge=1, description="Width of the text features: umT5 4096, MiniLM 384; audio: that of `speech_text`."
     )
     text_len: int | None = Field(
         default=None,
-        description="Wan pads text with zero features to 512 and attends to all of them: 512 fits its weights. None masks "
-        "padding instead, which is cheaper; then an empty text is one zero feature.",
+        description="Wan pads text with zero features to 512 and attends to all of them: 512 fits its "
+        "weights. None masks padding instead, which is cheaper; then an empty text is one "
+        "zero feature.",
     )
     freq_dim: int = Field(default=256, ge=2, description="Width of the sinusoidal time embedding (Wan: 256).")
     eps: float = Field(default=1e-6, gt=0, description="Epsilon of every normalisation (Wan: 1e-6).")
@@ -48,8 +47,9 @@ class BranchConfig(_Config):
     )
     rope_axes: Literal["time-height-width", "time"] = Field(
         default="time-height-width",
-        description="Wan splits a head 44/42/42 over time, height and width. `time` gives the whole head to time. The "
-        "paper says only that audio has the 1.3B template: audio defaults to `time`, since its height and width never vary.",
+        description="Wan splits a head 44/42/42 over time, height and width. `time` gives the whole head "
+        "to time. The paper says only that audio has the 1.3B template: audio defaults to "
+        "`time`, since it has one row and one column.",
     )
 
     @model_validator(mode="after")
@@ -68,7 +68,7 @@ class BranchConfig(_Config):
 
 
 class SpeechTextConfig(_Config):
-    """ConvNeXt V2 blocks over the bytes of the text to be spoken (the paper names the blocks and no sizes)."""
+    """ConvNeXt V2 blocks over the bytes of the text to be spoken (the paper names no sizes)."""
 
     dim: int = Field(
         default=64, ge=8, description="Width of the features. Undisclosed; `paper` takes 512, as F5-TTS does."
@@ -92,53 +92,58 @@ class InteractionConfig(_Config):
 
     a2v: Aligner = Field(
         default="ati",
-        description="sgi: all tokens see all; sti: only the own block; ati: a window of blocks.",
+        description="sgi: all tokens; sti: the block of the same time; ati: a window of blocks.",
     )
     v2a: Aligner = Field(
         default="ati",
-        description="sgi: all tokens see all; sti: only the own latent; ati: interpolated latents.",
+        description="sgi: all tokens; sti: the latent of the same time; ati: interpolated latents.",
     )
     layers: Literal["interleaved", "all", "first-half", "last-half"] = Field(
         default="interleaved", description="Best in Table 7."
     )
     interleave_from: Literal[0, 1] = Field(
         default=1,
-        description="First layer of `interleaved`. Undisclosed; 1, because layer 0 sees bare patch embeddings.",
+        description="First layer of `interleaved`. Undisclosed; 1, because layer 0 has patch embeddings "
+        "only.",
     )
     position: Literal["before-self-attention", "before-cross-attention", "before-ffn"] = Field(
-        default="before-self-attention", description="Where in a block the interaction acts. Best in Table 8."
+        default="before-self-attention", description="Where in a block the interaction is. Best in Table 8."
     )
     window: int = Field(
-        default=12, ge=0, description="Blocks that A2V sees either side of its own: 12 in the paper."
+        default=12, ge=0, description="Blocks on either side in an A2V window: 12 in the paper."
     )
     window_unit: Literal["frame", "latent"] = Field(
         default="frame",
-        description="Unit of `window`, unclear in the paper. 12 pixel frames are +-0.75 s; 12 latents are near-global at "
-        "its 21 latents, which would leave nothing of the contrast with sgi that its ablation shows.",
+        description="Unit of `window`, unclear in the paper. 12 pixel frames are +-0.75 s; 12 latents of "
+        "its 21 would be near-global, although its ablation shows a difference to sgi.",
     )
     interpolate_over: Literal["frame", "latent"] = Field(
         default="frame",
-        description="Where V2A interpolates. Supplement 6.2 replicates a latent to its 4 pixel frames first (`frame`); the "
-        "main text's formula runs over a latent's whole block (`latent`).",
+        description="Where V2A interpolates. Supplement 6.2 replicates a latent to its 4 pixel frames "
+        "first (`frame`); the main text's formula runs over a latent's whole block "
+        "(`latent`).",
     )
     mels_per_frame: Fraction = Field(
         default=MELS_PER_FRAME,
         gt=0,
-        description="k per pixel frame: mel frames that start in one, 375/64 for 24 kHz, hop 256 and 16 fps. The paper's hop "
-        "is undisclosed.",
+        description="k per pixel frame: mel frames that start in one, 375/64 for 24 kHz, hop 256 and 16 "
+        "fps. The paper's hop is undisclosed.",
     )
     positions: Literal["none", "time"] = Field(
         default="time",
-        description="What queries and keys know of their place in time. Undisclosed: the paper's equations show no positions "
-        "and the text does not say that there are none. `none` is the equations to the letter. `time` rotates both by their "
-        "clocks' time in video latents (the whole head, the asking branch's base; Ovi, arXiv 2510.01284, scales its audio's "
-        "rotary embedding so too). `time`, because without it a window cannot tell early sound from late: in `uniavgen "
-        "ablate` sync is 0.27 (ATI) and 0.52 (STI) without, and 0.82 to 0.86 with it, whatever the aligner.",
+        description="Positions of queries and keys. Undisclosed: the paper's equations show none, and the "
+        "text does not say that there are none. `none`: exactly the equations. `time`: both "
+        "are rotated by their time in video latents (full head, base of the querying branch; "
+        "Ovi, arXiv 2510.01284, scales its audio's rotary embedding in the same way). `time`, "
+        "because otherwise a window does not distinguish early from late audio: in `uniavgen "
+        "ablate` sync is 0.27 (ATI) and 0.52 (STI) without, and 0.82 to 0.86 with it, for "
+        "every aligner.",
     )
     pre_norm: bool = Field(
         default=True,
-        description="Layer-normalise both streams before the interaction's projections. The paper's equations show none; "
-        "without it a pretrained stream's large activations saturate the softmax.",
+        description="Layer-normalise both streams before the interaction's projections. Not in the "
+        "paper's equations; without it the large activations of pretrained streams saturate "
+        "the softmax.",
     )
 
     def layer_indices(self, layers: int) -> tuple[int, ...]:
@@ -167,14 +172,16 @@ class FaceConfig(_Config):
     )
     reduction: Literal["sum-layers", "mean", "sum"] = Field(
         default="sum-layers",
-        description="The paper writes a sum over layers of a squared norm; whether tokens are summed is unclear. "
-        "`sum-layers`: sum over layers, mean over tokens, so that 0.1 is commensurate with the velocity losses; `mean`: mean "
-        "over both; `sum`: sum over both. Always the mean over samples.",
+        description="The paper writes a sum over layers of a squared norm; whether tokens are summed is "
+        "unclear. `sum-layers`: sum over layers, mean over tokens, so that 0.1 is "
+        "commensurate with the velocity losses; `mean`: mean over both; `sum`: sum over both. "
+        "Always the mean over samples.",
     )
     supervise: Literal["noisy", "clip"] = Field(
         default="noisy",
-        description="Frames whose masks are scored. Undisclosed for tasks with conditions; `noisy` keeps clean tokens out of "
-        "every loss, `clip` scores the condition's frames too.",
+        description="Frames whose masks are scored. Undisclosed for tasks with conditions; `noisy` "
+        "excludes clean tokens, as in every other loss; `clip` includes the condition's "
+        "frames.",
     )
 
 
@@ -214,7 +221,7 @@ class ModelConfig(_Config):
 
     @classmethod
     def paper(cls) -> ModelConfig:
-        """The published size: Wan2.2-TI2V-5B video, the 1.3B template for audio, 7.05 B parameters with the interaction."""
+        """The published size, 7.05 B parameters: Wan2.2-TI2V-5B for video, the 1.3B template for audio."""
         video = BranchConfig(
             dim=3072,
             layers=30,

@@ -1,9 +1,9 @@
-"""The Wan-shaped diffusion transformer that both branches are: one for video latents, one for mel frames.
+"""The Wan-shaped diffusion transformer of both branches: one for video latents, one for mel frames.
 
-In: a `BranchInput`, whose sequence mixes clean frames (t = 0) and noisy ones (t). Out: velocities of the same shape.
-Tokens are kept as [B, N, S, C]: N frames of S = h/2 * w/2 tokens (S = 1 for audio), width C. Same function as Wan 2.1 and
-2.2 (Apache-2.0, github.com/Wan-Video), with the clean/noisy modulation computed once per distinct time and broadcast.
-Parameters are only touched inside their own module's forward, so that DeepSpeed ZeRO-3 can gather them.
+A sequence mixes clean frames (t = 0) and noisy ones (t). Tokens have shape [B, N, S, C]: N frames of S = h/2
+* w/2 tokens (S = 1 for audio), width C. Computes the same function as Wan 2.1 and 2.2 (Apache-2.0,
+github.com/Wan-Video); modulation is computed once per distinct time and broadcast. Parameters are read only
+inside their own module's forward, so that DeepSpeed ZeRO-3 can gather them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uniavgen.train.batch import NOISY, BranchInput, TokenLayout
 from uniavgen.train.model.config import BranchConfig
 
 TIME_SCALE = 1000.0
-"""Wan's networks count diffusion time in 0..1000."""
+"""Wan scales diffusion time to 0..1000."""
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines, each float32 [N * S, head_dim / 2]."""
@@ -32,10 +32,12 @@ Rows = tuple[Tensor, ...]
 
 @dataclass
 class Stream:
-    """What a branch carries from block to block.
+    """The state of a branch between blocks.
 
-    x [B, N, S, C]; time_embedding [B, 2, C] and modulation [B, 2, 6, C] in fp32, at t = 0 and at the sample's t;
-    context [B, Lt, C] with context_mask bool [B, 1, 1, Lt] or None; rope; layout of the N frames; grid (h/2, w/2).
+    x [B, N, S, C]; time_embedding [B, 2, C] and modulation [B, 2, 6, C] in fp32, at t = 0 and at the sample's
+    t; context [B, Lt, C] with context_mask bool [B, 1, 1, Lt] or None; rope; layout of the N frames; grid
+    (h/2, w/2).
+
     """
 
     x: Tensor
@@ -57,7 +59,7 @@ def time_features(t: Tensor, width: int) -> Tensor:
 
 
 def per_frame(pair: Tensor, layout: TokenLayout) -> Tensor:
-    """Values at (t = 0, t) given to the frames by role: [B, 2, C] -> [B, N, 1, C], N rows and never N * S."""
+    """Values at (t = 0, t) for each frame by role: [B, 2, C] -> [B, N, 1, C], N rows instead of N * S."""
     rows = [pair[:, int(s.role == NOISY)].unsqueeze(1).expand(-1, s.length, -1) for s in layout]
     return torch.cat(rows, dim=1).unsqueeze(2)
 
@@ -67,10 +69,10 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
 
 
-def rotary_angles(place: Tensor, size: int, theta: float) -> Tensor:
-    """Angles [n, size / 2] of places float64 [n], for heads of `size` channels: place * theta^(-2 c / size) (RoFormer, Wan)."""
+def rotary_angles(position: Tensor, size: int, theta: float) -> Tensor:
+    """Angles position * theta^(-2 c / size), [n, size / 2], of positions float64 [n] (RoFormer, Wan)."""
     frequency = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    return torch.outer(place, frequency)
+    return torch.outer(position, frequency)
 
 
 def as_rope(angle: Tensor, device: torch.device) -> Rope:
@@ -82,30 +84,30 @@ def as_rope(angle: Tensor, device: torch.device) -> Rope:
 def rope_table(
     config: BranchConfig, layout: TokenLayout, grid: tuple[int, int], device: torch.device
 ) -> Rope:
-    """Rotary angles of every token, made on the host in float64 and kept on the device: 2 x fp32 [N * S, head_dim / 2].
+    """Rotary angles of every token, 2 x fp32 [N * S, head_dim / 2], computed on the host in float64.
 
-    Frames stand at their clock places (negative for references); only differences of places matter to attention, so a
-    single run of frames is rotated just as in Wan.
+    A frame's time coordinate is its position in the clip (negative for references). Attention depends on
+    differences of positions only, so a single run of frames is rotated as in Wan.
     """
     frames = torch.cat([torch.arange(s.start, s.start + s.length, dtype=torch.float64) for s in layout])
     height, width = (torch.arange(n, dtype=torch.float64) for n in grid)
     if config.rope_axes == "time":
-        widths, places = [config.head_dim], [frames]
+        widths, positions = [config.head_dim], [frames]
     else:
         side = 2 * (config.head_dim // 6)
-        widths, places = [config.head_dim - 2 * side, side, side], [frames, height, width]
+        widths, positions = [config.head_dim - 2 * side, side, side], [frames, height, width]
     angles = []
-    for axis, (size, place) in enumerate(zip(widths, places, strict=True)):
+    for axis, (size, position) in enumerate(zip(widths, positions, strict=True)):
         shape = [1, 1, 1, size // 2]
-        shape[axis] = len(place)
+        shape[axis] = len(position)
         angles.append(
-            rotary_angles(place, size, config.rope_theta).view(shape).expand(len(frames), *grid, -1)
+            rotary_angles(position, size, config.rope_theta).view(shape).expand(len(frames), *grid, -1)
         )
     return as_rope(torch.cat(angles, dim=-1).flatten(0, 2), device)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn neighbouring pairs of a head by the token's angles: x [B, L, H, d]."""
+    """Rotate neighbouring channel pairs of each head by the token's angles: x [B, L, H, d]."""
     cos, sin = (part.unsqueeze(1) for part in rope)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
@@ -123,7 +125,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, rope: Rope | None = None
     ) -> Tensor:
-        """x [B, L, C]; context [B, Lt, C], x itself if None; mask bool [B, 1, 1, Lt], True where to look."""
+        """x [B, L, C]; context [B, Lt, C], default x; mask bool [B, 1, 1, Lt], True for visible keys."""
         source = x if context is None else context
         q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
@@ -136,7 +138,7 @@ class Attention(nn.Module):
 
 
 class Modulation(nn.Module):
-    """A block's own offsets to the shift, scale and gate that the time gives."""
+    """Learned offsets of a block to the shift, scale and gate computed from the diffusion time."""
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the text and feed-forward, in three calls so that the interaction fits between."""
+    """Self-attention, cross-attention to the text and feed-forward; the interaction runs in between."""
 
     def __init__(self, config: BranchConfig) -> None:
         super().__init__()
@@ -181,7 +183,10 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Last normalisation, modulation and projection to patches; starts at zero, so that training starts at velocity 0."""
+    """Last normalisation, modulation and projection to patches.
+
+    Initialised to zero: training starts at velocity 0.
+    """
 
     def __init__(self, config: BranchConfig) -> None:
         super().__init__()
@@ -195,7 +200,7 @@ class Head(nn.Module):
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero."""
+    """A linear layer that is initialised to zero."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -204,7 +209,10 @@ class ZeroLinear(nn.Linear):
 
 
 class Branch(nn.Module):
-    """One diffusion transformer. `begin` makes its stream, the blocks move it on, `finish` reads the velocity."""
+    """One diffusion transformer.
+
+    `begin` embeds the inputs, the blocks transform the stream, and `finish` projects it to velocities.
+    """
 
     def __init__(self, config: BranchConfig) -> None:
         super().__init__()
@@ -224,7 +232,10 @@ class Branch(nn.Module):
         return self.head.head.weight.dtype
 
     def rope(self, data: BranchInput) -> Rope:
-        """Rotary table of an input, from its shape and layout alone; checks that they fit the branch (UserError)."""
+        """Rotary table of an input, from its shape and layout.
+
+        Raises UserError if they do not fit the branch.
+        """
         shape, (ph, pw) = data.latent.shape, self.config.patch
         height, width = shape[3:] if len(shape) == 5 else (1, 1)
         frames = sum(s.length for s in data.layout)
@@ -236,14 +247,17 @@ class Branch(nn.Module):
             or frames != shape[2]
         ):
             raise UserError(
-                f"latent {list(shape)} does not fit {self.config.in_channels} channels, patch {ph}x{pw} and a layout of "
-                f"{frames} frames",
+                f"latent {list(shape)} does not fit {self.config.in_channels} channels, patch {ph}x{pw} "
+                f"and a layout of {frames} frames",
                 kind="bad-shape",
             )
         return rope_table(self.config, data.layout, (height // ph, width // pw), data.latent.device)
 
     def begin(self, data: BranchInput, text: Tensor, rope: Rope) -> Stream:
-        """Embed latent, time and text. `text` features [B, Lt, text_dim] (for audio: the speech text encoder's)."""
+        """Embed latent, time and text.
+
+        `text` features [B, Lt, text_dim] (for audio: the speech text encoder's).
+        """
         patches, grid = self._patchify(data.latent)
         times = torch.stack([torch.zeros_like(data.timestep), data.timestep], dim=1)
         features = time_features(times, self.config.freq_dim).to(self.dtype)
@@ -269,7 +283,7 @@ class Branch(nn.Module):
         return y.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def _patchify(self, latent: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, c, N, h, w] (audio: without h and w) -> [B, N, h/ph * w/pw, c * ph * pw], as a convolution's weight orders."""
+        """[B, c, N, h, w] (audio: no h, w) -> [B, N, h/ph * w/pw, c * ph * pw], in convolution order."""
         latent = latent if latent.dim() == 5 else latent[..., None, None]
         ph, pw = self.config.patch
         patches = latent.to(self.dtype).unflatten(4, (-1, pw)).unflatten(3, (-1, ph))
@@ -277,7 +291,10 @@ class Branch(nn.Module):
         return patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3), grid
 
     def _context(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Text features for cross-attention; padding is zeroed, then masked out or, as in Wan, attended to."""
+        """Text features and mask for cross-attention.
+
+        Padding is zeroed; it is masked, or attended to as in Wan (`text_len`).
+        """
         text = text.to(self.dtype) * mask.unsqueeze(-1)
         if self.config.text_len is not None:
             if text.shape[1] > self.config.text_len:

@@ -1,6 +1,6 @@
-"""The dual-branch model: two diffusion transformers side by side, meeting in the interaction layers.
+"""The dual-branch model of UniAVGen: a video and an audio diffusion transformer that interact in some layers.
 
-In: a `BranchInput` per branch; either may be absent (stage 1 trains the audio branch alone). Out: a `DualOutput`.
+Either branch may be absent: stage audio trains the audio branch alone.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ STEPS: dict[str, Callable[..., Tensor]] = {
     "before-cross-attention": _cross_attention,
     "before-ffn": _feed_forward,
 }
-"""The three parts of a block, each under the name of the place that comes before it."""
+"""The three parts of a block, in order, by the configured position of an interaction before it."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a forward pass needs beside its inputs: tables that depend on shapes and layouts only."""
+class ForwardTables:
+    """Tables of a forward pass that depend on shapes and layouts only."""
 
     video_rope: Rope | None
     audio_rope: Rope | None
@@ -72,36 +72,49 @@ class DualBranch(nn.Module):
     ) -> DualOutput:
         """Velocities of both branches, and the face masks of every interacting layer.
 
-        `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch. `checkpointing` keeps
-        only the streams between layers and computes the rest again in the backward pass.
-        """
-        return self.run(video, audio, self.plan(video, audio, interact), checkpointing)
+        `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch.
+        `checkpointing` keeps only the streams between layers and recomputes the rest in the backward pass.
 
-    def plan(self, video: BranchInput | None, audio: BranchInput | None, interact: bool = True) -> Plan:
-        """Rotary and alignment tables of these shapes and layouts; host work, kept for the next call. Raises UserError."""
+        """
+        return self.run(video, audio, self.tables(video, audio, interact), checkpointing)
+
+    def tables(
+        self, video: BranchInput | None, audio: BranchInput | None, interact: bool = True
+    ) -> ForwardTables:
+        """Rotary and alignment tables of these shapes and layouts, computed on the host and cached.
+
+        Raises UserError.
+        """
         if video is None and audio is None:
             raise UserError("the model needs at least one branch's input", kind="bad-shape")
         alignment = None
         if video is not None and audio is not None and interact:
             alignment = align(self.config, video.layout, audio.layout, video.latent.device)
-        return Plan(
+        return ForwardTables(
             None if video is None else self.video.rope(video),
             None if audio is None else self.audio.rope(audio),
             alignment,
         )
 
     def run(
-        self, video: BranchInput | None, audio: BranchInput | None, plan: Plan, checkpointing: bool
+        self, video: BranchInput | None, audio: BranchInput | None, tables: ForwardTables, checkpointing: bool
     ) -> DualOutput:
-        """The forward pass itself, tensors only: `model.run = torch.compile(model.run, fullgraph=True)` compiles it whole."""
+        """The forward pass on tensors only: `torch.compile(model.run, fullgraph=True)` compiles it."""
         v = a = None
-        if video is not None and plan.video_rope is not None:
-            v = self.video.begin(video, video.text, plan.video_rope)
-        if audio is not None and plan.audio_rope is not None:
-            a = self.audio.begin(audio, self.speech_text(audio.text, audio.text_mask), plan.audio_rope)
+        if video is not None and tables.video_rope is not None:
+            v = self.video.begin(video, video.text, tables.video_rope)
+        if audio is not None and tables.audio_rope is not None:
+            a = self.audio.begin(audio, self.speech_text(audio.text, audio.text_mask), tables.audio_rope)
         masks = []
         for index in range(self.config.video.layers):
-            arguments = (index, v, a, plan.alignment, None if v is None else v.x, None if a is None else a.x)
+            arguments = (
+                index,
+                v,
+                a,
+                tables.alignment,
+                None if v is None else v.x,
+                None if a is None else a.x,
+            )
             if checkpointing and torch.is_grad_enabled():
                 vx, ax, mask = checkpoint(self._layer, *arguments, use_reentrant=False)
             else:
@@ -127,20 +140,20 @@ class DualBranch(nn.Module):
         vx: Tensor | None,
         ax: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Layer `index` of both branches, with the interaction at its place: tokens in, tokens and mask out."""
+        """Layer `index` with its interaction, if it has one: new video tokens, audio tokens, face mask."""
         mask = None
-        # a stage that trains one branch alone is built without the other
+        # stage audio is built without the video branch
         video = cast(Block, None if v is None else self.video.blocks[index])
         audio = cast(Block, None if a is None else self.audio.blocks[index])
-        meeting = (
+        position = (
             self.config.interaction.position
             if alignment is not None and str(index) in self.interactions
             else None
         )
         video_rows = None if v is None else video.modulation(v.modulation)
         audio_rows = None if a is None else audio.modulation(a.modulation)
-        for place, step in STEPS.items():
-            if place == meeting:
+        for before, step in STEPS.items():
+            if before == position:
                 vx, ax, mask = self.interactions[str(index)](vx, ax, alignment)
             if v is not None:
                 vx = step(video, vx, video_rows, v)

@@ -1,8 +1,8 @@
 """The protocol between training and a model family, and the table of families. Imports no torch.
 
-Everything outside `train.model` reaches a model through `family_of(config.model)`; parameter names and branches are known
-inside only. A new family is one class with these methods and one row of `FAMILIES`. Only the ablation of the paper's tables
-uses UniAVGen's own modules.
+Everything outside `train.model` reaches a model through `family_of(config.model)`; parameter names and
+branches are known inside only. A new family is one class with these methods and one row of `FAMILIES`. Only
+the ablation of the paper's tables uses UniAVGen's own modules.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class Objective(Protocol):
     """The loss of one stage."""
 
     def weights(self, progress: float) -> dict[str, float]:
-        """Scheduled loss weights by name, after the share `progress` (0..1) of the stage. They are logged at every step."""
+        """Scheduled loss weights by name, after the share `progress` (0..1) of the stage.
+
+        They are logged at every step.
+        """
         ...
 
     def losses(
@@ -45,8 +48,9 @@ class Objective(Protocol):
     ) -> dict[str, Tensor]:
         """Scalars of one micro-batch: `total`, whose gradient trains, and one loss for each modality or term.
 
-        Means over samples. A name in `weights` that is absent weighs 0. The same parameters are in the graph for every task.
-        `details` receives what the means hide, such as the loss of each sample.
+        Means over samples. A name in `weights` that is absent weighs 0. The same parameters are in the graph
+        for every task. `details` receives what the means hide, such as the loss of each sample.
+
         """
         ...
 
@@ -67,7 +71,7 @@ class ModelFamily(Protocol):
     def load_pretrained(
         self, model: nn.Module, checkpoints: Mapping[str, str], skip: Sequence[str], loaded: Collection[str]
     ) -> list[str]:
-        """Load published checkpoints (branch -> path), except weights under the prefixes `skip`; one report line each.
+        """Load published checkpoints (branch -> path) except weights under `skip`; returns report lines.
 
         `loaded`: names of weights that another stage gave. Raises UserError where a checkpoint does not fit.
         """
@@ -103,7 +107,7 @@ class ModelFamily(Protocol):
         ...
 
     def activations(self, shapes: Any, samples: int, item_bytes: int) -> Activations:
-        """Bytes that the forward pass of a micro-batch keeps; `item_bytes` of one number in the model's dtype."""
+        """Bytes that the forward pass of a micro-batch keeps. `item_bytes`: size of a number in the dtype."""
         ...
 
     def mask_modules(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -119,7 +123,7 @@ class ModelFamily(Protocol):
         ...
 
     def load_export(self, folder: Path) -> tuple[nn.Module, list[str]]:
-        """The model from the files of `export_tensors`, on the CPU, and the names of weights that they lack."""
+        """The model from an export, on the CPU, and the names of weights that the export lacks."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Floating-point operations of a forward pass, by formula; imports no torch, so a plan can be made anywhere.
+"""FLOPs of a forward pass, by formula. Imports no torch.
 
-A multiplication and its addition count as two, as in torch's counter; element-wise work is left out. A training step costs
-three forward passes, four with activation checkpointing.
+A multiplication and its addition count as two, as in torch's counter; element-wise operations are not
+counted. A training step costs three forward passes, four with activation checkpointing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uniavgen.train.model.config import BranchConfig, ModelConfig
 
 
 class Shapes(BaseModel):
-    """Sizes of one sample's input; latents and mels count the references and conditions in."""
+    """Sizes of one sample's input; latents and mels include references and conditions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     latents: int = Field(ge=0, description="Video latent frames, 0 without video.")
@@ -41,7 +41,7 @@ class Shapes(BaseModel):
 
 
 def forward_flops(config: ModelConfig, shapes: Shapes, *, interact: bool = True) -> dict[str, float]:
-    """FLOPs of one sample's forward pass by component (`video`, `audio`, `speech_text`, `interactions`) and in `total`."""
+    """FLOPs of one sample's forward pass: `video`, `audio`, `speech_text`, `interactions`, `total`."""
     ph, pw = config.video.patch
     side = (shapes.height // ph) * (shapes.width // pw)
     speech = config.speech_text
@@ -64,7 +64,7 @@ def forward_flops(config: ModelConfig, shapes: Shapes, *, interact: bool = True)
 
 
 def _branch(config: BranchConfig, tokens: int, text: int) -> float:
-    """Two FLOPs for every weight and token, and for every pair of tokens and channel, twice (scores and values)."""
+    """Two FLOPs per weight and token, and per pair of tokens and channel, for scores and for values."""
     if not tokens:
         return 0.0
     text = text if config.text_len is None else config.text_len
@@ -78,19 +78,19 @@ def _branch(config: BranchConfig, tokens: int, text: int) -> float:
 
 
 def _interaction(config: ModelConfig, latents: int, side: int, mels: int) -> float:
-    """Projections of both directions, and attention over what each aligner lets a query see."""
+    """Projections of both directions, and attention over the keys that each aligner lets a query see."""
     video, audio, how = config.video.dim, config.audio.dim, config.interaction
     tokens = latents * side
-    heard = audio_heard(config, latents, mels)
+    window = audio_keys(config, latents, mels)
     seen = {"sgi": tokens, "sti": side, "ati": 2 * side}[how.v2a]
     projections = (
         tokens * 2 * video**2 + mels * 2 * audio * video + mels * 2 * audio**2 + tokens * 2 * audio * video
     )
-    return 2.0 * (projections + 2 * video * tokens * heard + 2 * audio * mels * seen)
+    return 2.0 * (projections + 2 * video * tokens * window + 2 * audio * mels * seen)
 
 
-def audio_heard(config: ModelConfig, latents: int, mels: int) -> float:
-    """Mel frames that a video token sees: all, those of its own latent, or those of its window."""
+def audio_keys(config: ModelConfig, latents: int, mels: int) -> float:
+    """Mel frames that a video token attends to: all, those of its own latent, or those of its window."""
     how = config.interaction
     per_latent = mels / frames_for_latents(latents) * 4
     blocks = {"frame": 1 + how.window / 2, "latent": 1 + 2 * how.window}[how.window_unit]

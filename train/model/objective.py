@@ -1,7 +1,8 @@
-"""The objective of UniAVGen: from a batch and a task to `[ref | cond | noisy]` branch inputs, targets and losses.
+"""The objective of UniAVGen: from a batch and a task to `[ref | cond | noisy]` branch inputs, targets and
+losses.
 
-L = L_v + L_a + lambda_m L_m (paper, section 3). The given part of a clip is clean, and the generated part starts where it
-ends, so no target is ever seen as a condition.
+L = L_v + L_a + lambda_m L_m (paper, section 3). The given part of a clip is clean, and the generated part
+starts where it ends, so no target is ever seen as a condition.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ Model = Callable[..., DualOutput]
 
 @dataclass
 class TaskInputs:
-    """Branch inputs with the velocity targets of the whole sequence (zero where clean) and bool [N] of scored frames.
+    """Branch inputs, velocity targets of the full sequence (zero where clean), bool [N] of scored frames.
 
-    face [B, N, S]: share of each video token inside the face; face_scored bool [N]. Members are None with their branch.
+    face [B, N, S]: share of each video token inside the face; face_scored bool [N]. Members are None with
+    their branch.
     """
 
     video: BranchInput | None
@@ -100,12 +102,13 @@ def compute_losses(
     mels_per_frame: Fraction = MELS_PER_FRAME,
     details: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of one micro-step: scalars `total`, `video`, `audio`, `mask` (paper: L = L_v + L_a + lambda_m L_m).
+    """Losses of one micro-step: scalars `total` = L_v + L_a + lambda_m L_m, `video`, `audio`, `mask`.
 
-    Means over samples, so that averaging over ranks of equal batches gives the global batch's loss. A modality that the
-    task does not generate has loss 0 but stays in the graph, so every rank and step runs the same parameters. `details`
-    receives what the means hide: `video`, `audio` (loss of each sample, [B]), `video_time`, `audio_time` (its diffusion
-    time, [B]), `mask_iou` [layers] and `tokens` (of both branches together).
+    Means over samples, so that averaging over ranks of equal batches gives the global batch's loss. A
+    modality that the task does not generate has loss 0 but stays in the graph, so every rank and step runs
+    the same parameters. `details` receives what the means hide: `video`, `audio` (loss of each sample, [B]),
+    `video_time`, `audio_time` (its diffusion time, [B]), `mask_iou` [layers] and `tokens` (of both branches
+    together).
     """
     inputs = prepare_inputs(batch, task, draw, objective, face, mels_per_frame=mels_per_frame)
     out = model(inputs.video, inputs.audio, checkpointing=checkpointing)
@@ -177,7 +180,10 @@ def prepare_inputs(
 def draw_condition(
     batch: LatentBatch, task: Task, draw: Draw, objective: ObjectiveConfig, mels_per_frame: Fraction
 ) -> ClipCondition:
-    """The clean part of the clips in a micro-step. All ranks share the layout, so its draws depend on the step alone."""
+    """The clean part of the clips in a micro-step.
+
+    All ranks share the layout, so its draws depend on the step alone.
+    """
     low, high = objective.continuation_min, objective.continuation_max
     share = low + (high - low) * flow_matching.uniform_for(draw.seed, draw.step, -1, "continuation")
     has_voice = batch.reference_mel.shape[2] > 0
@@ -200,8 +206,10 @@ def build_inputs(
 ) -> tuple[BranchInput | None, BranchInput]:
     """`[ref | cond | noisy]` inputs of both branches.
 
-    `states` are the noisy clips (video [B, 48, T, h, w], mel [B, 100, L]); their beginning that `condition` gives is
-    replaced by the batch's own. `timestep` [B], or one a branch. `gap`: empty positions before the clip.
+    `states` are the noisy clips (video [B, 48, T, h, w], mel [B, 100, L]); their beginning that `condition`
+    gives is replaced by the batch's own. `timestep` [B], or one a branch. `gap`: empty positions before the
+    clip.
+
     """
     times = timestep if isinstance(timestep, tuple) else (timestep, timestep)
     video = None
@@ -311,7 +319,9 @@ def lambda_at(config: FaceConfig, progress: float) -> float:
 def mask_loss(masks: Tensor, face: Tensor, scored: Tensor, config: FaceConfig) -> Tensor:
     """L_m = sum_l || M_l - M_gt ||^2, reduced as `config.reduction` says; 0 where nothing is scored.
 
-    masks [layers, B, N, S]; face [B, N, S] the share of each token inside the face; scored bool [N], frames that count.
+    masks [layers, B, N, S]; face [B, N, S] the share of each token inside the face; scored bool [N], frames
+    that count.
+
     """
     error = F.mse_loss(masks.float(), face.float().expand_as(masks), reduction="none") * scored[:, None]
     per_sample = error.sum(dim=(0, 2, 3))
@@ -324,7 +334,7 @@ def mask_loss(masks: Tensor, face: Tensor, scored: Tensor, config: FaceConfig) -
 
 @torch.no_grad()
 def mask_iou(masks: Tensor, face: Tensor, scored: Tensor) -> Tensor:
-    """Intersection over union of each layer's mask with the face, both at threshold 0.5: [layers]; 1 where both are empty."""
+    """IoU of each layer's mask and the face at threshold 0.5: [layers]; 1 if both are empty."""
     inside, known = (masks > 0.5) & scored[:, None], (face > 0.5) & scored[:, None]
     both, either = (inside & known).sum((1, 2, 3)), (inside | known).sum((1, 2, 3))
     return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(either, dtype=torch.float32))

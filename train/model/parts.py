@@ -1,4 +1,5 @@
-"""Parts of a model, by the names of its parameters: a part is the first component of a name. Imports no torch."""
+"""Parts of a model, by the names of its parameters: a part is the first component of a name. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def part_of(name: str) -> str:
 
 
 def train_only(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
-    """Let only the parameters under `prefixes` train (all if there are none); returns the prefixes that match nothing."""
+    """Train only the parameters under `prefixes` (all if empty); returns prefixes that match nothing."""
     names = [name for name, _ in model.named_parameters()]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not prefixes or is_under(name, prefixes))

@@ -1,7 +1,9 @@
-"""Pretrained Wan weights into a branch, from the original layout or the diffusers layout, with a report on every key.
+"""Load Wan checkpoints into a branch, in the original or the diffusers layout, and export the model's
+weights.
 
-In: a `.safetensors` file, or a folder of them (sharded, with or without an index). The model is built on the meta device
-and takes the file's tensors as they are, one at a time, so no second copy is ever held.
+A checkpoint is a `.safetensors` file, or a folder of them (sharded, with or without an index). The model is
+built on the meta device and takes tensors one at a time, so there is never a second copy in memory. Every key
+is reported.
 """
 
 from __future__ import annotations
@@ -35,15 +37,18 @@ FROM_DIFFUSERS = (
     (r"\.scale_shift_table$", ".modulation"),
     (r"^proj_out\.", "head.head."),
 )
-"""Names of diffusers' WanTransformer3DModel, turned into those of the original repository, in this order."""
+"""Names of diffusers' WanTransformer3DModel -> names of the original repository, applied in this order."""
 
-IMAGE_KEYS = r"^img_emb\.|\.(k_img|v_img|norm_k_img|norm_added_[qk]|add_[kv]_proj)\.|^condition_embedder\.image_embedder\.|^freqs$"
-"""Known weights of Wan's image-to-video siblings, which this model has no place for."""
+IMAGE_KEYS = (
+    r"^img_emb\.|\.(k_img|v_img|norm_k_img|norm_added_[qk]|add_[kv]_proj)\."
+    r"|^condition_embedder\.image_embedder\.|^freqs$"
+)
+"""Weights of Wan's image-to-video models that this model does not have."""
 
 
 @dataclass
 class LoadReport:
-    """What became of every key: `taken` as named, `renamed` (file's name -> ours), `unused`, and `new` in the model."""
+    """Keys of a checkpoint: `taken`, `renamed` (name in the file -> ours), `unused`, `new` in the model."""
 
     taken: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
@@ -51,7 +56,8 @@ class LoadReport:
     new: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = f"{len(self.taken)} taken, {len(self.renamed)} renamed, {len(self.new)} new, {len(self.unused)} unused"
+        counts = f"{len(self.taken)} taken, {len(self.renamed)} renamed"
+        counts += f", {len(self.new)} new, {len(self.unused)} unused"
         named = [
             f"{name}: {', '.join(keys)}"
             for name, keys in (("new", self.new), ("unused", self.unused))
@@ -68,9 +74,11 @@ def build_model(
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> tuple[DualBranch, dict[str, LoadReport]]:
-    """A model whose branches hold the named checkpoints and whose rest is initialised from `seed`, on the CPU.
+    """A model with checkpoints in the named branches and the other parts initialised from `seed`, on the CPU.
 
-    Returns it with a report per loaded branch. Raises UserError for unknown keys, other shapes and unreadable files.
+    Also returns a report per loaded branch. Raises UserError for unknown keys, other shapes and unreadable
+    files.
+
     """
     with torch.device("meta"):
         model = DualBranch(config)
@@ -85,9 +93,11 @@ def build_model(
 def load_branch(
     branch: Branch, path: str | Path, *, skip: tuple[str, ...] = (), dtype: torch.dtype | None = None
 ) -> LoadReport:
-    """Assign a checkpoint's tensors to a branch; `skip` leaves out our names that begin so (they stay new).
+    """Assign a checkpoint's tensors to a branch, except names (ours) that start with one of `skip`.
 
-    Raises UserError naming the first key that is unknown or of another shape; the branch is then not to be used.
+    Raises UserError naming the first key that is unknown or has another shape; the branch must not be used
+    then.
+
     """
     report, shapes = LoadReport(), {name: value.shape for name, value in branch.state_dict().items()}
     missing = set(shapes)
@@ -120,29 +130,32 @@ def load_branch(
 
 
 def load_branches(
-    model: nn.Module, checkpoints: Mapping[str, str], skip: Sequence[str], known: Collection[str] = ()
+    model: nn.Module, checkpoints: Mapping[str, str], skip: Sequence[str], loaded: Collection[str] = ()
 ) -> dict[str, LoadReport]:
-    """Load named checkpoints into the branches `video` and `audio` of a model, in fp32; reports by branch.
+    """Load checkpoints into the branches `video` and `audio` of a model, in fp32; reports by branch.
 
-    `skip`: prefixes such as `audio.head` that stay as they are; `known`: weights that were taken from elsewhere already.
-    Raises UserError for a branch that the model lacks or that is taken already, and for weights the checkpoint lacks.
+    `skip`: prefixes such as `audio.head` that are not loaded; `loaded`: names of weights that another stage
+    gave. Raises UserError for a branch that the model lacks or that another stage gave, and for weights that
+    the checkpoint lacks.
+
     """
     reports = {}
     for name, path in checkpoints.items():
         branch = getattr(model, name, None)
-        if branch is None or any(key.startswith(f"{name}.") for key in known):
+        if branch is None or any(key.startswith(f"{name}.") for key in loaded):
             why = "has no such branch" if branch is None else "takes this branch from the stage before"
             raise UserError(
                 f"pretrained.{name} is named, but the stage {why}", where=path, kind="pretrained-misplaced"
             )
-        own = tuple(prefix.removeprefix(f"{name}.") for prefix in skip if prefix.startswith(f"{name}."))
-        report = load_branch(branch, path, skip=own, dtype=torch.float32)
-        missing = [key for key in report.new if not key.startswith(own)] if own else report.new
+        skipped = tuple(prefix.removeprefix(f"{name}.") for prefix in skip if prefix.startswith(f"{name}."))
+        report = load_branch(branch, path, skip=skipped, dtype=torch.float32)
+        missing = [key for key in report.new if not key.startswith(skipped)] if skipped else report.new
         if missing:
             raise UserError(
-                f"{len(missing)} weights of the {name} branch are not in the checkpoint: {', '.join(missing[:3])}",
+                f"{len(missing)} weights of the {name} branch are not in the checkpoint: "
+                f"{', '.join(missing[:3])}",
                 where=path,
-                hint="name another checkpoint, or the parts that start at random in pretrained.skip",
+                hint="name another checkpoint, or list the parts to initialise at random in pretrained.skip",
                 kind="weights-mismatch",
             )
         reports[name] = report
@@ -150,7 +163,7 @@ def load_branches(
 
 
 def branch_key(key: str) -> str:
-    """Our name of a Wan weight, whichever layout it comes from."""
+    """Our name of a Wan weight, from either layout."""
     key = key.removeprefix("model.diffusion_model.")
     for pattern, name in FROM_DIFFUSERS:
         key = re.sub(pattern, name, key)
@@ -174,7 +187,7 @@ ADDED_PARTS = ("interactions.", "speech_text.")
 
 
 def export_tensors(model: DualBranch) -> dict[str, dict[str, Tensor]]:
-    """File name -> tensors: both branches under the original Wan names, and the added parts under the names used here."""
+    """File name -> tensors: both branches under Wan's names, the added parts under our names."""
     added = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(ADDED_PARTS)}
     return {
         VIDEO_FILE: wan_state_dict(model.video),
@@ -196,7 +209,10 @@ def load_export(config: ModelConfig, folder: Path) -> tuple[DualBranch, list[str
 
 
 def checkpoint_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every key and tensor of a safetensors file or folder, one at a time. Raises UserError for what is not there."""
+    """Every key and tensor of a safetensors file or folder, one at a time.
+
+    Raises UserError for missing files.
+    """
     from safetensors import SafetensorError, safe_open
 
     for file in _files(path):
@@ -221,9 +237,9 @@ def _files(path: Path) -> list[Path]:
     else:
         files = sorted(path.glob("*.safetensors"))
     if not files or not all(file.is_file() for file in files):
-        lost = [file.name for file in files if not file.is_file()] or ["*.safetensors"]
+        missing = [file.name for file in files if not file.is_file()] or ["*.safetensors"]
         raise UserError(
-            f"no {', '.join(lost)}",
+            f"no {', '.join(missing)}",
             where=path,
             hint="name a file or folder of safetensors",
             kind="missing-weights",
@@ -232,14 +248,14 @@ def _files(path: Path) -> list[Path]:
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Give every module whose parameters are still on the meta device its start values, from `seed`, on the CPU."""
+    """Initialise every module whose parameters are still on the meta device, from `seed`, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, module in model.named_modules():
-            own = list(module.parameters(recurse=False))
-            if not any(p.is_meta for p in own):
+            parameters = list(module.parameters(recurse=False))
+            if not any(p.is_meta for p in parameters):
                 continue
-            if not all(p.is_meta for p in own):
-                raise UserError(f"the checkpoint holds only a part of {name}", kind="unknown-key")
+            if not all(p.is_meta for p in parameters):
+                raise UserError(f"the checkpoint has only some weights of {name}", kind="unknown-key")
             module.to_empty(device="cpu", recurse=False)
             module.reset_parameters()

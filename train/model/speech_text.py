@@ -1,6 +1,7 @@
-"""Features of the text to be spoken: bytes -> ConvNeXt V2 blocks -> what the audio branch attends to.
+"""Encoder of the text to be spoken: bytes -> ConvNeXt V2 blocks -> features for the audio branch's
+cross-attention.
 
-The paper names ConvNeXt V2 blocks (Woo et al., arXiv 2301.00808) and cross-attention; sizes are `SpeechTextConfig`'s.
+The paper names ConvNeXt V2 blocks (Woo et al., arXiv 2301.00808) and no sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from uniavgen.train.model.dit import time_features
 
 
 class ResponseNorm(nn.Module):
-    """Global response normalisation over time (ConvNeXt V2, eq. 1-3), an identity at the start."""
+    """Global response normalisation over time (ConvNeXt V2, eq. 1-3), initialised to the identity."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class ResponseNorm(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a gated widening, with a residual."""
+    """Depthwise convolution over time, then a widened MLP with response normalisation, with a residual."""
 
     def __init__(self, config: SpeechTextConfig) -> None:
         super().__init__()
@@ -45,14 +46,14 @@ class ConvNeXtBlock(nn.Module):
         self.response = ResponseNorm(wide)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, L, C], mask [B, L, 1] of 0 and 1; padding comes in and goes out as zero."""
+        """x [B, L, C], mask [B, L, 1] of 0 and 1; padding is zero before and after."""
         y = self.conv(x.transpose(1, 2)).transpose(1, 2)
         y = F.gelu(self.widen(self.norm(y))) * mask
         return (x + self.narrow(self.response(y))) * mask
 
 
 class SpeechText(nn.Module):
-    """Byte ids int64 [B, L] and their mask bool [B, L] -> features [B, L, dim], zero where the mask is False."""
+    """Byte ids int64 [B, L] and mask bool [B, L] -> features [B, L, dim], zero where the mask is False."""
 
     def __init__(self, config: SpeechTextConfig) -> None:
         super().__init__()
@@ -61,10 +62,10 @@ class SpeechText(nn.Module):
         self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.layers))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        place = torch.arange(ids.shape[1], device=ids.device) / 1000.0
+        position = torch.arange(ids.shape[1], device=ids.device) / 1000.0
         x = self.embedding(ids)
         keep = mask.unsqueeze(-1).to(x.dtype)
-        x = (x + time_features(place, self.dim).to(x.dtype)) * keep
+        x = (x + time_features(position, self.dim).to(x.dtype)) * keep
         for block in self.blocks:
             x = block(x, keep)
         return x

@@ -1,4 +1,5 @@
-"""UniAVGen's dual-branch model as a model family (`train.model.family`). Imports no torch until a method needs it."""
+"""UniAVGen's dual-branch model as a model family (`train.model.family`). Imports no torch until a method
+needs it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ ALL_PARTS = ("video", *AUDIO_PARTS, "interactions")
 
 
 class UniAVGen:
-    """The dual-branch model of one configuration. Stage audio has the audio branch only, the other stages have all parts."""
+    """The dual-branch model of one configuration.
+
+    Stage audio has the audio branch only, the other stages have all parts.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

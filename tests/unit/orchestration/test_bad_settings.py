@@ -10,10 +10,10 @@ from uniavgen.shards.errors import UsageError
     ("assignments", "message"),
     [
         (["train.data.frames=16"], r"train\.data\.frames: .*4n \+ 1, got 16; use frames=17"),
-        (["train.data.frames=9"], r"model\.interaction\.window is 12 frames, data\.frames make only 9"),
+        (["train.data.frames=9"], r"model\.interaction\.window is 12 frames, data\.frames has only 9"),
         (
             ["train.model.interaction.window_unit=latent"],
-            r"model\.interaction\.window is 12 latents, data\.frames make only 5",
+            r"model\.interaction\.window is 12 latents, data\.frames has only 5",
         ),
         (["train.data.height=100"], r"train\.data\.height: .*multiple of 32"),
         (
@@ -25,7 +25,10 @@ from uniavgen.shards.errors import UsageError
         (["train.model.audio.text_len=16"], r"data\.speech_bytes 64 exceeds model\.audio\.text_len 16"),
         (["train.objective.mix={sing: 1}"], r"train\.objective\.mix.*sing"),
         (["train.stages=[{name: joint, tasks: {sing: 1}}]"], r"train\.stages\.0\.tasks.*sing"),
-        (["train.stages=[{name: joint, takes_from: audio}]"], "takes from audio, which does not come before"),
+        (
+            ["train.stages=[{name: joint, takes_from: audio}]"],
+            "takes from audio, which is not an earlier stage",
+        ),
     ],
 )
 def test_contradicting_settings_are_named(assignments: list[str], message: str) -> None:

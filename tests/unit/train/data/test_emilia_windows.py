@@ -128,7 +128,7 @@ def test_damaged_utterance_is_replaced_and_counted(tmp_path: Path) -> None:
 
 
 def test_stage_with_video_refuses_audio_shards(tar: Path) -> None:
-    with pytest.raises(ValidationError, match="stage joint needs pictures, which audio shards lack"):
+    with pytest.raises(ValidationError, match="stage joint needs video, which audio shards lack"):
         StageConfig(name="joint", emilia=EmiliaConfig(shards=[str(tar)]))
 
 

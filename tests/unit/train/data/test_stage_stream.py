@@ -203,7 +203,7 @@ def test_shortest_window_must_exceed_the_interaction_window(window: int, fits: b
         assert TrainConfig(**plan).data == DATA
     else:
         with pytest.raises(
-            ValidationError, match=rf"window is {window} frames, data\.buckets\.0\.frames make only 5"
+            ValidationError, match=rf"window is {window} frames, data\.buckets\.0\.frames has only 5"
         ):
             TrainConfig(**plan)
 

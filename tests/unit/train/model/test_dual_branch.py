@@ -126,12 +126,12 @@ def test_condition_tokens_of_a_continuation_leave_the_interaction_as_they_came(
 ) -> None:
     config = make_config(interaction={"layers": "all", "positions": positions})
     model, data = randomised(config), inputs_for(Task.CONTINUATION, make_batch(), config)
-    plan = model.plan(data.video, data.audio)
+    tables = model.tables(data.video, data.audio)
     video, audio = torch.randn(2, 6, 4, 32), torch.randn(2, 100, 1, 24)
     clean_v, clean_a = (int((~mask).sum()) for mask in (data.video_scored, data.audio_scored))
     assert 1 < clean_v < 6
     assert 0 < clean_a < 100
-    out_v, out_a, _ = model.interactions["0"](video, audio, plan.alignment)
+    out_v, out_a, _ = model.interactions["0"](video, audio, tables.alignment)
     assert torch.equal(out_v[:, :clean_v], video[:, :clean_v])
     assert torch.equal(out_a[:, :clean_a], audio[:, :clean_a])
     assert (out_v[:, clean_v:] != video[:, clean_v:]).any(-1).all()

@@ -61,7 +61,7 @@ def test_each_task_lays_out_reference_condition_and_noisy_parts(
     assert [name for name in ("video", "audio") if getattr(inputs, f"{name}_scored").any()] == list(
         task.spec.generates
     )
-    assert inputs.video.latent.shape[2] == len(inputs.video.role) == len(inputs.video.clock)
+    assert inputs.video.latent.shape[2] == len(inputs.video.role) == len(inputs.video.position)
 
 
 def test_clean_parts_are_the_data_and_noisy_parts_lie_on_the_straight_path(make_batch: MakeBatch) -> None:

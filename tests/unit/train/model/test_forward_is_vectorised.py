@@ -45,9 +45,9 @@ def test_operations_do_not_grow_with_samples_or_frames_and_none_waits(
         data = prepare_inputs(
             make_batch(size=size, latents=latents), task, draw, ObjectiveConfig(), config.face
         )
-        plan = model.plan(data.video, data.audio)
+        tables = model.tables(data.video, data.audio)
         with Operations() as operations:
-            model.run(data.video, data.audio, plan, checkpointing=False)
+            model.run(data.video, data.audio, tables, checkpointing=False)
         found.append(operations.names)
     computed = [
         [name for name in names if name not in ("view", "_unsafe_view", "clone", "expand")] for names in found
