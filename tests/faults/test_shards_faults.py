@@ -169,7 +169,7 @@ def test_missing_disk_space_is_an_error_before_writing(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**3))
-    with pytest.raises(UserError, match=r"the new shards take .* MB, only 0.0 MB are free"):
+    with pytest.raises(UserError, match=r"the new shards need .* MB, only 0.0 MB are free"):
         write_shards(corpus, CONFIG, caption=caption_of)
 
 
