@@ -148,7 +148,7 @@ class Training:
         return [line for line in lines if line["event"] == "restart"]
 
 
-def test_run_survives_lost_nodes_and_equals_an_undisturbed_run(tmp_path: Path, cluster: Cluster) -> None:
+def test_run_survives_lost_nodes_bit_for_bit(tmp_path: Path, cluster: Cluster) -> None:
     if not weights.is_cached("minilm"):
         pytest.skip("the embedded MiniLM weights are not in the cache")
     shards_dir = write_shards(

@@ -136,7 +136,7 @@ def kill_driver_alone(driver: psutil.Process) -> None:
             helper.kill()
 
 
-def test_run_survives_stops_and_kills_and_equals_an_undisturbed_run(
+def test_run_survives_stops_and_kills_bit_for_bit(
     tmp_path: Path, config: TrainConfig, shards_dir: Path
 ) -> None:
     straight = tmp_path / "straight"

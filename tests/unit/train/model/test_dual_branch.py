@@ -1,4 +1,5 @@
-"""The dual model: equal to its two branches at the start, conditions and references kept, sizes and FLOPs as published."""
+"""The dual model: equal to its two branches at the start, conditions and references kept, sizes and FLOPs as
+published."""
 
 from collections.abc import Callable
 
@@ -34,7 +35,7 @@ def inputs_for(task: Task, batch: LatentBatch, config: ModelConfig) -> TaskInput
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("position", ["before-self-attention", "before-cross-attention", "before-ffn"])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_with_zero_initialised_outputs_the_dual_model_equals_its_branches_bit_for_bit(
+def test_untrained_interaction_changes_nothing_bit_for_bit(
     task: Task,
     position: str,
     positions: str,
@@ -54,7 +55,7 @@ def test_with_zero_initialised_outputs_the_dual_model_equals_its_branches_bit_fo
         assert torch.equal(out.audio, alone[1])
 
 
-def test_once_trained_the_interaction_moves_both_branches(
+def test_trained_interaction_changes_both_branches(
     make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     config = make_config()
@@ -74,7 +75,7 @@ def moved(model: DualBranch, data: TaskInputs, branch: str, frames: slice) -> tu
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_reference_audio_skips_the_interaction(
+def test_reference_audio_skips_interaction(
     positions: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     # the only interaction comes before any self-attention, so sound can reach the picture through it alone
@@ -88,7 +89,7 @@ def test_reference_audio_skips_the_interaction(
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_the_reference_image_skips_the_interaction(
+def test_reference_image_skips_interaction(
     positions: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     config = make_config(interaction={"interleave_from": 0, "positions": positions})
@@ -102,7 +103,7 @@ def test_the_reference_image_skips_the_interaction(
     ("task", "branch", "other"), [(Task.AUDIO_DRIVEN, "audio", "video"), (Task.DUBBING, "video", "audio")]
 )
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_conditions_serve_as_keys_and_come_out_unchanged(
+def test_conditions_are_keys_and_stay_unchanged(
     task: Task,
     branch: str,
     other: str,
@@ -121,7 +122,7 @@ def test_conditions_serve_as_keys_and_come_out_unchanged(
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_condition_tokens_of_a_continuation_leave_the_interaction_as_they_came(
+def test_continuation_condition_tokens_stay_unchanged_in_interaction(
     positions: str, make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     config = make_config(interaction={"layers": "all", "positions": positions})
@@ -138,7 +139,7 @@ def test_condition_tokens_of_a_continuation_leave_the_interaction_as_they_came(
     assert (out_a[:, clean_a:] != audio[:, clean_a:]).any(-1).all()
 
 
-def test_recomputing_activations_changes_neither_losses_nor_gradients(
+def test_checkpointing_changes_neither_losses_nor_gradients(
     make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     config = make_config(layers=3, interaction={"positions": "time"})
@@ -151,7 +152,7 @@ def test_recomputing_activations_changes_neither_losses_nor_gradients(
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_an_empty_text_is_one_null_token_and_stays_finite(
+def test_empty_text_is_one_null_token_and_finite(
     make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     config = make_config()
@@ -168,7 +169,7 @@ def test_an_empty_text_is_one_null_token_and_stays_finite(
         assert torch.equal(model(data.video, data.audio).audio[0], first)
 
 
-def test_a_sample_does_not_depend_on_the_others_of_its_batch(
+def test_output_does_not_depend_on_other_samples_in_batch(
     make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     config = make_config()
@@ -184,7 +185,7 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(
     torch.testing.assert_close(whole.audio[1], alone.audio[0], rtol=1e-4, atol=1e-4)
 
 
-def test_the_model_runs_in_bfloat16(make_batch: MakeBatch, make_config: MakeConfig) -> None:
+def test_model_runs_in_bfloat16(make_batch: MakeBatch, make_config: MakeConfig) -> None:
     config = make_config(interaction={"positions": "time"})
     model = DualBranch(config).bfloat16()
     data = inputs_for(Task.JOINT, make_batch(), config)
@@ -193,12 +194,12 @@ def test_the_model_runs_in_bfloat16(make_batch: MakeBatch, make_config: MakeConf
     (out.video.float().sum() + out.face_masks.sum()).backward()
 
 
-def test_no_input_at_all_is_refused(make_config: MakeConfig) -> None:
+def test_forward_without_any_input_is_refused(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match="at least one"):
         DualBranch(make_config())(None, None)
 
 
-def test_the_paper_size_has_7_05_billion_parameters() -> None:
+def test_paper_size_has_7_05_billion_parameters() -> None:
     with torch.device("meta"):
         counts = count_parameters(DualBranch(ModelConfig.paper()))
     print(counts)
@@ -209,7 +210,7 @@ def test_the_paper_size_has_7_05_billion_parameters() -> None:
 
 
 @pytest.mark.parametrize("aligners", [("ati", "ati"), ("sgi", "sgi"), ("sti", "sti")])
-def test_the_flop_formula_agrees_with_torchs_counter(
+def test_flop_formula_agrees_with_torch_counter(
     aligners: tuple[str, str], make_batch: MakeBatch, make_config: MakeConfig
 ) -> None:
     config = make_config(interaction={"a2v": aligners[0], "v2a": aligners[1], "window": 4})
@@ -222,7 +223,7 @@ def test_the_flop_formula_agrees_with_torchs_counter(
 
 
 @pytest.mark.slow
-def test_the_forward_pass_compiles_whole_without_graph_breaks(
+def test_forward_compiles_without_graph_breaks(
     make_batch: MakeBatch, make_config: MakeConfig, randomised: Randomised
 ) -> None:
     config = make_config(interaction={"positions": "time"})

@@ -21,7 +21,7 @@ def inputs(shape: dict, layout: TokenLayout) -> BranchInput:
 
 
 @pytest.mark.parametrize("shape", [TI2V_5B, T2V_1_3B], ids=["TI2V-5B", "1.3B"])
-def test_one_time_for_all_tokens_gives_wans_velocity_and_gradient(shape: dict) -> None:
+def test_single_timestep_equals_wan(shape: dict) -> None:
     branch, wan = wan_pair(shape, text_dim=40, text_len=16)
     data = inputs(shape, (Segment(NOISY, 0, 5),))
     ours, theirs = velocity(branch, data), wan(data.latent, data.timestep * 1000, data.text).sample
@@ -36,7 +36,7 @@ def test_one_time_for_all_tokens_gives_wans_velocity_and_gradient(shape: dict) -
 
 
 @pytest.mark.parametrize("shape", [TI2V_5B, T2V_1_3B], ids=["TI2V-5B", "1.3B"])
-def test_clean_and_noisy_frames_give_wans_velocity_with_per_token_timesteps(shape: dict) -> None:
+def test_clean_and_noisy_frames_equal_wan_per_token_timesteps(shape: dict) -> None:
     branch, wan = wan_pair(shape, text_dim=40, text_len=16)
     data = inputs(shape, (Segment(REFERENCE, -1, 1), Segment(CONDITION, 0, 2), Segment(NOISY, 2, 4)))
     noisy = (data.timestep * 1000)[:, None].expand(2, 4 * 12)
@@ -46,7 +46,7 @@ def test_clean_and_noisy_frames_give_wans_velocity_with_per_token_timesteps(shap
         assert (velocity(branch, data) - theirs).abs().max() <= 1e-5
 
 
-def test_short_text_is_padded_with_zero_features_as_wan_does() -> None:
+def test_short_text_is_padded_like_wan() -> None:
     branch, wan = wan_pair(TI2V_5B, text_dim=40, text_len=16)
     data = inputs(TI2V_5B, (Segment(NOISY, 0, 3),))
     padded = data.text.clone()
@@ -60,7 +60,7 @@ def test_short_text_is_padded_with_zero_features_as_wan_does() -> None:
         velocity(branch, data)
 
 
-def test_modulation_is_held_per_frame_and_never_per_token() -> None:
+def test_modulation_is_per_frame_not_per_token() -> None:
     pair_of_times = torch.randn(2, 2, 8)
     rows = per_frame(pair_of_times, (Segment(REFERENCE, -1, 1), Segment(NOISY, 0, 3)))
     assert rows.shape == (2, 4, 1, 8)
@@ -68,7 +68,7 @@ def test_modulation_is_held_per_frame_and_never_per_token() -> None:
     assert torch.equal(rows[:, 3, 0], pair_of_times[:, 1])
 
 
-def test_attention_scores_depend_only_on_differences_of_clock_places() -> None:
+def test_attention_scores_depend_on_position_differences() -> None:
     config = BranchConfig(dim=64, layers=1, heads=2, ffn_dim=8, in_channels=4, text_dim=4, rope_axes="time")
     q, k = torch.randn(2, 1, 5, 2, 32)
     scores = []
@@ -79,7 +79,7 @@ def test_attention_scores_depend_only_on_differences_of_clock_places() -> None:
     assert (scores[0] - scores[2]).abs().max() < 1e-4
 
 
-def test_a_latent_that_does_not_fit_is_named() -> None:
+def test_misfitting_latent_is_named() -> None:
     branch = Branch(
         BranchConfig(dim=32, layers=1, heads=2, ffn_dim=8, in_channels=4, patch=(2, 2), text_dim=4)
     )

@@ -1,4 +1,5 @@
-"""What is refused before the first stage of a plan takes its days: data that any stage lacks, or that is of another version."""
+"""What is refused before the first stage of a plan takes its days: data that any stage lacks, or that is of
+another version."""
 
 from __future__ import annotations
 
@@ -61,14 +62,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def test_a_plan_whose_data_is_there_may_begin(plan: TrainConfig, shards: Path, tmp_path: Path) -> None:
+def test_run_with_data_passes_checks(plan: TrainConfig, shards: Path, tmp_path: Path) -> None:
     assert not check_stages(plan, NAMES, shards, tmp_path / "run")
     with pytest.raises(UserError, match="run first: uniavgen train audio"):
         check_stage(plan, "joint", shards, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_data_that_a_later_stage_lacks_is_told_before_the_first(
+def test_missing_data_of_later_stage_is_reported_first(
     plan: TrainConfig, shards: Path, tmp_path: Path, name: str
 ) -> None:
     plant, said = FAULTS[name]
@@ -79,7 +80,7 @@ def test_data_that_a_later_stage_lacks_is_told_before_the_first(
     assert str(shards) in caught.value.where
 
 
-def test_a_later_stage_whose_batch_does_not_split_is_told_before_the_first(
+def test_unsplittable_batch_of_later_stage_is_reported_first(
     plan: TrainConfig, shards: Path, tmp_path: Path
 ) -> None:
     odd = plan.model_copy(update={"stages": [plan.stages[0], plan.stages[1].model_copy(update={"batch": 5})]})
@@ -87,9 +88,7 @@ def test_a_later_stage_whose_batch_does_not_split_is_told_before_the_first(
         check_stages(odd, NAMES, shards, tmp_path / "run")
 
 
-def test_a_stage_that_has_begun_keeps_to_its_shards_or_says_which_is_gone(
-    plan: TrainConfig, shards: Path
-) -> None:
+def test_resumed_stage_names_missing_shard(plan: TrainConfig, shards: Path) -> None:
     begun_with = open_stream(plan, plan.stage("joint"), str(shards), "run").shards
     write_shards(shards, [make_sample("a", 25, seed=1)])
     with pytest.raises(
@@ -99,7 +98,7 @@ def test_a_stage_that_has_begun_keeps_to_its_shards_or_says_which_is_gone(
     assert caught.value.kind == "shards-changed"
 
 
-def test_a_plan_that_is_done_needs_no_data(plan: TrainConfig, tmp_path: Path) -> None:
+def test_finished_run_needs_no_data(plan: TrainConfig, tmp_path: Path) -> None:
     for name in NAMES:
         folder = RunFolder(tmp_path / "run", name)
         folder.write(done=True, config=plan.model_dump(mode="json"))

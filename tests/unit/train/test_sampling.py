@@ -46,7 +46,7 @@ def two_gaussians(
     return DualOutput(*outs, face_masks=None)
 
 
-def test_unguided_sampling_reaches_the_known_distribution(make_batch: MakeBatch) -> None:
+def test_unguided_sampling_reaches_known_distribution(make_batch: MakeBatch) -> None:
     video, mel = sample(
         two_gaussians, make_batch(), Task.JOINT, SamplingConfig(guidance="none", steps=200), seed=0
     )
@@ -55,7 +55,7 @@ def test_unguided_sampling_reaches_the_known_distribution(make_batch: MakeBatch)
         assert x.std().item() == pytest.approx(STD, abs=0.03)
 
 
-def test_without_interaction_both_modes_are_reached(make_batch: MakeBatch) -> None:
+def test_sampling_without_interaction_reaches_both_modes(make_batch: MakeBatch) -> None:
     def apart(video: BranchInput | None, audio: BranchInput, **_: object) -> DualOutput:
         return two_gaussians(video, audio, interact=False)
 
@@ -64,7 +64,7 @@ def test_without_interaction_both_modes_are_reached(make_batch: MakeBatch) -> No
     assert mel.abs().mean().item() == pytest.approx(MEAN, abs=0.05)
 
 
-def test_guidance_moves_away_from_the_unconditioned_and_more_so_with_its_scale(make_batch: MakeBatch) -> None:
+def test_guidance_moves_away_from_unconditioned_with_scale(make_batch: MakeBatch) -> None:
     means = []
     for scale in (1.0, 2.0, 4.0):
         config = SamplingConfig(video_scale=scale, audio_scale=2 * scale, steps=60, interval=(0.0, 1.0))
@@ -89,7 +89,7 @@ def counting(model: Model) -> tuple[Model, list[tuple[bool, bool, bool]]]:
     return counted, calls
 
 
-def test_two_passes_a_step_serve_both_modalities_inside_the_interval_and_one_outside(
+def test_two_passes_per_step_inside_interval_and_one_outside(
     make_batch: MakeBatch,
 ) -> None:
     model, calls = counting(two_gaussians)
@@ -107,7 +107,7 @@ def test_two_passes_a_step_serve_both_modalities_inside_the_interval_and_one_out
     assert len(calls) == 10
 
 
-def test_the_pass_without_interaction_leaves_out_a_branch_that_generates_nothing(
+def test_unguided_pass_omits_branch_that_generates_nothing(
     make_batch: MakeBatch, make_config: Callable[..., ModelConfig], randomised: Callable[..., DualBranch]
 ) -> None:
     for task, kept in ((Task.DUBBING, (False, True, False)), (Task.AUDIO_DRIVEN, (True, False, False))):
@@ -116,7 +116,7 @@ def test_the_pass_without_interaction_leaves_out_a_branch_that_generates_nothing
         assert calls == [(True, True, True), kept]
 
 
-def test_guidance_is_the_papers_combination_and_scale_one_is_no_guidance() -> None:
+def test_guidance_combines_as_in_paper_and_scale_1_is_none() -> None:
     u0, u = torch.randn(2, 3, 4)
     torch.testing.assert_close(guide(u0, u, 3.0), u0 + 3 * (u - u0))
     torch.testing.assert_close(guide(u0, u, 1.0), u)
@@ -124,7 +124,7 @@ def test_guidance_is_the_papers_combination_and_scale_one_is_no_guidance() -> No
 
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize(("size", "latents"), [(1, 5), (3, 6)])
-def test_every_task_samples_every_batch_and_length_and_keeps_what_was_given(
+def test_every_task_samples_and_keeps_given_parts(
     task: Task,
     size: int,
     latents: int,
@@ -145,7 +145,7 @@ def test_every_task_samples_every_batch_and_length_and_keeps_what_was_given(
     assert (mel[:, :, given_mel:] != batch.mel[:, :, given_mel:]).all()
 
 
-def test_what_a_task_does_not_give_has_no_influence(
+def test_parts_that_are_not_given_have_no_influence(
     make_batch: MakeBatch, make_config: Callable[..., ModelConfig], randomised: Callable[..., DualBranch]
 ) -> None:
     model, batch = randomised(make_config()), make_batch()
@@ -157,7 +157,7 @@ def test_what_a_task_does_not_give_has_no_influence(
     assert torch.equal(known[1], unknown[1])
 
 
-def test_seeds_reproduce_bit_for_bit_and_do_not_depend_on_the_batch(
+def test_sampling_depends_on_seed_and_not_on_batch(
     make_batch: MakeBatch, make_config: Callable[..., ModelConfig], randomised: Callable[..., DualBranch]
 ) -> None:
     model, batch, config = randomised(make_config()), make_batch(), SamplingConfig(steps=3)
@@ -170,7 +170,7 @@ def test_seeds_reproduce_bit_for_bit_and_do_not_depend_on_the_batch(
     torch.testing.assert_close(alone[1], first[1][1:], rtol=1e-4, atol=1e-4)
 
 
-def test_sound_alone_can_be_sampled(
+def test_audio_only_sampling(
     make_batch: MakeBatch, make_config: Callable[..., ModelConfig], randomised: Callable[..., DualBranch]
 ) -> None:
     batch = replace(make_batch(), video=None, reference=None, caption=None, caption_mask=None, face=None)
@@ -179,7 +179,7 @@ def test_sound_alone_can_be_sampled(
     assert mel.shape == batch.mel.shape
 
 
-def test_an_empty_speech_text_and_a_broken_condition_are_refused(make_batch: MakeBatch) -> None:
+def test_empty_speech_text_and_nan_condition_are_refused(make_batch: MakeBatch) -> None:
     batch = make_batch()
     batch.speech_mask[1] = False
     with pytest.raises(UserError, match="empty"):
@@ -190,7 +190,7 @@ def test_an_empty_speech_text_and_a_broken_condition_are_refused(make_batch: Mak
         sample(two_gaussians, batch, Task.AUDIO_DRIVEN, SamplingConfig(), seed=0)
 
 
-def test_steps_run_from_noise_to_data_and_shift_keeps_the_ends() -> None:
+def test_time_grid_runs_from_1_to_0_and_shift_keeps_ends() -> None:
     assert time_grid(4, 1.0) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
     shifted = time_grid(4, 5.0)
     assert shifted[0] == 1

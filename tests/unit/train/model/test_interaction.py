@@ -22,7 +22,7 @@ from uniavgen.train.model.config import (
     ModelConfig,
     SpeechTextConfig,
 )
-from uniavgen.train.model.interaction import CrossModal, Interaction
+from uniavgen.train.model.interaction import CrossModal, FaceMask, Interaction
 
 CPU = torch.device("cpu")
 
@@ -64,10 +64,12 @@ def mel_middle(mel: int, k: Fraction) -> float:
 
 
 def scores(q: Tensor, keys: Tensor, ages: list[float] | None) -> Tensor:
-    """q [d] with each of keys [K, d]; `ages`: time of the query less that of each key, None without positions.
+    """q [d] with each of keys [K, d]; `ages`: time of the query less that of each key, None without
+    positions.
 
-    Rotary attention by its definition: neighbouring channels are a complex number, and the score is the real part of
-    q * conj(k) * exp(i * age * 10000^(-2 c / d)), summed over the pairs c.
+    Rotary attention by its definition: neighbouring channels are a complex number, and the score is the real
+    part of q * conj(k) * exp(i * age * 10000^(-2 c / d)), summed over the pairs c.
+
     """
     if ages is None:
         return keys @ q
@@ -151,7 +153,8 @@ def naive_context_v2a(config: InteractionConfig, video: Tensor, mel: int) -> lis
 def naive(
     module: Interaction, video: Tensor, audio: Tensor, refs: tuple[int, int], known: tuple[int, int]
 ) -> tuple:
-    """Both updated streams, with Python loops over samples, frames and tokens; refs and known (conditions) are counts."""
+    """Both updated streams, with Python loops over samples, frames and tokens; refs and known (conditions)
+    are counts."""
     config = module.config
     hv, ha = video, audio
     mask = torch.ones_like(video[..., :1])
@@ -231,9 +234,7 @@ ALIGNERS = ("sgi", "sti", "ati")
 @pytest.mark.parametrize("v2a", ALIGNERS)
 @pytest.mark.parametrize("k", [MELS_PER_FRAME, Fraction(2)], ids=["fractional k", "integer k"])
 @pytest.mark.parametrize("positions", ["none", "time"])
-def test_every_pair_of_aligners_equals_the_loop_of_its_equation(
-    a2v: Any, v2a: Any, k: Fraction, positions: Any
-) -> None:
+def test_every_aligner_pair_equals_naive_loop(a2v: Any, v2a: Any, k: Fraction, positions: Any) -> None:
     config = InteractionConfig(a2v=a2v, v2a=v2a, window=2, mels_per_frame=k, positions=positions)
     compare(config, "decayed", latents=3, side=2, known_share=0, refs=(1, 2), seed=1)
 
@@ -252,7 +253,7 @@ def test_every_pair_of_aligners_equals_the_loop_of_its_equation(
     seed=st.integers(0, 99),
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_asymmetric_alignment_equals_the_loop_on_random_shapes(
+def test_ati_equals_naive_loop_on_random_shapes(
     latents: int,
     side: int,
     window: int,
@@ -284,7 +285,7 @@ def test_latent_zero_owns_a_quarter_block() -> None:
     assert seen.tolist() == [6, 24, 24]
 
 
-def test_replicated_border_blocks_weigh_as_often_as_they_stand() -> None:
+def test_replicated_border_blocks_are_counted() -> None:
     config = InteractionConfig(window=1, window_unit="latent", mels_per_frame=Fraction(1))
     table = audio_windows(config, layout(0, 0, 3), layout(0, 0, 9))
     weights = table.bias.exp().flatten(1)
@@ -299,7 +300,7 @@ def test_replicated_border_blocks_weigh_as_often_as_they_stand() -> None:
     assert weights.sum(dim=1).tolist() == pytest.approx([2 + 4, 1 + 4 + 4, 4 + 4 * 2])
 
 
-def test_a_condition_and_the_noisy_part_of_one_instant_both_serve() -> None:
+def test_condition_and_noisy_frames_of_same_time_are_both_keys() -> None:
     config = InteractionConfig(a2v="sti", v2a="ati", mels_per_frame=Fraction(1), positions="none")
     both = (Segment(CONDITION, 0, 2), Segment(NOISY, 0, 2))
     sound = (Segment(CONDITION, 0, 5), Segment(NOISY, 0, 5))
@@ -322,7 +323,8 @@ def test_a_condition_and_the_noisy_part_of_one_instant_both_serve() -> None:
 
 
 def outputs(positions: Any, sound: slice, video: TokenLayout, audio: TokenLayout) -> tuple[Tensor, Tensor]:
-    """Both streams of one module and one random input, whose noisy mel frames `sound` stand in the opposite order."""
+    """Both streams of one module and one random input, whose noisy mel frames `sound` stand in the opposite
+    order."""
     model = small(InteractionConfig(window=2, mels_per_frame=Fraction(1), positions=positions), "none")
     generator = torch.Generator().manual_seed(5)
     length = [sum(s.length for s in part) for part in (video, audio)]
@@ -332,16 +334,17 @@ def outputs(positions: Any, sound: slice, video: TokenLayout, audio: TokenLayout
     return random_module(model, 4)(pictures, mels, align(model, video, audio, CPU))[:2]
 
 
-def test_only_positions_tell_early_sound_from_late_within_a_window() -> None:
+def test_only_positions_distinguish_early_from_late_audio() -> None:
     clip = layout(0, 0, 3), layout(0, 0, 9)
     for positions, same in (("none", True), ("time", False)):
-        # latent 1 owns frames 1 to 4 and, at a window of 2, sees frames -1 to 6: turning frames 1 to 6 round keeps the set
+        # latent 1 owns frames 1 to 4 and, at a window of 2, sees frames -1 to 6: turning frames 1 to 6 round
+        # keeps the set
         forward, turned = (outputs(positions, sound, *clip)[0][0, 1] for sound in (slice(0, 0), slice(1, 7)))
         assert (torch.allclose(forward, turned, atol=1e-9)) is same
 
 
 @pytest.mark.parametrize("positions", ["none", "time"])
-def test_the_same_clip_later_on_its_clock_comes_out_the_same(positions: Any) -> None:
+def test_shifting_the_clip_in_time_changes_nothing(positions: Any) -> None:
     now, later = (
         outputs(positions, slice(0, 0), (Segment(NOISY, latent, 3),), (Segment(NOISY, 4 * latent - 3, 12),))
         for latent in (1, 200)
@@ -351,7 +354,7 @@ def test_the_same_clip_later_on_its_clock_comes_out_the_same(positions: Any) -> 
         assert (ours - theirs).abs().max() <= 1e-5
 
 
-def test_a_window_larger_than_the_clip_names_the_field() -> None:
+def test_window_larger_than_clip_names_the_field() -> None:
     for unit, window, ok in (("frame", 9, 8), ("latent", 3, 2)):
         with pytest.raises(UserError, match=r"interaction\.window"):
             audio_windows(
@@ -369,3 +372,15 @@ def test_layouts_out_of_order_are_refused() -> None:
     ):
         with pytest.raises(UserError, match="layout"):
             align(small(InteractionConfig(window=1), "none"), bad, sound, CPU)
+
+
+def test_face_mask_matches_its_equation() -> None:
+    head, video = FaceMask(8, 1e-6), torch.randn(2, 3, 4, 8)
+    torch.nn.init.normal_(head.norm.weight)
+    torch.nn.init.normal_(head.norm.bias)
+    mask = head(video)
+    assert mask.shape == (2, 3, 4, 1)
+    x = video[1, 2, 3]
+    normed = (x - x.mean()) / math.sqrt(x.var(unbiased=False) + 1e-6)
+    logit = head.linear.weight[0] @ (head.norm.weight * normed + head.norm.bias) + head.linear.bias[0]
+    assert mask[1, 2, 3, 0].item() == pytest.approx(1 / (1 + math.exp(-logit.item())), abs=1e-6)

@@ -1,7 +1,9 @@
-"""The formulas of a plan beside what happens: peak memory within 15 %, FLOPs within 5 %, on three small configurations.
+"""The formulas of a plan beside what happens: peak memory within 15 %, FLOPs within 5 %, on three small
+configurations.
 
-Memory is read off PyTorch's own allocator through its profiler: every allocation and release, in order, so the peak is exact
-and the same on a busy machine. A process's resident size would also hold what the C library keeps, and miss short peaks.
+Memory is read off PyTorch's own allocator through its profiler: every allocation and release, in order, so
+the peak is exact and the same on a busy machine. A process's resident size would also hold what the C library
+keeps, and miss short peaks.
 """
 
 import pytest
@@ -24,7 +26,7 @@ from uniavgen.train.tasks import Task
 VOICE, CAPTION, SPEECH = 33, 16, 32
 
 
-def test_the_record_of_the_allocator_tells_the_peak() -> None:
+def test_allocator_record_gives_peak() -> None:
     def work() -> None:
         first = torch.zeros(1000, 250)
         second = first + 1
@@ -122,9 +124,7 @@ def losses(model: DualBranch, batch: LatentBatch, checkpointing: bool = False) -
 
 @pytest.mark.parametrize(("dtype", "checkpointing"), [(torch.float32, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("case", CASES)
-def test_peak_memory_is_foretold_within_15_percent(
-    case: str, dtype: torch.dtype, checkpointing: bool
-) -> None:
+def test_peak_memory_formula_is_within_15_percent(case: str, dtype: torch.dtype, checkpointing: bool) -> None:
     config, size, latents, side = CASES[case]
     model, batch = DualBranch(config).to(dtype), batch_of(config, size, latents, side)
     losses(model, batch)  # tables are made and kept
@@ -135,7 +135,7 @@ def test_peak_memory_is_foretold_within_15_percent(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_flops_are_foretold_within_5_percent(case: str) -> None:
+def test_flop_formula_is_within_5_percent(case: str) -> None:
     config, size, latents, side = CASES[case]
     model, batch = DualBranch(config), batch_of(config, size, latents, side)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -145,7 +145,7 @@ def test_flops_are_foretold_within_5_percent(case: str) -> None:
     )
 
 
-def test_checkpointing_keeps_less_and_a_sample_more_keeps_more() -> None:
+def test_checkpointing_keeps_less_and_more_samples_keep_more() -> None:
     config, size, latents, side = CASES["activations outweigh weights"]
     shapes = shapes_of(batch_of(config, size, latents, side))
     one, two = (activations(config, shapes, samples, 4) for samples in (1, 2))

@@ -1,4 +1,5 @@
-"""A stage that starts from Wan checkpoints: every weight is accounted for in its key report, and no miss is silent."""
+"""A stage that starts from Wan checkpoints: every weight is accounted for in its key report, and no miss is
+silent."""
 
 import json
 from pathlib import Path
@@ -40,7 +41,7 @@ def checkpoint(tmp_path: Path) -> tuple[Path, Branch]:
     return folder, branch
 
 
-def test_a_stage_takes_its_branch_and_reports_every_key(
+def test_stage_loads_pretrained_branch_and_reports_keys(
     tmp_path: Path, checkpoint: tuple[Path, Branch]
 ) -> None:
     folder, branch = checkpoint
@@ -58,7 +59,7 @@ def test_a_stage_takes_its_branch_and_reports_every_key(
     assert f"{len(branch.state_dict()) - renamed} taken, {renamed} renamed, 0 new, 0 unused" in line
 
 
-def test_parts_of_another_shape_stay_new_only_where_they_are_named(checkpoint: tuple[Path, Branch]) -> None:
+def test_misshapen_parts_need_pretrained_skip(checkpoint: tuple[Path, Branch]) -> None:
     folder, _ = checkpoint
     wide = SMALL_MODEL.video.model_copy(update={"in_channels": 16})
     model = DualBranch(SMALL_MODEL.model_copy(update={"video": wide}))
@@ -76,7 +77,7 @@ def test_parts_of_another_shape_stay_new_only_where_they_are_named(checkpoint: t
     assert torch.equal(model.video.patch_embedding.weight, before)
 
 
-def test_a_checkpoint_with_holes_and_a_branch_taken_twice_are_refused(
+def test_incomplete_checkpoint_and_branch_loaded_twice_are_refused(
     tmp_path: Path, checkpoint: tuple[Path, Branch]
 ) -> None:
     folder, branch = checkpoint

@@ -1,4 +1,5 @@
-"""From a finished run to picture and sound, for every task (the model's weights are random: only the road is tested)."""
+"""From a finished run to picture and sound, for every task (the model's weights are random: only the road is
+tested)."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_every_task_gives_picture_and_sound_of_the_same_length(run_dir: Path, task: Task) -> None:
+def test_every_task_generates_video_and_audio_of_same_duration(run_dir: Path, task: Task) -> None:
     sample = make_sample("a", 30, height=96, width=64)
     made = generate(run_dir, task, sample, TWO_STEPS, seed=1)
     assert made.frames.shape == (SMALL_DATA.frames, 64, 64, 3)
@@ -56,7 +57,7 @@ def test_every_task_gives_picture_and_sound_of_the_same_length(run_dir: Path, ta
     assert np.array_equal(made.waveform, given.waveform) == (task is Task.AUDIO_DRIVEN)
 
 
-def test_the_same_seed_gives_the_same_clip(run_dir: Path) -> None:
+def test_same_seed_gives_same_clip(run_dir: Path) -> None:
     given = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
     one, two, other = (generate(run_dir, "joint", given, TWO_STEPS, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(one.frames, two.frames)
@@ -64,7 +65,7 @@ def test_the_same_seed_gives_the_same_clip(run_dir: Path) -> None:
     assert not np.array_equal(one.waveform, other.waveform)
 
 
-def test_a_model_that_was_loaded_once_gives_what_it_gives_when_loaded_anew(run_dir: Path) -> None:
+def test_reloaded_model_generates_the_same(run_dir: Path) -> None:
     given = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
     maker = ClipGenerator(run_dir)
     for seed in (3, 4):
@@ -80,7 +81,7 @@ def test_a_model_that_was_loaded_once_gives_what_it_gives_when_loaded_anew(run_d
     assert model() is None
 
 
-def test_sampling_uses_the_card_that_is_there() -> None:
+def test_sampling_uses_gpu_if_present() -> None:
     there = torch.cuda.is_available()
     assert choose_device("cpu") == "cpu"
     assert choose_device("auto") == ("cuda" if there else "cpu")
@@ -105,17 +106,17 @@ def test_sampling_uses_the_card_that_is_there() -> None:
         ("sing", Conditions(), "unknown task"),
     ],
 )
-def test_missing_conditions_are_told(run_dir: Path, task: str, given: Conditions, said: str) -> None:
+def test_missing_condition_is_reported(run_dir: Path, task: str, given: Conditions, said: str) -> None:
     with pytest.raises(UserError, match=said):
         generate(run_dir, task, given, TWO_STEPS)
 
 
-def test_a_run_that_was_not_trained_is_told(tmp_path: Path) -> None:
+def test_untrained_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="uniavgen train"):
         generate(tmp_path, "joint", Conditions())
 
 
-def test_a_continuation_needs_no_reference_image() -> None:
+def test_continuation_needs_no_reference_image() -> None:
     sample = conditions_from(make_sample("a", 30), SMALL_DATA)
     fitted = fit_conditions(replace(sample, reference=None), Task.CONTINUATION, SMALL_DATA)
     assert fitted.reference is not None

@@ -16,7 +16,7 @@ from uniavgen.train.engine.deepspeed_engine import deepspeed_settings
 from uniavgen.train.tasks import PAPER_MIX
 
 
-def test_the_defaults_are_three_stages_that_hand_on() -> None:
+def test_default_stages_pass_weights_on() -> None:
     stages = TrainConfig().stages
     assert [(s.name, s.takes_from) for s in stages] == [
         ("audio", None),
@@ -26,7 +26,7 @@ def test_the_defaults_are_three_stages_that_hand_on() -> None:
     assert stages[2].tasks == PAPER_MIX
 
 
-def test_the_optimizer_is_the_papers() -> None:
+def test_optimizer_is_the_papers() -> None:
     file = deepspeed_settings(TrainConfig(), StageConfig(name="joint", batch=32, lr=5e-6), 8)
     assert file["optimizer"]["type"] == "AdamW"
     assert (
@@ -35,7 +35,7 @@ def test_the_optimizer_is_the_papers() -> None:
     )
 
 
-def test_the_plan_imports_nothing_heavy() -> None:
+def test_train_config_imports_nothing_heavy() -> None:
     code = "import sys, uniavgen.train.config, uniavgen.train.codec.config; print([m for m in ('torch', 'ray', 'deepspeed') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -53,12 +53,12 @@ def test_the_plan_imports_nothing_heavy() -> None:
         ({"stages": [{"name": "audio", "tasks": {"sing": 1}}]}, "sing|joint"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_refused(changes: dict, said: str) -> None:
+def test_inconsistent_configuration_is_refused(changes: dict, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         TrainConfig.model_validate(changes)
 
 
-def test_an_unknown_stage_is_told_with_the_known_ones() -> None:
+def test_unknown_stage_lists_known_ones() -> None:
     with pytest.raises(UserError, match="audio, joint, multitask"):
         TrainConfig().stage("dance")
 
@@ -66,9 +66,7 @@ def test_an_unknown_stage_is_told_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("world", "micro", "accumulated"), [(1, 0, 1), (2, 0, 1), (4, 0, 1), (1, 2, 4), (2, 2, 2), (2, 1, 4)]
 )
-def test_the_global_batch_is_what_is_configured_whatever_the_world_size(
-    world: int, micro: int, accumulated: int
-) -> None:
+def test_global_batch_does_not_depend_on_world_size(world: int, micro: int, accumulated: int) -> None:
     config = TrainConfig(deepspeed=DeepSpeedConfig(micro_batch=micro))
     stage = StageConfig(name="joint", batch=8)
     file = deepspeed_settings(config, stage, world)
@@ -80,19 +78,19 @@ def test_the_global_batch_is_what_is_configured_whatever_the_world_size(
 
 
 @pytest.mark.parametrize(("world", "micro"), [(3, 0), (2, 3), (16, 0)])
-def test_a_batch_that_does_not_divide_is_refused(world: int, micro: int) -> None:
+def test_unsplittable_batch_is_refused(world: int, micro: int) -> None:
     with pytest.raises(UserError, match="does not split"):
         TrainConfig(deepspeed=DeepSpeedConfig(micro_batch=micro)).micro_batch(
             StageConfig(name="joint", batch=8), world
         )
 
 
-def test_the_learning_rate_warms_up_and_stays() -> None:
+def test_learning_rate_warms_up_and_stays_constant() -> None:
     stage = StageConfig(name="audio", lr=1.0, warmup=3)
     assert [lr_at(stage, step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_a_stage_may_name_its_own_lambda_schedule() -> None:
+def test_stage_overrides_lambda_schedule() -> None:
     config = TrainConfig()
     joint, multitask = tiny_stages()[1:]
     assert (
@@ -105,7 +103,7 @@ def test_a_stage_may_name_its_own_lambda_schedule() -> None:
     ) == (0.0, 0.0)
 
 
-def test_the_window_is_told_in_latents_and_mels() -> None:
+def test_window_size_in_latents_and_mels() -> None:
     data = DataConfig(frames=81, height=480, width=832)
     assert data.latent_shape == (21, 30, 52)
     assert data.mels == 475

@@ -1,4 +1,5 @@
-"""The forward pass is tensors only: as many operations for many samples and frames as for few, and no look at a value."""
+"""The forward pass is tensors only: as many operations for many samples and frames as for few, and no look at
+a value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("aligners", [("ati", "ati"), ("sti", "sti"), ("sgi", "sgi")])
-def test_operations_do_not_grow_with_samples_or_frames_and_none_waits(
+def test_operation_count_is_constant_and_no_host_sync(
     task: Task,
     aligners: tuple[str, str],
     make_batch: Callable[..., LatentBatch],

@@ -1,4 +1,5 @@
-"""A training worker's imports: what it does without, what it still has, and that nobody else is the poorer for it."""
+"""A training worker's imports: what it does without, what it still has, and that nobody else is the poorer
+for it."""
 
 import json
 import subprocess
@@ -21,7 +22,7 @@ print(json.dumps(found))
 """
 
 
-def test_what_training_does_not_use_is_not_loaded_and_can_be_loaded_later() -> None:
+def test_unused_packages_are_not_loaded_and_stay_importable() -> None:
     done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

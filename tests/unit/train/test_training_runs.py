@@ -1,4 +1,5 @@
-"""Real runs of a very small model: DeepSpeed on one and two workers, every ZeRO stage, resumed, and through Ray."""
+"""Real runs of a very small model: DeepSpeed on one and two workers, every ZeRO stage, resumed, and through
+Ray."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def captions() -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> dict[str, Path]:
-    """The same five mixed-task steps in every configuration, interrupted and moved to another, and with spoiled batches."""
+    """The same five mixed-task steps in every configuration, interrupted and moved to another, and with
+    spoiled batches."""
     home = tmp_path_factory.mktemp("runs")
     others = [
         "resumed",
@@ -122,7 +124,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> dict[str
     ]
     two += [run("verdict", 2, spoiled=(0, 1, 2, 3, 4))]
     two += [replace(run("full disk of one", 2, saved=(("zero2", 2),)), largest_file=100_000)]
-    # ZeRO-3 replaces PyTorch's linear by one that rounds differently, for the rest of the process: it goes last
+    # ZeRO-3 replaces PyTorch's linear by one that rounds differently, for the rest of the process: it goes
+    # last
     two += [run(name, 2, **STRAIGHT[name][1]) for name in ("zero3", "zero3 again")]
     two += [moved("ZeRO 2 to 3"), moved("ZeRO 3 to 2"), run("twice zero3", 2, spoiled=(2, 3), zero_stage=3)]
     other = write_shards(home / "shards", [make_sample(f"clip{i}", 24 + i, seed=i + 1) for i in range(8)])
@@ -169,7 +172,9 @@ def test_losses_do_not_depend_on_workers_zero_stage_or_accumulation(runs: dict[s
 
 
 @pytest.mark.parametrize("name", [name for name in STRAIGHT if name != "zero2"])
-def test_gradient_norms_do_not_depend_on_them_either(runs: dict[str, Path], name: str) -> None:
+def test_gradient_norms_do_not_depend_on_workers_zero_stage_or_accumulation(
+    runs: dict[str, Path], name: str
+) -> None:
     norms = [
         [metrics["grad_norm"] for step, metrics in read_metrics(runs[n]).items() if step]
         for n in (name, "zero2")
@@ -179,18 +184,18 @@ def test_gradient_norms_do_not_depend_on_them_either(runs: dict[str, Path], name
 
 
 @pytest.mark.parametrize("name", [name for name in STRAIGHT if name != "zero2"])
-def test_the_weights_left_behind_are_whole_and_the_same(runs: dict[str, Path], name: str) -> None:
+def test_final_weights_are_complete_and_equal(runs: dict[str, Path], name: str) -> None:
     these, those = load_weights(runs[name], "multitask"), load_weights(runs["zero2"], "multitask")
     assert these.keys() == those.keys()
     for key, tensor in these.items():
         torch.testing.assert_close(tensor, those[key], atol=1e-4, rtol=1e-3)
 
 
-def test_an_optimizer_in_host_memory_changes_nothing(runs: dict[str, Path]) -> None:
+def test_optimizer_offload_changes_nothing(runs: dict[str, Path]) -> None:
     assert losses(runs["offload"]) == pytest.approx(losses(runs["zero2"]), rel=2e-5)
 
 
-def test_bf16_trains_close_to_fp32_and_leaves_fp32_weights(runs: dict[str, Path]) -> None:
+def test_bf16_trains_close_to_fp32_and_writes_fp32_weights(runs: dict[str, Path]) -> None:
     assert losses(runs["bf16"]) == pytest.approx(losses(runs["zero2"]), rel=0.05)
     assert {tensor.dtype for tensor in load_weights(runs["bf16"], "multitask").values()} == {torch.float32}
 
@@ -204,7 +209,7 @@ def same_weights(one: Path, other: Path, *, ema: bool = False) -> bool:
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_a_resumed_run_continues_bit_for_bit(runs: dict[str, Path], ema: bool) -> None:
+def test_resumed_run_continues_bit_for_bit(runs: dict[str, Path], ema: bool) -> None:
     straight, resumed = read_metrics(runs["zero2"]), read_metrics(runs["resumed"])
     assert sorted(resumed) == [3, 4, 5]
     for step in resumed:
@@ -213,7 +218,7 @@ def test_a_resumed_run_continues_bit_for_bit(runs: dict[str, Path], ema: bool) -
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_a_run_goes_on_with_other_workers_and_zero_stages(runs: dict[str, Path], name: str) -> None:
+def test_run_resumes_with_other_workers_and_zero_stages(runs: dict[str, Path], name: str) -> None:
     step = MOVED[name][1]
     assert losses(runs[name]) == pytest.approx(losses(runs["zero2"])[step:], rel=2e-5)
     assert len(told(runs[name], "converted")) == 1
@@ -227,8 +232,9 @@ def test_a_run_goes_on_with_other_workers_and_zero_stages(runs: dict[str, Path],
     )
 
 
-def test_the_average_follows_the_weights_step_by_step(runs: dict[str, Path]) -> None:
-    """Checkpoint 4 and the end are one step apart: average_5 = d average_4 + (1 - d) weights_5 with d = min(0.9, 5 / 14)."""
+def test_ema_follows_weights_step_by_step(runs: dict[str, Path]) -> None:
+    """Checkpoint 4 and the end are one step apart: average_5 = d average_4 + (1 - d) weights_5 with d =
+    min(0.9, 5 / 14)."""
     before = load_file(RunFolder(runs["zero2"], "multitask").checkpoint(4) / "ema.safetensors")
     weights, after = (load_weights(runs["zero2"], "multitask", ema=ema) for ema in (False, True))
     for name, tensor in after.items():
@@ -238,7 +244,7 @@ def test_the_average_follows_the_weights_step_by_step(runs: dict[str, Path]) -> 
     assert not torch.equal(after["audio.head.head.weight"], weights["audio.head.head.weight"])
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(runs: dict[str, Path]) -> None:
+def test_damaged_checkpoint_is_named_and_previous_one_used(runs: dict[str, Path]) -> None:
     (event,) = told(runs["damaged"], "damaged")
     assert re.fullmatch(
         r"checkpoint 4 is damaged \(state/.*optim_states.pt has another SHA-256 .*\); resuming from 2",
@@ -254,14 +260,14 @@ def differing_files(run_dir: Path, step: int) -> list[str]:
     return differing(folder.checkpoint(step), folder.manifest(step))
 
 
-def test_a_run_without_a_whole_checkpoint_stops_and_deletes_nothing(runs: dict[str, Path]) -> None:
+def test_run_without_complete_checkpoint_stops_and_deletes_nothing(runs: dict[str, Path]) -> None:
     said = (runs["all damaged"] / "error-0.txt").read_text()
     assert said.startswith("damaged-checkpoint: all checkpoints are damaged; the newest, 4: state/")
     assert RunFolder(runs["all damaged"], "multitask").steps() == [4]
 
 
 @pytest.mark.parametrize(("name", "workers"), [("full disk", 1), ("full disk of one", 2)])
-def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(
+def test_full_disk_during_save_keeps_previous_checkpoint(
     runs: dict[str, Path], name: str, workers: int
 ) -> None:
     """Where only the last of the workers lacks room, the others hear of it and do not wait."""
@@ -276,7 +282,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(
     assert differing_files(runs[name], 2) == []
 
 
-def test_fp16_trains_or_says_that_the_processor_cannot(runs: dict[str, Path]) -> None:
+def test_fp16_trains_or_reports_unsupported_processor(runs: dict[str, Path]) -> None:
     """Without a GPU that is the processor's choice: PyTorch computes in fp16 on some only."""
     if torch.ops.mkldnn._is_mkldnn_fp16_supported():
         assert losses(runs["fp16"]) == pytest.approx(losses(runs["zero2"]), rel=0.05)
@@ -286,7 +292,7 @@ def test_fp16_trains_or_says_that_the_processor_cannot(runs: dict[str, Path]) ->
         )
 
 
-def test_a_spoiled_batch_on_one_worker_is_left_out_on_both(runs: dict[str, Path]) -> None:
+def test_nan_batch_on_one_rank_is_skipped_on_all(runs: dict[str, Path]) -> None:
     metrics = read_metrics(runs["spoiled"])
     assert [metrics[step]["skipped"] for step in range(1, 6)] == [0, 1, 0, 0, 0]
     assert math.isnan(metrics[2]["loss/total"])
@@ -300,13 +306,11 @@ def test_a_spoiled_batch_on_one_worker_is_left_out_on_both(runs: dict[str, Path]
 
 
 @pytest.mark.parametrize("name", ["spoiled", "left out"])
-def test_a_checkpoint_that_fell_on_a_step_left_out_is_made_up_for_after_the_next(
-    runs: dict[str, Path], name: str
-) -> None:
+def test_checkpoint_due_at_skipped_step_is_saved_after_next(runs: dict[str, Path], name: str) -> None:
     assert RunFolder(runs[name], "multitask").steps() == [3, 4, 5]
 
 
-def test_bad_steps_in_a_row_send_the_run_back_and_are_not_tried_again(runs: dict[str, Path]) -> None:
+def test_bad_steps_in_a_row_rewind_and_are_omitted(runs: dict[str, Path]) -> None:
     (event,) = told(runs["twice"], "rewind")
     assert event["text"] == "2 bad steps in a row: back to step 2, to continue without them"
     assert event["steps"] == [3, 4]
@@ -316,15 +320,13 @@ def test_bad_steps_in_a_row_send_the_run_back_and_are_not_tried_again(runs: dict
 
 
 @pytest.mark.parametrize("name", ["twice", "twice zero3"])
-def test_the_model_that_a_run_goes_on_with_does_not_stand_beside_the_one_that_it_leaves(
-    runs: dict[str, Path], name: str
-) -> None:
+def test_rewind_frees_previous_model(runs: dict[str, Path], name: str) -> None:
     assert len(told(runs[name], "rewind")) == 1
     assert [(runs[name] / f"living-{rank}.txt").read_text() for rank in range(2)] == ["0\n0\n"] * 2
     assert losses(runs[name])[-1] == pytest.approx(losses(runs["twice out"])[-1], rel=2e-5)
 
 
-def test_a_worker_that_sees_other_shards_ends_the_run_on_all_before_it_trains(runs: dict[str, Path]) -> None:
+def test_different_shards_on_one_rank_stop_all_ranks(runs: dict[str, Path]) -> None:
     for rank in range(2):
         said = (runs["apart"] / f"error-{rank}.txt").read_text()
         assert said == (
@@ -333,7 +335,7 @@ def test_a_worker_that_sees_other_shards_ends_the_run_on_all_before_it_trains(ru
     assert not (runs["apart"] / "metrics.jsonl").exists()
 
 
-def test_a_run_that_stays_bad_ends_with_a_verdict_on_both_workers(runs: dict[str, Path]) -> None:
+def test_persistently_bad_run_stops_on_all_ranks(runs: dict[str, Path]) -> None:
     for rank in (0, 1):
         said = (runs["verdict"] / f"error-{rank}.txt").read_text()
         assert (
@@ -347,7 +349,7 @@ def load_trace(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
-def test_the_trace_names_every_sample_of_the_global_batch_whatever_the_workers(runs: dict[str, Path]) -> None:
+def test_trace_names_every_sample_of_global_batch(runs: dict[str, Path]) -> None:
     def ids(name: str) -> dict[int, dict[str, str]]:
         found: dict[int, dict[str, str]] = {}
         for entry in load_trace(runs[name]):
@@ -359,14 +361,14 @@ def test_the_trace_names_every_sample_of_the_global_batch_whatever_the_workers(r
     assert ids("alone") == ids("zero2") == ids("micro")
 
 
-def test_a_checkpoint_names_the_shards_that_its_run_keeps_to(runs: dict[str, Path], shards_dir: Path) -> None:
+def test_checkpoint_names_its_shards(runs: dict[str, Path], shards_dir: Path) -> None:
     shards = json.loads((shards_dir / "manifest.json").read_text())["shards"]
     for name in ("zero2", "resumed"):
         state = RunFolder(runs[name], "multitask").state(5)
         assert state["shards"] == {shard["name"]: shard["sha256"] for shard in shards}
 
 
-def test_every_step_tells_its_losses_by_task_and_its_pace(runs: dict[str, Path]) -> None:
+def test_step_metrics_have_losses_by_task_and_pace(runs: dict[str, Path]) -> None:
     metrics = read_metrics(runs["zero2"])
     tasks = {name.split("/")[1] for step in metrics.values() for name in step if name.startswith("task/")}
     assert tasks == {str(task) for task in MIX}
@@ -395,7 +397,7 @@ def ray_cluster():
     ray.shutdown()
 
 
-def test_ray_train_runs_a_stage_once_and_tells_failures_in_one_line(
+def test_ray_train_runs_stage_once_and_reports_failures_in_one_line(
     ray_cluster: None, shards_dir: Path, tmp_path: Path
 ) -> None:
     from uniavgen.train.launch import run_stage

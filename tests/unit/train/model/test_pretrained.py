@@ -36,7 +36,8 @@ def wan() -> diffusers.WanTransformer3DModel:
 
 @pytest.fixture
 def original(wan: diffusers.WanTransformer3DModel) -> dict[str, torch.Tensor]:
-    """The same weights under the original repository's names, by diffusers' rules written the other way round."""
+    """The same weights under the original repository's names, by diffusers' rules written the other way
+    round."""
     rules = [
         ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
         ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
@@ -79,7 +80,7 @@ def shards(folder: Path, state: dict[str, torch.Tensor], name: str) -> Path:
     return folder
 
 
-def test_both_layouts_sharded_load_the_same_model_and_every_key_is_reported(
+def test_original_and_diffusers_layout_load_the_same_model(
     tmp_path: Path, wan: diffusers.WanTransformer3DModel, original: dict[str, torch.Tensor]
 ) -> None:
     folders = {
@@ -99,7 +100,7 @@ def test_both_layouts_sharded_load_the_same_model_and_every_key_is_reported(
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_branch_writes_the_original_layout_back(tmp_path: Path, original: dict[str, torch.Tensor]) -> None:
+def test_wan_state_dict_is_the_inverse_of_loading(tmp_path: Path, original: dict[str, torch.Tensor]) -> None:
     save_file(original, tmp_path / "model.safetensors")
     branch = Branch(VIDEO)
     load_branch(branch, tmp_path / "model.safetensors")
@@ -108,9 +109,7 @@ def test_a_branch_writes_the_original_layout_back(tmp_path: Path, original: dict
     assert all(torch.equal(written[key], original[key]) for key in original)
 
 
-def test_loading_assigns_the_tensors_and_keeps_no_second_copy(
-    tmp_path: Path, original: dict[str, torch.Tensor]
-) -> None:
+def test_loading_keeps_no_second_copy(tmp_path: Path, original: dict[str, torch.Tensor]) -> None:
     save_file(original, tmp_path / "model.safetensors")
     with torch.device("meta"):
         branch = Branch(VIDEO)
@@ -118,9 +117,7 @@ def test_loading_assigns_the_tensors_and_keeps_no_second_copy(
     assert all(p.dtype == torch.bfloat16 and not p.is_meta and p.requires_grad for p in branch.parameters())
 
 
-def test_what_the_checkpoint_lacks_or_has_too_much_is_told(
-    tmp_path: Path, original: dict[str, torch.Tensor]
-) -> None:
+def test_missing_and_unused_keys_are_reported(tmp_path: Path, original: dict[str, torch.Tensor]) -> None:
     part = {key: value for key, value in original.items() if not key.startswith("head")}
     part["blocks.0.cross_attn.k_img.weight"] = torch.zeros(2)
     save_file(part, tmp_path / "model.safetensors")
@@ -145,7 +142,7 @@ def test_what_the_checkpoint_lacks_or_has_too_much_is_told(
         ({"blocks.1.ffn.0.bias": torch.zeros(65)}, r"blocks.1.ffn.0.bias has shape \[65\]"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused_by_name(
+def test_unknown_or_misshapen_key_is_refused_by_name(
     change: dict[str, torch.Tensor], said: str, tmp_path: Path, original: dict[str, torch.Tensor]
 ) -> None:
     save_file(original | change, tmp_path / "model.safetensors")
@@ -165,7 +162,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, original: dict[str,
         load_branch(Branch(VIDEO), tmp_path / "bad.safetensors")
 
 
-def test_a_fresh_model_is_a_function_of_its_seed() -> None:
+def test_initialisation_depends_on_seed_only() -> None:
     first, again, other = (build_model(CONFIG, seed=seed)[0].state_dict() for seed in (5, 5, 6))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)

@@ -12,12 +12,12 @@ from uniavgen.train.model.flops import Shapes, forward_flops
 from uniavgen.train.tasks import PAPER_MIX, Task
 
 
-def test_configuration_needs_no_torch() -> None:
+def test_configuration_imports_no_torch() -> None:
     code = "import sys, uniavgen.train.config, uniavgen.train.model.flops, uniavgen.train.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_defaults_are_the_papers_where_the_paper_speaks() -> None:
+def test_defaults_match_the_paper() -> None:
     interaction, sampler = InteractionConfig(), SamplingConfig()
     assert (interaction.a2v, interaction.v2a, interaction.window) == ("ati", "ati", 12)
     assert (interaction.layers, interaction.position) == ("interleaved", "before-self-attention")
@@ -38,7 +38,7 @@ def test_defaults_are_the_papers_where_the_paper_speaks() -> None:
     )
 
 
-def test_interaction_layers_are_where_the_field_says() -> None:
+def test_interaction_layer_indices() -> None:
     chosen = {
         name: InteractionConfig(layers=name).layer_indices(6)
         for name in ("interleaved", "all", "first-half", "last-half")
@@ -52,7 +52,7 @@ def test_interaction_layers_are_where_the_field_says() -> None:
     assert len(ModelConfig.paper().interaction.layer_indices(30)) == 15
 
 
-def test_a_configuration_survives_json() -> None:
+def test_model_config_survives_json() -> None:
     for config in (ModelConfig.tiny(), ModelConfig.paper(), ObjectiveConfig(), SamplingConfig()):
         assert type(config).model_validate_json(config.model_dump_json()) == config
 
@@ -76,12 +76,12 @@ def test_a_configuration_survives_json() -> None:
         (lambda: ObjectiveConfig(continuation_min=0.9), "continuation_min"),
     ],
 )
-def test_a_bad_field_is_named(build, said: str) -> None:
+def test_bad_model_field_is_named(build, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         build()
 
 
-def test_flops_of_the_paper_size_match_the_papers_geometry() -> None:
+def test_flops_of_paper_size() -> None:
     flops = forward_flops(ModelConfig.paper(), Shapes(latents=21, height=30, width=52, mels=475))
     one = flops["interactions"] / 15
     # PAPER.md's figure for A2V alone is 357 GF a layer, 309 of them projections; V2A adds about 140

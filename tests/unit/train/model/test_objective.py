@@ -1,16 +1,11 @@
-"""The five tasks: what each is given, what is scored, that nothing leaks, and the exact mix."""
+"""The objective: inputs and targets of each task, no leaks, losses, text dropout, face masks."""
 
-from collections import Counter
 from collections.abc import Callable
-from enum import StrEnum
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.timing import frames_for_latents, mels_for_frames
 from uniavgen.train.batch import (
     CONDITION,
     NOISY,
@@ -21,12 +16,19 @@ from uniavgen.train.batch import (
     validate_batch,
 )
 from uniavgen.train.config import ObjectiveConfig
-from uniavgen.train.flow_matching import Draw, task_at
-from uniavgen.train.generation import Conditions
+from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.config import FaceConfig, ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
-from uniavgen.train.model.objective import compute_losses, drop_text, prepare_inputs, role_mask
-from uniavgen.train.tasks import PAPER_MIX, GivenPart, Task, clip_condition, task_named
+from uniavgen.train.model.objective import (
+    compute_losses,
+    drop_text,
+    lambda_at,
+    mask_iou,
+    mask_loss,
+    prepare_inputs,
+    role_mask,
+)
+from uniavgen.train.tasks import Task
 
 MakeBatch = Callable[..., LatentBatch]
 DRAW = Draw(7, 3, (0, 1))
@@ -51,9 +53,7 @@ def shape_of(data: BranchInput) -> list[tuple[int, int, int]]:
         (Task.AUDIO_DRIVEN, [(REFERENCE, -1, 1), (NOISY, 0, 5)], [(CONDITION, 0, 100)]),
     ],
 )
-def test_each_task_lays_out_reference_condition_and_noisy_parts(
-    task: Task, video: list, audio: list, make_batch: MakeBatch
-) -> None:
+def test_layout_of_each_task(task: Task, video: list, audio: list, make_batch: MakeBatch) -> None:
     objective = ObjectiveConfig(continuation_min=0.4, continuation_max=0.4, dubbing_reference=1)
     inputs = prepare_inputs(make_batch(), task, DRAW, objective, FACE)
     assert shape_of(inputs.video) == video
@@ -64,7 +64,7 @@ def test_each_task_lays_out_reference_condition_and_noisy_parts(
     assert inputs.video.latent.shape[2] == len(inputs.video.role) == len(inputs.video.position)
 
 
-def test_clean_parts_are_the_data_and_noisy_parts_lie_on_the_straight_path(make_batch: MakeBatch) -> None:
+def test_clean_parts_are_data_and_noisy_parts_lie_on_path(make_batch: MakeBatch) -> None:
     batch = make_batch()
     inputs = prepare_inputs(
         batch, Task.CONTINUATION, DRAW, ObjectiveConfig(continuation_min=0.4, continuation_max=0.4), FACE
@@ -82,7 +82,7 @@ def test_clean_parts_are_the_data_and_noisy_parts_lie_on_the_straight_path(make_
     assert abs(noise.std() - 1) < 0.1
 
 
-def test_a_dubbed_films_reference_image_is_its_own_first_frame(make_batch: MakeBatch) -> None:
+def test_dubbing_uses_first_frame_as_reference_image(make_batch: MakeBatch) -> None:
     batch = make_batch()
     inputs = prepare_inputs(batch, Task.DUBBING, DRAW, ObjectiveConfig(), FACE)
     assert torch.equal(inputs.video.latent, torch.cat([batch.video[:, :, :1], batch.video], dim=2))
@@ -113,9 +113,7 @@ def test_no_task_leaks_its_target_into_its_condition(task: Task, make_batch: Mak
 
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("supervise", ["noisy", "clip"])
-def test_no_clean_token_gets_a_gradient_from_the_loss(
-    task: Task, supervise: str, make_batch: MakeBatch
-) -> None:
+def test_clean_tokens_get_no_gradient(task: Task, supervise: str, make_batch: MakeBatch) -> None:
     outputs = []
 
     def model(video: BranchInput, audio: BranchInput, checkpointing: bool = False) -> DualOutput:
@@ -149,7 +147,7 @@ def test_every_parameter_gets_a_gradient_in_every_task(
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_the_audio_stage_trains_on_sound_alone(
+def test_audio_only_batch_trains_audio_parts(
     make_batch: MakeBatch, make_config: Callable[..., ModelConfig]
 ) -> None:
     config = make_config()
@@ -167,7 +165,7 @@ def test_the_audio_stage_trains_on_sound_alone(
             compute_losses(model, batch, task, DRAW, ObjectiveConfig(), config.face, 0.1)
 
 
-def test_a_sample_draws_the_same_whoever_sits_beside_it(make_batch: MakeBatch) -> None:
+def test_draws_do_not_depend_on_other_samples_in_batch(make_batch: MakeBatch) -> None:
     batch = make_batch(size=3)
     whole = prepare_inputs(batch, Task.JOINT, Draw(1, 2, (0, 1, 2)), ObjectiveConfig(), FACE)
     half = make_batch(size=3)
@@ -192,14 +190,14 @@ def test_a_sample_draws_the_same_whoever_sits_beside_it(make_batch: MakeBatch) -
     assert not torch.equal(whole.audio.latent, other.audio.latent)
 
 
-def test_both_branches_share_a_time_unless_told_otherwise(make_batch: MakeBatch) -> None:
+def test_branches_share_timestep_unless_configured_otherwise(make_batch: MakeBatch) -> None:
     shared = prepare_inputs(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(), FACE)
     assert torch.equal(shared.video.timestep, shared.audio.timestep)
     apart = prepare_inputs(make_batch(), Task.JOINT, DRAW, ObjectiveConfig(shared_timestep=False), FACE)
     assert not torch.equal(apart.video.timestep, apart.audio.timestep)
 
 
-def test_text_is_dropped_per_sample_at_the_stated_rate(make_batch: MakeBatch) -> None:
+def test_text_dropout_rate_per_sample(make_batch: MakeBatch) -> None:
     batch, objective, dropped = (
         make_batch(size=4),
         ObjectiveConfig(caption_dropout=0.25, speech_dropout=0.5),
@@ -212,32 +210,7 @@ def test_text_is_dropped_per_sample_at_the_stated_rate(make_batch: MakeBatch) ->
     assert batch.caption_mask.all()
 
 
-@given(seed=st.integers(0, 10_000), start=st.integers(0, 10_000), length=st.integers(1, 60))
-@settings(max_examples=100, deadline=None, derandomize=True)
-def test_the_mix_is_exact_over_any_window_of_draws(seed: int, start: int, length: int) -> None:
-    period = Counter(task_at(seed, start + i, PAPER_MIX) for i in range(10))
-    assert period == {
-        Task.JOINT: 4,
-        Task.REFERENCE: 1,
-        Task.CONTINUATION: 1,
-        Task.DUBBING: 2,
-        Task.AUDIO_DRIVEN: 2,
-    }
-    window = Counter(task_at(seed, start + i, PAPER_MIX) for i in range(length))
-    for task, share in PAPER_MIX.items():
-        assert abs(window[task] - length * share / 10) <= 1.2
-
-
-def test_the_schedule_depends_on_the_seed_and_leaves_out_tasks_of_share_zero() -> None:
-    cycles = {tuple(task_at(seed, i, PAPER_MIX) for i in range(10)) for seed in range(20)}
-    assert len(cycles) > 5
-    assert {task_at(0, i, {Task.JOINT: 1, Task.DUBBING: 0}) for i in range(5)} == {Task.JOINT}
-
-
-def test_unknown_tasks_and_batches_that_do_not_fit_are_named(make_batch: MakeBatch) -> None:
-    with pytest.raises(UserError, match="unknown task 'sing'"):
-        task_named("sing")
-    assert task_named("audio-driven") is Task.AUDIO_DRIVEN
+def test_bad_batches_are_named(make_batch: MakeBatch) -> None:
     validate_batch(make_batch())
     for name, value, said in (
         ("mel", torch.zeros(2, 100, 99), "batch.mel has 99 frames, 5 video latents last 100"),
@@ -259,42 +232,25 @@ def test_unknown_tasks_and_batches_that_do_not_fit_are_named(make_batch: MakeBat
         prepare_inputs(make_batch(voice=0), Task.REFERENCE, DRAW, ObjectiveConfig(), FACE)
 
 
-@given(latents=st.integers(2, 30), share=st.floats(0.01, 0.99))
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_a_continuation_is_cut_at_one_instant_in_both_modalities(latents: int, share: float) -> None:
-    mels = mels_for_frames(frames_for_latents(latents))
-    parts = clip_condition(Task.CONTINUATION, latents, mels, share=share)
-    assert 0 < parts.latents < latents
-    assert parts.mels == mels_for_frames(frames_for_latents(parts.latents)) < mels
+def test_lambda_falls_linearly_only_when_decayed() -> None:
+    assert [lambda_at(FaceConfig(), p) for p in (0, 0.5, 1, 2)] == pytest.approx([0.1, 0.05, 0, 0])
+    assert [lambda_at(FaceConfig(mode="fixed"), p) for p in (0, 1)] == [0.1, 0.1]
+    assert lambda_at(FaceConfig(mode="unsupervised"), 0) == lambda_at(FaceConfig(mode="none"), 0) == 0
 
 
-def test_a_single_latent_cannot_be_continued() -> None:
-    with pytest.raises(UserError, match="cannot be continued"):
-        clip_condition(Task.CONTINUATION, 1, 6, share=0.5)
+def test_mask_loss_reductions() -> None:
+    masks, face = torch.rand(3, 2, 5, 4), torch.rand(2, 5, 4)
+    scored = torch.tensor([False, True, True, True, False])
+    squared = sum(((masks[layer] - face)[:, scored] ** 2).sum() for layer in range(3)) / 2
+    for reduction, divisor in (("sum", 1), ("sum-layers", 12), ("mean", 36)):
+        loss = mask_loss(masks, face, scored, FaceConfig(reduction=reduction))
+        assert loss.item() == pytest.approx((squared / divisor).item(), rel=1e-5)
+        assert mask_loss(masks, face, torch.zeros(5, dtype=torch.bool), FaceConfig(reduction=reduction)) == 0
 
 
-def test_every_task_has_a_complete_row() -> None:
-    fields = {name for name in Conditions.__dataclass_fields__}
-    for task in Task:
-        spec = task.spec
-        assert spec.help
-        assert spec.generates
-        assert set(spec.generates) <= {"video", "audio"}
-        assert set(spec.sample_needs) <= fields
-        assert "video" not in spec.generates or spec.given is not GivenPart.WHOLE_VIDEO
-        assert "audio" not in spec.generates or spec.given is not GivenPart.WHOLE_AUDIO
-        assert clip_condition(task, 5, 100, share=0.4, has_voice=True)
-    assert len({task.spec.help for task in Task}) == len(Task)
-
-
-def test_a_task_without_a_row_is_an_error() -> None:
-    with pytest.raises(TypeError, match="spec"):
-
-        class Incomplete(StrEnum):
-            SING = "sing"
-            __new__ = Task.__new_member__
-
-
-def test_a_task_named_in_no_row_is_never_taken_for_another() -> None:
-    with pytest.raises(ValueError, match="sing"):
-        Task("sing")
+def test_mask_iou_per_layer() -> None:
+    face = torch.zeros(1, 2, 4)
+    face[0, 1, :2] = 1
+    masks = torch.stack([face, 1 - face, torch.ones_like(face)])
+    scored = torch.tensor([False, True])
+    assert mask_iou(masks, face, scored).tolist() == pytest.approx([1, 0, 0.5])
