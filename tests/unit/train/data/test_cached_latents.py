@@ -362,7 +362,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import uniavgen.train.data.latent_caching
-from uniavgen.train.config import CacheConfig, DataConfig
+from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.latent_caching import cache_latents
 from uniavgen.train.codec.registry import load_codecs
 
