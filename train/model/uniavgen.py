@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.flops import Shapes, forward_flops
@@ -121,7 +121,7 @@ class UniAVGen:
     def export_tensors(self, model: nn.Module) -> dict[str, dict[str, Tensor]]:
         from uniavgen.train.model.pretrained import export_tensors
 
-        return export_tensors(model)
+        return export_tensors(cast("DualBranch", model))
 
     def load_export(self, folder: Path) -> tuple[DualBranch, list[str]]:
         from uniavgen.train.model.pretrained import load_export
