@@ -1,9 +1,10 @@
-"""A stage-2 step of the full-size model on one GPU: step time, peak memory and MFU by the model's own FLOP formula.
+"""A stage-2 step of the full-size model on one GPU: step time, peak memory, MFU by the model's FLOP formula.
 
-    python tests/benchmarks/model/gpu_step.py [--preset paper] [--zero 2] [--offload cpu] [--steps 5] [--compile] [--json FILE]
+    python tests/benchmarks/model/gpu_step.py [--preset paper] [--zero 2] [--offload cpu] [--steps 5]
+                                              [--compile] [--json FILE]
 
-bf16, activation checkpointing, ZeRO on one worker, latents drawn at random: what the trainer does between data and
-checkpoint. Prints what `uniavgen plan` counts beside what was measured. Leaves at once where there is no GPU.
+bf16, activation checkpointing, ZeRO on one worker, random latents: the trainer's work between data and
+checkpoint. Prints the numbers of `uniavgen plan` beside the measured ones. Without a GPU it exits at once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from uniavgen.train.tasks import Task
 
 
 def random_batch(config: TrainConfig, device: str) -> LatentBatch:
-    """One clip of the configured window, as the codecs would give it."""
+    """One clip of the configured window, with the shapes of the codecs."""
     data, (latents, height, width) = config.data, config.data.latent_shape
 
     def normal(*shape: int) -> torch.Tensor:
@@ -55,7 +56,7 @@ def random_batch(config: TrainConfig, device: str) -> LatentBatch:
 
 
 def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
-    """Median step time and peak memory of a joint stage with one sample a step; the first two steps are not counted."""
+    """Median step time and peak memory of a joint stage with one sample per step, after two warm-up steps."""
     for name, value in (
         ("MASTER_ADDR", "127.0.0.1"),
         ("MASTER_PORT", "29533"),
@@ -75,7 +76,8 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
     engine = create_engine(model, config, stage, 1, "cuda")
     if compiled:
         engine.module.run = torch.compile(engine.module.run)
-    batch, face, taken = random_batch(config, "cuda"), stage.face_config(config.model.face), []
+    batch, face = random_batch(config, "cuda"), stage.face_config(config.model.face)
+    step_seconds: list[float] = []
     torch.cuda.reset_peak_memory_stats()
     for step in range(steps + 2):
         torch.cuda.synchronize()
@@ -95,10 +97,10 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
         engine.step()
         torch.cuda.synchronize()
         if step > 1:
-            taken.append(time.perf_counter() - began)
+            step_seconds.append(time.perf_counter() - began)
     peak, card = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
-    flops, step_s = sample_flops(config, stage), statistics.median(taken)
-    counted = stage_memory(config, stage, 1, codecs=False).peak
+    flops, step_s = sample_flops(config, stage), statistics.median(step_seconds)
+    planned = stage_memory(config, stage, 1, codecs=False).peak
     tflops = next((gpu.tflops for gpu in GPUS.values() if gpu.name.split("-")[0] in card.lower()), None)
     return {
         "card": card,
@@ -107,8 +109,8 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
         "tflops_per_s": flops / step_s / 1e12,
         "mfu": flops / step_s / 1e12 / tflops if tflops else None,
         "peak_gib": peak / 2**30,
-        "peak_counted_gib": counted / 2**30,
-        "counted_over_measured": counted / peak,
+        "peak_planned_gib": planned / 2**30,
+        "planned_over_measured": planned / peak,
     }
 
 
@@ -122,24 +124,26 @@ def main() -> None:
     parser.add_argument("--no-checkpointing", action="store_true")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    given = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no GPU here: nothing was measured")
+        print("no GPU on this machine: nothing measured")
         sys.exit(0)
-    how = [
-        f"train.deepspeed.zero_stage={given.zero}",
-        f"train.deepspeed.offload={given.offload}",
+    assignments = [
+        f"train.deepspeed.zero_stage={options.zero}",
+        f"train.deepspeed.offload={options.offload}",
         "train.deepspeed.dtype=bf16",
     ]
-    how += [
+    assignments += [
         "train.deepspeed.micro_batch=1",
-        f"train.deepspeed.activation_checkpointing={not given.no_checkpointing}",
+        f"train.deepspeed.activation_checkpointing={not options.no_checkpointing}",
     ]
-    found = measure(load_config(given.preset, assignments=how).train, given.steps, given.compile)
-    print(json.dumps(found, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    results = measure(
+        load_config(options.preset, assignments=assignments).train, options.steps, options.compile
+    )
+    print(json.dumps(results, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Peak memory of real DeepSpeed steps beside what `uniavgen plan` counts, by ZeRO stage and type, on one CPU worker.
+"""Peak memory of real DeepSpeed steps against `uniavgen plan`, by ZeRO stage and dtype, on one CPU worker.
 
     python tests/benchmarks/model/planned_memory.py [--zero 0,1,2,3] [--dtype fp32,bf16]
 
-A small model (35 M parameters) takes two whole steps: forward, backward, optimizer. Measured by the allocator's own record.
-DeepSpeed's bucket is lowered to a million numbers, as its default alone would outweigh the model. One worker: what ZeRO
-divides among workers is divided by one.
+A small model (35 M parameters) makes two full steps: forward, backward, optimizer. Measured from the
+allocator's record. DeepSpeed's bucket is lowered to a million numbers, because its default is larger than the
+model. With one worker, ZeRO shards nothing.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ MODEL = ModelConfig(
 STAGE = StageConfig(name="joint", batch=SAMPLES, tasks={Task.REFERENCE: 1})
 
 
-def plan(zero: int, dtype: str) -> TrainConfig:
-    how = DeepSpeedConfig.model_validate({"zero_stage": zero, "dtype": dtype})
+def training_config(zero: int, dtype: str) -> TrainConfig:
+    setting = DeepSpeedConfig.model_validate({"zero_stage": zero, "dtype": dtype})
     data = DataConfig(frames=33, reference_frames=6)
-    return TrainConfig(model=MODEL, data=data, stages=[STAGE], deepspeed=how, workers=1)
+    return TrainConfig(model=MODEL, data=data, stages=[STAGE], deepspeed=setting, workers=1)
 
 
 def random_batch(config: TrainConfig) -> LatentBatch:
@@ -63,7 +63,7 @@ def random_batch(config: TrainConfig) -> LatentBatch:
 
 
 def steps(config: TrainConfig) -> None:
-    """Build model and engine, and take two steps."""
+    """Build model and engine, and make two steps."""
     engine: Any = engine_module.create_engine(DualBranch(MODEL), config, STAGE, 1, "cpu")
     batch = random_batch(config)
     for step in range(2):
@@ -74,9 +74,9 @@ def steps(config: TrainConfig) -> None:
         engine.step()
 
 
-def with_small_bucket(file: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def with_small_bucket(settings: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     def made(*arguments: Any) -> dict[str, Any]:
-        content = file(*arguments)
+        content = settings(*arguments)
         content["zero_optimization"]["reduce_bucket_size"] = BUCKET
         return content
 
@@ -89,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--zero", default="0,1,2,3")
     parser.add_argument("--dtype", default="fp32,bf16")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     for name, value in (
         ("MASTER_ADDR", "127.0.0.1"),
@@ -101,13 +101,13 @@ def main() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     dist.init_process_group("gloo")
     engine_module.deepspeed_settings = with_small_bucket(engine_module.deepspeed_settings)
-    for dtype in given.dtype.split(","):
-        for zero in map(int, given.zero.split(",")):
-            config = plan(zero, dtype)
+    for dtype in options.dtype.split(","):
+        for zero in map(int, options.zero.split(",")):
+            config = training_config(zero, dtype)
             measured = peak_bytes(lambda config=config: steps(config), "cpu")
-            counted = stage_memory(config, STAGE, 1, device="cpu", codecs=False, bucket=BUCKET).peak
-            line = f"measured {measured / 1e6:7.1f} MB, counted {counted / 1e6:7.1f} MB, ratio {counted / measured:.3f}"
-            print(f"{dtype} ZeRO {zero}: {line}", flush=True)
+            planned = stage_memory(config, STAGE, 1, device="cpu", codecs=False, bucket=BUCKET).peak
+            line = f"measured {measured / 1e6:7.1f} MB, planned {planned / 1e6:7.1f} MB"
+            print(f"{dtype} ZeRO {zero}: {line}, ratio {planned / measured:.3f}", flush=True)
             gc.collect()
 
 

@@ -1,16 +1,18 @@
-"""What the interaction costs, and how our Wan transformer stands beside diffusers': ratios within one run.
+"""Cost of the interaction, and our Wan transformer against diffusers': ratios within one run.
 
-    python tests/benchmarks/model/speed.py [--only interaction,dual,wan] [--fraction 16] [--turns 5] [--json FILE]
+    python tests/benchmarks/model/speed.py [--only interaction,dual,wan] [--fraction 16] [--turns 5]
+                                           [--json FILE]
 
-interaction   one interaction layer forward and backward at the paper's geometry (T 21, 390 tokens a latent, 475 mel frames,
-              widths 3072 / 1536 over --fraction): ATI against the same layer with one global SDPA call (sgi), against
-              ATI without positions (plain), and plain against a loop over latents and mel frames written from the equations.
-              Time, and peak memory.
-dual          the dual model against its two branches without the interaction, beside what the FLOP formula foretells.
-wan           our branch against diffusers' WanTransformer3DModel on the same weights, clean and noisy frames mixed.
+interaction   one interaction layer forward and backward at the paper's geometry (T 21, 390 tokens a latent,
+              475 mel frames, widths 3072 / 1536 over --fraction): ATI against the same layer with one global
+              SDPA call (sgi), ATI against ATI without positions (plain), and plain against loops over latents
+              and mel frames written from the equations. Time and peak memory.
+dual          the dual model against its two branches without the interaction, beside the prediction of the
+              FLOP formula.
+wan           our branch against diffusers' WanTransformer3DModel on the same weights, clean and noisy frames.
 
-Both sides of a ratio take turns, so that a busy machine is unfair to nobody. On a CPU one thread's processor time is taken
-and the allocator's own record for memory; with a GPU (--device cuda) events and its peak statistics.
+Both sides of a ratio take turns, so that load on the machine affects both. On a CPU: one thread's CPU time,
+and the allocator's record for memory; on a GPU (--device cuda): events and peak statistics.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ Work = Callable[[], Any]
 
 
 def seconds(works: dict[str, Work], turns: int, device: str) -> dict[str, float]:
-    """Median time of each work, in turns that begin with another one each time; one turn before them is not counted."""
+    """Median time of each work, in rotating turns after one warm-up turn."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(-1, turns):
         names = list(works)
@@ -70,7 +72,7 @@ def one_time(work: Work, device: str) -> float:
 
 
 def peak_bytes(work: Work, device: str) -> int:
-    """Most bytes that a work holds at once above what stood before."""
+    """Peak bytes of a work above what was allocated before."""
     if device != "cpu":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -82,7 +84,7 @@ def peak_bytes(work: Work, device: str) -> int:
 
 
 def model_of(fraction: int, layers: int, aligner: str, **changes: Any) -> ModelConfig:
-    """The paper's widths over `fraction`, at its head width where it divides."""
+    """The paper's widths over `fraction`, with its head width if that divides them."""
     video, audio = (width // fraction for width in WIDTHS)
     head = min(HEAD, audio // 2)
     return ModelConfig(
@@ -123,7 +125,7 @@ def both_ways(outputs: Callable[[], tuple[Tensor, ...]], parameters: list[Tensor
 def naive_interaction(
     module: Interaction, config: InteractionConfig, video: Tensor, audio: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The equations with a loop over latents and one over mel frames, each with its own context and attention call."""
+    """The equations as loops over latents and over mel frames, with an attention call for each."""
     mask = module.face(video) if module.face is not None else torch.ones_like(video[..., :1])
     hv, ha = (
         F.layer_norm(x.float(), x.shape[-1:], eps=module.eps).to(x.dtype) for x in (video, audio[:, :, 0])
@@ -137,28 +139,30 @@ def naive_interaction(
         wanted = [
             mel for f in reach for mel in range(len(frame_of)) if frame_of[mel] == min(max(f, 0), frames - 1)
         ]
-        updates.append(asked(module.a2v, hv[:, latent], ha[:, wanted]))
+        updates.append(cross_attend(module.a2v, hv[:, latent], ha[:, wanted]))
     new_video = video + mask * torch.stack(updates, dim=1)
-    seen, updates = mask * hv, []
+    masked, updates = mask * hv, []
     for mel, frame in enumerate(frame_of):
         latent, after = latent_of_frame(frame), min(latent_of_frame(frame + 1), last)
         alpha = float(mel / k - frame)
         updates.append(
-            asked(module.v2a, ha[:, mel : mel + 1], (1 - alpha) * seen[:, latent] + alpha * seen[:, after])
+            cross_attend(
+                module.v2a, ha[:, mel : mel + 1], (1 - alpha) * masked[:, latent] + alpha * masked[:, after]
+            )
         )
     return new_video, audio + torch.cat(updates, dim=1).unsqueeze(2)
 
 
-def asked(way: CrossModal, query: Tensor, context: Tensor) -> Tensor:
+def cross_attend(direction: CrossModal, query: Tensor, context: Tensor) -> Tensor:
     q, k, v = (
-        part.unflatten(-1, (way.heads, -1)).transpose(1, 2)
-        for part in (way.q(query), way.k(context), way.v(context))
+        part.unflatten(-1, (direction.heads, -1)).transpose(1, 2)
+        for part in (direction.q(query), direction.k(context), direction.v(context))
     )
-    return way.o(query + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    return direction.o(query + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def interaction(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """ATI against one global call, against itself without positions, and this one against the loop."""
+    """ATI against one global call, ATI against ATI without positions, and the latter against the loop."""
     layouts = (Segment(NOISY, 0, LATENTS),), (Segment(NOISY, 0, MELS),)
     works: dict[str, Work] = {}
     torch.manual_seed(0)
@@ -172,16 +176,18 @@ def interaction(fraction: int, turns: int, device: str, dtype: torch.dtype) -> d
         )
         audio = torch.randn(1, MELS, 1, config.audio.dim, device=device, dtype=dtype, requires_grad=True)
         table = align(config, *layouts, torch.device(device))
-        learnt = [video, audio, *module.parameters()]
-        works[name] = both_ways(lambda m=module, v=video, a=audio, t=table: m(v, a, t)[:2], learnt)
+        inputs = [video, audio, *module.parameters()]
+        works[name] = both_ways(lambda m=module, v=video, a=audio, t=table: m(v, a, t)[:2], inputs)
         if name == "plain":
-            how = config.interaction
+            settings = config.interaction
             works["loop"] = both_ways(
-                lambda m=module, v=video, a=audio, c=how: naive_interaction(m, c, v, a), learnt
+                lambda m=module, v=video, a=audio, c=settings: naive_interaction(m, c, v, a), inputs
             )
             with torch.no_grad():
                 pairs = zip(
-                    module(video, audio, table)[:2], naive_interaction(module, how, video, audio), strict=True
+                    module(video, audio, table)[:2],
+                    naive_interaction(module, settings, video, audio),
+                    strict=True,
                 )
                 apart = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
     memory = {name: peak_bytes(work, device) for name, work in works.items()}
@@ -220,12 +226,12 @@ def dual_inputs(
 
 
 def dual(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The dual model against its two branches: overhead of the interaction, beside the FLOP formula's."""
+    """The dual model against its branches: overhead of the interaction, measured and by FLOP formula."""
     config = model_of(fraction, 4, "ati")
     torch.manual_seed(0)
     model = DualBranch(config).to(device, dtype)
     latents, side, mels = 21, (16, 16), MELS
-    inputs, learnt = dual_inputs(config, latents, side, mels, device), list(model.parameters())
+    inputs, parameters = dual_inputs(config, latents, side, mels, device), list(model.parameters())
 
     def outputs(interact: bool) -> tuple[Tensor, ...]:
         out = model(*inputs, interact=interact)
@@ -234,8 +240,8 @@ def dual(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str
         return out.video, out.audio
 
     works = {
-        "dual": both_ways(lambda: outputs(True), learnt),
-        "branches": both_ways(lambda: outputs(False), learnt),
+        "dual": both_ways(lambda: outputs(True), parameters),
+        "branches": both_ways(lambda: outputs(False), parameters),
     }
     taken = seconds(works, turns, device)
     shapes = Shapes(
@@ -252,12 +258,13 @@ def dual(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str
         "widths": [config.video.dim, config.audio.dim],
         "seconds": taken,
         "overhead_percent": 100 * (taken["dual"] / taken["branches"] - 1),
-        "overhead_foretold_percent": 100 * (flops[True] / flops[False] - 1),
+        "overhead_predicted_percent": 100 * (flops[True] / flops[False] - 1),
     }
 
 
 def wan(fraction: int, turns: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Our branch against diffusers' transformer, forward and backward, with per-token timesteps as training has them."""
+    """Our branch against diffusers' transformer, forward and backward, with per-token timesteps as in
+    training."""
     import small_wan
 
     dim, head = WIDTHS[0] // fraction, min(HEAD, WIDTHS[1] // fraction // 2)
@@ -305,15 +312,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    given = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {}
-    for name in given.only.split(","):
-        found[name] = PARTS[name](given.fraction, given.turns, given.device, getattr(torch, given.dtype))
-        print(name, json.dumps(found[name], indent=1), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    results = {}
+    for name in options.only.split(","):
+        results[name] = PARTS[name](
+            options.fraction, options.turns, options.device, getattr(torch, options.dtype)
+        )
+        print(name, json.dumps(results[name], indent=1), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: clocks, and the trainer on batches that were made before the clock starts."""
+"""Shared by the training benchmarks: clocks, and the trainer on batches made before the clock starts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from uniavgen.train.tasks import PAPER_MIX
 from uniavgen.train.trainer import Job, StageTrainer
 
 KEPT = 4
-"""Batches that are made and then go round."""
+"""Batches that are made once and then reused in turn."""
 
 
 @dataclass
 class Clocks:
-    """Wall and CPU seconds of a process, by name, one entry a turn."""
+    """Wall and CPU seconds of a process, by name, one entry per turn."""
 
     wait: Callable[[], None] = lambda: None
     wall: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     cpu: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def forget(self) -> None:
-        """Begin anew, once everything has been run that is slow the first time."""
+        """Discard all entries, after the warm-up."""
         self.wall.clear()
         self.cpu.clear()
 
@@ -54,25 +54,27 @@ class Clocks:
 
 
 class InMemory(StageTrainer):
-    """The trainer with batches that were made before the clock starts."""
+    """The trainer on batches made before the clock starts."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        micros = [(step, places) for step in range(KEPT) for places in self.places_at(step)]
+        micros = [(step, indices) for step in range(KEPT) for indices in self.sample_indices_at(step)]
         self.kept = [self.loader.load(*micro) for micro in micros]
 
     def batches(self, steps: Sequence[int]) -> Iterator[LoadedBatch]:
         return itertools.cycle(self.kept)
 
 
-def plan(model: ModelConfig, workers: int, steps: int, zero: int = 0, **changes: Any) -> TrainConfig:
-    """A joint stage on the paper's task mix, which saves at its end only and checks for warnings every 25 steps."""
+def training_config(
+    model: ModelConfig, workers: int, steps: int, zero: int = 0, **changes: Any
+) -> TrainConfig:
+    """A joint stage on the paper's task mix; saves at its end only, diagnostics every 25 steps."""
     stage = StageConfig(name="joint", batch=4, steps=steps, tasks=PAPER_MIX)
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "deepspeed": DeepSpeedConfig(zero_stage=zero),
         "health": HealthConfig(watch_every=25),
         **changes,
     }
     return TrainConfig(
-        model=model, stages=[stage], workers=workers, fixed_steps=0, checkpoint={"every": 10**6}, **given
+        model=model, stages=[stage], workers=workers, fixed_steps=0, checkpoint={"every": 10**6}, **settings
     )

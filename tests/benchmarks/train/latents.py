@@ -1,11 +1,12 @@
-"""How much faster training gets its batches from cached latents than by decoding and encoding on line.
+"""Speed of loading batches from cached latents against decoding and encoding on line.
 
-    python tests/benchmarks/train/latents.py [--shards demo-output/corpus/shards] [--frames 17] [--side 128] [--turns 6]
+    python tests/benchmarks/train/latents.py [--shards demo-output/corpus/shards] [--frames 17]
+                                             [--side 128] [--turns 6]
 
-Takes the shards of a corpus (those of `make demo` by default), makes the cache of this window in a copy of them, and lets two
-`BatchLoader`s load the same positions in one process and one thread, in turns, so that a busy machine is unfair to neither.
-The codecs are the embedded ones: a DCT costs far less than the Wan VAE, so with named weights the ratio only grows. Then: what
-the storage in float16 takes of the latents of these clips.
+Copies the shards of a corpus (those of `make demo` by default), caches latents of this window there, and lets
+two `BatchLoader`s load the same positions in one process and one thread, in turns, so that load on the
+machine affects both. The codecs are the embedded ones: a DCT costs far less than the Wan VAE, whose ratio
+would be larger. Then prints the rounding error of float16 storage.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MEMBERS = ("video", "reference", "mel", "reference_mel", "caption")
 
 
 def spent(loaders: dict[str, BatchLoader], turns: int) -> dict[str, tuple[float, float]]:
-    """Seconds of (wall, CPU) per sample of each loader; one batch each goes before."""
+    """Seconds of (wall, CPU) per sample of each loader, after one warm-up batch each."""
     total = {name: [0.0, 0.0] for name in loaders}
     for step in range(turns + 1):
         for name in sorted(loaders, reverse=bool(step % 2)):
@@ -46,10 +47,10 @@ def spent(loaders: dict[str, BatchLoader], turns: int) -> dict[str, tuple[float,
 
 
 def rounding(stream: SampleStream, encoder: CropEncoder, clips: int) -> dict[str, tuple[float, float]]:
-    """Error of float16 by member of a batch: root mean square over the member's spread, and the largest."""
+    """Error of float16 by batch member: root mean square over standard deviation, and the largest."""
     crops = [
-        cut_fixed_windows(stream.sample_by_index(place), encoder.config)[0]
-        for place in range(min(clips, len(stream)))
+        cut_fixed_windows(stream.sample_by_index(index), encoder.config)[0]
+        for index in range(min(clips, len(stream)))
     ]
     batch, found = encoder.encode(crops), {}
     for name in MEMBERS:
@@ -64,8 +65,8 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, default=Path("demo-output/corpus/shards"))
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--side", type=int, default=128, help="height and width in px")
-    parser.add_argument("--turns", type=int, default=6, help="batches that each loader has")
-    parser.add_argument("--folder", type=Path, help="where the copy is made; default: a temporary folder")
+    parser.add_argument("--turns", type=int, default=6, help="batches of each loader")
+    parser.add_argument("--folder", type=Path, help="folder of the copy; default: a temporary folder")
     options = parser.parse_args()
     if not (options.shards / "manifest.json").is_file():
         sys.exit(f"no shards at {options.shards}: run `make demo`, or name a corpus's shards with --shards")
@@ -87,10 +88,12 @@ def main() -> None:
         loaders = {"on line": BatchLoader(stream, config, encoded, BATCH)}
         loaders["cached"] = BatchLoader(stream, config, windows, BATCH)
         print(
-            f"{made.samples} clips, {config.cached.windows} windows of {config.frames} frames at {config.height} px each"
+            f"{made.samples} clips, {config.cached.windows} windows of {config.frames} frames "
+            f"at {config.height} px each"
         )
         print(
-            f"cache made at {made.samples / made.seconds:.1f} clips/s, {made.bytes / made.samples / 1e3:.0f} kB a clip"
+            f"cache made at {made.samples / made.seconds:.1f} clips/s, "
+            f"{made.bytes / made.samples / 1e3:.0f} kB a clip"
         )
         used = spent(loaders, options.turns)
         print(f"\n{'':<12}{'samples/s':>12}{'CPU ms':>10}")
@@ -98,7 +101,7 @@ def main() -> None:
             print(f"{name:<12}{1 / wall:>12.1f}{cpu * 1e3:>10.2f}")
         ratio = [used["on line"][clock] / used["cached"][clock] for clock in (0, 1)]
         print(f"ratio cached / on line: {ratio[0]:.1f} by wall time, {ratio[1]:.1f} by CPU time")
-        print("\nfloat16: error as a share of the spread, and the largest")
+        print("\nfloat16: error over the standard deviation, and the largest error")
         for name, (share, largest) in rounding(stream, CropEncoder(config, codecs), 8).items():
             print(f"{name:<14}{share:>10.1e}{largest:>10.1e}")
 

@@ -1,6 +1,6 @@
-"""What a checkpoint costs: the parts of writing a file, whole saves, and from them the stall at the paper's size.
+"""Cost of a checkpoint: parts of writing a file, full saves, and the stall computed for the paper's size.
 
-Part `save` of `trainer.py`, which says how it is run.
+Part `save` of `trainer.py`; see there for the command.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from in_memory import Clocks, InMemory, plan
+from in_memory import Clocks, InMemory, training_config
 
 from uniavgen.orchestration.config import load_config
 from uniavgen.orchestration.planning.training_plan import find_gpu, stage_cost
@@ -28,11 +28,11 @@ from uniavgen.train.trainer import Job, StageTrainer
 WORKERS, CARD, MFU = 8, "h200", 0.4
 """The cluster for which the paper's interval is computed: the project's budget, not a measurement."""
 COPY = 4e9
-"""Bytes a second from a card into pageable memory of its host, which is how PyTorch saves: stated, not measured here."""
+"""Bytes per second from a GPU to pageable host memory, as PyTorch saves. Assumed, not measured."""
 STORES = (1e9, 2e9, 5e9)
-"""Bytes a second that a store takes from all workers together: a slow shared folder, a fair one, one node's own NVMe."""
+"""Bytes per second that storage takes from all workers: slow shared, good shared, local NVMe."""
 MEMORY = Path("/dev/shm")
-"""A folder that is no disk, where the system has one: what is written there costs what the program itself costs."""
+"""A folder in memory, if the system has one: writing there costs what the program itself costs."""
 MODEL_50M = ModelConfig(
     video=BranchConfig(dim=512, layers=8, heads=8, ffn_dim=2048, in_channels=48, patch=(2, 2), text_dim=384),
     audio=BranchConfig(
@@ -43,8 +43,10 @@ MODEL_50M = ModelConfig(
 
 
 def saves(shards: Path, folder: Path, times: int = 4) -> None:
-    """Seconds of a save by model and place under ZeRO-2, and a plain write of as many bytes; then the paper's interval. The
-    first save of each is not counted."""
+    """Seconds of a save by model and target under ZeRO-2, beside a plain write of as many bytes.
+
+    The first save of each is not counted. Then the interval at the paper's size.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parts_of_a_file(folder)
     columns = (
@@ -62,20 +64,23 @@ def saves(shards: Path, folder: Path, times: int = 4) -> None:
     rate = 0.0
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else folder) as memory:
         for name, model in (("tiny", ModelConfig()), ("50 M", MODEL_50M)):
-            for place, home in (("disk", folder), ("memory", Path(memory))):
+            for target, home in (("disk", folder), ("memory", Path(memory))):
                 data = DataConfig(frames=13, height=64, width=64, reference_frames=5)
                 job = Job(
-                    plan(model, 1, 10, zero=2, data=data), "joint", str(shards), str(home / f"save-{name}")
+                    training_config(model, 1, 10, zero=2, data=data),
+                    "joint",
+                    str(shards),
+                    str(home / f"save-{name}"),
                 )
-                figures = timed_saves(InMemory(job), home / "plain", times)
-                rate = figures["MB/CPU s"] * 1e6
-                cells = "".join(f"{figures[c]:>{len(c) + 3}.2f}" for c in columns)
-                print(f"{name + ', ' + place:<14}{cells}")
+                numbers = timed_saves(InMemory(job), home / "plain", times)
+                rate = numbers["MB/CPU s"] * 1e6
+                cells = "".join(f"{numbers[c]:>{len(c) + 3}.2f}" for c in columns)
+                print(f"{name + ', ' + target:<14}{cells}")
     at_the_papers_size(rate)
 
 
 def timed_saves(runner: StageTrainer, plain: Path, times: int) -> dict[str, float]:
-    """One step, which makes the moments, and some saves: medians by part."""
+    """One step, which creates the moments, and some saves: medians by part."""
     clocks = Clocks()
     runner.train_step(0, runner.batches([0]))
     parts = {
@@ -83,16 +88,16 @@ def timed_saves(runner: StageTrainer, plain: Path, times: int) -> dict[str, floa
         "commit": (runner.folder, "commit"),
         "save": (runner, "save"),
     }
-    before = {part: getattr(*place) for part, place in parts.items()}
-    for part, place in parts.items():
-        setattr(*place, clocks.timed(part, before[part]))
+    before = {part: getattr(*owner) for part, owner in parts.items()}
+    for part, owner in parts.items():
+        setattr(*owner, clocks.timed(part, before[part]))
     for step in range(1, times + 1):
         runner.save(step)
         clocks.timed("plain", plain_write)(plain, folder_bytes(runner.folder, step))
-    for part, place in parts.items():
-        setattr(*place, before[part])
+    for part, owner in parts.items():
+        setattr(*owner, before[part])
     size, cpu = folder_bytes(runner.folder, times), median(clocks.cpu["save"][1:])
-    wall = {part: median(found[1:]) for part, found in clocks.wall.items()}
+    wall = {part: median(values[1:]) for part, values in clocks.wall.items()}
     return {
         "M parameters": runner.parameters["total"] / 1e6,
         "MB": size / 1e6,
@@ -107,7 +112,7 @@ def timed_saves(runner: StageTrainer, plain: Path, times: int) -> dict[str, floa
 
 
 class Nowhere:
-    """A file that takes everything and keeps nothing."""
+    """A file that discards all data."""
 
     def write(self, data: memoryview) -> int:
         return len(data)
@@ -117,7 +122,7 @@ class Nowhere:
 
 
 def parts_of_a_file(folder: Path, size: int = 2**28, times: int = 3) -> None:
-    """MB/s of what writing a file of tensors consists of, each alone, and of all of it as the trainer does it."""
+    """MB/s of each part of writing a file of tensors, and of all parts together as in the trainer."""
     state, content = {"weights": torch.randn(size // 4)}, bytes(size)
 
     def hashed(path: Path) -> None:
@@ -135,8 +140,8 @@ def parts_of_a_file(folder: Path, size: int = 2**28, times: int = 3) -> None:
             "torch.save to nowhere (crc32)": lambda: torch.save(state, Nowhere()),
             "torch.save into memory": lambda: torch.save(state, file),
             "torch.save into memory, then SHA-256 of it": lambda: read_back(file),
-            "torch.save hashed on the way, into memory": lambda: hashed(file),
-            "torch.save hashed on the way, onto the disk": lambda: hashed(folder / "file"),
+            "torch.save, hashed while writing, into memory": lambda: hashed(file),
+            "torch.save, hashed while writing, onto the disk": lambda: hashed(folder / "file"),
             "plain write onto the disk": lambda: plain_write(folder / "file", size),
         }.items():
             for _ in range(times + 1):
@@ -148,11 +153,11 @@ def parts_of_a_file(folder: Path, size: int = 2**28, times: int = 3) -> None:
 
 
 def plain_write(path: Path, size: int) -> None:
-    """So many bytes into a file and onto the disk."""
-    piece = bytes(2**20)
+    """Write `size` bytes to a file and fsync it."""
+    chunk = bytes(2**20)
     with path.open("wb") as file:
-        for _ in range(-(-size // len(piece))):
-            file.write(piece)
+        for _ in range(-(-size // len(chunk))):
+            file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
     path.unlink()
@@ -163,20 +168,24 @@ def folder_bytes(folder: RunFolder, step: int) -> int:
 
 
 def at_the_papers_size(rate: float) -> None:
-    """Computed, not measured. Under ZeRO-2 every worker writes its share of 12 bytes a parameter (master and moments), the
-    first one the 2 bytes of the bf16 weights besides, as a second file at the same time. A file takes as long as the CPU time
-    of a save into memory here, as if hashing and writing took turns, once it was copied off the card. The store may be slower
-    than all workers together."""
+    """Computed, not measured.
+
+    Under ZeRO-2 every worker writes its share of 12 bytes per parameter (master weights and moments); rank 0
+    also writes the 2 bytes of the bf16 weights, as a second file at the same time. After the copy from the
+    GPU, a file takes the CPU time of a save into memory here, as if hashing and writing were sequential.
+    Storage may be slower than all workers.
+
+    """
     config = load_config("paper").train
     print(
-        f"\ncomputed for the paper preset on {WORKERS} x {CARD} at {MFU:.0%} MFU, a save every {config.checkpoint.every} steps:"
+        f"\ncomputed for the paper preset on {WORKERS} x {CARD} at {MFU:.0%} MFU, "
+        f"a save every {config.checkpoint.every} steps:"
     )
     print(
-        f"each file at {rate / 1e6:.0f} MB/s (CPU time of a save into memory here), copied off its card at {COPY / 1e9:g} GB/s;"
+        f"each file at {rate / 1e6:.0f} MB/s (CPU time of a save into memory here), "
+        f"copied from its GPU at {COPY / 1e9:g} GB/s;"
     )
-    print(
-        "cores for two files a worker; no moving average; the share of the time by what the store takes in all"
-    )
+    print("cores for two files a worker; no moving average; share of the time by total speed of the storage")
     print(
         f"{'':<12}{'GB':>5}{'every':>9}{'no limit':>18}"
         + "".join(f"{f'{store / 1e9:g} GB/s':>18}" for store in STORES),
@@ -184,12 +193,13 @@ def at_the_papers_size(rate: float) -> None:
     )
     print(f"{'under 2 % from':>18}")
     for stage in config.stages:
-        whole, learns = stage_parameters(config, stage)
+        held, trained = stage_parameters(config, stage)
         between = config.checkpoint.every * stage_cost(config, stage, WORKERS, find_gpu(CARD), MFU, 0).step_s
-        size = 12 * learns + 2 * whole
-        own = max(12 * learns / WORKERS, 2 * whole) * (1 / rate + 1 / COPY)
-        stalls = [own, *(max(own, size / store) for store in STORES)]
+        size = 12 * trained + 2 * held
+        slowest = max(12 * trained / WORKERS, 2 * held) * (1 / rate + 1 / COPY)
+        stalls = [slowest, *(max(slowest, size / store) for store in STORES)]
         cells = "".join(f"{f'{stall:.0f} s, {stall / (between + stall):.1%}':>18}" for stall in stalls)
         print(
-            f"{stage.name:<12}{size / 1e9:>5.0f}{between / 60:>5.0f} min{cells}{size / (between / 49) / 1e9:>13.1f} GB/s"
+            f"{stage.name:<12}{size / 1e9:>5.0f}{between / 60:>5.0f} min{cells}"
+            f"{size / (between / 49) / 1e9:>13.1f} GB/s"
         )

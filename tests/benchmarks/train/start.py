@@ -1,4 +1,4 @@
-"""What a training worker imports before its first step: lean against plain, each in a process of its own, by turns.
+"""Imports of a training worker before its first step: lean against plain, in separate processes, by turns.
 
     python tests/benchmarks/train/start.py [--rounds N]
 
@@ -16,8 +16,9 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-PLAIN = "from uniavgen.train.engine.deepspeed_compat import set_environment; set_environment('cpu'); import deepspeed"
-LEAN = "from uniavgen.train.engine.deepspeed_compat import import_lean; import_lean('cpu')"
+COMPAT = "from uniavgen.train.engine.deepspeed_compat import"
+PLAIN = f"{COMPAT} set_environment; set_environment('cpu'); import deepspeed"
+LEAN = f"{COMPAT} import_lean; import_lean('cpu')"
 WORK = """
 import json, time
 import torch
@@ -30,7 +31,8 @@ print(json.dumps([time.process_time() - cpu, time.perf_counter() - began]))
 
 
 def seconds(imports: str) -> tuple[float, float]:
-    """CPU and wall seconds of what DeepSpeed, its first engine and the caption encoder import, after torch."""
+    """CPU and wall seconds of the imports of DeepSpeed, its first engine and the caption encoder, after
+    torch."""
     done = subprocess.run(
         [sys.executable, "-c", WORK.format(imports=imports)], capture_output=True, text=True, check=True
     )
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     ways = {"plain": PLAIN, "lean": LEAN}
-    for imports in ways.values():  # files into memory, bytecode onto the disk
+    for imports in ways.values():  # warm up file cache and bytecode
         seconds(imports)
     taken = {way: ([], []) for way in ways}  # type: dict[str, tuple[list[float], list[float]]]
     for _ in range(rounds):

@@ -1,19 +1,19 @@
-"""What the trainer costs beside a bare PyTorch loop, what each ZeRO stage costs, and how long a checkpoint stalls a run.
+"""Cost of the trainer against a bare PyTorch loop, of each ZeRO stage, and of a checkpoint.
 
     python tests/benchmarks/train/trainer.py [--only tiny laptop zero save gpu] [--steps 60] [--folder DIR]
 
-tiny      `StageTrainer.run` on one gloo worker, ZeRO 0, fp32, against three loops that take turns with it in one process on
-          the same model, batches and draws: a bare PyTorch loop, a second one of the same (how far two equal loops are
-          apart), and the same loop over DeepSpeed's engine as it comes. Their losses are compared. Then the trainer's step by
-          section. The model is that of `make demo`, whose step is so short that every millisecond shows.
-laptop    the same for the laptop preset, which is the least that one would train in earnest; a fifth of the steps.
+tiny      `StageTrainer.run` on one gloo worker, ZeRO 0, fp32, against three loops that take turns with it in
+          one process on the same model, batches and draws: a bare PyTorch loop, a second one (difference of
+          two equal loops), and the same loop over DeepSpeed's default engine. Their losses are compared. Then
+          the trainer's step by section. The model is that of `make demo`, with very short steps.
+laptop    the same for the laptop preset, the smallest useful model; a fifth of the steps.
 zero      the step by ZeRO stage on two gloo workers, in turns.
-save      what each part of writing a file costs; one checkpoint of the tiny model and of one of 50 M parameters, into memory
-          and onto the disk; from that, computed, the share of training time that saving takes at the paper's size.
-gpu       as laptop, on the GPU. Leaves with one line where there is no GPU.
+save      the parts of writing a file; one checkpoint of the tiny model and of one of 50 M parameters, into
+          memory and onto the disk; and, computed from that, the share of time for saving at the paper's size.
+gpu       as laptop, on the GPU. Prints one line if there is no GPU.
 
-Batches are made before the clock starts; made clips, no corpus is needed. CPU time stands beside wall time, which is unfair
-on a busy machine. About eight minutes on two cores.
+Batches are synthetic and made before the clock starts. CPU time is printed beside wall time, which depends on
+the load of the machine. About eight minutes on two cores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "factories"))
-from in_memory import KEPT, Clocks, InMemory, plan
+from in_memory import KEPT, Clocks, InMemory, training_config
 from made_samples import make_sample, write_shards
 from saving import saves
 
@@ -52,17 +52,17 @@ from uniavgen.train.model.objective import compute_losses, lambda_at
 from uniavgen.train.trainer import Job, StageTrainer, build_model
 
 WARM = 5
-"""First steps that are not counted."""
+"""Warm-up steps."""
 
 
 class BareLoop:
-    """What one would write by hand for the same losses: forward, backward, clipping, AdamW; with `deepspeed`, by its engine."""
+    """A minimal loop for the same losses: forward, backward, clipping, AdamW, or DeepSpeed's engine."""
 
     def __init__(self, job: Job, clocks: Clocks, name: str, *, deepspeed: bool = False) -> None:
         self.job, self.config, self.stage = job, job.config, job.config.stage(job.stage)
         self.clocks, self.name, self.face = clocks, name, self.stage.face_config(self.config.model.face)
         self.model: Any = build_model(job, self.stage, 1).to(job.device)
-        self.engine = by_hand(self.model, self.config, self.stage) if deepspeed else None
+        self.engine = default_engine(self.model, self.config, self.stage) if deepspeed else None
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.stage.lr, weight_decay=self.stage.weight_decay
         )
@@ -104,19 +104,20 @@ class BareLoop:
         self.optimizer.zero_grad()
 
 
-def by_hand(model: DualBranch, config: TrainConfig, stage: StageConfig) -> Any:
-    """DeepSpeed's engine as it comes: it clips, and shares gradients also where it is alone. The trainer's was begun before."""
+def default_engine(model: DualBranch, config: TrainConfig, stage: StageConfig) -> Any:
+    """DeepSpeed's engine without the trainer's changes: clips, and reduces gradients also over one rank."""
     import deepspeed
 
-    file = deepspeed_settings(config, stage, 1) | {"gradient_clipping": stage.grad_clip}
-    return deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=file)[0]
+    settings = deepspeed_settings(config, stage, 1) | {"gradient_clipping": stage.grad_clip}
+    return deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=settings)[0]
 
 
 def overhead(shards: Path, folder: Path, steps: int, config: TrainConfig, device: str) -> None:
-    """The trainer's whole loop, the others taking their step whenever it tells of one of its own."""
+    """The trainer's full loop; the other loops make a step after each of its steps."""
     clocks = Clocks(torch.cuda.synchronize) if device == "cuda" else Clocks()
     job = Job(config, "joint", str(shards), str(folder), device)
-    runner, told = InMemory(job), []
+    runner = InMemory(job)
+    losses: list[float] = []
     loops = [BareLoop(job, clocks, name) for name in ("bare", "bare again")]
     loops.append(BareLoop(job, clocks, "DeepSpeed", deepspeed=True))
     order = itertools.permutations(loops)
@@ -125,7 +126,7 @@ def overhead(shards: Path, folder: Path, steps: int, config: TrainConfig, device
         if "loss/total" not in metrics:
             return
         clocks.note("trainer", since[0])
-        told.append(metrics["loss/total"])
+        losses.append(metrics["loss/total"])
         for loop in next(turns):
             loop.step(step - 1, runner.kept[(step - 1) % KEPT])
         if step == WARM:
@@ -136,19 +137,20 @@ def overhead(shards: Path, folder: Path, steps: int, config: TrainConfig, device
     watch_sections(runner, clocks)
     since = [clocks.now()]
     runner.run()
-    apart = [max(abs(a - b) for a, b in zip(told, loop.losses, strict=True)) for loop in loops]
+    differences = [max(abs(a - b) for a, b in zip(losses, loop.losses, strict=True)) for loop in loops]
     print(
-        f"\n{steps} steps of {config.stage('joint').batch} clips, {runner.parameters['total'] / 1e6:.1f} M parameters, ",
+        f"\n{steps} steps of {config.stage('joint').batch} clips, "
+        f"{runner.parameters['total'] / 1e6:.1f} M parameters, ",
         end="",
     )
     print(f"windows of {config.data.frames} x {config.data.height} x {config.data.width}")
-    print(f"on {device}; losses are apart by at most {max(apart):.1e}\n")
+    print(f"on {device}; losses differ by at most {max(differences):.1e}\n")
     show_loops(clocks)
     show_sections(clocks)
 
 
 def watch_sections(runner: StageTrainer, clocks: Clocks) -> None:
-    """Put a clock around every part of the trainer's step."""
+    """Time every part of the trainer's step."""
     for name, owner, attribute in (
         ("forward", runner, "losses"),
         ("backward", runner.engine, "backward"),
@@ -156,7 +158,7 @@ def watch_sections(runner: StageTrainer, clocks: Clocks) -> None:
         ("metrics: losses added", trainer.StepMetrics, "add"),
         ("metrics: reduced over ranks", trainer.StepMetrics, "metrics"),
         ("metrics: hardware_metrics", trainer, "hardware_metrics"),
-        ("the workers agree", runner, "agree"),
+        ("loss over ranks", runner, "global_loss"),
         ("health: limits", runner.health, "limits"),
         ("health: step noted", runner.health, "take"),
         ("warnings: times", runner.warnings, "add"),
@@ -167,7 +169,7 @@ def watch_sections(runner: StageTrainer, clocks: Clocks) -> None:
 
 
 def show_loops(clocks: Clocks) -> None:
-    """Medians of the step, and each loop's median ratio to the bare loop's step of the same turn."""
+    """Medians of the step, and median ratios to the bare loop's step of the same turn."""
     print(f"{'':<14}{'wall ms':>10}{'CPU ms':>10}{'over bare, wall':>18}{'CPU':>10}{'CPU, sum':>12}")
     for name in ("bare", "bare again", "DeepSpeed", "trainer"):
         wall, cpu = clocks.wall[name], clocks.cpu[name]
@@ -175,39 +177,43 @@ def show_loops(clocks: Clocks) -> None:
         by_cpu = median(a / b for a, b in zip(cpu, clocks.cpu["bare"], strict=True)) - 1
         total = sum(cpu) / sum(clocks.cpu["bare"]) - 1
         print(
-            f"{name:<14}{median(wall) * 1e3:>10.1f}{median(cpu) * 1e3:>10.1f}{by_wall:>+18.1%}{by_cpu:>+10.1%}{total:>+12.1%}"
+            f"{name:<14}{median(wall) * 1e3:>10.1f}{median(cpu) * 1e3:>10.1f}"
+            f"{by_wall:>+18.1%}{by_cpu:>+10.1%}{total:>+12.1%}"
         )
 
 
 def show_sections(clocks: Clocks) -> None:
-    """CPU time of the trainer's step by section, beside the bare loop's and DeepSpeed's."""
-    whole, steps = sum(clocks.cpu["bare"]), len(clocks.cpu["bare"])
+    """CPU time of the trainer's step by section, beside the bare loop and DeepSpeed."""
+    total, steps = sum(clocks.cpu["bare"]), len(clocks.cpu["bare"])
     print(
-        f"\n{'CPU ms a step':<34}{'trainer':>10}{'DeepSpeed':>12}{'bare':>10}{'trainer - bare, of the step':>30}"
+        f"\n{'CPU ms a step':<34}{'trainer':>10}{'DeepSpeed':>12}{'bare':>10}"
+        f"{'trainer - bare, of the step':>30}"
     )
     names = [name.removeprefix("trainer: ") for name in clocks.cpu if name.startswith("trainer: ")]
     columns = {
         loop: [sum(clocks.cpu.get(f"{loop}: {name}", [])) for name in names]
         for loop in ("trainer", "DeepSpeed", "bare")
     }
-    for column, found in columns.items():
-        found.append(sum(clocks.cpu[column]) - sum(found))
-    for row, name in enumerate([*names, "the rest"]):
+    for column, values in columns.items():
+        values.append(sum(clocks.cpu[column]) - sum(values))
+    for row, name in enumerate([*names, "other"]):
         ours, theirs, bare = (columns[loop][row] for loop in columns)
         print(
             f"{name:<34}{ours / steps * 1e3:>10.2f}{theirs / steps * 1e3:>12.2f}{bare / steps * 1e3:>10.2f}",
             end="",
         )
-        print(f"{(ours - bare) / whole:>+30.2%}")
+        print(f"{(ours - bare) / total:>+30.2%}")
 
 
 def zero_stages(shards: Path, folder: Path, steps: int) -> None:
-    """Two workers, four trainers, a step each in turns."""
+    """Two workers, four trainers, one step of each in turn."""
     clocks, runners, linear = Clocks(), {}, {}
     for zero in range(4):
-        job = Job(plan(ModelConfig(), 2, steps, zero), "joint", str(shards), str(folder / f"zero-{zero}"))
+        job = Job(
+            training_config(ModelConfig(), 2, steps, zero), "joint", str(shards), str(folder / f"zero-{zero}")
+        )
         runners[f"ZeRO {zero}"] = InMemory(job)
-        # ZeRO-3 replaces it in the whole process; each is timed with its own
+        # ZeRO-3 replaces it in the process; each is timed with its own
         linear[f"ZeRO {zero}"] = torch.nn.functional.linear
     losses: dict[str, list[float]] = defaultdict(list)
     for step in range(steps):
@@ -222,8 +228,10 @@ def zero_stages(shards: Path, folder: Path, steps: int) -> None:
     cpu = {name: trainer.all_reduce_sum([sum(clocks.cpu[name][WARM:])])[0] for name in runners}
     if dist.get_rank():
         return
-    apart = max(abs(a - b) for name in runners for a, b in zip(losses[name], losses["ZeRO 0"], strict=True))
-    print(f"\n2 workers, {steps} steps of 4 clips; losses are apart by at most {apart:.1e}\n")
+    difference = max(
+        abs(a - b) for name in runners for a, b in zip(losses[name], losses["ZeRO 0"], strict=True)
+    )
+    print(f"\n2 workers, {steps} steps of 4 clips; losses differ by at most {difference:.1e}\n")
     print(f"{'':<10}{'wall ms':>10}{'CPU ms, both':>14}{'over ZeRO 0, wall':>20}{'CPU':>10}")
     for name in runners:
         wall = (
@@ -231,21 +239,25 @@ def zero_stages(shards: Path, folder: Path, steps: int) -> None:
             - 1
         )
         print(
-            f"{name:<10}{median(clocks.wall[name][WARM:]) * 1e3:>10.1f}{cpu[name] / (steps - WARM) * 1e3:>14.1f}",
+            f"{name:<10}{median(clocks.wall[name][WARM:]) * 1e3:>10.1f}"
+            f"{cpu[name] / (steps - WARM) * 1e3:>14.1f}",
             end="",
         )
         print(f"{wall:>+20.1%}{cpu[name] / cpu['ZeRO 0'] - 1:>+10.1%}")
 
 
 def laptop(shards: Path, folder: Path, steps: int, device: str) -> None:
-    given = load_config("laptop").train
-    overhead(shards, folder, steps, plan(given.model, 1, steps, data=given.data), device)
+    preset = load_config("laptop").train
+    config = training_config(preset.model, 1, steps, data=preset.data)
+    overhead(shards, folder, steps, config, device)
 
 
 PARTS: dict[str, tuple[int, Callable[[Path, Path, int], None]]] = {
     "tiny": (
         1,
-        lambda shards, folder, steps: overhead(shards, folder, steps, plan(ModelConfig(), 1, steps), "cpu"),
+        lambda shards, folder, steps: overhead(
+            shards, folder, steps, training_config(ModelConfig(), 1, steps), "cpu"
+        ),
     ),
     "laptop": (1, lambda shards, folder, steps: laptop(shards, folder, WARM + steps // 5, "cpu")),
     "zero": (2, lambda shards, folder, steps: zero_stages(shards, folder, WARM + steps // 8)),
@@ -255,7 +267,7 @@ PARTS: dict[str, tuple[int, Callable[[Path, Path, int], None]]] = {
 
 
 def work(part: str, rank: int, port: int, shards: Path, folder: Path, steps: int) -> None:
-    """The body of a process: one worker of one part."""
+    """Body of a process: one worker of one part."""
     world = PARTS[part][0]
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -276,23 +288,24 @@ def main() -> None:
         default=60,
         help="steps of the trainer beside the bare loops; ZeRO takes an eighth",
     )
-    parser.add_argument("--folder", type=Path, help="where runs are written; default: a temporary folder")
-    given = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="folder of the runs; default: a temporary folder")
+    options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         shards = write_shards(
             Path(folder) / "shards", [make_sample(f"clip{i}", 40 + i, seed=i) for i in range(8)]
         )
-        for part in given.only:
+        for part in options.only:
             if part == "gpu" and not torch.cuda.is_available():
-                print("\nno GPU here: nothing was measured on one")
+                print("\nno GPU on this machine: part gpu skipped")
                 continue
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             start = partial(context.Process, target=work, daemon=True)
             workers = [
-                start(args=(part, r, port, shards, Path(folder), given.steps)) for r in range(PARTS[part][0])
+                start(args=(part, r, port, shards, Path(folder), options.steps))
+                for r in range(PARTS[part][0])
             ]
             for worker in workers:
                 worker.start()
