@@ -35,7 +35,8 @@ def install_wheel(folder: Path) -> Path:
     packages = Path(
         sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
     )
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    dependencies = [entry for entry in sys.path if entry.endswith("site-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
     return environment / "bin" / "uniavgen"
 
 
