@@ -21,7 +21,6 @@ class Segment(NamedTuple):
 
     `start` is the clip position of the first one (latent index or mel index). A condition and a noisy part of
     the same instant have the same position; references precede the clip, at negative positions.
-
     """
 
     role: int
@@ -50,7 +49,6 @@ class LatentBatch:
     caption_mask bool [B, Lc]; speech_ids int64 [B, Ls] (text to be spoken, as byte ids) with speech_mask bool
     [B, Ls]; face [B, T, h/2, w/2] in 0..1, share of a video token inside the face oval. Video members are
     None in audio-only work.
-
     """
 
     keys: list[str]

@@ -109,7 +109,6 @@ def velocity_loss(predicted: Tensor, target: Tensor, scored: Tensor) -> Tensor:
 
     predicted, target [B, c, N, ...]; scored bool [N]. Frames that are not scored get no gradient, whatever
     they hold.
-
     """
     keep = scored.view(1, 1, -1, *[1] * (target.dim() - 3))
     error = torch.where(keep, predicted.float() - target.float(), 0.0).square()

@@ -39,7 +39,6 @@ class Conditions:
     reference_waveform float32 [n] is the voice; frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [n]
     at 24 kHz are given media. Images of any size are scaled and centre-cropped to the run's size; media
     longer than the run's window are cut at its end.
-
     """
 
     caption: str = ""

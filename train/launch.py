@@ -72,7 +72,6 @@ def run_stage(
     UserError for a stage without its predecessor, a configuration that changed since the stage began (unless
     `accept_changes`), too few CPUs or GPUs, and failing workers; Stopped if SIGTERM, Ctrl-C or a file
     `<stage>/stop` asked for it, after the workers saved.
-
     """
     began = time.monotonic()
     folder = RunFolder(run_dir, stage)
@@ -129,7 +128,6 @@ def check_stage(
     The `earlier` stages will be trained before it. Raises UserError if it cannot be trained: its predecessor
     is not done, its settings changed since it was done (unless `accept_changes`), its batch does not split,
     or there are no shards.
-
     """
     stage_config = config.stage(stage)
     folder = RunFolder(run_dir, stage)

@@ -41,7 +41,6 @@ class Memory:
 
     `activations` is the most that the backward pass keeps, `step` what exists in the optimizer step only:
     gradients and intermediate results. The two never exist at the same time, so `peak` takes the larger one.
-
     """
 
     weights: float

@@ -35,7 +35,6 @@ class TaskSpec:
     precedes the audio; `optional` uses it where there is one. reference_image: where the image of the person
     comes from: another frame of the clip, or the clip's own first frame. sample_needs: fields of
     `generation.Conditions` that must be set to sample.
-
     """
 
     help: str
@@ -169,7 +168,6 @@ def clip_condition(
     `latents` is None in audio-only work. `share`: part of the clip that `BEGINNING` means. `has_voice`: a
     reference voice is there and, where the task makes it optional, wanted. Raises UserError where the task
     lacks its video or its reference voice, or where a clip is too short to be continued.
-
     """
     spec = task.spec
     if latents is None and spec.needs_video:

@@ -248,7 +248,6 @@ class StageTrainer:
 
         After too many in a row, raises Rewind on all ranks, or UserError if the stage has gone back often
         enough.
-
         """
         count = self.health.leave(step)
         per_rank = all_gather_object([describe(micro) for micro in computed])

@@ -43,7 +43,6 @@ def import_lean(device: str) -> None:
     spends it before its first step and at every restart. Upstream: huggingface/transformers#26308, closed
     without lazy imports here. transformers remembers what it did not find, so this is for processes that only
     train.
-
     """
     set_environment(device)
     import torch
@@ -77,7 +76,6 @@ def release_engine(engine: Any) -> None:
     `destroy` leaves memory in use (deepspeedai/DeepSpeed#7204). Observed: every ZeRO-3 engine stays
     referenced by a module stack that is never emptied and by an `lru_cache` on a method of the parameter
     coordinator.
-
     """
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -96,7 +94,6 @@ def global_grad_norm_before_step(engine: Any) -> float | None:
 
     Observed: `get_global_grad_norm` is set after the step only. ZeRO 0 has none at all
     (deepspeedai/DeepSpeed#7255).
-
     """
     norm = getattr(engine.optimizer, "_global_grad_norm", None)
     return None if norm is None else float(norm)
@@ -107,7 +104,6 @@ def create_moments(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -
 
     Observed: DeepSpeed links its state to the optimizer's moments after the first step, also if that step was
     skipped.
-
     """
     import torch
 

@@ -77,7 +77,6 @@ def create_engine(
 
     `universal`: it will load a checkpoint in DeepSpeed's universal form. Raises UserError if the device
     cannot compute in the dtype of the configuration.
-
     """
     set_environment(device)
     import deepspeed
@@ -106,7 +105,6 @@ class StepGuard:
     Call `set_limits` before `engine.step`, with the same values on all ranks. `applied` and `grad_norm` then
     say whether the step was made, and the norm of its global gradient before clipping. A plain gradient is
     also clipped here, to the norm `clip` (0: not at all).
-
     """
 
     def __init__(self, engine: Any, clip: float) -> None:

@@ -36,7 +36,6 @@ class Queries:
 
     Without a noisy part (the task gives the full modality) one condition frame queries with `gate` 0: every
     parameter stays in the graph of every rank, and the stream is unchanged.
-
     """
 
     start: int
@@ -59,7 +58,6 @@ class AudioWindows:
     index int64 [T * K]: audio token of each window slot, from the start of keys (None for sgi: all tokens);
     bias fp32 [T, 1, 1, K]: log of how often the window holds that token (the paper replicates border blocks),
     -inf for padding, None if all are zero. times: only with `positions: time`.
-
     """
 
     queries: Queries
@@ -77,7 +75,6 @@ class LatentPairs:
     start of queries), slot_of_token int64 [n], frames int64 [G * m * P] (latents of a group, from the start
     of keys; P = 2 with interpolation, else 1), alpha fp32 [G, Q, 1, 1], bias fp32 [G, m] or None. All None
     for sgi. times: only with `positions: time`.
-
     """
 
     queries: Queries

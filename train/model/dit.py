@@ -37,7 +37,6 @@ class Stream:
     x [B, N, S, C]; time_embedding [B, 2, C] and modulation [B, 2, 6, C] in fp32, at t = 0 and at the sample's
     t; context [B, Lt, C] with context_mask bool [B, 1, 1, Lt] or None; rope; layout of the N frames; grid
     (h/2, w/2).
-
     """
 
     x: Tensor

@@ -74,7 +74,6 @@ class DualBranch(nn.Module):
 
         `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch.
         `checkpointing` keeps only the streams between layers and recomputes the rest in the backward pass.
-
         """
         return self.run(video, audio, self.tables(video, audio, interact), checkpointing)
 

@@ -50,7 +50,6 @@ class Objective(Protocol):
 
         Means over samples. A name in `weights` that is absent weighs 0. The same parameters are in the graph
         for every task. `details` receives what the means hide, such as the loss of each sample.
-
         """
         ...
 

@@ -133,7 +133,6 @@ def attend_latents(q: Tensor, k: Tensor, v: Tensor, table: LatentPairs) -> Tenso
 
     One attention call serves both latents of a pair: [(1 - alpha) q, alpha q] . [k_i, k_(i+1)] is q . k
     interpolated.
-
     """
     assert table.token_of_slot is not None
     assert table.slot_of_token is not None

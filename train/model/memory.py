@@ -23,7 +23,6 @@ class Activations:
     components: by branch and in the interactions, without checkpointing; by_layer: the same by layer, first
     layer first; boundary: the streams between two layers, which is all that checkpointing keeps of a layer;
     ends: embeddings, heads and losses; working: what the backward pass of one layer needs temporarily.
-
     """
 
     components: dict[str, float]

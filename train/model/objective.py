@@ -209,7 +209,6 @@ def build_inputs(
     `states` are the noisy clips (video [B, 48, T, h, w], mel [B, 100, L]); their beginning that `condition`
     gives is replaced by the batch's own. `timestep` [B], or one a branch. `gap`: empty positions before the
     clip.
-
     """
     times = timestep if isinstance(timestep, tuple) else (timestep, timestep)
     video = None
@@ -321,7 +320,6 @@ def mask_loss(masks: Tensor, face: Tensor, scored: Tensor, config: FaceConfig) -
 
     masks [layers, B, N, S]; face [B, N, S] the share of each token inside the face; scored bool [N], frames
     that count.
-
     """
     error = F.mse_loss(masks.float(), face.float().expand_as(masks), reduction="none") * scored[:, None]
     per_sample = error.sum(dim=(0, 2, 3))

@@ -78,7 +78,6 @@ def build_model(
 
     Also returns a report per loaded branch. Raises UserError for unknown keys, other shapes and unreadable
     files.
-
     """
     with torch.device("meta"):
         model = DualBranch(config)
@@ -97,7 +96,6 @@ def load_branch(
 
     Raises UserError naming the first key that is unknown or has another shape; the branch must not be used
     then.
-
     """
     report, shapes = LoadReport(), {name: value.shape for name, value in branch.state_dict().items()}
     missing = set(shapes)
@@ -137,7 +135,6 @@ def load_branches(
     `skip`: prefixes such as `audio.head` that are not loaded; `loaded`: names of weights that another stage
     gave. Raises UserError for a branch that the model lacks or that another stage gave, and for weights that
     the checkpoint lacks.
-
     """
     reports = {}
     for name, path in checkpoints.items():

@@ -174,7 +174,6 @@ def at_the_papers_size(rate: float) -> None:
     also writes the 2 bytes of the bf16 weights, as a second file at the same time. After the copy from the
     GPU, a file takes the CPU time of a save into memory here, as if hashing and writing were sequential.
     Storage may be slower than all workers.
-
     """
     config = load_config("paper").train
     print(

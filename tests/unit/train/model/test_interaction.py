@@ -69,7 +69,6 @@ def scores(q: Tensor, keys: Tensor, ages: list[float] | None) -> Tensor:
 
     Rotary attention by its definition: neighbouring channels are a complex number, and the score is the real
     part of q * conj(k) * exp(i * age * 10000^(-2 c / d)), summed over the pairs c.
-
     """
     if ages is None:
         return keys @ q
