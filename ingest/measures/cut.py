@@ -180,32 +180,8 @@ def cut_clip(
     Everything is encoded again, because a copied stream starts at packet boundaries. Raises UserError:
     cut-failed if an encode has another length, no-space, timeout, memory.
     """
-    import ffmpeg
-
-    source, clock_s = open_input_at(path, start_s, limits)
     mp4, flac = (run_dir / final.name for final in target)
-    picture = constant_rate_video(shown_video(source, probe), clock_s, VIDEO_FPS)
-    if (framing.crop_width, framing.crop_height) != (framing.source_width, framing.source_height):
-        across, down = 1 / framing.source_width, 1 / framing.source_height
-        # in fractions of the frame: the decoded one is smaller than the displayed one for oblong pixels
-        crop = [f"iw*{framing.crop_width * across:.9f}", f"ih*{framing.crop_height * down:.9f}"]
-        crop += [f"iw*{framing.x * across:.9f}", f"ih*{framing.y * down:.9f}"]
-        picture = picture.filter("crop", *crop, exact=1)
-    picture = picture.filter("scale", framing.width, framing.height, flags="bicubic").filter("setsar", "1")
-    encoding = {
-        "vcodec": "libx264",
-        "pix_fmt": "yuv420p",
-        "crf": cut.crf,
-        "preset": cut.preset,
-        "movflags": "+faststart",
-    }
-    graph = ffmpeg.output(
-        picture, f"file:{mp4}", vframes=frames, threads=limits.decoder_threads, map_metadata=-1, **encoding
-    )
-    if probe.has_audio:
-        audio = exact_audio(source, clock_s, SAMPLE_RATE, samples_for_frames(frames))
-        lossless = {"acodec": "flac", "sample_fmt": "s16", "ac": 1, "ar": SAMPLE_RATE}
-        graph = ffmpeg.merge_outputs(graph, ffmpeg.output(audio, f"file:{flac}", map_metadata=-1, **lossless))
+    graph = _clip_graph(path, probe, start_s, frames, framing, mp4, flac, cut, limits)
     parts = (mp4, flac) if probe.has_audio else (mp4,)
     try:
         run_graph(
@@ -219,6 +195,39 @@ def cut_clip(
         for part in parts:
             part.unlink(missing_ok=True)
         raise
+
+
+def _clip_graph(
+    path: str,
+    probe: Probe,
+    start_s: float,
+    frames: int,
+    framing: Framing,
+    mp4: Path,
+    flac: Path,
+    cut: CutConfig,
+    limits: LimitConfig,
+) -> Any:
+    """The ffmpeg graph that encodes one clip."""
+    import ffmpeg
+
+    source, clock_s = open_input_at(path, start_s, limits)
+    video = constant_rate_video(shown_video(source, probe), clock_s, VIDEO_FPS)
+    if (framing.crop_width, framing.crop_height) != (framing.source_width, framing.source_height):
+        across, down = 1 / framing.source_width, 1 / framing.source_height
+        # in fractions of the frame: the decoded one is smaller than the displayed one for oblong pixels
+        crop = [f"iw*{framing.crop_width * across:.9f}", f"ih*{framing.crop_height * down:.9f}"]
+        crop += [f"iw*{framing.x * across:.9f}", f"ih*{framing.y * down:.9f}"]
+        video = video.filter("crop", *crop, exact=1)
+    video = video.filter("scale", framing.width, framing.height, flags="bicubic").filter("setsar", "1")
+    h264 = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": cut.crf, "preset": cut.preset}
+    options = {**h264, "movflags": "+faststart", "threads": limits.decoder_threads, "map_metadata": -1}
+    graph = ffmpeg.output(video, f"file:{mp4}", vframes=frames, **options)
+    if probe.has_audio:
+        audio = exact_audio(source, clock_s, SAMPLE_RATE, samples_for_frames(frames))
+        lossless = {"acodec": "flac", "sample_fmt": "s16", "ac": 1, "ar": SAMPLE_RATE}
+        graph = ffmpeg.merge_outputs(graph, ffmpeg.output(audio, f"file:{flac}", map_metadata=-1, **lossless))
+    return graph
 
 
 def _check_lengths(parts: tuple[Path, ...], frames: int, path: str) -> None:
