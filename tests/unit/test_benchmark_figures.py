@@ -19,7 +19,7 @@ def compare() -> ModuleType:
 
 
 def test_start_waiting_and_tail_add_up_to_the_idle_time(compare: ModuleType) -> None:
-    """Two cores, told every second: 10 s of start-up, 20 s with both busy but for 4 s with one, then 5 s with one."""
+    """Two cores, sampled each second: 10 s start-up, 20 s both busy but 4 s with one, 5 s with one."""
     running = [0] * 10 + [2] * 8 + [1] * 4 + [2] * 8 + [1] * 5
     history, worked = [], 0.0
     for at, count in enumerate(running):

@@ -1,4 +1,4 @@
-"""A small shards folder in the real format, small batches and small models, shared by the tests of training."""
+"""Shared by the tests of training: a small shards folder, small batches and small models."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""From a finished run to picture and sound, for every task (the model's weights are random: only the road is
-tested)."""
+"""Generation from a finished run, for every task. The model is untrained: only the path is tested."""
 
 from __future__ import annotations
 
@@ -52,31 +51,31 @@ def test_every_task_generates_video_and_audio_of_same_duration(run_dir: Path, ta
     assert made.frames.dtype == np.uint8
     assert made.waveform.shape == (SMALL_DATA.frames * 1500,)
     assert made.waveform.dtype == np.float32
-    given = fit_conditions(conditions_from(sample, SMALL_DATA, 1), task, SMALL_DATA)
-    assert np.array_equal(made.frames, given.frames) == (task is Task.DUBBING)
-    assert np.array_equal(made.waveform, given.waveform) == (task is Task.AUDIO_DRIVEN)
+    conditions = fit_conditions(conditions_from(sample, SMALL_DATA, 1), task, SMALL_DATA)
+    assert np.array_equal(made.frames, conditions.frames) == (task is Task.DUBBING)
+    assert np.array_equal(made.waveform, conditions.waveform) == (task is Task.AUDIO_DRIVEN)
 
 
 def test_same_seed_gives_same_clip(run_dir: Path) -> None:
-    given = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
-    one, two, other = (generate(run_dir, "joint", given, TWO_STEPS, seed=seed) for seed in (3, 3, 4))
+    conditions = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
+    one, two, other = (generate(run_dir, "joint", conditions, TWO_STEPS, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(one.frames, two.frames)
     assert np.array_equal(one.waveform, two.waveform)
     assert not np.array_equal(one.waveform, other.waveform)
 
 
 def test_reloaded_model_generates_the_same(run_dir: Path) -> None:
-    given = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
-    maker = ClipGenerator(run_dir)
+    conditions = Conditions("A person.", "Hello there.", np.full((80, 100, 3), 90, np.uint8))
+    generator = ClipGenerator(run_dir)
     for seed in (3, 4):
         kept, anew = (
-            maker.generate(Task.JOINT, given, TWO_STEPS, seed),
-            generate(run_dir, "joint", given, TWO_STEPS, seed),
+            generator.generate(Task.JOINT, conditions, TWO_STEPS, seed),
+            generate(run_dir, "joint", conditions, TWO_STEPS, seed),
         )
         assert np.array_equal(kept.frames, anew.frames)
         assert np.array_equal(kept.waveform, anew.waveform)
-    model = weakref.ref(maker.model)
-    maker.close()
+    model = weakref.ref(generator.model)
+    generator.close()
     gc.collect()
     assert model() is None
 
@@ -93,7 +92,7 @@ def test_sampling_uses_gpu_if_present() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "given", "said"),
+    ("task", "conditions", "message"),
     [
         ("joint", Conditions(speech="Hello"), "needs reference"),
         ("joint", Conditions(reference=np.zeros((64, 64, 3), np.uint8), speech=" "), "needs speech"),
@@ -106,9 +105,11 @@ def test_sampling_uses_gpu_if_present() -> None:
         ("sing", Conditions(), "unknown task"),
     ],
 )
-def test_missing_condition_is_reported(run_dir: Path, task: str, given: Conditions, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        generate(run_dir, task, given, TWO_STEPS)
+def test_missing_condition_is_reported(
+    run_dir: Path, task: str, conditions: Conditions, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(run_dir, task, conditions, TWO_STEPS)
 
 
 def test_untrained_run_is_reported(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""What is refused before the first stage of a plan takes its days: data that any stage lacks, or that is of
-another version."""
+"""Checks before the first stage of a run: data or settings that a later stage lacks."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> TrainConfig:
+def config(tmp_path: Path) -> TrainConfig:
     """Speech from audio shards first, so that only the second stage needs the corpus."""
     spoken = [Spoken(f"EN_B00000_S0000{i}_W000000", "anna", 200, 0.5) for i in range(2)]
     tar = write_spoken(tmp_path / "EN" / "EN-B000000.tar", spoken)
@@ -62,45 +61,47 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def test_run_with_data_passes_checks(plan: TrainConfig, shards: Path, tmp_path: Path) -> None:
-    assert not check_stages(plan, NAMES, shards, tmp_path / "run")
+def test_run_with_data_passes_checks(config: TrainConfig, shards: Path, tmp_path: Path) -> None:
+    assert not check_stages(config, NAMES, shards, tmp_path / "run")
     with pytest.raises(UserError, match="run first: uniavgen train audio"):
-        check_stage(plan, "joint", shards, tmp_path / "run")
+        check_stage(config, "joint", shards, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_missing_data_of_later_stage_is_reported_first(
-    plan: TrainConfig, shards: Path, tmp_path: Path, name: str
+    config: TrainConfig, shards: Path, tmp_path: Path, name: str
 ) -> None:
-    plant, said = FAULTS[name]
+    plant, message = FAULTS[name]
     plant(shards)
-    with pytest.raises(UserError, match=said) as caught:
-        check_stages(plan, NAMES, shards, tmp_path / "run")
+    with pytest.raises(UserError, match=message) as caught:
+        check_stages(config, NAMES, shards, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert str(shards) in caught.value.where
 
 
 def test_unsplittable_batch_of_later_stage_is_reported_first(
-    plan: TrainConfig, shards: Path, tmp_path: Path
+    config: TrainConfig, shards: Path, tmp_path: Path
 ) -> None:
-    odd = plan.model_copy(update={"stages": [plan.stages[0], plan.stages[1].model_copy(update={"batch": 5})]})
+    unsplittable = config.model_copy(
+        update={"stages": [config.stages[0], config.stages[1].model_copy(update={"batch": 5})]}
+    )
     with pytest.raises(UserError, match="batch 5 of stage joint does not split into 2 workers"):
-        check_stages(odd, NAMES, shards, tmp_path / "run")
+        check_stages(unsplittable, NAMES, shards, tmp_path / "run")
 
 
-def test_resumed_stage_names_missing_shard(plan: TrainConfig, shards: Path) -> None:
-    begun_with = open_stream(plan, plan.stage("joint"), str(shards), "run").shards
+def test_resumed_stage_names_missing_shard(config: TrainConfig, shards: Path) -> None:
+    begun_with = open_stream(config, config.stage("joint"), str(shards), "run").shards
     write_shards(shards, [make_sample("a", 25, seed=1)])
     with pytest.raises(
         UserError, match=r"1 of the run's 1 shards are missing or changed, first train-000000.tar"
     ) as caught:
-        open_stream(plan, plan.stage("joint"), str(shards), "run", begun_with)
+        open_stream(config, config.stage("joint"), str(shards), "run", begun_with)
     assert caught.value.kind == "shards-changed"
 
 
-def test_finished_run_needs_no_data(plan: TrainConfig, tmp_path: Path) -> None:
+def test_finished_run_needs_no_data(config: TrainConfig, tmp_path: Path) -> None:
     for name in NAMES:
         folder = RunFolder(tmp_path / "run", name)
-        folder.write(done=True, config=plan.model_dump(mode="json"))
+        folder.write(done=True, config=config.model_dump(mode="json"))
         folder.weights.write_bytes(b"weights")
-    assert check_stages(plan, NAMES, tmp_path / "nothing", tmp_path / "run")
+    assert check_stages(config, NAMES, tmp_path / "nothing", tmp_path / "run")

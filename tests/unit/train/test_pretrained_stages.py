@@ -1,5 +1,4 @@
-"""A stage that starts from Wan checkpoints: every weight is accounted for in its key report, and no miss is
-silent."""
+"""A stage that starts from Wan checkpoints: every weight is in its key report."""
 
 import json
 from pathlib import Path
@@ -49,9 +48,9 @@ def test_stage_loads_pretrained_branch_and_reports_keys(
     config = TrainConfig(model=SMALL_MODEL, data=SMALL_DATA, stages=[stage], workers=1)
     model = build_model(Job(config, "joint", "", str(tmp_path / "run")), stage, 0)
     for name, value in branch.state_dict().items():
-        found = model.video.state_dict()[name]
-        assert found.dtype == torch.float32
-        assert torch.equal(found, value.bfloat16().float()), name
+        loaded = model.video.state_dict()[name]
+        assert loaded.dtype == torch.float32
+        assert torch.equal(loaded, value.bfloat16().float()), name
     assert all(parameter.requires_grad for parameter in model.parameters())
     report = json.loads((tmp_path / "run" / "joint" / "stage.json").read_text())["key_report"]
     line = next(line for line in report if "video from" in line)

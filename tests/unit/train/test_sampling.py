@@ -1,4 +1,4 @@
-"""The sampler: known velocity fields, guidance, forward passes counted, every task, seeds."""
+"""Sampling: known velocity fields, guidance, number of forward passes, every task, seeds."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The plan of a run: its defaults, the paper's table, and what it refuses."""
+"""The training configuration: defaults, the paper's values, and what is refused."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def test_optimizer_is_the_papers() -> None:
 
 
 def test_train_config_imports_nothing_heavy() -> None:
-    code = "import sys, uniavgen.train.config, uniavgen.train.codec.config; print([m for m in ('torch', 'ray', 'deepspeed') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    heavy = "[m for m in ('torch', 'ray', 'deepspeed') if m in sys.modules]"
+    code = f"import sys, uniavgen.train.config, uniavgen.train.planning; print({heavy})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"data": {"frames": 16}}, r"4n \+ 1"),
         ({"data": {"height": 100}}, "multiple of 32"),
@@ -53,8 +54,8 @@ def test_train_config_imports_nothing_heavy() -> None:
         ({"stages": [{"name": "audio", "tasks": {"sing": 1}}]}, "sing|joint"),
     ],
 )
-def test_inconsistent_configuration_is_refused(changes: dict, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_inconsistent_configuration_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         TrainConfig.model_validate(changes)
 
 

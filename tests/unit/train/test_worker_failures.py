@@ -89,7 +89,8 @@ def test_failed_collective_is_reported_with_library_error(folder: RunFolder) -> 
 
     error = "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, unhandled system error"
     record_failure(folder, RuntimeError(error))
-    report = f"[Rank 0 Error Snippet]:\nTraceback (most recent call last):\n  File x\n{error}\nLast error:\nno socket"
+    report = f"[Rank 0 Error Snippet]:\nTraceback (most recent call last):\n  File x\n{error}\n"
+    report += "Last error:\nno socket"
     assert explain_lost_worker(folder, report).what == f"a training worker was lost: {error}"
     assert "without an error message" in explain_lost_worker(folder, "").what
 

@@ -1,5 +1,4 @@
-"""A training worker's imports: what it does without, what it still has, and that nobody else is the poorer
-for it."""
+"""The imports of a training worker: unused packages are not loaded, and can be imported later."""
 
 import json
 import subprocess

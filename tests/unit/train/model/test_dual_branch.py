@@ -1,5 +1,4 @@
-"""The dual model: equal to its two branches at the start, conditions and references kept, sizes and FLOPs as
-published."""
+"""The dual-branch model: equality with its branches when untrained, references, conditions, size."""
 
 from collections.abc import Callable
 
@@ -176,13 +175,13 @@ def test_output_does_not_depend_on_other_samples_in_batch(
     model, batch = randomised(config), make_batch(size=3)
     data = inputs_for(Task.JOINT, batch, config)
     with torch.no_grad():
-        whole = model(data.video, data.audio)
+        full = model(data.video, data.audio)
         for data_part in (data.video, data.audio):
             for name in ("latent", "timestep", "text", "text_mask"):
                 setattr(data_part, name, getattr(data_part, name)[1:2])
         alone = model(data.video, data.audio)
-    torch.testing.assert_close(whole.video[1], alone.video[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(whole.audio[1], alone.audio[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(full.video[1], alone.video[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(full.audio[1], alone.audio[0], rtol=1e-4, atol=1e-4)
 
 
 def test_model_runs_in_bfloat16(make_batch: MakeBatch, make_config: MakeConfig) -> None:

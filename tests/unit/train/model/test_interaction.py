@@ -1,4 +1,4 @@
-"""Each aligner against a naive loop written straight from the paper's equation: values and gradients."""
+"""Each aligner against a naive loop of the paper's equation (values and gradients), and the face mask."""
 
 import math
 from fractions import Fraction
@@ -81,7 +81,7 @@ def scores(q: Tensor, keys: Tensor, ages: list[float] | None) -> Tensor:
 
 
 Part = tuple[float, Tensor, list[float] | None]
-"""A summand of a context: its weight, its rows [K, Dk], and how much older than each row the query is."""
+"""A term of a context: its weight, its rows [K, Dk], and the time of the query minus that of each row."""
 
 
 def naive_attention(way: CrossModal, query: Tensor, parts: list[Part]) -> Tensor:
@@ -119,7 +119,7 @@ def naive_window(config: InteractionConfig, mels: int, latent: int, latents: int
 
 
 def naive_context_v2a(config: InteractionConfig, video: Tensor, mel: int) -> list[Part]:
-    """C_j of rows [S, D] (sgi: [T * S, D]), interpolated between replicated pixel frames or between latents."""
+    """C_j of rows [S, D] (sgi: [T * S, D]), interpolated between pixel frames or latents."""
     k, latents = config.mels_per_frame, len(video)
 
     def part(weight: float, *chosen: int) -> Part:
@@ -302,14 +302,14 @@ def test_replicated_border_blocks_are_counted() -> None:
 def test_condition_and_noisy_frames_of_same_time_are_both_keys() -> None:
     config = InteractionConfig(a2v="sti", v2a="ati", mels_per_frame=Fraction(1), positions="none")
     both = (Segment(CONDITION, 0, 2), Segment(NOISY, 0, 2))
-    sound = (Segment(CONDITION, 0, 5), Segment(NOISY, 0, 5))
+    audio_layout = (Segment(CONDITION, 0, 5), Segment(NOISY, 0, 5))
     model = small(config, "none")
     module = random_module(model, 3)
     video, audio = (
         torch.randn(1, 4, 2, 16, dtype=torch.float64),
         torch.randn(1, 10, 1, 12, dtype=torch.float64),
     )
-    out_v, out_a, _ = module(video, audio, align(model, both, sound, CPU))
+    out_v, out_a, _ = module(video, audio, align(model, both, audio_layout, CPU))
     hv, ha = (F.layer_norm(x.float(), x.shape[-1:], eps=1e-6).double()[0] for x in (video, audio))
     ha = ha[:, 0]
     expected = naive_attention(module.a2v, hv[2, 1], [(1.0, ha[[0, 5]], None)])
@@ -321,25 +321,25 @@ def test_condition_and_noisy_frames_of_same_time_are_both_keys() -> None:
     assert torch.equal(out_a[:, :5], audio[:, :5])
 
 
-def outputs(positions: Any, sound: slice, video: TokenLayout, audio: TokenLayout) -> tuple[Tensor, Tensor]:
-    """Both streams of one module and one random input, whose noisy mel frames `sound` stand in the opposite
-    order."""
+def outputs(positions: Any, flipped: slice, video: TokenLayout, audio: TokenLayout) -> tuple[Tensor, Tensor]:
+    """Both streams for one module and one random input whose mel frames `flipped` are reversed."""
     model = small(InteractionConfig(window=2, mels_per_frame=Fraction(1), positions=positions), "none")
     generator = torch.Generator().manual_seed(5)
     length = [sum(s.length for s in part) for part in (video, audio)]
-    pictures = torch.randn(1, length[0], 2, 16, generator=generator, dtype=torch.float64)
+    video_tokens = torch.randn(1, length[0], 2, 16, generator=generator, dtype=torch.float64)
     mels = torch.randn(1, length[1], 1, 12, generator=generator, dtype=torch.float64)
-    mels[:, sound] = mels[:, sound].flip(1)
-    return random_module(model, 4)(pictures, mels, align(model, video, audio, CPU))[:2]
+    mels[:, flipped] = mels[:, flipped].flip(1)
+    return random_module(model, 4)(video_tokens, mels, align(model, video, audio, CPU))[:2]
 
 
 def test_only_positions_distinguish_early_from_late_audio() -> None:
     clip = layout(0, 0, 3), layout(0, 0, 9)
     for positions, same in (("none", True), ("time", False)):
-        # latent 1 owns frames 1 to 4 and, at a window of 2, sees frames -1 to 6: turning frames 1 to 6 round
-        # keeps the set
-        forward, turned = (outputs(positions, sound, *clip)[0][0, 1] for sound in (slice(0, 0), slice(1, 7)))
-        assert (torch.allclose(forward, turned, atol=1e-9)) is same
+        # latent 1 covers frames 1 to 4; its window of 2 is frames -1 to 6: reversing 1 to 6 keeps the set
+        forward, reversed_order = (
+            outputs(positions, flipped, *clip)[0][0, 1] for flipped in (slice(0, 0), slice(1, 7))
+        )
+        assert (torch.allclose(forward, reversed_order, atol=1e-9)) is same
 
 
 @pytest.mark.parametrize("positions", ["none", "time"])
@@ -363,14 +363,14 @@ def test_window_larger_than_clip_names_the_field() -> None:
 
 
 def test_layouts_out_of_order_are_refused() -> None:
-    sound = layout(0, 0, 53)
+    audio_layout = layout(0, 0, 53)
     for bad in (
         (Segment(NOISY, 0, 2), Segment(CONDITION, 2, 1)),
         (Segment(CONDITION, 0, 2), Segment(REFERENCE, -1, 1)),
         (Segment(REFERENCE, -1, 1),),
     ):
         with pytest.raises(UserError, match="layout"):
-            align(small(InteractionConfig(window=1), "none"), bad, sound, CPU)
+            align(small(InteractionConfig(window=1), "none"), bad, audio_layout, CPU)
 
 
 def test_face_mask_matches_its_equation() -> None:

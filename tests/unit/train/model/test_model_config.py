@@ -1,4 +1,4 @@
-"""The configuration: the paper's numbers, errors that name the field, and no torch."""
+"""The model configuration: the paper's values, errors that name the field, no torch."""
 
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from uniavgen.train.tasks import PAPER_MIX, Task
 
 
 def test_configuration_imports_no_torch() -> None:
-    code = "import sys, uniavgen.train.config, uniavgen.train.model.flops, uniavgen.train.tasks; sys.exit('torch' in sys.modules)"
+    modules = "uniavgen.train.config, uniavgen.train.model.family, uniavgen.train.tasks"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -58,7 +59,7 @@ def test_model_config_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "message"),
     [
         (lambda: InteractionConfig(windows=3), "windows"),
         (lambda: InteractionConfig(a2v="global"), "a2v"),
@@ -76,8 +77,8 @@ def test_model_config_survives_json() -> None:
         (lambda: ObjectiveConfig(continuation_min=0.9), "continuation_min"),
     ],
 )
-def test_bad_model_field_is_named(build, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_bad_model_field_is_named(build, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         build()
 
 

@@ -167,7 +167,7 @@ def test_audio_only_batch_trains_audio_parts(
 
 def test_draws_do_not_depend_on_other_samples_in_batch(make_batch: MakeBatch) -> None:
     batch = make_batch(size=3)
-    whole = prepare_inputs(batch, Task.JOINT, Draw(1, 2, (0, 1, 2)), ObjectiveConfig(), FACE)
+    full = prepare_inputs(batch, Task.JOINT, Draw(1, 2, (0, 1, 2)), ObjectiveConfig(), FACE)
     half = make_batch(size=3)
     for name in (
         "mel",
@@ -182,12 +182,12 @@ def test_draws_do_not_depend_on_other_samples_in_batch(make_batch: MakeBatch) ->
     ):
         setattr(half, name, getattr(half, name)[2:])
     alone = prepare_inputs(half, Task.JOINT, Draw(1, 2, (2,)), ObjectiveConfig(), FACE)
-    for ours, theirs in ((whole.video, alone.video), (whole.audio, alone.audio)):
+    for ours, theirs in ((full.video, alone.video), (full.audio, alone.audio)):
         assert torch.equal(ours.latent[2:], theirs.latent)
         assert torch.equal(ours.timestep[2:], theirs.timestep)
         assert torch.equal(ours.text_mask[2:], theirs.text_mask)
     other = prepare_inputs(batch, Task.JOINT, Draw(1, 3, (0, 1, 2)), ObjectiveConfig(), FACE)
-    assert not torch.equal(whole.audio.latent, other.audio.latent)
+    assert not torch.equal(full.audio.latent, other.audio.latent)
 
 
 def test_branches_share_timestep_unless_configured_otherwise(make_batch: MakeBatch) -> None:
@@ -212,7 +212,7 @@ def test_text_dropout_rate_per_sample(make_batch: MakeBatch) -> None:
 
 def test_bad_batches_are_named(make_batch: MakeBatch) -> None:
     validate_batch(make_batch())
-    for name, value, said in (
+    for name, value, message in (
         ("mel", torch.zeros(2, 100, 99), "batch.mel has 99 frames, 5 video latents last 100"),
         ("caption", None, "batch.caption is missing"),
         ("reference_mel", torch.zeros(3, 100, 9), "batch.reference_mel holds 3 samples"),
@@ -224,7 +224,7 @@ def test_bad_batches_are_named(make_batch: MakeBatch) -> None:
     ):
         batch = make_batch()
         setattr(batch, name, value)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             validate_batch(batch)
     with pytest.raises(UserError, match="1 sample indices for a batch of 2"):
         prepare_inputs(make_batch(), Task.JOINT, Draw(0, 0, (0,)), ObjectiveConfig(), FACE)

@@ -1,4 +1,4 @@
-"""Real layouts of Wan checkpoints, made at small width, load into a branch with every key accounted for."""
+"""Wan checkpoints in real layouts, at small width: every key is loaded or reported."""
 
 import json
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_missing_and_unused_keys_are_reported(tmp_path: Path, original: dict[str
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"blocks.0.gate.weight": torch.zeros(1)}, "unknown key blocks.0.gate.weight"),
         ({"blocks.2.norm3.weight": torch.zeros(48)}, "unknown key blocks.2.norm3.weight"),
@@ -143,10 +143,10 @@ def test_missing_and_unused_keys_are_reported(tmp_path: Path, original: dict[str
     ],
 )
 def test_unknown_or_misshapen_key_is_refused_by_name(
-    change: dict[str, torch.Tensor], said: str, tmp_path: Path, original: dict[str, torch.Tensor]
+    change: dict[str, torch.Tensor], message: str, tmp_path: Path, original: dict[str, torch.Tensor]
 ) -> None:
     save_file(original | change, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         build_model(CONFIG, video=tmp_path)
 
 

@@ -1,5 +1,4 @@
-"""The forward pass is tensors only: as many operations for many samples and frames as for few, and no look at
-a value."""
+"""The number of operations does not grow with samples or frames, and no value is read on the host."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +39,7 @@ def test_operation_count_is_constant_and_no_host_sync(
     make_config: Callable[..., ModelConfig],
 ) -> None:
     config = make_config(interaction={"a2v": aligners[0], "v2a": aligners[1], "positions": "time"})
-    model, found = DualBranch(config), []
+    model, records = DualBranch(config), []
     for size, latents in ((2, 5), (3, 9)):
         draw = Draw(3, 0, tuple(range(size)))
         data = prepare_inputs(
@@ -49,9 +48,10 @@ def test_operation_count_is_constant_and_no_host_sync(
         tables = model.tables(data.video, data.audio)
         with Operations() as operations:
             model.run(data.video, data.audio, tables, checkpointing=False)
-        found.append(operations.names)
+        records.append(operations.names)
     computed = [
-        [name for name in names if name not in ("view", "_unsafe_view", "clone", "expand")] for names in found
+        [name for name in names if name not in ("view", "_unsafe_view", "clone", "expand")]
+        for names in records
     ]
     assert computed[0] == computed[1]
-    assert not set(found[0]) & set(WAITS)
+    assert not set(records[0]) & set(WAITS)
