@@ -1,1 +1,1 @@
-"""The ground: errors, clocks, weights, the sample, the corpus tables, the shard writer and the stream."""
+"""Lowest floor: errors, timing, weights, the sample, the corpus tables, the shard writer and reader."""

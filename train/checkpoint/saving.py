@@ -1,7 +1,7 @@
 """Write and read one checkpoint: all ranks write at once, files are hashed while they are written.
 
 A checkpoint appears whole or not at all. `RunFolder.begin` and `RunFolder.commit` make the folder;
-DeepSpeed's own state stands in its subfolder `STATE_TAG`.
+DeepSpeed's own state is in its subfolder `STATE_TAG`.
 """
 
 from __future__ import annotations

@@ -390,7 +390,7 @@ def test_step_metrics_have_losses_by_task_and_pace(runs: dict[str, Path]) -> Non
 def ray_cluster():
     import ray
 
-    # the workers must find the receiver of metrics, which stands beside this file
+    # the workers must find the receiver of metrics, which is in the factories folder
     there = {"env_vars": {"PYTHONPATH": str(FACTORIES)}}
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=there)
     yield

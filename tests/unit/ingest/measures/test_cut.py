@@ -30,7 +30,7 @@ PERIOD_S, LIT_S = 1.3, 0.25
 
 
 @dataclass(frozen=True)
-class Film:
+class SourceVideo:
     """A test video: `times` [N] of its frames in seconds from the container start, `lit` [N] whether each is
     white, `beeps` start times."""
 
@@ -41,10 +41,10 @@ class Film:
 
     def moved(
         self, path: Path, picture_s: float = 0.0, sound_s: float = 0.0, kept: np.ndarray | None = None
-    ) -> "Film":
+    ) -> "SourceVideo":
         """The same video in another file, with its streams shifted in time or only the `kept` frames."""
         kept = np.ones(len(self.times), bool) if kept is None else kept
-        return Film(path, self.times[kept] + picture_s, self.lit[kept], self.beeps + sound_s)
+        return SourceVideo(path, self.times[kept] + picture_s, self.lit[kept], self.beeps + sound_s)
 
     def slots(self, start_s: float, frames: int, jitter_s: float) -> np.ndarray:
         """Naive reference: which frames of the clip are white, if every source time is `jitter_s` off."""
@@ -60,7 +60,7 @@ def render(target: Path, *arguments: str) -> Path:
 
 def flash_and_beep(
     target: Path, fps: str = "25", seconds: float = 9, *extra: str, moving: bool = False
-) -> Film:
+) -> SourceVideo:
     """Black with a white flash, silence with a beep, from every multiple of the period."""
     lit = f"lt(mod(t+1e-6,{PERIOD_S}),{LIT_S})"
     flash = f"color=black:s=96x64:r={fps}:d={seconds},drawbox=c=white:t=fill:enable='{lit}'"
@@ -70,10 +70,10 @@ def flash_and_beep(
     render(target, "-f", "lavfi", "-i", flash, "-f", "lavfi", "-i", beep, *(extra or ("-g", "100")))
     times = np.arange(round(seconds * Fraction(fps))) / float(Fraction(fps))
     lit_frames = np.mod(times + 1e-6, PERIOD_S) < LIT_S
-    film = Film(target, times, lit_frames, np.arange(0, seconds, PERIOD_S))
+    source_video = SourceVideo(target, times, lit_frames, np.arange(0, seconds, PERIOD_S))
     # a container may start with the audio encoder's priming samples: both streams are later by their length
     late = first_picture(target)
-    return film.moved(target, late, late)
+    return source_video.moved(target, late, late)
 
 
 def first_picture(path: Path) -> float:
@@ -98,14 +98,14 @@ def onsets(lit: np.ndarray) -> np.ndarray:
 
 
 def cut(
-    film: Path, start_s: float, frames: int, folder: Path, config: CutConfig | None = None
+    source_video: Path, start_s: float, frames: int, folder: Path, config: CutConfig | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames and audio of a cut clip, read from its files."""
-    found = probe_video(str(film), LIMITS)
+    found = probe_video(str(source_video), LIMITS)
     config = config or CutConfig(pixels=96 * 64)
     target = folder / "out" / "c.mp4", folder / "out" / "c.flac"
     shown = choose_framing(found.width, found.height, np.zeros((0, 4)), config)
-    cut_clip(str(film), found, start_s, frames, shown, target, folder, config, LIMITS)
+    cut_clip(str(source_video), found, start_s, frames, shown, target, folder, config, LIMITS)
     sound, rate = soundfile.read(target[1])
     pictures = decode_video(target[0].read_bytes())
     assert (rate, len(sound), len(pictures)) == (24_000, frames * 1500, frames)
@@ -113,20 +113,20 @@ def cut(
 
 
 def check_together(
-    film: Film, starts: list[float], folder: Path, frames: int = 80, late_s: float = 0.0
+    source_video: SourceVideo, starts: list[float], folder: Path, frames: int = 80, late_s: float = 0.0
 ) -> None:
     """Assert that every flash is on its frame, and every beep within 2 ms of its time plus `late_s`."""
     for start_s in starts:
-        pictures, sound = cut(film.path, start_s, frames, folder)
+        pictures, sound = cut(source_video.path, start_s, frames, folder)
         seen = pictures.mean(axis=(1, 2, 3)) > 128
         # container times are rounded to milliseconds: a frame near the middle of two slots may take either
-        early, late = (film.slots(start_s, frames, jitter) for jitter in (-0.0015, 0.0015))
+        early, late = (source_video.slots(start_s, frames, jitter) for jitter in (-0.0015, 0.0015))
         sure = early == late
         assert sure.mean() > 0.9
         assert early.any()
         assert not early.all()
         np.testing.assert_array_equal(seen[sure], early[sure], f"cut at {start_s}")
-        expected = film.beeps - start_s
+        expected = source_video.beeps - start_s
         heard = beeps_heard(sound, 24_000) - late_s
         inside = (0.15, frames / 16 - 0.05)  # a beep that starts at an edge has no onset
         expected, heard = (times[(times > inside[0]) & (times < inside[1])] for times in (expected, heard))
@@ -161,69 +161,89 @@ RATES = {
 @pytest.mark.parametrize("case", RATES)
 def test_video_and_audio_stay_in_sync_for_every_rate_and_container(tmp_path: Path, case: str) -> None:
     fps, _, ending = case.partition(".")
-    film = flash_and_beep(tmp_path / f"film.{ending}", fps, 9, *RATES[case])
-    check_together(film, [0.0, 3.5625], tmp_path)
+    source_video = flash_and_beep(tmp_path / f"source_video.{ending}", fps, 9, *RATES[case])
+    check_together(source_video, [0.0, 3.5625], tmp_path)
 
 
 def test_cut_times_are_not_rounded_to_container_ticks(tmp_path: Path) -> None:
-    film = flash_and_beep(tmp_path / "film.avi", "30000/1001", 24, "-c:v", "mjpeg", "-c:a", "pcm_s16le")
-    check_together(film, [12.0625, 15.4375, 18.1875], tmp_path)
+    source_video = flash_and_beep(
+        tmp_path / "source_video.avi", "30000/1001", 24, "-c:v", "mjpeg", "-c:a", "pcm_s16le"
+    )
+    check_together(source_video, [12.0625, 15.4375, 18.1875], tmp_path)
 
 
 def test_program_stream_is_cut_as_exactly_as_its_timestamps(tmp_path: Path) -> None:
     # its muxer sometimes gives two frames the same time, so a flash may be one source frame off
-    film = flash_and_beep(tmp_path / "film.mpg", "25", 9, "-c:v", "mpeg1video", "-c:a", "mp2")
+    source_video = flash_and_beep(tmp_path / "source_video.mpg", "25", 9, "-c:v", "mpeg1video", "-c:a", "mp2")
     for start_s in (0.0, 3.5625):
-        pictures, sound = cut(film.path, start_s, 80, tmp_path)
-        seen, expected = onsets(pictures.mean(axis=(1, 2, 3)) > 128), onsets(film.slots(start_s, 80, 0.0))
+        pictures, sound = cut(source_video.path, start_s, 80, tmp_path)
+        seen, expected = (
+            onsets(pictures.mean(axis=(1, 2, 3)) > 128),
+            onsets(source_video.slots(start_s, 80, 0.0)),
+        )
         assert seen == pytest.approx(expected, abs=1)
         heard = [at for at in beeps_heard(sound, 24_000) + start_s if at - start_s > 0.15]
         assert len(heard) >= 3
-        assert [np.abs(film.beeps - at).min() for at in heard] == pytest.approx([0.0] * len(heard), abs=0.002)
+        assert [np.abs(source_video.beeps - at).min() for at in heard] == pytest.approx(
+            [0.0] * len(heard), abs=0.002
+        )
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
-    return flash_and_beep(tmp_path_factory.mktemp("film") / "film.mkv", "25", 9, "-g", "400", "-c:a", "flac")
+def source_video(tmp_path_factory: pytest.TempPathFactory) -> SourceVideo:
+    return flash_and_beep(
+        tmp_path_factory.mktemp("source_video") / "source_video.mkv", "25", 9, "-g", "400", "-c:a", "flac"
+    )
 
 
 @pytest.mark.parametrize("ending", ["mkv", "mp4"])
 @pytest.mark.parametrize("delay_s", [0.2, -0.3])
-def test_audio_offset_of_source_is_kept(tmp_path: Path, film: Film, ending: str, delay_s: float) -> None:
+def test_audio_offset_of_source_is_kept(
+    tmp_path: Path, source_video: SourceVideo, ending: str, delay_s: float
+) -> None:
     shifted = tmp_path / f"shifted.{ending}"
-    offset = ("-itsoffset", f"{abs(delay_s)}", "-i", str(film.path))
-    inputs = ("-i", str(film.path), *offset) if delay_s > 0 else (*offset, "-i", str(film.path))
+    offset = ("-itsoffset", f"{abs(delay_s)}", "-i", str(source_video.path))
+    inputs = (
+        ("-i", str(source_video.path), *offset) if delay_s > 0 else (*offset, "-i", str(source_video.path))
+    )
     render(shifted, *inputs, "-map", "0:v", "-map", "1:a", "-c", "copy")
     picture_s = max(0.0, -delay_s)
-    late = film.moved(shifted, picture_s, picture_s + delay_s)
+    late = source_video.moved(shifted, picture_s, picture_s + delay_s)
     check_together(late, [0.0, 2.5], tmp_path)
     sound = decode_audio(str(shifted), 9, tmp_path / "sound.raw", LIMITS)
     heard = beeps_heard(sound.span(0, sound.duration_s), 16_000)
     assert heard[-4:] == pytest.approx(late.beeps[-4:], abs=0.002)
 
 
-def test_frames_hidden_by_edit_list_are_not_cut(tmp_path: Path, film: Film) -> None:
+def test_frames_hidden_by_edit_list_are_not_cut(tmp_path: Path, source_video: SourceVideo) -> None:
     # a copy that starts between two key frames: the file holds the earlier frames and an edit list hides them
-    whole = render(tmp_path / "whole.mp4", "-i", str(film.path), "-c:v", "copy", "-c:a", "aac")
+    whole = render(tmp_path / "whole.mp4", "-i", str(source_video.path), "-c:v", "copy", "-c:a", "aac")
     edited = render(tmp_path / "edited.mp4", "-ss", "2", "-i", str(whole), "-c", "copy")
-    check_together(film.moved(edited, -2.0, -2.0), [0.0, 1.875], tmp_path)
+    check_together(source_video.moved(edited, -2.0, -2.0), [0.0, 1.875], tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["mkv", "ts", "mp4"])
-def test_container_start_time_is_subtracted(tmp_path: Path, film: Film, ending: str) -> None:
+def test_container_start_time_is_subtracted(tmp_path: Path, source_video: SourceVideo, ending: str) -> None:
     sound = ("-c:a", "flac") if ending != "ts" else ("-c:a", "ac3")
     moved = render(
-        tmp_path / f"moved.{ending}", "-i", str(film.path), "-c:v", "copy", *sound, "-output_ts_offset", "7.3"
+        tmp_path / f"moved.{ending}",
+        "-i",
+        str(source_video.path),
+        "-c:v",
+        "copy",
+        *sound,
+        "-output_ts_offset",
+        "7.3",
     )
     late = first_picture(moved)
-    check_together(film.moved(moved, late, late), [0.0, 2.5], tmp_path)
+    check_together(source_video.moved(moved, late, late), [0.0, 2.5], tmp_path)
 
 
-def test_variable_frame_rate_becomes_constant(tmp_path: Path, film: Film) -> None:
-    kept = np.arange(len(film.times)) ** 2 % 7 < 3
+def test_variable_frame_rate_becomes_constant(tmp_path: Path, source_video: SourceVideo) -> None:
+    kept = np.arange(len(source_video.times)) ** 2 % 7 < 3
     vary = ("-vf", "select='lt(mod(n*n,7),3)'", "-fps_mode", "vfr", "-c:a", "copy")
-    varied = render(tmp_path / "varied.mkv", "-i", str(film.path), *vary)
-    check_together(film.moved(varied, kept=kept), [0.0, 2.5], tmp_path)
+    varied = render(tmp_path / "varied.mkv", "-i", str(source_video.path), *vary)
+    check_together(source_video.moved(varied, kept=kept), [0.0, 2.5], tmp_path)
 
 
 @pytest.mark.parametrize("top_first", [True, False])
@@ -282,16 +302,16 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     sound = ("-f", "s16le", "-ar", "16000", "-ac", "1", "-i", str(folder / "sound.raw"))
     coded = ("-pix_fmt", "yuv420p", "-g", "250")
-    film, other = (
+    source_video, other = (
         folder / "hour.mp4",
         folder / "hour.avi",
     )  # an AVI has no timestamps, so it is encoded, not copied
     loose = ("-c:v", "mpeg4", "-c:a", "pcm_mulaw", str(other))
     packed = ("-c:v", "libx264", "-preset", "ultrafast", "-c:a", "mp2", "-b:a", "32k")
-    render(film, *picture, *sound, *coded, *loose, *coded, *packed)
+    render(source_video, *picture, *sound, *coded, *loose, *coded, *packed)
     (folder / "picture.raw").unlink()
     (folder / "sound.raw").unlink()
-    return film
+    return source_video
 
 
 @pytest.mark.slow
@@ -302,13 +322,15 @@ def test_video_and_audio_stay_in_sync_after_an_hour(tmp_path: Path, hour: Path, 
         render(path, "-i", str(hour), "-c", "copy")
     times = np.arange(36_600) / 10
     late = first_picture(path)
-    film = Film(path, times + late, np.mod(times + 1e-6, 1.0) < LIT_S, np.arange(3660.0) + late)
-    check_together(film, [0.0, 1800.0625, 3600.5, 3654.0], tmp_path)
+    source_video = SourceVideo(
+        path, times + late, np.mod(times + 1e-6, 1.0) < LIT_S, np.arange(3660.0) + late
+    )
+    check_together(source_video, [0.0, 1800.0625, 3600.5, 3654.0], tmp_path)
     heard = beeps_heard(decode_audio_span(str(path), 3600.5, 4.0, 16_000, LIMITS), 16_000)
     assert heard == pytest.approx(np.arange(4) + 0.5 + late, abs=0.002)
 
 
-def corner_film(target: Path, size: str, *extra: str) -> Path:
+def corner_source_video(target: Path, size: str, *extra: str) -> Path:
     """A black video whose upper left quarter is white."""
     return render(
         target,
@@ -324,8 +346,8 @@ def corner_film(target: Path, size: str, *extra: str) -> Path:
     ("turn", "corner"), [("90", "lower left"), ("180", "lower right"), ("-90", "upper right")]
 )
 def test_rotation_is_applied(tmp_path: Path, turn: str, corner: str) -> None:
-    film = corner_film(tmp_path / "a.mp4", "160x120")
-    turned = render(tmp_path / "turned.mp4", "-display_rotation", turn, "-i", str(film), "-c", "copy")
+    source_video = corner_source_video(tmp_path / "a.mp4", "160x120")
+    turned = render(tmp_path / "turned.mp4", "-display_rotation", turn, "-i", str(source_video), "-c", "copy")
     found = probe_video(str(turned), LIMITS)
     upright = turn == "180"
     assert (found.width, found.height) == ((160, 120) if upright else (120, 160))
@@ -338,7 +360,7 @@ def test_rotation_is_applied(tmp_path: Path, turn: str, corner: str) -> None:
 
 
 def test_pixel_aspect_ratio_is_applied(tmp_path: Path) -> None:
-    wide = corner_film(tmp_path / "wide.mkv", "160x120", "-vf", "setsar=2/1")
+    wide = corner_source_video(tmp_path / "wide.mkv", "160x120", "-vf", "setsar=2/1")
     assert (probe_video(str(wide), LIMITS).width, probe_video(str(wide), LIMITS).height) == (320, 120)
     picture = cut_picture(wide, tmp_path, CutConfig())
     assert picture.shape == (120, 320)
@@ -347,38 +369,42 @@ def test_pixel_aspect_ratio_is_applied(tmp_path: Path) -> None:
 
 def test_downmix_keeps_centre_channel(tmp_path: Path) -> None:
     voice = "aevalsrc='0|0|0.5*sin(2*PI*1000*t)|0|0|0':s=48000:c=5.1:d=2"
-    film = corner_film(tmp_path / "a.mkv", "96x64", "-f", "lavfi", "-i", voice, "-c:a", "flac")
-    _, sound = cut(film, 0.0, 16, tmp_path)
+    source_video = corner_source_video(
+        tmp_path / "a.mkv", "96x64", "-f", "lavfi", "-i", voice, "-c:a", "flac"
+    )
+    _, sound = cut(source_video, 0.0, 16, tmp_path)
     power = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
     assert np.argmax(power) / len(sound) * 24_000 == pytest.approx(1000, abs=2)
     assert np.abs(sound).max() > 0.05
 
 
-def test_too_short_cut_raises_and_leaves_no_file(tmp_path: Path, film: Film) -> None:
-    found, config = probe_video(str(film.path), LIMITS), CutConfig()
+def test_too_short_cut_raises_and_leaves_no_file(tmp_path: Path, source_video: SourceVideo) -> None:
+    found, config = probe_video(str(source_video.path), LIMITS), CutConfig()
     whole = choose_framing(found.width, found.height, np.zeros((0, 4)), config)
     (work := tmp_path / "work").mkdir()
     target = tmp_path / "c.mp4", tmp_path / "c.flac"
     with pytest.raises(UserError, match="frames") as caught:
-        cut_clip(str(film.path), found, 7.0, 80, whole, target, work, config, LIMITS)
+        cut_clip(str(source_video.path), found, 7.0, 80, whole, target, work, config, LIMITS)
     assert caught.value.kind == "cut-failed"
     assert not [*work.iterdir()]
     assert not target[0].exists()
 
 
-def test_clip_frames_are_decoded_at_their_times(film: Film) -> None:
-    found = probe_video(str(film.path), LIMITS)
-    pictures = decode_clip_frames(str(film.path), found, 2.0, 3.0, 25, 48, LIMITS)
+def test_clip_frames_are_decoded_at_their_times(source_video: SourceVideo) -> None:
+    found = probe_video(str(source_video.path), LIMITS)
+    pictures = decode_clip_frames(str(source_video.path), found, 2.0, 3.0, 25, 48, LIMITS)
     assert pictures.shape == (75, 32, 48, 3)
-    np.testing.assert_array_equal(pictures.mean(axis=(1, 2, 3)) > 128, film.lit[50:125])
+    np.testing.assert_array_equal(pictures.mean(axis=(1, 2, 3)) > 128, source_video.lit[50:125])
 
 
-def cut_picture(film: Path, folder: Path, config: CutConfig, boxes: np.ndarray | None = None) -> np.ndarray:
+def cut_picture(
+    source_video: Path, folder: Path, config: CutConfig, boxes: np.ndarray | None = None
+) -> np.ndarray:
     """The first frame of a cut, in grey."""
-    found = probe_video(str(film), LIMITS)
+    found = probe_video(str(source_video), LIMITS)
     shown = choose_framing(found.width, found.height, np.zeros((0, 4)) if boxes is None else boxes, config)
     target = folder / "p.mp4", folder / "p.flac"
-    cut_clip(str(film), found, 0.0, 8, shown, target, folder, config, LIMITS)
+    cut_clip(str(source_video), found, 0.0, 8, shown, target, folder, config, LIMITS)
     picture: np.ndarray = decode_video(target[0].read_bytes())[0].mean(axis=-1)
     return picture
 
@@ -442,10 +468,10 @@ def test_size_is_within_pixel_limit_and_never_enlarged(
 
 def test_transformed_box_matches_face_in_cut_frame(tmp_path: Path) -> None:
     face = "drawbox=x=200:y=60:w=60:h=60:c=white:t=fill"
-    film = render(tmp_path / "a.mkv", "-f", "lavfi", "-i", f"color=black:s=320x240:r=16:d=1,{face}")
+    source_video = render(tmp_path / "a.mkv", "-f", "lavfi", "-i", f"color=black:s=320x240:r=16:d=1,{face}")
     box = np.array([[200 / 320, 60 / 240, 260 / 320, 120 / 240]])
     config = CutConfig(crop="face", crop_faces=2.0, multiple=8)
-    picture = cut_picture(film, tmp_path, config, box)
+    picture = cut_picture(source_video, tmp_path, config, box)
     shown = choose_framing(320, 240, box, config)
     assert picture.shape == (shown.height, shown.width) == (120, 120)
     rows, columns = np.nonzero(picture > 128)

@@ -45,9 +45,9 @@ def test_darkening_lowers_luma_until_frames_are_black(talk: np.ndarray) -> None:
 
 def test_black_ratio_counts_black_frames(talk: np.ndarray) -> None:
     for black in (0, 4, 16, 32):
-        film = talk.copy()
-        film[:black] = 0
-        assert measured(film)["black_ratio"] == black / 32
+        video = talk.copy()
+        video[:black] = 0
+        assert measured(video)["black_ratio"] == black / 32
 
 
 def test_motion_grows_with_speed(talk: np.ndarray) -> None:

@@ -85,16 +85,16 @@ def test_speaking_mouth_scores_above_resting_and_chewing() -> None:
     times = [1.0 + frame / 25 for frame in range(50)]
     phones, pcm = spoken("joe", 0)
     heads = {0: ("dark", ()), 1: ("astronaut", phones), 2: ("mirror", chewing())}
-    films = {
+    videos = {
         track: list(face.animate(look, said, times, size=192, seed=1))
         for track, (look, said) in heads.items()
     }
     pictures = np.concatenate(
-        [np.stack([frame.picture for frame in film]) for film in films.values()], axis=2
+        [np.stack([frame.picture for frame in video]) for video in videos.values()], axis=2
     )
     boxes = {}
-    for track, film in films.items():
-        ovals = np.stack([frame.oval for frame in film])
+    for track, video in videos.items():
+        ovals = np.stack([frame.oval for frame in video])
         box = np.concatenate([ovals.min(axis=1), ovals.max(axis=1)], axis=1)
         box[:, [0, 2]] = (box[:, [0, 2]] + track) / 3
         boxes[track] = box
@@ -104,8 +104,8 @@ def test_speaking_mouth_scores_above_resting_and_chewing() -> None:
     margin = config.max_shift_ms * 16
     sound = pcm[16_000 - margin : 3 * 16_000 + margin]
     gaps = {
-        track: np.interp(np.arange(32) / 16, np.arange(50) / 25, [f.opening for f in film])
-        for track, film in films.items()
+        track: np.interp(np.arange(32) / 16, np.arange(50) / 25, [f.opening for f in video])
+        for track, video in videos.items()
     }
     (found,) = reader.measure([ClipFaces(gaps, sound, largest=0)], lambda _: ClipFrames(pictures, boxes))
     fits = found.active.fits

@@ -91,11 +91,11 @@ def planted(talking: dict[str, np.ndarray], seed: int, cuts: int = 5) -> tuple[n
 
 
 def recall_and_precision(
-    detector: ShotDetector, films: list[tuple[np.ndarray, list[int]]]
+    detector: ShotDetector, videos: list[tuple[np.ndarray, list[int]]]
 ) -> tuple[float, float]:
     hits = told = true = 0
-    for film, cuts in films:
-        found = [round(shot.start_s * FPS) for shot in detector.shots(film, len(film) / FPS)[1:]]
+    for video, cuts in videos:
+        found = [round(shot.start_s * FPS) for shot in detector.shots(video, len(video) / FPS)[1:]]
         hits += sum(any(abs(cut - at) <= 1 for at in found) for cut in cuts)
         told, true = told + len(found), true + len(cuts)
     return hits / true, hits / told
@@ -105,12 +105,12 @@ def recall_and_precision(
 def test_transnet_finds_planted_cuts_within_a_frame(
     transnet: ShotDetector, talking: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    films = []
+    videos = []
     for seed in range(2):
-        film, cuts = planted(talking, seed)
-        np.save(tmp_path / f"{seed}.npy", film)
-        films.append((np.load(tmp_path / f"{seed}.npy", mmap_mode="r"), cuts))
-    recall, precision = recall_and_precision(transnet, films)
+        video, cuts = planted(talking, seed)
+        np.save(tmp_path / f"{seed}.npy", video)
+        videos.append((np.load(tmp_path / f"{seed}.npy", mmap_mode="r"), cuts))
+    recall, precision = recall_and_precision(transnet, videos)
     assert recall >= 0.95
     assert precision >= 0.95
 
@@ -138,7 +138,7 @@ def single_shots(talking: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         flashes[at : at + length] = flashes[at : at + length] * 0.3 + 190
     for first, last in itertools.pairwise([0, 150, 400, 640, 750]):
         lamps[first:last] = lamps[first:last] * rng.uniform(0.5, 1.2) + rng.uniform(-10, 20)
-    flashes, lamps = (film.clip(0, 255).astype(np.uint8) for film in (flashes, lamps))
+    flashes, lamps = (video.clip(0, 255).astype(np.uint8) for video in (flashes, lamps))
     return {"still": plain, "moving": moving, "flashes": flashes, "lamps": lamps}
 
 
@@ -146,29 +146,29 @@ def single_shots(talking: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["transnetv2", "scenedetect"])
 def test_single_shot_has_no_cut(name: str, transnet: ShotDetector, talking: dict[str, np.ndarray]) -> None:
     detector = transnet if name == "transnetv2" else ShotDetector(SCENEDETECT)
-    for kind, film in single_shots(talking).items():
-        assert detector.shots(film, 30.0) == [Span(0.0, 30.0)], kind
+    for kind, video in single_shots(talking).items():
+        assert detector.shots(video, 30.0) == [Span(0.0, 30.0)], kind
 
 
 @pytest.mark.slow
 def test_cut_during_a_flash_is_found(talking: dict[str, np.ndarray]) -> None:
-    film = np.concatenate(
+    video = np.concatenate(
         [
             segment(talking["mirror"], (10, 10, 110, False), 40),
             segment(talking["dark"], (5, 5, 100, False), 40),
         ]
     )
-    film[38:40] = (film[38:40] * 0.3 + 190).astype(np.uint8)
-    assert drop_flashes(film, [(37, 38), (39, 40)])
-    assert drop_flashes(film[:38], []) == []
+    video[38:40] = (video[38:40] * 0.3 + 190).astype(np.uint8)
+    assert drop_flashes(video, [(37, 38), (39, 40)])
+    assert drop_flashes(video[:38], []) == []
 
 
 @pytest.mark.slow
 def test_candidate_frames_cover_cuts_and_dissolves_only(
     talking: dict[str, np.ndarray],
 ) -> None:
-    film, cuts = planted(talking, 1)
-    change = candidate_frames(film, TRANSNET)
+    video, cuts = planted(talking, 1)
+    change = candidate_frames(video, TRANSNET)
     assert all(change[cut - 1] for cut in cuts)
     one, other = (
         segment(talking["mirror"], (10, 10, 110, False), 100),
@@ -182,12 +182,12 @@ def test_candidate_frames_cover_cuts_and_dissolves_only(
 
 def test_frame_differences_of_mapped_file_equal_naive_ones(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    film = np.lib.format.open_memmap(tmp_path / "film.npy", "w+", np.uint8, (CHUNK + 30, 3, 4, 3))
-    film[:] = rng.integers(0, 256, film.shape, np.uint8)
+    video = np.lib.format.open_memmap(tmp_path / "video.npy", "w+", np.uint8, (CHUNK + 30, 3, 4, 3))
+    video[:] = rng.integers(0, 256, video.shape, np.uint8)
     for lag in (1, 12):
-        naive = [np.abs(film[i + lag].astype(int) - film[i]).mean() for i in range(len(film) - lag)]
-        np.testing.assert_allclose(frame_differences(film, lag), naive, rtol=1e-5)
-    assert len(frame_differences(film[:5], 12)) == 0
+        naive = [np.abs(video[i + lag].astype(int) - video[i]).mean() for i in range(len(video) - lag)]
+        np.testing.assert_allclose(frame_differences(video, lag), naive, rtol=1e-5)
+    assert len(frame_differences(video[:5], 12)) == 0
 
 
 @given(st.lists(st.booleans(), max_size=80), st.integers(0, 5), st.integers(1, 30))
@@ -214,9 +214,9 @@ def test_flash_longer_than_the_limit_is_two_cuts(talking: dict[str, np.ndarray])
         segment(talking["dark"], (5, 5, 100, False), 60),
     )
     for length, cuts in ((FLASH, 0), (FLASH + 6, 2)):
-        film = one.copy()
-        film[20 : 20 + length] = other[20 : 20 + length]
-        assert len(drop_flashes(film, [(19, 20), (19 + length, 20 + length)])) == cuts
+        video = one.copy()
+        video[20 : 20 + length] = other[20 : 20 + length]
+        assert len(drop_flashes(video, [(19, 20), (19 + length, 20 + length)])) == cuts
 
 
 def test_shots_cover_the_video_without_transitions() -> None:
