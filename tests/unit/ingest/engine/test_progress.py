@@ -94,7 +94,7 @@ def test_ray_exports_steps_failures_and_video() -> None:
     import ray
 
     often = {"metrics_report_interval_ms": 500}  # ten seconds otherwise
-    ray.init(address="local", num_cpus=2, include_dashstate=False, log_to_driver=False, _system_config=often)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=often)
     try:
         state = ray.remote(num_cpus=0)(RunState).remote(STEP_NAMES)
         reporter = Reporter(state)

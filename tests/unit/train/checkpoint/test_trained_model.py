@@ -100,7 +100,7 @@ def test_model_card_names_stage_data_and_losses(exported: Path) -> None:
         "abc123",
         "| joint | 40 |",
         "audio 1.500, video 2.000",
-        "the moving average",
+        "moving average",
         "Licence",
     ):
         assert text in card
