@@ -40,7 +40,8 @@ class StepCache:
             with np.load(self._path(source_id, step, key), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             facts = json.loads(arrays.pop(JSON_MEMBER).tobytes())
-            result: Result = _adapter(kind).validate_python(_insert_arrays(facts, arrays))
+            result_class: Any = kind  # mypy does not see that type[Result] is hashable
+            result: Result = _adapter(result_class).validate_python(_insert_arrays(facts, arrays))
             return result
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, ValidationError):
             return None
