@@ -125,7 +125,7 @@ class AudioMeter:
         """DNSMOS P.835, mean over windows; None for digital silence.
 
         speechmos (0.0.1) covers only whole steps of a second, which changes the score of 3-10 s clips by
-        0.01-0.16, takes twice the time (it also runs P.808) and needs librosa with 210 MB of compiler.
+        0.006-0.16, takes twice the time (it also runs P.808) and needs librosa with 210 MB of compiler.
         """
         if not pcm.any():
             return dict.fromkeys(("dnsmos_signal", "dnsmos_background", "dnsmos_overall"))

@@ -217,7 +217,7 @@ def test_external_media_reference_is_not_followed(tmp_path: Path, video: Path, c
     probe_and_decode(trap, tmp_path)
     time.sleep(0.1)
     assert canaries.accessed == set()
-    # ffmpeg follows the reference when it is told to
+    # with its options set, ffmpeg follows the reference
     command = [
         ffmpeg_path(),
         "-loglevel",

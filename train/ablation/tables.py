@@ -32,7 +32,7 @@ Raise it if the made data, the training or the measures change: old results are 
 """
 
 ADDED = {"positions": "none"}
-"""Fields added after `RECIPE`, with the value that stands for the earlier behaviour.
+"""Fields added after `RECIPE`, with the value that keeps the earlier behaviour.
 
 Keys leave a field out at that value, so that earlier results are reused.
 """

@@ -3,7 +3,7 @@
     waveform [B, n] float in -1..1 at 24 kHz
     mel [B, 100, L] of about unit variance; frame j is centred on sample j * hop
 
-`GriffinLim` needs no weights and stands in for `Vocos`, the paper's vocoder.
+`GriffinLim` needs no weights and replaces `Vocos`, the paper's vocoder.
 """
 
 from __future__ import annotations

@@ -100,24 +100,24 @@ else:
 class CodecConfig(BaseModel):
     """Names of the codecs, and folders of weights that the user provides.
 
-    The defaults need no download beyond the embedded weights. Each stands in for a component of the paper.
+    The defaults need no download beyond the embedded weights. Each replaces a component of the paper.
     """
 
     model_config = ConfigDict(extra="forbid")
     video: VideoCodecName = Field(
-        default="dct", description="`dct` needs no weights and stands in for `wan2.2` (paper)"
+        default="dct", description="`dct` needs no weights and replaces `wan2.2` (paper)"
     )
     video_weights: str = Field(
         default="", description="folder of AutoencoderKLWan in diffusers layout, for `wan2.2`"
     )
     caption: CaptionEncoderName = Field(
-        default="minilm", description="`minilm` is embedded and stands in for `umt5` (paper)"
+        default="minilm", description="`minilm` is embedded and replaces `umt5` (paper)"
     )
     caption_weights: str = Field(
         default="", description="folder or hub id of the encoder; empty: the embedded weights"
     )
     vocoder: VocoderName = Field(
-        default="griffin-lim", description="`griffin-lim` stands in for `vocos` (paper)"
+        default="griffin-lim", description="`griffin-lim` needs no weights and replaces `vocos` (paper)"
     )
     vocoder_weights: str = Field(
         default="", description="folder or hub id of Vocos (config.yaml and pytorch_model.bin)"

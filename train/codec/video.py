@@ -3,7 +3,7 @@
     frames [B, F, H, W, 3]  uint8, or float in -1..1; F = 4n + 1, H and W multiples of 16
     latent [B, 48, T, H/16, W/16]  float32 of about unit variance; T = 1 + (F - 1) / 4
 
-`WanCodec` is the paper's VAE. `DctCodec`, a fixed linear transform without weights, stands in for it.
+`WanCodec` is the paper's VAE. `DctCodec` replaces it: a fixed linear transform without weights.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_sources_are_divided_into_graphs_of_limited_size(
     graphs: list[list[str]] = []
 
     class Graph:
-        """Stands in for a Ray dataset: returns the rows unchanged."""
+        """A fake Ray dataset that returns the rows unchanged."""
 
         def __init__(self, todo: list[SourceRecord], *_: object) -> None:
             self.todo = todo
