@@ -34,12 +34,13 @@ SPEAKER = "coalesce(nullif(speaker, ''), 'source:' || source_id)"
 KINDS = ("voice", "face")
 """Embeddings that are compared; `NearPairs.kind` is an index into this."""
 
-MIN_NEAR_PAIRS = 1000
-"""Near pairs allowed in a corpus of any size: all pairs of 45 persons. Heuristic."""
+MIN_NEAR_PAIRS = 300
+"""Near pairs allowed in a corpus of any size: all pairs of 25 persons. Heuristic."""
 
-NEAR_PAIRS_PER_PERSON = 0.5
-"""Near pairs allowed beyond that: one near person each on average, so that few persons are near both sides.
-Heuristic."""
+NEAR_PAIRS_PER_PERSON = 0.1
+"""Near pairs allowed beyond that. Heuristic: a corpus that grows in five steps to 20,000 persons then loses
+0.3 % of its hours to persons near both sides; 0.5 pairs lose 2.8 % (`tests/benchmarks/curation/splits.py`).
+"""
 
 _STORED_PAIRS_PER_SPEAKER = 64
 _BLOCK, _TILE = 2048, 16384  # speakers compared at a time: 128 MiB of similarities
@@ -49,13 +50,15 @@ _BLOCK, _TILE = 2048, 16384  # speakers compared at a time: 128 MiB of similarit
 class SpeakerPairs:
     """Pairs among `speakers` by index: int64 [m, 2], (i, j) with i < j.
 
-    `same`: one person. `near`: may be one person. `raised`: by kind, the cosine from which pairs count as
-    near where the configured one was raised to cap chance matches.
+    `same`: one person. `near`: may be one person. `crowding` int64 [n]: near pairs of each speaker, also
+    those that `near` leaves out. `raised`: by kind, the cosine from which pairs count as near where the
+    configured one was raised to cap chance matches.
     """
 
     speakers: tuple[str, ...]
     same: np.ndarray
     near: np.ndarray
+    crowding: np.ndarray
     raised: dict[str, float]
 
 
@@ -157,9 +160,12 @@ def compare_speakers(corpus: Corpus, config: SplitConfig, *, cache: bool = True)
 
 
 def _speaker_pairs(comparison: _Comparison) -> SpeakerPairs:
+    import numpy as np
+
     persons = connected_components(len(comparison.digests), [comparison.same])
     near, raised = limit_near_pairs(persons, comparison.near)
-    return SpeakerPairs(tuple(comparison.digests), comparison.same, near, raised)
+    crowding = np.bincount(comparison.near.pairs.ravel(), minlength=len(comparison.digests))
+    return SpeakerPairs(tuple(comparison.digests), comparison.same, near, crowding, raised)
 
 
 def max_near_pairs(persons: int) -> int:

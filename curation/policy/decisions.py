@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.config import DuplicateConfig, SplitConfig
-from uniavgen.curation.duplicates.groups import reject_duplicates
+from uniavgen.curation.duplicates.groups import DUPLICATE, reject_duplicates
 from uniavgen.curation.people.identities import SPEAKER, SpeakerPairs, compare_speakers, connected_components
 from uniavgen.curation.people.splits import NEITHER, VAL, Person, assign_sides, group_speakers, stratum_of
 from uniavgen.curation.policy.rules import Policy, policy_from
-from uniavgen.curation.policy.verdicts import FunnelRow, compute_funnel, judge
+from uniavgen.curation.policy.verdicts import MISSING_PREFIX, FunnelRow, compute_funnel, judge
 from uniavgen.curation.policy.what_if import clips_for
 from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
@@ -30,6 +30,23 @@ if TYPE_CHECKING:
 
 BOTH_SIDES = "split: on both sides"
 """Reason of clips whose person may be the same as a person in train and as one in val."""
+
+
+SAYS_AFTER_RULES = {
+    DUPLICATE: "a better duplicate of it is kept",
+    BOTH_SIDES: "its person may be the same as one in train and one in val",
+}
+"""Explanations of reasons that no rule gives."""
+
+
+@dataclass(frozen=True)
+class RejectedClips:
+    """Clips rejected for one reason; `says` explains it."""
+
+    reason: str
+    says: str
+    clips: int
+    hours: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,9 @@ class CurationSummary:
     seconds: float
     near_cut: dict[str, float] = field(default_factory=dict)
     """Raised similarity thresholds, by `voice` or `face` (`SpeakerPairs.raised`)."""
+    rejected: list[RejectedClips] = field(default_factory=list)
+    """All rejected clips by reason, the most frequent first: their counts add up to `clips - kept`."""
+    val_hours: float = 0.0
 
 
 def decide(
@@ -128,6 +148,14 @@ def decided_policy(corpus: Corpus) -> Policy:
     return policy_from(json.loads(path.read_text()), where=str(path))
 
 
+def explain_reason(reason: str, policy: Policy) -> str:
+    """A sentence that says why a clip with this reason was rejected."""
+    if reason.startswith(MISSING_PREFIX):
+        return f"{reason.removeprefix(MISSING_PREFIX)} was not measured"
+    says = {rule.name: f"the rule requires that {rule.says}" for rule in policy.rules}
+    return says.get(reason) or SAYS_AFTER_RULES.get(reason, "")
+
+
 def _decisions(
     corpus: Corpus, verdicts: pa.Table, policy: Policy, split: SplitConfig, pairs: SpeakerPairs
 ) -> pa.Table:
@@ -170,17 +198,23 @@ def _speaker_sides(
         same.append(np.array(joined, np.int64).reshape(-1, 2))
     labels = connected_components(len(pairs.speakers), same)
     members, near = group_speakers(pairs.speakers, labels.tolist(), pairs.near.tolist())
-    persons = [_person(names, [facts[name] for name in names], split) for names in members]
+    crowding = dict(zip(pairs.speakers, pairs.crowding.tolist(), strict=True))
+    persons = [
+        _person(names, [facts[name] for name in names], sum(crowding[name] for name in names), split)
+        for names in members
+    ]
     sides = assign_sides(persons, near, split)
     return {name: side for names, side in zip(members, sides, strict=True) for name in names}
 
 
-def _person(speakers: tuple[str, ...], facts: list[dict[str, Any]], split: SplitConfig) -> Person:
+def _person(
+    speakers: tuple[str, ...], facts: list[dict[str, Any]], crowding: int, split: SplitConfig
+) -> Person:
     """One person from its speakers. The speaker with most kept seconds gives the stratum."""
     main = max(facts, key=lambda fact: (fact["seconds"], fact["speaker"]))
     before = frozenset(side for fact in facts for side in fact["before"] or ())
     stratum = stratum_of(split, main["language"], main["pitch_hz"], main["clip_s"])
-    return Person(speakers, sum(fact["seconds"] for fact in facts), before, stratum)
+    return Person(speakers, sum(fact["seconds"] for fact in facts), before, stratum, crowding)
 
 
 def _speaker_facts(corpus: Corpus, verdicts: pa.Table) -> dict[str, dict[str, Any]]:
@@ -219,15 +253,16 @@ def _summary(
         connection.register("decisions", decisions)
         totals = connection.execute(
             """SELECT count(*), count(*) FILTER (kept), coalesce(sum(end_s - start_s) / 3600, 0),
-            coalesce(sum(end_s - start_s) FILTER (kept) / 3600, 0), count(*) FILTER (kept AND split = $val)
+            coalesce(sum(end_s - start_s) FILTER (kept) / 3600, 0), count(*) FILTER (kept AND split = $val),
+            coalesce(sum(end_s - start_s) FILTER (kept AND split = $val) / 3600, 0)
             FROM clips JOIN decisions USING (clip_id)""",
             {"val": VAL},
         ).fetchone()
         reasons = connection.execute(
-            """SELECT reason, count(*) FROM decisions WHERE NOT kept GROUP BY reason
-            ORDER BY count(*) DESC, reason"""
+            """SELECT reason, count(*), sum(end_s - start_s) / 3600 FROM clips JOIN decisions USING (clip_id)
+            WHERE NOT kept GROUP BY reason ORDER BY count(*) DESC, reason"""
         ).fetchall()
-    count, kept, hours, kept_hours, val = totals or (0, 0, 0.0, 0.0, 0)
+    count, kept, hours, kept_hours, val, val_hours = totals or (0, 0, 0.0, 0.0, 0, 0.0)
     return CurationSummary(
         policy.name,
         policy.digest,
@@ -237,8 +272,13 @@ def _summary(
         kept_hours=kept_hours,
         train=kept - val,
         val=val,
-        reasons=dict(reasons),
+        reasons={reason: number for reason, number, _ in reasons},
         funnel=compute_funnel(clips, policy),
         written=written,
         seconds=seconds,
+        rejected=[
+            RejectedClips(reason, explain_reason(reason, policy), number, lost_hours)
+            for reason, number, lost_hours in reasons
+        ],
+        val_hours=val_hours,
     )

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.config import ReportConfig
-from uniavgen.curation.duplicates.groups import DUPLICATE
-from uniavgen.curation.policy.decisions import BOTH_SIDES
+from uniavgen.curation.policy.decisions import explain_reason
 from uniavgen.curation.policy.rules import Policy, Rule
-from uniavgen.curation.policy.verdicts import MISSING_PREFIX, columns_needed
+from uniavgen.curation.policy.verdicts import columns_needed
 from uniavgen.curation.report.previews import make_preview, timed_words
 from uniavgen.curation.report.source_pages import interleave
 from uniavgen.curation.report.templating import format_number
@@ -24,12 +23,6 @@ from uniavgen.shards.corpus.tables import Corpus
 
 if TYPE_CHECKING:
     import duckdb
-
-SAYS_AFTER_RULES = {
-    DUPLICATE: "a better duplicate of it is kept",
-    BOTH_SIDES: "its person may be the same as one in train and one in val",
-}
-"""Explanations of reasons that no rule gives."""
 
 _PLAIN_UNITS = ("0 or 1", "ratio", "score", "variance")
 """Units that are not written after a number."""
@@ -76,14 +69,6 @@ def count_reasons(connection: duckdb.DuckDBPyConnection, policy: Policy) -> list
         GROUP BY reason ORDER BY clips DESC, reason""",
     )
     return [row | {"says": explain_reason(row["reason"], policy)} for row in rows]
-
-
-def explain_reason(reason: str, policy: Policy) -> str:
-    """A sentence that says why a clip with this reason was rejected."""
-    if reason.startswith(MISSING_PREFIX):
-        return f"{reason.removeprefix(MISSING_PREFIX)} was not measured"
-    says = {rule.name: f"the rule requires that {rule.says}" for rule in policy.rules}
-    return says.get(reason) or SAYS_AFTER_RULES.get(reason, "")
 
 
 def order_sources(clips: Sequence[dict[str, Any]]) -> list[str]:

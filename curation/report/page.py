@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.config import DuplicateConfig, ReportConfig
-from uniavgen.curation.policy.decisions import decided_policy
+from uniavgen.curation.policy.decisions import SAYS_AFTER_RULES, decided_policy
 from uniavgen.curation.policy.rules import Policy, load_policy, policy_names
 from uniavgen.curation.policy.verdicts import columns_needed, compute_funnel
 from uniavgen.curation.report.examples import (
-    SAYS_AFTER_RULES,
     add_previews,
     choose_examples,
     count_reasons,

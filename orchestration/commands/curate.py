@@ -67,7 +67,7 @@ def curate(
 
 
 def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) -> dict[str, Any]:
-    """Decide every clip by a policy, print the funnel and record it in MLflow."""
+    """Decide every clip by a policy, print what was rejected and record it in MLflow."""
     from uniavgen.curation.policy.decisions import decide
     from uniavgen.curation.policy.rules import load_policy
     from uniavgen.orchestration.tracking.corpus_run import corpus_version, open_corpus_run
@@ -76,7 +76,7 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
     corpus = Corpus.open(root)
     policy = load_policy(policy_name or settings.curate.policy)
     summary = decide(corpus, policy, settings.curate.split, settings.curate.duplicates)
-    _show_funnel(summary)
+    _show_summary(summary, settings.curate.split.val_share)
     with open_corpus_run(corpus, settings.tracking) as run:
         run.params({"policy": summary.policy, "policy_digest": summary.policy_digest})
         run.tags({"policy_digest": summary.policy_digest, "corpus_version": corpus_version(corpus)})
@@ -85,6 +85,7 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
                 "corpus/kept": summary.kept,
                 "corpus/kept_hours": summary.kept_hours,
                 "corpus/train": summary.train,
+                "corpus/val": summary.val,
             }
         )
         run.metrics(
@@ -196,22 +197,45 @@ def _corpus_and_policy(root: Path, settings: Config, policy_name: str | None) ->
     return corpus, load_policy(policy_name or settings.curate.policy)
 
 
-def _show_funnel(summary: CurationSummary) -> None:
+def _show_summary(summary: CurationSummary, val_share: float) -> None:
+    """Print every rejected clip by reason, what is kept, and what is unusual about the split."""
+    from uniavgen.curation.report.templating import format_span
     from uniavgen.orchestration.output import console
 
-    rows = [
-        (row.rule, row.clips_in, row.failed_first, round(row.hours_failed_first * 60, 2), row.says)
-        for row in summary.funnel
-        if row.failed_first
-    ]
-    columns = ("rule", "clips in", "rejected", "minutes", "requires that")
-    console.table(f"policy {summary.policy}: rules that rejected clips", columns, rows)
-    console.console.print(
-        f"kept [bold]{summary.kept}[/] of {summary.clips} clips, {summary.kept_hours * 60:.2f} of "
-        f"{summary.hours * 60:.2f} minutes; "
-        f"train {summary.train}, val {summary.val}" + ("" if summary.written else " (nothing changed)")
+    rows = [(row.reason, row.clips, format_span(row.hours * 3600), row.says) for row in summary.rejected]
+    if len(rows) > 1:
+        lost = format_span((summary.hours - summary.kept_hours) * 3600)
+        rows.append(("all rejected", summary.clips - summary.kept, lost, ""))
+    console.table(
+        f"policy {summary.policy}: rejected clips by first reason",
+        ("reason", "clips", "time", "because"),
+        rows,
     )
-    for name, cosine in summary.near_cut.items():
-        console.print_warning(
-            f"{name} similarity threshold raised to cosine {cosine:.2f} to cap chance matches of speakers"
+    console.console.print(
+        f"kept [bold]{summary.kept}[/] of {summary.clips} clips, {format_span(summary.kept_hours * 3600)} of "
+        f"{format_span(summary.hours * 3600)}; train {summary.train}, val {summary.val} "
+        f"({format_span(summary.val_hours * 3600)})" + ("" if summary.written else " (nothing changed)")
+    )
+    for warning in split_warnings(summary, val_share):
+        console.print_warning(warning)
+
+
+def split_warnings(summary: CurationSummary, val_share: float) -> list[str]:
+    """An empty side, a val far below its share, and raised similarity thresholds."""
+    warnings = []
+    share = summary.val_hours / summary.kept_hours if summary.kept_hours else 0.0
+    hint = "add other persons, or raise curate.split.near_voice and curate.split.near_face"
+    if summary.kept and val_share and not summary.val:
+        warnings.append(f"val is empty: all kept clips are of persons who may be the same; {hint}")
+    elif summary.kept and val_share and not summary.train:
+        warnings.append(f"train is empty: all kept clips are of persons who may be one in val; {hint}")
+    elif summary.kept and share < val_share / 2:
+        warnings.append(
+            f"val has {100 * share:.1f} % of the kept time, not {100 * val_share:g} %: most persons may be the "
+            f"same as one in train; {hint}"
         )
+    warnings += [
+        f"{name} similarity threshold raised to cosine {cosine:.2f} to cap chance matches of speakers"
+        for name, cosine in summary.near_cut.items()
+    ]
+    return warnings

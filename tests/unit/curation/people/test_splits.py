@@ -73,10 +73,66 @@ def test_persons_of_both_sides_found_to_be_one_go_to_train() -> None:
     assert assign_sides([joined, person(1, 3, VAL)], [], SplitConfig(val_share=0.5)) == [TRAIN, VAL]
 
 
-def test_person_near_val_joins_only_while_val_has_room() -> None:
+def test_person_near_val_joins_val_beyond_its_share() -> None:
     persons = [person(0, 10, VAL), *(person(i, 10, TRAIN) for i in range(1, 10)), person(10, 10)]
-    assert assign_sides(persons, [(0, 10)], SplitConfig(val_share=0.1))[10] == NEITHER
-    assert assign_sides(persons, [(0, 10)], SplitConfig(val_share=0.3))[10] == VAL
+    assert assign_sides(persons, [(0, 10)], SplitConfig(val_share=0.1))[10] == VAL
+
+
+def test_large_neighborhood_near_val_is_cut_off_where_little_is_lost() -> None:
+    old = [person(0, 10, VAL), person(1, 10, TRAIN)]
+    chain = [person(i, 1 if i == 2 else 10) for i in range(2, 60)]
+    near = [(0, 2), *((i, i + 1) for i in range(2, 59))]
+    sides = assign_sides([*old, *chain], near, SplitConfig(val_share=0.1))
+    assert sides == [VAL, TRAIN, NEITHER, *[TRAIN] * 57]
+    again = [
+        person(i, p.seconds, side) for i, (p, side) in enumerate(zip([*old, *chain], sides, strict=True))
+    ]
+    again[2] = chain[0]
+    assert assign_sides(again, near, SplitConfig(val_share=0.1)) == sides
+
+
+def test_val_prefers_persons_with_few_neighbors() -> None:
+    persons = [Person((f"s{i}",), 10.0, crowding=i % 5) for i in range(50)]
+    sides = assign_sides(persons, [], SplitConfig(val_share=0.1))
+    assert {p.crowding for p, side in zip(persons, sides, strict=True) if side == VAL} == {0}
+
+
+@given(worlds, st.lists(st.sampled_from(["", "", TRAIN, VAL]), min_size=25, max_size=25), shares)
+@settings(max_examples=60, deadline=None)
+def test_loss_equals_that_of_exhaustive_search(world: tuple, before: list[str], share: float) -> None:
+    """Up to 12 persons: no assignment loses less, and both sides are used if an equally good one uses both.
+    """
+    kept, near = world[0][:12], {pair for pair in world[1] if max(pair) < 12}
+    persons = [person(i, seconds, before[i]) for i, seconds in enumerate(kept)]
+    sides = assign_sides(persons, near, SplitConfig(val_share=share))
+    fewest, fewest_with_both = losses_of_every_assignment(persons, near)
+    lost = sum(p.seconds for p, side in zip(persons, sides, strict=True) if side == NEITHER)
+    assert lost == fewest
+    if fewest_with_both == fewest:
+        assert {side for p, side in zip(persons, sides, strict=True) if p.seconds} - {NEITHER} == {TRAIN, VAL}
+    decided = [
+        person(i, p.seconds, side.replace(NEITHER, ""))
+        for i, (p, side) in enumerate(zip(persons, sides, strict=True))
+    ]
+    assert assign_sides(decided, near, SplitConfig(val_share=share)) == sides, (
+        "nothing changes the second time"
+    )
+
+
+def losses_of_every_assignment(persons: list[Person], near: set[tuple[int, int]]) -> tuple[float, float]:
+    """Fewest seconds lost by any valid assignment, and by any that uses both sides (infinity: there is none).
+    """
+    old = {i: side for i, p in enumerate(persons) for side in p.before}
+    choices = [[(TRAIN, VAL, NEITHER).index(old[i])] if i in old else [0, 1, 2] for i in range(len(persons))]
+    sides = np.stack([axis.ravel() for axis in np.meshgrid(*map(np.array, choices), indexing="ij")], axis=1)
+    valid = np.ones(len(sides), bool)
+    for one, other in near:
+        if one not in old or other not in old:
+            valid &= (sides[:, one] == sides[:, other]) | (sides[:, one] == 2) | (sides[:, other] == 2)
+    sides, seconds = sides[valid], np.array([p.seconds for p in persons])
+    lost = ((sides == 2) * seconds).sum(axis=1)
+    both = np.logical_and(*((((sides == side) * seconds).sum(axis=1) > 0) for side in (0, 1)))
+    return float(lost.min()), float(lost[both].min(initial=np.inf))
 
 
 def test_smallest_person_goes_to_val_if_none_fits() -> None:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from uniavgen.curation.config import SplitConfig
-from uniavgen.curation.policy.decisions import decide, decided_policy
+from uniavgen.curation.policy.decisions import BOTH_SIDES, decide, decided_policy
 from uniavgen.curation.policy.rules import load_policy, parse_policy
+from uniavgen.orchestration.commands.curate import split_warnings
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 
@@ -31,6 +33,11 @@ def test_every_clip_has_decision_reason_and_side(make_corpus: Make, make_clip: M
     assert (summary.clips, summary.kept, summary.train + summary.val) == (20, 18, 18)
     assert summary.reasons == {"language": 1, "missing: face_height_px": 1}
     assert summary.kept_hours == pytest.approx(18 * 2 / 3600)
+    assert [(row.reason, row.clips, row.says) for row in summary.rejected] == [
+        ("language", 1, "the rule requires that the language is English"),
+        ("missing: face_height_px", 1, "face_height_px was not measured"),
+    ]
+    assert sum(row.hours for row in summary.rejected) == pytest.approx(summary.hours - summary.kept_hours)
     assert sum(row.failed_first for row in summary.funnel) == 2
     both = next(row for row in decisions if row["reason"] == "missing: face_height_px")
     assert both["failed_rules"] == ["missing: face_height_px", "snr"]
@@ -78,3 +85,34 @@ def test_empty_and_undecided_corpus_errors_have_hints(tmp_path: Any) -> None:
         decide(corpus, load_policy("default"))
     with pytest.raises(UserError, match="uniavgen curate"):
         decided_policy(corpus)
+
+
+def test_every_rejected_clip_is_in_the_summary(make_corpus: Make, make_clip: Make) -> None:
+    voices = np.eye(3, 192, dtype=np.float32)
+    clips = [make_clip(f"s{i}", 0.0, "p", voice=voices[i].tolist()) for i in range(2)]
+    corpus = make_corpus(clips)
+    split = SplitConfig(val_share=0.3, same_voice=0.8, near_voice=0.5)
+    decide(corpus, load_policy("default"), split)
+    prints = {"video_hash": list(range(1, 18)), "sound_hash": [7 * i for i in range(1, 20)]}
+    between = make_clip("s2", 0.0, "x", voice=(voices[0] + voices[1]).tolist(), luma=None)
+    both = make_clip("s2", 5.0, "x", voice=(voices[0] + voices[1]).tolist())
+    copies = [make_clip(f"s{3 + i}", 0.0, "y", voice=voices[2].tolist(), **prints) for i in range(2)]
+    corpus.upsert("clips", [between, both, *copies])
+    summary = decide(corpus, load_policy("default"), split)
+    assert {row.reason: row.clips for row in summary.rejected} == {
+        "missing: luma": 1,
+        BOTH_SIDES: 1,
+        "duplicate": 1,
+    }
+    assert sum(row.clips for row in summary.rejected) == summary.clips - summary.kept
+    assert summary.val_hours == pytest.approx(2 / 3600)
+
+
+def test_empty_val_is_said(make_corpus: Make, make_clip: Make) -> None:
+    voice = np.eye(1, 192, dtype=np.float32)[0].tolist()
+    summary = decide(
+        make_corpus([make_clip("s", 2.0 * i, "p", voice=voice) for i in range(3)]), load_policy("default")
+    )
+    assert (summary.train, summary.val) == (3, 0)
+    assert split_warnings(summary, 0.1)[0].startswith("val is empty")
+    assert split_warnings(summary, 0.0) == []
