@@ -60,8 +60,8 @@ def assign_sides(
        has what may have been trained on.
     2. A neighborhood of new persons that is near one side goes there. If it is near both, the persons with the
        fewest kept seconds that separate the two go to neither (a minimum vertex cut).
-    3. A neighborhood near nobody goes to val if it fits into what val lacks of each of its strata, else
-       to train; the least crowded first.
+    3. A neighborhood near nobody goes to val if val lacks as much of each of its strata, else to train; the
+       least crowded first.
     4. If one side is empty, the smallest neighborhood that can changes side.
 
     So a new corpus loses no clip, and a grown one the fewest possible seconds. One exception keeps val from

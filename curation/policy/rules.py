@@ -8,6 +8,10 @@ sentence what it asks for:
     drop: [sharpness]           # optional: rules of that policy to leave out
     rules:
       - {name: sharp, column: sharpness, min: 50, says: the picture is sharp, source: tried on 200 clips}
+    keep:                       # optional: clips that pass whatever the rules say
+      - {clip: 34a2ea61d2c09f7b11e0, who: anna, why: the music is quiet}
+    reject:                     # optional: clips that fail whatever the rules say
+      - {clip: 9b1f00c2a7d1442e5f6a, who: anna, why: a photograph is shown}
 
 A rule has a `column` with `min`, `max`, `equals` or `in`, or else an `sql` expression that must be true.
 `when` is an optional SQL condition: a clip for which it is false passes the rule. A clip whose value was not
@@ -37,7 +41,10 @@ if TYPE_CHECKING:
 
 Scalar = bool | int | float | str
 
-POLICY_KEYS = ("name", "extends", "drop", "rules")
+POLICY_KEYS = ("name", "extends", "drop", "rules", "keep", "reject")
+
+REJECTED_BY_HAND = "rejected-by-hand"
+"""Name of the rule that the clips in `reject` fail."""
 
 
 class Rule(BaseModel):
@@ -70,26 +77,49 @@ class Rule(BaseModel):
         return self
 
 
+class HandDecision(BaseModel):
+    """A clip that a person decided: its id, who decided and why."""
+
+    model_config = ConfigDict(extra="forbid")
+    clip: str = Field(pattern=r"^[0-9A-Za-z_-]+$")
+    who: str = Field(min_length=1)
+    why: str = Field(min_length=1)
+
+
 @dataclass(frozen=True)
 class Policy:
-    """Rules in the order of evaluation.
+    """Rules in the order of evaluation. `load_policy`, `parse_policy` and `policy_from` make checked policies.
 
-    Made by `load_policy`, `parse_policy` or `policy_from`, which check the rules.
+    `keep` and `reject` are decisions by hand. The clips in `reject` fail the first rule, REJECTED_BY_HAND; no
+    rule applies to the clips in `keep`.
     """
 
     name: str
     rules: tuple[Rule, ...]
+    keep: tuple[HandDecision, ...] = ()
+    reject: tuple[HandDecision, ...] = ()
 
     @property
     def digest(self) -> str:
         """Hash of the rules without `says` and `source`: equal digests give equal decisions."""
-        deciding = [rule.model_dump(exclude={"says", "source"}) for rule in self.rules]
+        deciding: list[Any] = [rule.model_dump(exclude={"says", "source"}) for rule in self.rules]
+        if self.keep:
+            deciding.append({"keep": sorted(decision.clip for decision in self.keep)})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     def document(self) -> dict[str, Any]:
         """The policy as plain data with every rule written out; `policy_from` reads it back."""
-        rules = [rule.model_dump(by_alias=True, exclude_defaults=True) for rule in self.rules]
-        return {"name": self.name, "rules": rules}
+        rules = [
+            rule.model_dump(by_alias=True, exclude_defaults=True)
+            for rule in self.rules
+            if rule.name != REJECTED_BY_HAND
+        ]
+        by_hand = {"keep": self.keep, "reject": self.reject}
+        return {"name": self.name, "rules": rules} | {
+            key: [decision.model_dump() for decision in decisions]
+            for key, decisions in by_hand.items()
+            if decisions
+        }
 
 
 def policy_names() -> list[str]:
@@ -142,7 +172,12 @@ def policy_from(document: Any, *, where: str) -> Policy:
     rules = _extend(document, new_rules, where)
     if not rules:
         raise _bad_policy("a policy needs at least one rule", where)
-    return Policy(str(document.get("name") or where), tuple(rules))
+    keep, reject = (_hand_decisions(document.get(key), key, where) for key in ("keep", "reject"))
+    for clip in sorted({decision.clip for decision in keep} & {decision.clip for decision in reject}):
+        raise _bad_policy(f"clip {clip} is both in `keep` and in `reject`", where)
+    if reject:
+        rules.insert(0, _rejecting_rule(reject))
+    return Policy(str(document.get("name") or where), tuple(rules), keep, reject)
 
 
 def columns_read(rule: Rule) -> list[str]:
@@ -192,6 +227,33 @@ def _syntax_tree(expression: str) -> dict[str, Any]:
     return tree
 
 
+def _hand_decisions(entries: Any, key: str, where: str) -> tuple[HandDecision, ...]:
+    if entries is None:
+        return ()
+    if not isinstance(entries, list):
+        raise _bad_policy(f"`{key}` is a list of {{clip: ID, who: NAME, why: TEXT}}", where)
+    decisions = []
+    for entry in entries:
+        try:
+            decisions.append(HandDecision.model_validate(entry))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][0]) if first["loc"] else ""
+            message = f"`{key}` entry {entry!r}: {field} {first['msg']}"
+            raise _bad_policy(message, where, field, list(HandDecision.model_fields)) from error
+    return tuple({decision.clip: decision for decision in decisions}.values())
+
+
+def _rejecting_rule(decisions: Sequence[HandDecision]) -> Rule:
+    clips = ", ".join(f"'{decision.clip}'" for decision in decisions)
+    return Rule(
+        name=REJECTED_BY_HAND,
+        sql=f"clip_id NOT IN ({clips})",
+        says="nobody rejected the clip by hand",
+        source=f"decided by hand: {', '.join(sorted({decision.who for decision in decisions}))}",
+    )
+
+
 def _shipped() -> Traversable:
     return resources.files("uniavgen.curation.policy") / "policies"
 
@@ -239,6 +301,8 @@ def _check_type(rule: Rule, column_type: pa.DataType, where: str) -> None:
 
 def _refuse_duplicate_names(rules: Sequence[Rule], where: str) -> None:
     names = [rule.name for rule in rules]
+    if REJECTED_BY_HAND in names:
+        raise _bad_policy(f"the name {REJECTED_BY_HAND!r} is reserved for `reject`", where)
     for name in names:
         if names.count(name) > 1:
             raise _bad_policy(f"two rules are named {name!r}", where)

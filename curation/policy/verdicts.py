@@ -134,7 +134,9 @@ def _reason_columns(policy: Policy) -> str:
         else _quoted(name)
         for name in columns_needed(policy)
     ]
-    reasons = ", ".join(f"{_reason(rule)} AS r{i}" for i, rule in enumerate(policy.rules))
+    exempt = ", ".join(_literal(decision.clip) for decision in policy.keep)
+    by_hand = f"WHEN clip_id IN ({exempt}) THEN {_literal(_NOT_APPLIED_REASON)}" if exempt else ""
+    reasons = ", ".join(f"{_reason(rule, by_hand)} AS r{i}" for i, rule in enumerate(policy.rules))
     clips = f"(SELECT {', '.join(columns)} FROM clips)"
     return f"SELECT clip_id, (end_s - start_s) / 3600 AS hours, {reasons} FROM {clips}"
 
@@ -149,8 +151,11 @@ def _outcome_columns(policy: Policy) -> str:
     )
 
 
-def _reason(rule: Rule) -> str:
-    """SQL of one rule's reason. Missing values are tested before the condition, so NULL never passes."""
+def _reason(rule: Rule, exempt: str) -> str:
+    """SQL of one rule's reason. Missing values are tested before the condition, so NULL never passes.
+
+    `exempt` is the WHEN clause of clips that the rule does not apply to; it may be empty.
+    """
     condition = f"({rule.sql}\n)" if rule.sql else " AND ".join(_bounds(rule))
     unknown = f"THEN {_literal(MISSING_PREFIX + rule.name)}"
     applies = ""
@@ -161,7 +166,7 @@ def _reason(rule: Rule) -> str:
         )
     missing = _missing_cases(column_references(rule.sql) if rule.sql else [rule.column])
     return (
-        f"CASE {applies} {missing} WHEN ({condition}) IS NULL {unknown} "
+        f"CASE {exempt} {applies} {missing} WHEN ({condition}) IS NULL {unknown} "
         f"WHEN {condition} THEN NULL ELSE {_literal(rule.name)} END"
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.policy.rules import Policy, Rule
@@ -96,7 +96,7 @@ def with_thresholds(policy: Policy, assignments: Sequence[str]) -> Policy:
         name, _, bound = key.strip().partition(".")
         index = _rule_index(rules, name)
         rules[index] = _set_bound(rules[index], bound, value.strip())
-    return Policy(policy.name, tuple(rules))
+    return replace(policy, rules=tuple(rules))
 
 
 def what_if(corpus: Corpus, policy: Policy, assignments: Sequence[str] = ()) -> Answer:
@@ -125,7 +125,7 @@ def explain(corpus: Corpus, policy: Policy, clip_id: str) -> list[dict[str, Any]
     clip = clips.to_pylist()[0]
     explained = []
     for row, rule in zip(compute_funnel(clips, policy), policy.rules, strict=True):
-        columns = columns_needed(Policy(policy.name, (rule,)))
+        columns = columns_needed(replace(policy, rules=(rule,)))
         values = {name: clip[name] for name in columns if name not in ("clip_id", "start_s", "end_s")}
         explained.append(
             {

@@ -100,8 +100,7 @@ def test_val_prefers_persons_with_few_neighbors() -> None:
 @given(worlds, st.lists(st.sampled_from(["", "", TRAIN, VAL]), min_size=25, max_size=25), shares)
 @settings(max_examples=60, deadline=None)
 def test_loss_equals_that_of_exhaustive_search(world: tuple, before: list[str], share: float) -> None:
-    """Up to 12 persons: no assignment loses less, and both sides are used if an equally good one uses both.
-    """
+    """Up to 12 persons: no assignment loses less, and both sides are used if an equally good one uses both."""
     kept, near = world[0][:12], {pair for pair in world[1] if max(pair) < 12}
     persons = [person(i, seconds, before[i]) for i, seconds in enumerate(kept)]
     sides = assign_sides(persons, near, SplitConfig(val_share=share))
@@ -120,8 +119,7 @@ def test_loss_equals_that_of_exhaustive_search(world: tuple, before: list[str], 
 
 
 def losses_of_every_assignment(persons: list[Person], near: set[tuple[int, int]]) -> tuple[float, float]:
-    """Fewest seconds lost by any valid assignment, and by any that uses both sides (infinity: there is none).
-    """
+    """Fewest seconds lost by any valid assignment, and by any that uses both sides (infinity: there is none)."""
     old = {i: side for i, p in enumerate(persons) for side in p.before}
     choices = [[(TRAIN, VAL, NEITHER).index(old[i])] if i in old else [0, 1, 2] for i in range(len(persons))]
     sides = np.stack([axis.ravel() for axis in np.meshgrid(*map(np.array, choices), indexing="ij")], axis=1)

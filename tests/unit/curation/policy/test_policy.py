@@ -247,3 +247,46 @@ def test_one_line_of_yaml_is_a_complete_rule() -> None:
     policy = parse_policy(text, where="closer.yaml")
     assert {rule.name: rule.min for rule in policy.rules}["face_height"] == 256
     assert len(policy.rules) == len(load_policy("default").rules)
+
+
+HAND = """
+name: mine
+extends: default
+rules: []
+keep: [{clip: c1, who: anna, why: the music is quiet}]
+reject: [{clip: c0, who: ben, why: a photograph}]
+"""
+
+
+def test_decisions_by_hand_override_every_rule(make_clip: Any) -> None:
+    mine = parse_policy(HAND, where="mine")
+    rows = [
+        make_clip("s", 2.0 * i, "a", luma=0.0 if i == 1 else 100.0) | {"clip_id": f"c{i}"} for i in range(3)
+    ]
+    judged = judge(table(rows), mine).to_pylist()
+    assert [(row["kept"], row["reason"]) for row in judged] == [
+        (False, "rejected-by-hand"),
+        (True, ""),
+        (True, ""),
+    ]
+    funnel = compute_funnel(table(rows), mine)
+    assert (funnel[0].failed_first, funnel[-1].clips_in - funnel[-1].failed_first) == (1, 2)
+    assert policy_from(mine.document(), where="again") == mine
+    assert mine.digest != load_policy("default").digest
+    other_words = HAND.replace("anna", "eve").replace("a photograph", "still")
+    assert parse_policy(other_words, where="mine").digest == mine.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("keep: [{clip: a, who: x}]", "why"),
+        ("keep: yes", "is a list"),
+        ("keep: [{clip: a, who: x, why: y}]\nreject: [{clip: a, who: x, why: y}]", "both in"),
+        ('reject: [{clip: "a\' OR 1=1", who: x, why: y}]', "clip"),
+        ("reject: [{clip: a, who: x, wyh: y}]", "did you mean 'why'"),
+    ],
+)
+def test_invalid_decision_by_hand_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_policy(f"extends: default\nrules: []\n{text}\n", where="mine.yaml")
