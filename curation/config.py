@@ -153,6 +153,11 @@ class ReportConfig(BaseModel):
         ge=1,
         description="clips in the report page's data for moving thresholds; a larger corpus is sampled",
     )
+    max_listed: int = Field(
+        default=2000,
+        ge=1,
+        description="clips that the report page can search, sort and filter; --serve searches all",
+    )
     max_rows: int = Field(
         default=100, ge=1, description="rows of the sources table and of the failures table"
     )

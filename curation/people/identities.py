@@ -159,6 +159,21 @@ def compare_speakers(corpus: Corpus, config: SplitConfig, *, cache: bool = True)
     return _speaker_pairs(comparison)
 
 
+def stored_persons(corpus: Corpus) -> dict[str, str]:
+    """The person of every speaker by the stored comparison, named after its first speaker; empty if none is
+    stored.
+
+    `curate.split.join_sources` is not taken into account.
+    """
+    stored = _load(corpus.root / "identities", None)
+    speakers = list(stored.digests)
+    labels = connected_components(len(speakers), [stored.same]).tolist()
+    first: dict[int, str] = {}
+    for speaker, label in sorted(zip(speakers, labels, strict=True)):
+        first.setdefault(label, speaker)
+    return {speaker: first[label] for speaker, label in zip(speakers, labels, strict=True)}
+
+
 def _speaker_pairs(comparison: _Comparison) -> SpeakerPairs:
     import numpy as np
 
@@ -353,14 +368,14 @@ def _unique_pairs(parts: list[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate(parts), axis=0)
 
 
-def _load(folder: Path, key: str) -> _Comparison:
-    """The stored comparison with these thresholds; empty if there is none or it cannot be read."""
+def _load(folder: Path, key: str | None) -> _Comparison:
+    """The stored comparison with these thresholds (None: any); empty if there is none or it cannot be read."""
     import numpy as np
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(folder / "speakers.parquet")
-        if (table.schema.metadata or {}).get(b"cosines") != key.encode():
+        if key is not None and (table.schema.metadata or {}).get(b"cosines") != key.encode():
             raise ValueError("stored with other thresholds")
         with np.load(folder / f"likeness-{table.schema.metadata[b'part'].decode()}.npz") as saved:
             return _Comparison(

@@ -56,8 +56,8 @@ def assign_sides(
 ) -> list[str]:
     """A side for every person, in order. `near` are pairs of persons that may be one.
 
-    1. A person keeps its side. One that had both sides (two persons found to be one) goes to train: val never
-       has what may have been trained on.
+    1. A person keeps its side. One that had both sides (two persons found to be one) goes to train, and so does
+       its neighborhood in val: val never has what may have been trained on.
     2. A neighborhood of new persons that is near one side goes there. If it is near both, the persons with the
        fewest kept seconds that separate the two go to neither (a minimum vertex cut).
     3. A neighborhood near nobody goes to val if val lacks as much of each of its strata, else to train; the
@@ -97,12 +97,22 @@ class _Split:
             self.near[one].add(other)
             self.near[other].add(one)
         self.sides = [_previous_side(person) for person in persons]
+        self._leave_val([i for i, person in enumerate(persons) if {TRAIN, VAL} <= person.before])
         self.new = {i for i, side in enumerate(self.sides) if not side}
         self.total = sum(person.seconds for person in persons)
         self.lost = 0.0
         self.lacking: dict[tuple[str, ...], float] = defaultdict(float)
         for person, side in zip(persons, self.sides, strict=True):
             self.lacking[person.stratum] += (val_share - (side == VAL)) * person.seconds
+
+    def _leave_val(self, joined: list[int]) -> None:
+        """Move the val persons that are near these train persons, and those near them, to train."""
+        stack = list(joined)
+        while stack:
+            for other in self.near.get(stack.pop(), ()):
+                if self.sides[other] == VAL:
+                    self.sides[other] = TRAIN
+                    stack.append(other)
 
     def assign(self, members: Iterable[int], side: str) -> None:
         for i in members:

@@ -88,7 +88,9 @@ class HandDecision(BaseModel):
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules in the order of evaluation. `load_policy`, `parse_policy` and `policy_from` make checked policies.
+    """Rules in the order of evaluation.
+
+    `load_policy`, `parse_policy` and `policy_from` make checked policies.
 
     `keep` and `reject` are decisions by hand. The clips in `reject` fail the first rule, REJECTED_BY_HAND; no
     rule applies to the clips in `keep`.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import gzip
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.config import DuplicateConfig, ReportConfig
+from uniavgen.curation.people.identities import stored_persons
 from uniavgen.curation.policy.decisions import SAYS_AFTER_RULES, decided_policy
 from uniavgen.curation.policy.rules import Policy, load_policy, policy_names
 from uniavgen.curation.policy.verdicts import columns_needed, compute_funnel
+from uniavgen.curation.report.catalog import read_catalog, read_choices
 from uniavgen.curation.report.examples import (
     add_previews,
     choose_examples,
@@ -135,25 +138,33 @@ def write_report(
 def judged_corpus(corpus: Corpus, policy: Policy) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with three kinds of tables.
 
-    `judged`: clips with their decisions, `passes` (the clip passes every rule; duplicates and clips on both
-    sides pass and are not kept), `seconds` and `uri`, without LARGE_COLUMNS. `undecided`: the number of clips
-    without a decision. `<name>_table`: every other table of the corpus.
+    `judged`: clips with their decisions, `person` (the person's name, else the speaker), `passes` (the clip
+    passes every rule; duplicates and clips on both sides pass and are not kept), `seconds` and `uri`, without
+    LARGE_COLUMNS. `undecided`: the number of clips without a decision. `<name>_table`: every other table of
+    the corpus.
     """
     import duckdb
+    import pyarrow as pa
 
     columns = {name: schema(name).names for name in KEYS}
     unread = set(LARGE_COLUMNS) - set(columns_needed(policy))
     columns["clips"] = [name for name in columns["clips"] if name not in unread]
     columns["sources"] = [name for name in columns["sources"] if name != "words"]
+    persons = stored_persons(corpus)
     with duckdb.connect() as connection:
+        table = pa.table(
+            {"speaker": list(persons), "person": list(persons.values())},
+            schema=pa.schema([(name, pa.string()) for name in ("speaker", "person")]),
+        )
+        connection.register("persons", table)
         for name in KEYS:
             connection.register(f"{name}_table", corpus.read(name, columns[name]))
         connection.execute(
             """CREATE TEMP TABLE judged AS SELECT c.*, d.kept, d.reason, d.failed_rules, d.split,
             list_has_all($after, d.failed_rules) AS passes, c.end_s - c.start_s AS seconds,
-            coalesce(s.uri, '') AS uri
+            coalesce(s.uri, '') AS uri, coalesce(p.person, c.speaker, '') AS person
             FROM clips_table c JOIN decisions_table d USING (clip_id)
-            LEFT JOIN sources_table s USING (source_id)""",
+            LEFT JOIN sources_table s USING (source_id) LEFT JOIN persons p ON p.speaker = c.speaker""",
             {"after": list(AFTER_RULES)},
         )
         connection.execute(
@@ -178,6 +189,8 @@ def _page_content(
     scales, histograms = _histograms(connection, policy, config.bins)
     movable = {rule.column for rule in policy.rules if is_movable(rule)}
     movable_scales = {name: scale for name, scale in scales.items() if name in movable}
+    thresholds = make_threshold_data(clips, policy, movable_scales, config.sample_clips)
+    listed = thresholds.pop("ids")[: config.max_listed]
     failures = f"SELECT * FROM failures_table ORDER BY uri LIMIT {config.max_rows}"
     return {
         "name": corpus.root.name,
@@ -187,12 +200,17 @@ def _page_content(
         "funnel": compute_funnel(clips, policy),
         "after_rules": query_after_rules(connection),
         "histograms": histograms,
-        "thresholds": make_threshold_data(clips, policy, movable_scales, config.sample_clips),
+        "thresholds": thresholds,
+        "catalog": read_catalog(connection, listed),
+        "choices": read_choices(connection),
+        "root": shlex.quote(str(corpus.root.resolve())),
+        "hand": _hand_decisions(policy),
         "rules": _rules(policy),
         "extends": _shipped_name(policy),
         "reasons": count_reasons(connection, policy),
         "languages": query_shares(connection, "coalesce(nullif(language, ''), 'none')", "other languages"),
         "speakers": query_shares(connection, "coalesce(nullif(speaker, ''), 'no speaker')", "other speakers"),
+        "persons": query_shares(connection, "coalesce(nullif(person, ''), 'no person')", "other persons"),
         "lengths": query_lengths(connection),
         "splits": query_splits(connection),
         "strata": query_strata(connection),
@@ -223,8 +241,20 @@ def _histograms(
 def _rules(policy: Policy) -> list[dict[str, Any]]:
     """Every rule: `name`, `document` (as in a policy file), `bounds` as text."""
     return [
-        {"name": rule.name, "document": document, "bounds": format_bounds(rule)}
-        for rule, document in zip(policy.rules, policy.document()["rules"], strict=True)
+        {
+            "name": rule.name,
+            "document": rule.model_dump(by_alias=True, exclude_defaults=True),
+            "bounds": format_bounds(rule),
+        }
+        for rule in policy.rules
+    ]
+
+
+def _hand_decisions(policy: Policy) -> list[dict[str, str]]:
+    return [
+        decision.model_dump() | {"decision": name}
+        for name, decisions in (("keep", policy.keep), ("reject", policy.reject))
+        for decision in decisions
     ]
 
 
@@ -240,12 +270,14 @@ def _render_page(content: dict[str, Any]) -> str:
         for clip in content["by_id"].values()
         if clip["media"]
     }
-    data = {name: content[name] for name in ("thresholds", "histograms", "rules", "extends")}
-    data |= {
+    names = ("thresholds", "histograms", "rules", "extends", "catalog", "choices", "root", "hand")
+    explanations = {row["reason"]: row["says"] for row in content["reasons"]}
+    data = {name: content[name] for name in names} | {
         "players": players,
         "fps": VIDEO_FPS,
         "policy": content["policy"].name,
-        "corpus": content["name"],
+        "explanations": explanations,
+        "server": False,
     }
     movable: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for number, rule in enumerate(content["thresholds"]["rules"]):
@@ -255,7 +287,7 @@ def _render_page(content: dict[str, Any]) -> str:
         **content,
         fixed=movable.pop("", []),
         movable=movable,
-        explanations={row["reason"]: row["says"] for row in content["reasons"]},
+        explanations=explanations,
         explanations_after_rules=SAYS_AFTER_RULES,
         kinds=DUPLICATE_KINDS,
         data=data,

@@ -157,6 +157,7 @@ def make_threshold_data(
     return {
         "clips": len(chosen),
         "total": len(seconds),
+        "ids": sampled_clips["clip_id"].to_pylist(),
         "seconds": pack_array(seconds[chosen].astype("<f4")),
         "stratum": pack_array(stratum[chosen].astype("<u2")),
         "strata": [

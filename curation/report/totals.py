@@ -50,7 +50,8 @@ def query_totals(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
         (SELECT clips FROM undecided) AS undecided,
         coalesce(sum(seconds), 0) AS clip_seconds, count(*) FILTER (kept) AS kept,
         coalesce(sum(seconds) FILTER (kept), 0) AS kept_seconds, count(*) FILTER (passes) AS passing,
-        count(DISTINCT speaker) FILTER (kept AND speaker <> '') AS speakers FROM judged""",
+        count(DISTINCT speaker) FILTER (kept AND speaker <> '') AS speakers,
+        count(DISTINCT person) FILTER (kept AND person <> '') AS persons FROM judged""",
     )[0]
 
 
@@ -104,15 +105,16 @@ def query_lengths(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]
 
 
 def query_splits(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """`clips`, `seconds`, `speakers` and `sources` of train, val and neither: kept clips, and for neither the
-    clips rejected for being near both sides.
+    """`clips`, `seconds`, `speakers`, `persons` and `sources` of train, val and neither: kept clips, and for
+    neither the clips rejected for being near both sides.
 
     Train and val have a row even if they are empty.
     """
     return query_rows(
         connection,
         f"""SELECT side AS split, count(clip_id) AS clips, coalesce(sum(seconds), 0) AS seconds,
-        count(DISTINCT speaker) AS speakers, count(DISTINCT source_id) AS sources
+        count(DISTINCT speaker) AS speakers, count(DISTINCT person) AS persons,
+        count(DISTINCT source_id) AS sources
         FROM (VALUES ('{TRAIN}', 0), ('{VAL}', 1), ('{NEITHER}', 2)) AS sides(side, place)
         LEFT JOIN (SELECT * FROM judged WHERE kept OR reason = '{BOTH_SIDES}') ON split = side
         GROUP BY side, place HAVING place < 2 OR clips > 0 ORDER BY place""",

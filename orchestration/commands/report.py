@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from uniavgen.orchestration.commands.common import CorpusOption, command
 
@@ -12,14 +14,41 @@ if TYPE_CHECKING:
 
 
 @command
-def report(settings: Config, corpus: CorpusOption) -> dict[str, Any]:
+def report(
+    settings: Config,
+    corpus: CorpusOption,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve", help="Then serve it on this machine: search and play all clips. Ctrl-C ends it."
+        ),
+    ] = False,
+    port: Annotated[int, typer.Option("--port", help="Port for --serve; 0 takes a free one.")] = 0,
+) -> dict[str, Any]:
     """Write the corpus report: funnel, signals, playable clips.
 
-    The page is CORPUS/report/index.html. It works offline.
+    The page is CORPUS/report/index.html. It works offline. With --serve it can search and play every clip.
 
-    Example: uniavgen report --corpus data/corpus
+    Example: uniavgen report --corpus data/corpus --serve
     """
-    return report_corpus(corpus, settings)
+    answer = report_corpus(corpus, settings)
+    if serve:
+        serve_report(corpus, port)
+    return answer
+
+
+def serve_report(root: Path, port: int) -> None:
+    """Serve the report of a corpus until Ctrl-C."""
+    from uniavgen.curation.report.serve import ReportServer
+    from uniavgen.orchestration.output import console
+    from uniavgen.shards.corpus.tables import Corpus
+
+    with ReportServer(Corpus.open(root), port) as server:
+        console.console.print(f"report: open [bold]{server.url}[/] on this machine; Ctrl-C ends it")
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            console.console.print("stopped")
 
 
 def report_corpus(root: Path, settings: Config) -> dict[str, Any]:

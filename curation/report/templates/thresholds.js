@@ -23,6 +23,9 @@ const rules = T.rules.map((rule, i) => ({
   enabled: true,
 }));
 const exact = T.clips === T.total;
+/* decisions by hand, by clip id; and where a clip of the catalog is in the sample */
+const hand = new Map(DATA.hand.map(entry => [entry.clip, entry]));
+const indexOfClip = new Map(DATA.catalog.id.map((id, i) => [id, i]));
 
 /* What the enabled rules keep. Fills `fails` (rules that a clip fails) 
    and each rule's `rejects` and `alone`. */
@@ -44,6 +47,10 @@ function judge() {
       }
     }
   });
+  for (const { clip, decision } of hand.values()) {
+    const i = indexOfClip.get(clip);
+    if (i !== undefined) fails[i] = decision === "keep" ? 0 : 2;
+  }
   const kept = { clips: 0, seconds: 0, error: 0 },
     passing = strata.map(() => 0);
   for (let i = 0; i < T.clips; i++) {
@@ -94,10 +101,15 @@ function policyText() {
     dropped = rules.filter(rule => !rule.enabled).map(rule => rule.name);
   const written = DATA.extends
     ? rules.filter(rule => rule.enabled && moved(rule).length)
-    : rules.filter(rule => rule.enabled);
+    : rules.filter(rule => rule.enabled && rule.name !== "rejected-by-hand");
   if (DATA.extends) {
     lines.push(`extends: ${DATA.extends}`);
     if (dropped.length) lines.push(`drop: ${JSON.stringify(dropped)}`);
+  }
+  for (const decision of ["keep", "reject"]) {
+    const entries = [...hand.values()].filter(entry => entry.decision === decision);
+    if (entries.length) lines.push(`${decision}:`);
+    for (const { clip, who, why } of entries) lines.push("  - " + JSON.stringify({ clip, who, why }));
   }
   lines.push(written.length ? "rules:" : "rules: []");
   for (const rule of written) {
@@ -123,7 +135,7 @@ function commandText() {
   const parts = rules
     .filter(rule => rule.enabled)
     .flatMap(rule => moved(rule).map(bound => `--what-if ${rule.name}.${bound}=${at(rule, bound)}`));
-  return "uniavgen curate --corpus " + DATA.corpus + parts.map(part => " \\\n  " + part).join("");
+  return "uniavgen curate --corpus " + DATA.root + parts.map(part => " \\\n  " + part).join("");
 }
 
 const base = { ...judge() };
@@ -172,7 +184,7 @@ function showYield() {
   byId("meter-now").style.width = (100 * kept.seconds) / (totalSeconds || 1) + "%";
   byId("meter-policy").style.left = (100 * base.seconds) / (totalSeconds || 1) + "%";
   byId("reset").disabled = !changed().length;
-  byId("yaml").textContent = changed().length ? policyText() : "# no changes yet";
+  byId("yaml").textContent = changed().length || hand.size ? policyText() : "# no changes yet";
   byId("command").textContent = changed().length ? commandText() : "# no changes yet";
   rules.forEach((rule, r) => {
     const line = document.querySelector(`[data-requirement="${r}"]`),

@@ -71,6 +71,9 @@ def test_new_person_near_both_sides_goes_to_neither() -> None:
 def test_persons_of_both_sides_found_to_be_one_go_to_train() -> None:
     joined = Person(("a", "b"), 5.0, frozenset({TRAIN, VAL}))
     assert assign_sides([joined, person(1, 3, VAL)], [], SplitConfig(val_share=0.5)) == [TRAIN, VAL]
+    near = [(0, 1), (1, 2)]
+    others = [person(i, 3, VAL) for i in (1, 2, 3)]
+    assert assign_sides([joined, *others], near, SplitConfig(val_share=0.5)) == [TRAIN, TRAIN, TRAIN, VAL]
 
 
 def test_person_near_val_joins_val_beyond_its_share() -> None:

@@ -1,0 +1,289 @@
+/* Find clips: search, filter and sort the clips of the page's catalog, or all clips if a server answers
+   (curation/report/catalog.py). Decide clips by hand; the decisions become a part of the policy file. */
+
+const PAGE_SIZE = 12;
+const FILTERS = ["language", "speaker", "person", "source", "reason"];
+const found = { rows: [], total: 0, shown: PAGE_SIZE, request: 0 };
+const before = Uint8Array.from(fails, count => (count ? 0 : 1));
+
+/* --- decisions by hand, kept in this browser until they are copied into a policy file --- */
+
+const HAND_KEY = `hand:${DATA.root}:${DATA.policy}`;
+try {
+  for (const entry of JSON.parse(localStorage.getItem(HAND_KEY) || "[]")) hand.set(entry.clip, entry);
+  byId("hand-who").value = localStorage.getItem("hand-who") || "";
+} catch {
+  /* storage is off in some views: decisions then last as long as the page */
+}
+
+function decide(clip, decision) {
+  const known = hand.get(clip);
+  if (known && known.decision === decision) hand.delete(clip);
+  else {
+    const who = byId("hand-who").value.trim() || "me";
+    const why = prompt(`Why ${decision} clip ${clip}?`, known ? known.why : "");
+    if (why === null) return;
+    hand.set(clip, { clip, decision, who, why: why.trim() || "not stated" });
+  }
+  try {
+    localStorage.setItem(HAND_KEY, JSON.stringify([...hand.values()]));
+    localStorage.setItem("hand-who", byId("hand-who").value);
+  } catch {
+    /* see above */
+  }
+  document.querySelectorAll(`[data-actions="${clip}"]`).forEach(showActions);
+  showYield();
+  byId("hand-count").textContent = hand.size ? `${plural(hand.size, "clip")} decided by hand` : "";
+}
+
+/* --- buttons on every card --- */
+
+const explainCommand = clip => `uniavgen curate --corpus ${DATA.root} --explain ${clip}`;
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function showActions(bar) {
+  const clip = bar.dataset.actions,
+    known = hand.get(clip);
+  const copyButton = (label, text, title) => {
+    const button = element("button", { textContent: label, title });
+    button.addEventListener("click", () => copyText(text, button));
+    return button;
+  };
+  const decideButton = decision => {
+    const button = element("button", { textContent: decision, title: `${decision} this clip by hand` });
+    button.setAttribute("aria-pressed", String(Boolean(known) && known.decision === decision));
+    button.addEventListener("click", () => decide(clip, decision));
+    return button;
+  };
+  bar.replaceChildren(
+    element("code", { textContent: clip }),
+    copyButton("copy id", clip, "copy the clip id"),
+    copyButton("copy command", explainCommand(clip), explainCommand(clip)),
+    decideButton("keep"),
+    decideButton("reject"),
+  );
+  if (known) bar.append(element("small", { textContent: `${known.decision} by ${known.who}: ${known.why}` }));
+}
+
+async function copyText(text, button) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = element("textarea", { value: text });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = "copied";
+  setTimeout(() => (button.textContent = label), 1200);
+}
+
+/* --- the query --- */
+
+const choice = name => byId(`find-${name}`).value;
+const rowsOf = catalog =>
+  catalog.id.map((id, i) => ({
+    index: i,
+    ...Object.fromEntries(
+      Object.keys(catalog).flatMap(key => (Array.isArray(catalog[key]) ? [[key, catalog[key][i]]] : [])),
+    ),
+    signals: Object.fromEntries(Object.entries(catalog.signals).map(([name, values]) => [name, values[i]])),
+  }));
+const local = rowsOf(DATA.catalog);
+
+/* Whether the changed thresholds turn a clip's result around; unknown for clips outside the page's data. */
+function change(id) {
+  const i = indexOfClip.get(id);
+  return i === undefined || Boolean(before[i]) === !fails[i] ? "" : fails[i] ? "now fails" : "now passes";
+}
+
+function matches(row) {
+  const words = choice("text").toLowerCase().split(/\s+/).filter(Boolean),
+    text = row.text.toLowerCase();
+  if (!words.every(word => text.includes(word) || row.id.startsWith(word))) return false;
+  const decision = choice("decision");
+  if (decision === "kept" && !row.kept) return false;
+  if (decision === "rejected" && row.kept) return false;
+  if (decision === "changed" && !change(row.id)) return false;
+  if (decision === "hand" && !hand.has(row.id)) return false;
+  return FILTERS.every(name => {
+    const wanted = choice(name);
+    return !wanted || (name === "reason" ? row.failed.includes(wanted) : row[name] === wanted);
+  });
+}
+
+function sorted(rows) {
+  const signal = choice("sort"),
+    sign = choice("order") === "up" ? 1 : -1;
+  if (!signal) return rows;
+  const value = row => row.signals[signal];
+  return rows.sort((a, b) => {
+    if (value(a) === null || value(b) === null) return (value(a) === null) - (value(b) === null);
+    return sign * (value(a) - value(b));
+  });
+}
+
+const onlyLocal = () => !DATA.server || ["changed", "hand"].includes(choice("decision"));
+
+async function find() {
+  found.shown = PAGE_SIZE;
+  if (onlyLocal()) {
+    found.rows = sorted(local.filter(matches));
+    found.total = found.rows.length;
+  } else await fetchRows(0);
+  showFound();
+}
+
+async function fetchRows(offset) {
+  const request = ++found.request;
+  const names = ["text", "decision", "sort", "order", ...FILTERS];
+  const query = new URLSearchParams([
+    ...names.map(name => [name, choice(name)]),
+    ["offset", offset],
+    ["limit", PAGE_SIZE],
+  ]);
+  const answer = await (await fetch(`api/clips?${query}`)).json();
+  if (request !== found.request) return;
+  found.rows = offset ? [...found.rows, ...rowsOf(answer)] : rowsOf(answer);
+  found.total = answer.total;
+}
+
+/* --- cards --- */
+
+function showFound() {
+  const listed = found.rows.slice(0, found.shown);
+  byId("find-clips").replaceChildren(...listed.map(foundCard));
+  const everywhere =
+    onlyLocal() && DATA.catalog.id.length < T.total
+      ? ` of the ${count(DATA.catalog.id.length)} in this page`
+      : "";
+  byId("find-count").textContent = `${plural(found.total, "clip")}${everywhere}`;
+  byId("find-more").hidden = found.shown >= found.total;
+}
+
+function foundCard(row) {
+  const signal = choice("sort"),
+    side = change(row.id),
+    unitText = signal ? DATA.histograms[signal].unit : "";
+  const card = element("article", { className: `clip card ${row.kept ? "kept" : "rejected"}` });
+  const body = element("div", { className: "body" });
+  body.append(element("p", { className: "words", textContent: row.text || "no words" }));
+  if (side) body.append(element("p", { className: "why", textContent: `${side} with the thresholds above` }));
+  else if (!row.kept)
+    body.append(element("p", { className: "why", textContent: DATA.explanations[row.reason] || row.reason }));
+  body.append(
+    element("span", {
+      className: `badge ${row.kept ? "kept" : ""}`,
+      textContent: row.kept ? `kept · ${row.split}` : row.reason,
+    }),
+  );
+  if (signal) {
+    const value = row.signals[signal];
+    body.append(
+      element("span", {
+        className: "badge more",
+        textContent: `${signal} ${value === null ? "not measured" : value} ${value === null ? "" : unitText}`,
+      }),
+    );
+  }
+  const person = row.person && row.person !== row.speaker ? ` · person ${row.person}` : "";
+  const file = row.source.split("/").at(-1);
+  const place = `${file} · ${row.start.toFixed(2)} s, ${row.seconds.toFixed(1)} s long`;
+  body.append(
+    element("div", {
+      className: "meta",
+      title: row.source,
+      textContent: `${place} · ${row.speaker || "no speaker"}${person} · ${row.language || "no language"}`,
+    }),
+  );
+  const actions = element("div", { className: "actions" });
+  actions.dataset.actions = row.id;
+  showActions(actions);
+  body.append(actions);
+  card.append(viewer(row.id), body);
+  return card;
+}
+
+/* The preview in the page's folder, else the corpus's own files: video and audio are separate there. */
+function viewer(id) {
+  const box = element("div", { className: "viewer" });
+  const folder = `../media/${id.slice(0, 2)}/${id}`;
+  const single = DATA.server ? `media/${id}.mp4` : DATA.players[id] ? `clips/${id}.mp4` : "";
+  const video = element("video", {
+    src: single || `${folder}.mp4`,
+    preload: "metadata",
+    controls: true,
+    playsInline: true,
+  });
+  if (!single) {
+    const sound = new Audio();
+    sound.preload = "none";
+    sound.src = `${folder}.flac`;
+    const follow = () =>
+      Math.abs(sound.currentTime - video.currentTime) > 0.1 && (sound.currentTime = video.currentTime);
+    video.addEventListener("play", () => {
+      follow();
+      sound.play().catch(() => {});
+    });
+    video.addEventListener("pause", () => sound.pause());
+    video.addEventListener("seeking", follow);
+    video.addEventListener("timeupdate", follow);
+  }
+  video.addEventListener("play", () =>
+    document.querySelectorAll("video").forEach(other => other !== video && other.pause()),
+  );
+  video.addEventListener("error", () => {
+    box.replaceChildren(element("span", { className: "none", textContent: "cannot be played here" }));
+    byId("elsewhere").hidden = false;
+  });
+  box.append(video);
+  return box;
+}
+
+/* --- start --- */
+
+function fillChoices(name, values) {
+  const select = byId(`find-${name}`);
+  const short = value => (name === "source" ? value.split("/").at(-1) : value);
+  select.append(
+    ...values.map(([value, clips]) =>
+      element("option", { value, textContent: `${short(value)} (${count(clips)})` }),
+    ),
+  );
+  select.hidden = values.length === 0;
+}
+
+for (const name of FILTERS) fillChoices(name, DATA.choices[name]);
+for (const name of Object.keys(DATA.histograms))
+  byId("find-sort").append(element("option", { value: name, textContent: name }));
+let typing = 0;
+byId("find-text").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(find, 150);
+});
+for (const name of ["decision", "sort", "order", ...FILTERS])
+  byId(`find-${name}`).addEventListener("change", find);
+byId("find-more").addEventListener("click", async () => {
+  found.shown += PAGE_SIZE;
+  if (!onlyLocal() && found.rows.length < found.shown) await fetchRows(found.rows.length);
+  showFound();
+});
+byId("show-changed").addEventListener("click", () => {
+  byId("find-decision").value = "changed";
+  find();
+  byId("find").scrollIntoView();
+});
+document.querySelectorAll("[data-actions]").forEach(showActions);
+document
+  .querySelectorAll(".clip video")
+  .forEach(video => video.addEventListener("error", () => (byId("elsewhere").hidden = false)));
+byId("hand-count").textContent = hand.size ? `${plural(hand.size, "clip")} decided by hand` : "";
+showYield();
+find();
