@@ -6,6 +6,23 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+UNIT_WORDS = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "px": "pixels",
+    "deg": "degrees",
+    "dB": "decibels",
+    "dBFS": "decibels below full scale",
+    "Hz": "hertz",
+    "bit": "bits",
+    "frames/s": "frames per second",
+    "words/s": "words per second",
+    "0..1": "share from 0 to 1",
+    "0..255": "level from 0 to 255",
+    "1..5": "rating from 1 to 5",
+}
+"""Units as words on axes; other units are words already."""
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -24,6 +41,7 @@ def _environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"span": format_span, "clock": format_clock, "number": format_number}
+    environment.filters["unit"] = lambda unit: UNIT_WORDS.get(unit, unit)
     environment.filters |= {"count": lambda n: f"{n:,}", "name": lambda uri: uri.rsplit("/", 1)[-1]}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     return environment

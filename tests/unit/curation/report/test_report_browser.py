@@ -2,6 +2,8 @@
 the video.
 """
 
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ from made_signals import varied_clips
 from uniavgen.curation.config import ReportConfig
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import Policy, load_policy, parse_policy
-from uniavgen.curation.policy.verdicts import compute_funnel
+from uniavgen.curation.policy.verdicts import compute_funnel, judge
 from uniavgen.curation.policy.what_if import clips_for, what_if
 from uniavgen.curation.report.page import write_report
 from uniavgen.shards.corpus.tables import Corpus
@@ -239,3 +241,80 @@ def test_page_follows_dark_mode(corpus: Corpus, tab: Browser) -> None:
         brightness[dark] = tab.read(background)
     assert brightness[True] < 150
     assert brightness[False] > 650
+
+
+FOUND = "[...document.querySelectorAll('#find-clips .clip')]"
+
+
+def choose(page: Browser, name: str, value: str) -> None:
+    page.read(
+        f"(() => {{ const box = document.getElementById('find-{name}'); box.value = {json.dumps(value)};"
+        "box.dispatchEvent(new Event(box.type === 'search' ? 'input' : 'change')); })()"
+    )
+    page.read("new Promise(done => setTimeout(done, 250))")
+
+
+def ids_found(page: Browser) -> list[str]:
+    """Ids of all clips that match, in order."""
+    ids: list[str] = page.read("found.rows.map(row => row.id)")
+    return ids
+
+
+def test_clips_are_found_by_words_filters_and_sorted_by_signal(page: Browser, corpus: Corpus) -> None:
+    clips = {row["clip_id"]: row for row in corpus.read("clips").to_pylist()}
+    assert set(ids_found(page)) == set(clips)
+    one = next(iter(clips))
+    choose(page, "text", one[:12])
+    assert ids_found(page) == [one]
+    choose(page, "text", "")
+    choose(page, "language", "de")
+    choose(page, "sort", "snr_db")
+    choose(page, "order", "up")
+    german = [clips[clip]["snr_db"] for clip in ids_found(page)]
+    assert len(german) == sum(row["language"] == "de" for row in clips.values())
+    measured = [value for value in german if value is not None]
+    assert measured == sorted(measured)
+    assert page.read(f"{FOUND}.length") == 12
+
+
+def test_clips_that_change_side_are_listed_and_play(page: Browser, corpus: Corpus) -> None:
+    kept = {row["clip_id"] for row in corpus.read("decisions").to_pylist() if row["kept"]}
+    snr = {row["clip_id"]: row["snr_db"] for row in corpus.read("clips").to_pylist()}
+    page.drag(SNR_MIN, 60)
+    bound = value_of(page, SNR_MIN)
+    page.click("#show-changed")
+    changed = ids_found(page)
+    assert set(changed) == {clip for clip in kept if snr[clip] < bound}
+    assert changed
+    video = "document.querySelector('#find-clips video')"
+    page.wait(f"{video}.readyState >= 2")
+    assert (
+        page.read(
+            f"{video}.play().then(() => new Promise(r => setTimeout(() => r({video}.currentTime), 500)))"
+        )
+        > 0
+    )
+
+
+def test_decisions_by_hand_are_part_of_the_policy_file(page: Browser, corpus: Corpus) -> None:
+    decisions = {row["clip_id"]: row["kept"] for row in corpus.read("decisions").to_pylist()}
+    choose(page, "decision", "kept")
+    rejected = ids_found(page)[0]
+    choose(page, "decision", "rejected")
+    kept = ids_found(page)[0]
+    page.read("window.prompt = () => 'seen it'; document.getElementById('hand-who').value = 'anna'")
+    page.read(f"decide('{rejected}', 'reject'), decide('{kept}', 'keep')")
+    policy = parse_policy(page.read("document.getElementById('yaml').textContent"), where="the page")
+    assert [(d.clip, d.who, d.why) for d in policy.keep] == [(kept, "anna", "seen it")]
+    assert [d.clip for d in policy.reject] == [rejected]
+    after = {row["clip_id"]: row["kept"] for row in judge(clips_for(corpus, policy), policy).to_pylist()}
+    assert {clip for clip in after if after[clip] != decisions[clip]} == {rejected, kept}
+    assert shown(page)[0] == sum(decisions.values())
+    page.read("localStorage.clear()")
+
+
+def test_cards_have_a_clip_id_and_a_command_with_the_full_path(page: Browser, corpus: Corpus) -> None:
+    clip = ids_found(page)[0]
+    assert page.read(f"document.querySelector('[data-actions=\"{clip}\"] code').textContent") == clip
+    command = shlex.split(page.read(f"explainCommand('{clip}')"))
+    assert command == ["uniavgen", "curate", "--corpus", str(corpus.root.resolve()), "--explain", clip]

@@ -176,7 +176,9 @@ def test_old_previews_are_deleted(corpus: Corpus) -> None:
 
 
 def test_equal_tables_give_equal_page(corpus: Corpus, reported: ReportSummary) -> None:
-    assert write_report(corpus).page.read_bytes() == reported.page.read_bytes()
+    first, second = reported.page, write_report(corpus).page
+    roots = [str(page.parent.parent.resolve()) for page in (first, second)]
+    assert second.read_text().replace(roots[1], roots[0]) == first.read_text()
 
 
 def test_preview_copies_video_stream_and_adds_audio(corpus: Corpus, tmp_path: Path) -> None:
