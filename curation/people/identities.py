@@ -369,7 +369,10 @@ def _unique_pairs(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _load(folder: Path, key: str | None) -> _Comparison:
-    """The stored comparison with these thresholds (None: any); empty if there is none or it cannot be read."""
+    """The stored comparison with these thresholds (None: any).
+
+    Empty if there is none or it cannot be read.
+    """
     import numpy as np
     import pyarrow.parquet as pq
 

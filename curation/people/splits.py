@@ -23,12 +23,6 @@ PITCH_HZ = (120.0, 165.0, 220.0)
 LENGTH_S = (4.0, 7.0)
 """Bounds of the clip length bands."""
 
-VAL_EXCESS = 2.0
-"""Val may grow to this multiple of its share before a neighborhood that belongs to val is cut off."""
-
-MAX_LOSS = 0.005
-"""Largest share of the kept seconds that may be lost to keep val small."""
-
 
 @dataclass(frozen=True)
 class Person:
@@ -56,16 +50,15 @@ def assign_sides(
 ) -> list[str]:
     """A side for every person, in order. `near` are pairs of persons that may be one.
 
-    1. A person keeps its side. One that had both sides (two persons found to be one) goes to train, and so does
-       its neighborhood in val: val never has what may have been trained on.
-    2. A neighborhood of new persons that is near one side goes there. If it is near both, the persons with the
-       fewest kept seconds that separate the two go to neither (a minimum vertex cut).
+    1. A person keeps its side. One that had both sides (two persons found to be one) goes to train, and so do
+       the persons near it in val: val never has what may have been trained on.
+    2. A neighborhood of new persons that is near one side goes there. If it is near both, the persons with
+       the fewest kept seconds that separate the two go to neither (a minimum vertex cut).
     3. A neighborhood near nobody goes to val if val lacks as much of each of its strata, else to train; the
        least crowded first.
     4. If one side is empty, the smallest neighborhood that can changes side.
 
-    So a new corpus loses no clip, and a grown one the fewest possible seconds. One exception keeps val from
-    growing far beyond its share: a neighborhood near val is cut off where this loses less than `MAX_LOSS`.
+    So a new corpus loses no clip, and a grown one the fewest possible seconds.
     """
     if config.val_share == 0:
         return [TRAIN for _ in persons]
@@ -75,10 +68,8 @@ def assign_sides(
         sides_near = split.sides_near(members)
         if sides_near == {TRAIN, VAL}:
             split.separate(members)
-        elif sides_near == {VAL}:
-            split.join_val(members)
-        elif sides_near == {TRAIN}:
-            split.assign(members, TRAIN)
+        elif sides_near:
+            split.assign(members, sides_near.pop())
         else:
             free.append(members)
     for members in sorted(free, key=split.val_order):
@@ -99,8 +90,6 @@ class _Split:
         self.sides = [_previous_side(person) for person in persons]
         self._leave_val([i for i, person in enumerate(persons) if {TRAIN, VAL} <= person.before])
         self.new = {i for i, side in enumerate(self.sides) if not side}
-        self.total = sum(person.seconds for person in persons)
-        self.lost = 0.0
         self.lacking: dict[tuple[str, ...], float] = defaultdict(float)
         for person, side in zip(persons, self.sides, strict=True):
             self.lacking[person.stratum] += (val_share - (side == VAL)) * person.seconds
@@ -143,22 +132,6 @@ class _Split:
             return self.persons[members[0]].draw < self.val_share
         return all(seconds <= self.lacking[stratum] + 1e-9 for stratum, seconds in needed.items() if seconds)
 
-    def join_val(self, members: list[int]) -> None:
-        """Put a neighborhood near val there; cut it off instead if val grows too large and little is lost."""
-        border = {i for i in members if self.sides_near([i])}
-        inner = set(members) - border
-        cut = {i for i in border if self.near[i] & inner}
-        val_seconds = self.val_share * self.total - sum(self.lacking.values())
-        limit = VAL_EXCESS * self.val_share * self.total
-        loss = self.seconds(cut)
-        if val_seconds + self.seconds(members) <= limit or self.lost + loss > MAX_LOSS * self.total:
-            self.assign(members, VAL)
-            return
-        self.lost += loss
-        self.assign(border - cut, VAL)
-        self.assign(cut, NEITHER)
-        self.assign(inner, TRAIN)
-
     def separate(self, members: list[int]) -> None:
         """Assign a neighborhood near both sides so that the fewest kept seconds are lost."""
         lost = {i for i in members if len(self.sides_near([i])) == 2}
@@ -183,10 +156,12 @@ class _Split:
         # joined by edges of unlimited capacity
         index = {i: k for k, i in enumerate(members)}
         source, sink, unlimited = 2 * len(members), 2 * len(members) + 1, np.iinfo(np.int32).max
+        # milliseconds, or a larger unit if their sum exceeded the integers of `maximum_flow`
+        per_second = min(1000.0, unlimited / 2 / max(self.seconds(members), 1.0))
         edges = []
         for i, k in index.items():
             # one more, so that of persons without kept seconds few are cut
-            edges.append((2 * k, 2 * k + 1, 1 + min(round(1000 * self.persons[i].seconds), unlimited // 2)))
+            edges.append((2 * k, 2 * k + 1, 1 + round(per_second * self.persons[i].seconds)))
             edges += [(2 * k + 1, 2 * index[other], unlimited) for other in self.near[i] if other in index]
             if TRAIN in self.sides_near([i]):
                 edges.append((source, 2 * k, unlimited))

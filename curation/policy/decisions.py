@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 from uniavgen.curation.config import DuplicateConfig, SplitConfig
 from uniavgen.curation.duplicates.groups import DUPLICATE, reject_duplicates
 from uniavgen.curation.people.identities import SPEAKER, SpeakerPairs, compare_speakers, connected_components
-from uniavgen.curation.people.splits import NEITHER, VAL, Person, assign_sides, group_speakers, stratum_of
+from uniavgen.curation.people.splits import (
+    NEITHER,
+    TRAIN,
+    VAL,
+    Person,
+    assign_sides,
+    group_speakers,
+    stratum_of,
+)
 from uniavgen.curation.policy.rules import Policy, policy_from
 from uniavgen.curation.policy.verdicts import MISSING_PREFIX, FunnelRow, compute_funnel, judge
 from uniavgen.curation.policy.what_if import clips_for
@@ -73,6 +81,8 @@ class CurationSummary:
     rejected: list[RejectedClips] = field(default_factory=list)
     """All rejected clips by reason, the most frequent first: their counts add up to `clips - kept`."""
     val_hours: float = 0.0
+    left_val: int = 0
+    """Clips that were kept in val by the decisions before and are in train now."""
 
 
 def decide(
@@ -122,9 +132,10 @@ def compute_decisions(
     verdicts = reject_duplicates(corpus, judge(clips, policy), duplicates or DuplicateConfig(), cache=cache)
     pairs = compare_speakers(corpus, split, cache=cache)
     decisions = _decisions(corpus, verdicts, policy, split, pairs)
-    changed = not _same_rows(corpus.read("decisions"), decisions)
+    before = corpus.read("decisions")
+    changed = not _same_rows(before, decisions)
     summary = _summary(clips, decisions, policy, changed, time.monotonic() - started)
-    return decisions, replace(summary, near_cut=pairs.raised)
+    return decisions, replace(summary, near_cut=pairs.raised, left_val=_count_left_val(before, decisions))
 
 
 def decided_policy(corpus: Corpus) -> Policy:
@@ -233,6 +244,14 @@ def _speaker_facts(corpus: Corpus, verdicts: pa.Table) -> dict[str, dict[str, An
 
 def _same_rows(before: pa.Table, after: pa.Table) -> bool:
     return len(before) == len(after) and before.sort_by("clip_id").equals(after.cast(before.schema))
+
+
+def _count_left_val(before: pa.Table, after: pa.Table) -> int:
+    import pyarrow.compute as pc
+
+    were_in_val = before.filter((pc.field("split") == VAL) & pc.field("kept"))["clip_id"]
+    in_train = after.filter(pc.field("split") == TRAIN)["clip_id"]
+    return int(pc.sum(pc.is_in(were_in_val, value_set=in_train)).as_py() or 0)
 
 
 def _store_policy(corpus: Corpus, policy: Policy) -> None:

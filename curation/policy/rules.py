@@ -247,7 +247,7 @@ def _hand_decisions(entries: Any, key: str, where: str) -> tuple[HandDecision, .
 
 
 def _rejecting_rule(decisions: Sequence[HandDecision]) -> Rule:
-    clips = ", ".join(f"'{decision.clip}'" for decision in decisions)
+    clips = ", ".join(f"'{clip}'" for clip in sorted(decision.clip for decision in decisions))
     return Rule(
         name=REJECTED_BY_HAND,
         sql=f"clip_id NOT IN ({clips})",

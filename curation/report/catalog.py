@@ -48,7 +48,8 @@ def read_catalog(connection: duckdb.DuckDBPyConnection, clip_ids: Sequence[str])
     return _columns(
         query_rows(
             connection,
-            f"""SELECT {_select()} FROM (SELECT unnest($clips) AS clip_id, generate_subscripts($clips, 1) AS number)
+            f"""SELECT {_select()} FROM
+            (SELECT unnest($clips) AS clip_id, generate_subscripts($clips, 1) AS number)
             JOIN judged USING (clip_id) ORDER BY number""",
             clips=list(clip_ids),
         )
@@ -86,10 +87,12 @@ def search_catalog(connection: duckdb.DuckDBPyConnection, query: Mapping[str, st
     )
     where = " AND ".join(conditions)
     total = query_rows(connection, f"SELECT count(*) AS n FROM judged WHERE {where}", **values)[0]["n"]
-    limit, offset = min(MAX_PAGE, int(query.get("limit", "24"))), max(0, int(query.get("offset", "0")))
+    limit = min(MAX_PAGE, max(1, int(query.get("limit", "24"))))
+    offset = min(total, max(0, int(query.get("offset", "0"))))
     rows = query_rows(
         connection,
-        f"SELECT {_select()} FROM judged WHERE {where} ORDER BY {order}md5(clip_id) LIMIT {limit} OFFSET {offset}",
+        f"""SELECT {_select()} FROM judged WHERE {where}
+        ORDER BY {order}md5(clip_id) LIMIT {limit} OFFSET {offset}""",
         **values,
     )
     return _columns(rows) | {"total": total}

@@ -221,18 +221,23 @@ def _show_summary(summary: CurationSummary, val_share: float) -> None:
 
 
 def split_warnings(summary: CurationSummary, val_share: float) -> list[str]:
-    """An empty side, a val far below its share, and raised similarity thresholds."""
+    """An empty side, a val far from its share, clips that left val, and raised similarity thresholds."""
     warnings = []
     share = summary.val_hours / summary.kept_hours if summary.kept_hours else 0.0
     hint = "add other persons, or raise curate.split.near_voice and curate.split.near_face"
+    far = f"val has {100 * share:.1f} % of the kept time, not {100 * val_share:g} %"
     if summary.kept and val_share and not summary.val:
         warnings.append(f"val is empty: all kept clips are of persons who may be the same; {hint}")
     elif summary.kept and val_share and not summary.train:
         warnings.append(f"train is empty: all kept clips are of persons who may be one in val; {hint}")
     elif summary.kept and share < val_share / 2:
+        warnings.append(f"{far}: most persons may be the same as one in train; {hint}")
+    elif share > 2 * val_share:
+        warnings.append(f"{far}: many persons may be the same as one in val; {hint}")
+    if summary.left_val:
         warnings.append(
-            f"val has {100 * share:.1f} % of the kept time, not {100 * val_share:g} %: most persons may be the "
-            f"same as one in train; {hint}"
+            f"{summary.left_val} clips moved from val to train: their persons are, or may be, the same as "
+            "one in train"
         )
     warnings += [
         f"{name} similarity threshold raised to cosine {cosine:.2f} to cap chance matches of speakers"

@@ -4,12 +4,13 @@
 
 Where the spread comes from:
 
-- Voices. The ECAPA model's own classifier has one vector for each of the 7,205 speakers of VoxCeleb 1 and 2. Of their
-  pairs 1.1e-4 have a cosine of at least 0.3, 5.5e-6 of at least 0.4, 8.5e-7 of at least 0.5; mean 0.005, deviation
-  0.074. `narrow` imitates these. Speakers that the model was not trained on are closer together: at the model's
-  published equal error rate of 0.9 % the threshold is about 0.25. `wide` imitates that: 1 % of pairs reach 0.25.
-- Faces. dlib's documented bound (distance 0.6, here a cosine of 0.915) gives 99.4 % accuracy on LFW, so about 0.3 % of
-  pairs of different persons reach it. The mean cosine of different persons is 0.82.
+- Voices. The ECAPA model's own classifier has one vector for each of the 7,205 speakers of VoxCeleb 1 and
+  2. Of their pairs 1.1e-4 have a cosine of at least 0.3, 5.5e-6 of at least 0.4, 8.5e-7 of at least 0.5; mean
+  0.005, deviation 0.074. `narrow` imitates these. Speakers that the model was not trained on are closer
+  together: at the model's published equal error rate of 0.9 % the threshold is about 0.25. `wide` imitates
+  that: 1 % of pairs reach 0.25.
+- Faces. dlib's documented bound (distance 0.6, here a cosine of 0.915) gives 99.4 % accuracy on LFW, so about
+  0.3 % of pairs of different persons reach it. The mean cosine of different persons is 0.82.
 
 Every speaker has a gamma-distributed number of kept seconds (mean 300 s). `used` near pairs are those below
 the cap (`max_near_pairs`); `leaks` are near pairs on two sides: both persons had their side before, one of
@@ -124,9 +125,10 @@ def run(embeddings: dict[str, np.ndarray], steps: list[int]) -> None:
                 before[int(name)] = side
         total = sum(of_side.values())
         leaks = sum({sides[one], sides[other]} == {TRAIN, VAL} for one, other in pairs)
+        lost, val = (100 * of_side[side] / total for side in (NEITHER, VAL))
         print(
-            f"{count:8,} speakers {len(persons):8,} persons {len(all_near.pairs):10,} near {len(pairs):7,} used"
-            f" {100 * of_side[NEITHER] / total:7.3f} % lost {100 * of_side[VAL] / total:6.2f} % val {leaks:5} leaks"
+            f"{count:8,} speakers {len(persons):8,} persons {len(all_near.pairs):10,} near"
+            f" {len(pairs):7,} used {lost:7.3f} % lost {val:6.2f} % val {leaks:5} leaks"
             f" {compared_s:6.1f} s compared {assigned_s:5.1f} s assigned; raised "
             + (", ".join(f"{kind} {cosine:.3f}" for kind, cosine in raised.items()) or "none"),
             flush=True,

@@ -20,7 +20,7 @@ from uniavgen.curation.people.splits import (
     stratum_of,
 )
 
-seconds = st.sampled_from([0.0, 3.0, 20.0])
+seconds = st.sampled_from([0.0, 0.01, 3.0, 20.0, 5000.0])
 pairs = st.tuples(st.integers(0, 24), st.integers(0, 24))
 worlds = st.tuples(st.lists(seconds, min_size=1, max_size=25), st.sets(pairs, max_size=12)).map(
     lambda world: (world[0], {(a, b) for a, b in world[1] if a < b < len(world[0])})
@@ -81,19 +81,6 @@ def test_person_near_val_joins_val_beyond_its_share() -> None:
     assert assign_sides(persons, [(0, 10)], SplitConfig(val_share=0.1))[10] == VAL
 
 
-def test_large_neighborhood_near_val_is_cut_off_where_little_is_lost() -> None:
-    old = [person(0, 10, VAL), person(1, 10, TRAIN)]
-    chain = [person(i, 1 if i == 2 else 10) for i in range(2, 60)]
-    near = [(0, 2), *((i, i + 1) for i in range(2, 59))]
-    sides = assign_sides([*old, *chain], near, SplitConfig(val_share=0.1))
-    assert sides == [VAL, TRAIN, NEITHER, *[TRAIN] * 57]
-    again = [
-        person(i, p.seconds, side) for i, (p, side) in enumerate(zip([*old, *chain], sides, strict=True))
-    ]
-    again[2] = chain[0]
-    assert assign_sides(again, near, SplitConfig(val_share=0.1)) == sides
-
-
 def test_val_prefers_persons_with_few_neighbors() -> None:
     persons = [Person((f"s{i}",), 10.0, crowding=i % 5) for i in range(50)]
     sides = assign_sides(persons, [], SplitConfig(val_share=0.1))
@@ -103,14 +90,14 @@ def test_val_prefers_persons_with_few_neighbors() -> None:
 @given(worlds, st.lists(st.sampled_from(["", "", TRAIN, VAL]), min_size=25, max_size=25), shares)
 @settings(max_examples=60, deadline=None)
 def test_loss_equals_that_of_exhaustive_search(world: tuple, before: list[str], share: float) -> None:
-    """Up to 12 persons: no assignment loses less, and both sides are used if an equally good one uses both."""
+    """Up to 12 persons: no assignment loses less, and both sides are used if another as good does."""
     kept, near = world[0][:12], {pair for pair in world[1] if max(pair) < 12}
     persons = [person(i, seconds, before[i]) for i, seconds in enumerate(kept)]
     sides = assign_sides(persons, near, SplitConfig(val_share=share))
     fewest, fewest_with_both = losses_of_every_assignment(persons, near)
     lost = sum(p.seconds for p, side in zip(persons, sides, strict=True) if side == NEITHER)
-    assert lost == fewest
-    if fewest_with_both == fewest:
+    assert lost == pytest.approx(fewest)
+    if fewest_with_both == pytest.approx(fewest):
         assert {side for p, side in zip(persons, sides, strict=True) if p.seconds} - {NEITHER} == {TRAIN, VAL}
     decided = [
         person(i, p.seconds, side.replace(NEITHER, ""))
@@ -122,7 +109,7 @@ def test_loss_equals_that_of_exhaustive_search(world: tuple, before: list[str], 
 
 
 def losses_of_every_assignment(persons: list[Person], near: set[tuple[int, int]]) -> tuple[float, float]:
-    """Fewest seconds lost by any valid assignment, and by any that uses both sides (infinity: there is none)."""
+    """Fewest seconds lost by any valid assignment, and by any that uses both sides (infinity: none does)."""
     old = {i: side for i, p in enumerate(persons) for side in p.before}
     choices = [[(TRAIN, VAL, NEITHER).index(old[i])] if i in old else [0, 1, 2] for i in range(len(persons))]
     sides = np.stack([axis.ravel() for axis in np.meshgrid(*map(np.array, choices), indexing="ij")], axis=1)

@@ -116,3 +116,16 @@ def test_empty_val_is_said(make_corpus: Make, make_clip: Make) -> None:
     assert (summary.train, summary.val) == (3, 0)
     assert split_warnings(summary, 0.1)[0].startswith("val is empty")
     assert split_warnings(summary, 0.0) == []
+
+
+def test_clips_that_leave_val_are_counted_and_said(make_corpus: Make, make_clip: Make) -> None:
+    voices = np.eye(2, 192, dtype=np.float32)
+    corpus = make_corpus([make_clip(f"s{i}", 0.0, "p", voice=voices[i].tolist()) for i in range(2)])
+    split = SplitConfig(val_share=0.5, same_voice=0.7, near_voice=0.6)
+    first = decide(corpus, load_policy("default"), split)
+    assert (first.train, first.val, first.left_val) == (1, 1, 0)
+    corpus.upsert("clips", [make_clip("s2", 0.0, "p", voice=(voices[0] + voices[1]).tolist())])
+    joined = decide(corpus, load_policy("default"), split)
+    assert (joined.train, joined.val, joined.left_val) == (3, 0, 1)
+    assert any("moved from val to train" in line for line in split_warnings(joined, 0.5))
+    assert decide(corpus, load_policy("default"), split).left_val == 0

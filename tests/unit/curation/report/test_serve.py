@@ -78,6 +78,8 @@ def test_search_covers_all_clips_and_not_only_those_of_the_page(server: ReportSe
     assert set(german["language"]) == {"de"}
     first, second = (search(server, limit=10, offset=offset)["id"] for offset in (0, 10))
     assert not set(first) & set(second)
+    assert len(search(server, limit=-3)["id"]) == 1
+    assert search(server, offset=10**30)["id"] == []
 
 
 def test_clip_is_served_with_audio_and_in_parts(server: ReportServer) -> None:
