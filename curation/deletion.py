@@ -85,12 +85,12 @@ def find_source(corpus: Corpus, name: str) -> Target:
     )
 
 
-def find_speaker(corpus: Corpus, speaker: str, split: SplitConfig) -> Target:
-    """A speaker, and the same person's speakers in other sources.
+def find_speaker(corpus: Corpus, speaker: str, split: SplitConfig, *, cache: bool = True) -> Target:
+    """A speaker, and the same person's speakers in other sources. `cache`: store the compared pairs.
 
     Raises UserError if there is no such speaker.
     """
-    pairs = compare_speakers(corpus, split)
+    pairs = compare_speakers(corpus, split, cache=cache)
     if speaker not in pairs.speakers:
         raise UserError(
             "no such speaker",

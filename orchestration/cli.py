@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniavgen import __version__
+from uniavgen.orchestration.process import exit_at_signals, prepare_environment
 
 if TYPE_CHECKING:
     import typer
@@ -54,10 +53,8 @@ Commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Exits with the command's exit code."""
-    # Ray and DeepSpeed start helpers (ninja, workers) from this environment's bin
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no child imports from the current folder
+    """Run the command line. Exits with the command's exit code; 143 after SIGTERM, 130 after Ctrl-C."""
+    exit_at_signals()
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words else ""
     if name in ("-h", "--help"):
@@ -65,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif name == "--version":
         print(f"uniavgen {__version__}")
     elif name in COMMANDS:
+        prepare_environment()
         typer_app(name)(words[1:], prog_name=f"uniavgen {name}")
     elif name:
         print(

@@ -2,7 +2,7 @@
 
 Each section is defined beside the component that it configures; this module joins them. Order, later
 overrides earlier: defaults in code (the `tiny` preset) -> `--preset NAME` -> `--config FILE` -> `--set
-a.b=c`.
+a.b=c`. Sections are merged key by key. Everything else is replaced, mappings such as `tasks` included.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uniavgen.curation.config import CaptionConfig, CurateConfig, ReportConfig
 from uniavgen.ingest.config import IngestConfig
+from uniavgen.orchestration.config_yaml import line_of, parse_value, read_mapping
 from uniavgen.orchestration.tracking.config import TrackingConfig
 from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.ablation.config import AblateConfig
 from uniavgen.train.config import SamplingConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -42,34 +46,16 @@ class Config(BaseModel):
 
 def load_config(preset: str = "tiny", file: Path | None = None, assignments: Sequence[str] = ()) -> Config:
     """Compose the configuration. Raises UserError for a bad file, UsageError for a bad preset or `--set`."""
-    import yaml
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    composed = OmegaConf.merge(
-        OmegaConf.create(Config().model_dump(mode="json")), _layer(preset_file(preset))
-    )
-    if file:
-        composed = OmegaConf.merge(composed, _layer(file))
-    try:
-        Config.model_validate(OmegaConf.to_container(composed, resolve=True))
-    except ValidationError as error:
-        raise UserError(
-            _first_problem(error), where=file or preset_file(preset), hint="correct the file"
-        ) from error
-    try:
-        for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals:
-                raise UsageError(
-                    f"--set takes KEY=VALUE, got {assignment!r}", hint="for example --set train.seed=1"
-                )
-            OmegaConf.update(composed, key, yaml.safe_load(value), force_add=True)
-        return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
-    except ValidationError as error:
-        raise UsageError(_first_problem(error), where="--set") from error
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
-        raise UsageError(f"{assignment}: {' '.join(str(error).split())}", where="--set") from error
+    composed: DictConfig = OmegaConf.create(Config().model_dump(mode="json"))
+    for path in (preset_file(preset), file):
+        if path:
+            composed = _with_file(composed, path)
+    config = None
+    for assignment in assignments:
+        config = _assign(composed, assignment)
+    return config or Config.model_validate(OmegaConf.to_container(composed, resolve=True))
 
 
 def preset_names() -> list[str]:
@@ -85,35 +71,6 @@ def preset_file(name: str) -> Path:
     return path
 
 
-def _layer(path: Path) -> Any:
-    import yaml
-    from omegaconf import OmegaConf
-
-    try:
-        return OmegaConf.create(yaml.safe_load(path.read_text()) or {})
-    except OSError as error:
-        raise UserError(
-            f"the configuration cannot be read: {error.strerror}", where=path, hint="check the path"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"the configuration is not valid YAML: {' '.join(str(error).split())}",
-            where=path,
-            hint="correct it",
-        ) from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first validation problem in one line, with the most similar key for an unknown one."""
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] != "extra_forbidden":
-        return f"{key}: {problem['msg']} (got {problem.get('input')!r})"
-    question = nearest_key(key)
-    return f"unknown setting {key}" + (f", {question}" if question else "")
-
-
 def nearest_key(key: str) -> str:
     """`did you mean KEY?` with the most similar setting; "" if none is similar."""
     similar = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.4)
@@ -125,7 +82,104 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(f"{prefix}{name}")
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += known_keys(inner, f"{prefix}{name}.")
+        if section := _section_type(field.annotation):
+            keys += known_keys(section, f"{prefix}{name}.")
     return keys
+
+
+def _with_file(composed: DictConfig, path: Path) -> DictConfig:
+    """The settings with those of a file over them, validated. Raises UserError naming file and line."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    layer = read_mapping(path)
+    try:
+        _prepare_merge(composed, layer, Config)
+        merged = OmegaConf.merge(composed, layer)
+        Config.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except ValidationError as error:
+        location = error.errors()[0]["loc"]
+        raise UserError(
+            _first_problem(error), where=f"{path}{line_of(path, location)}", hint="correct the file"
+        ) from error
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split()), where=path, hint="correct the file") from error
+    return merged  # type: ignore[return-value]
+
+
+def _assign(composed: DictConfig, assignment: str) -> Config:
+    """Apply one `--set` and validate the result. Raises UsageError for a wrong one."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise UsageError(f"--set takes KEY=VALUE, got {assignment!r}", hint="for example --set train.seed=1")
+    try:
+        value = parse_value(text, f"--set {key}")
+        section = _section_at(key)
+        if section and isinstance(value, dict):
+            _prepare_merge(OmegaConf.select(composed, key), value, section)
+        OmegaConf.update(composed, key, value, merge=section is not None, force_add=True)
+        return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
+    except ValidationError as error:
+        raise UsageError(_first_problem(error), where="--set") from error
+    except UserError as error:
+        raise UsageError(error.what, where=error.where, hint=error.hint) from error
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UsageError(f"{assignment}: {' '.join(str(error).split())}", where="--set") from error
+
+
+def _prepare_merge(composed: Any, layer: dict[Any, Any], model: type[BaseModel]) -> None:
+    """Make OmegaConf's merge replace mappings instead of merging them, and skip sections without content."""
+    for name, value in list(layer.items()):
+        field = model.model_fields.get(name)
+        if field is None:
+            continue
+        section = _section_type(field.annotation)
+        if section and value is None and composed[name] is not None:
+            del layer[name]
+        elif section and isinstance(value, dict):
+            _prepare_merge(composed[name], value, section)
+        elif section and value is not None:
+            raise ValueError(f"{name} is a section: write its settings as KEY: VALUE below it")
+        elif isinstance(value, dict):
+            composed[name] = {}
+
+
+def _section_at(key: str) -> type[BaseModel] | None:
+    """The section that a dotted key names, as `train.data` or `train.stages.0`; None for a setting or a wrong
+    key.
+    """
+    kind: Any = Config
+    for name in key.split("."):
+        if get_origin(kind) is list and name.isdigit():
+            kind = get_args(kind)[0]
+            continue
+        section = _section_type(kind)
+        if section is None or name not in section.model_fields:
+            return None
+        kind = section.model_fields[name].annotation
+    return _section_type(kind)
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section, also of an optional one; None for the type of a setting."""
+    for kind in (annotation, *get_args(annotation)):
+        if (
+            get_origin(annotation) not in (list, dict, tuple)
+            and isinstance(kind, type)
+            and issubclass(kind, BaseModel)
+        ):
+            return kind
+    return None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first validation problem in one line, with the most similar key for an unknown one."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['msg']} (got {problem.get('input')!r})"
+    question = nearest_key(key)
+    return f"unknown setting {key}" + (f", {question}" if question else "")

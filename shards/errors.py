@@ -53,5 +53,13 @@ class Stopped(UserError):
         )
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP arrived. Not an Exception, so that no handler of errors swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
 def _rebuild(cls: type[UserError], what: str, named: dict[str, Any]) -> UserError:
     return cls(what, **named)

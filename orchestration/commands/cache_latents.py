@@ -10,6 +10,7 @@ from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, co
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.tracking.mlflow_runs import Run
 
 
 @command
@@ -32,7 +33,7 @@ def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
     Raises UserError if several windows are configured: training encodes those while it runs.
     """
     from uniavgen.orchestration.output import console
-    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import record_in_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.errors import UserError
     from uniavgen.train.data.latent_caching import cache_latents
@@ -67,7 +68,8 @@ def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
         console.print_line(f"  {part}: {description}", style="dim")
     for failure in summary.failed:
         console.print_line(f"no latents: {failure}", style="red")
-    with open_corpus_run(corpus, settings.tracking) as run:
+
+    def log(run: Run) -> None:
         run.params({f"latents.{summary.digest}": window})
         run.metrics(
             {
@@ -76,4 +78,6 @@ def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
                 "latents/mb": summary.bytes / 1e6,
             }
         )
+
+    record_in_corpus_run(corpus, settings.tracking, log)
     return {"command": "cache-latents", "corpus": str(corpus.root), **dataclasses.asdict(summary)}

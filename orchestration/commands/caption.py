@@ -12,6 +12,7 @@ from uniavgen.orchestration.commands.common import CorpusOption, command
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.tracking.mlflow_runs import Run
 
 
 @command
@@ -35,7 +36,7 @@ def caption_corpus(root: Path, settings: Config, *, retry: bool = False) -> dict
     """Caption the kept clips that have no caption of this model and prompt yet."""
     from uniavgen.curation.captions.vlm_captions import caption_clips
     from uniavgen.orchestration.output import console
-    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import record_in_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
 
     corpus = Corpus.open(root)
@@ -62,9 +63,12 @@ def caption_corpus(root: Path, settings: Config, *, retry: bool = False) -> dict
         )
     elif summary.left:
         console.print_line(f"{summary.left} clips have rows in the failures table; ask again: --retry")
-    with open_corpus_run(corpus, settings.tracking) as run:
+
+    def log(run: Run) -> None:
         run.params({"caption_model": summary.model, "caption_prompt_digest": summary.prompt_digest})
         run.metrics(
             {"captions/captioned": summary.captioned + summary.had_one, "captions/left": summary.left}
         )
+
+    record_in_corpus_run(corpus, settings.tracking, log)
     return {"command": "caption", "corpus": str(corpus.root), **dataclasses.asdict(summary)}

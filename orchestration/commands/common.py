@@ -17,6 +17,9 @@ import typer
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
 
+INTERRUPTED = "stopped; committed work is kept: run the same command again to continue"
+"""Printed after Ctrl-C and SIGTERM."""
+
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="YAML file of settings; overrides the preset.", metavar="FILE")
 ]
@@ -82,10 +85,12 @@ def run_command(
     json_: bool,
 ) -> None:
     """Compose the settings, call `body`, print the summary. Every error becomes one line and an exit code."""
-    from uniavgen.shards.errors import Stopped, UsageError, UserError
+    from uniavgen.orchestration.process import raise_at_signals
+    from uniavgen.shards.errors import Stopped, Terminated, UsageError, UserError
 
     failed = False
     try:
+        raise_at_signals()
         from uniavgen.orchestration.config import load_config
 
         summary = body(load_config(preset, file, assignments or []))
@@ -97,8 +102,9 @@ def run_command(
         raise _exit(str(error), error.code) from None
     except UserError as error:
         raise _exit(f"error: {error}", 1) from None
-    except KeyboardInterrupt:
-        raise _exit("stopped; committed work is kept: run the same command again to continue", 130) from None
+    except KeyboardInterrupt as error:
+        code = error.code if isinstance(error, Terminated) else 130
+        raise _exit(INTERRUPTED, code) from None
     except OSError as error:
         place = error.filename or "system"
         text = f"error: {error.strerror or error} ({place}); check path, permissions and disk space"

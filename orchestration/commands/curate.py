@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from uniavgen.curation.policy.decisions import CurationSummary
     from uniavgen.curation.policy.rules import Policy
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.tracking.mlflow_runs import Run
     from uniavgen.shards.corpus.tables import Corpus
 
 SENSITIVITY_STEPS = 11
@@ -70,14 +71,17 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
     """Decide every clip by a policy, print what was rejected and record it in MLflow."""
     from uniavgen.curation.policy.decisions import decide
     from uniavgen.curation.policy.rules import load_policy
-    from uniavgen.orchestration.tracking.corpus_run import corpus_version, open_corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import corpus_version, record_in_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
 
     corpus = Corpus.open(root)
     policy = load_policy(policy_name or settings.curate.policy)
     summary = decide(corpus, policy, settings.curate.split, settings.curate.duplicates)
     _show_summary(summary, settings.curate.split.val_share)
-    with open_corpus_run(corpus, settings.tracking) as run:
+    funnel = corpus.root / "policies" / f"funnel-{summary.policy_digest}.json"
+    funnel.write_text(json.dumps([dataclasses.asdict(row) for row in summary.funnel], indent=1) + "\n")
+
+    def log(run: Run) -> None:
         run.params({"policy": summary.policy, "policy_digest": summary.policy_digest})
         run.tags({"policy_digest": summary.policy_digest, "corpus_version": corpus_version(corpus)})
         run.metrics(
@@ -91,9 +95,9 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
         run.metrics(
             {f"rejected/{reason.replace(':', ' ')}": count for reason, count in summary.reasons.items()}
         )
-        funnel = corpus.root / "policies" / f"funnel-{summary.policy_digest}.json"
-        funnel.write_text(json.dumps([dataclasses.asdict(row) for row in summary.funnel], indent=1) + "\n")
         run.artifact(funnel, "funnel")
+
+    record_in_corpus_run(corpus, settings.tracking, log)
     return {"command": "curate", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
 
 

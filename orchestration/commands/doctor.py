@@ -9,7 +9,9 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from uniavgen.orchestration.commands.common import CheckFailed, command
 
@@ -48,37 +50,55 @@ class Finding:
 
 
 @command
-def doctor(settings: Config) -> dict[str, Any]:
+def doctor(
+    settings: Config,
+    all_: Annotated[bool, typer.Option("--all", help="Also print what is in order.")] = False,
+) -> dict[str, Any]:
     """Check what this machine can run and what is missing.
 
-    Every missing thing is printed with the way to get it. Exit code 1 if something necessary is missing.
+    Problems are printed first, with the way to solve them. Exit code 1 if something necessary is missing.
 
     Example: uniavgen doctor --preset paper
     """
-    summary = check_machine(settings)
+    summary = check_machine(settings, show_all=all_)
     if summary["missing"]:
         raise CheckFailed(summary)
     return summary
 
 
-def check_machine(settings: Config) -> dict[str, Any]:
-    """Check everything and print it. In the summary, `missing` lists what is necessary and missing."""
+def check_machine(settings: Config, *, show_all: bool = False) -> dict[str, Any]:
+    """Check everything and print the problems. In the summary, `missing` lists what is necessary and
+    missing.
+    """
     from uniavgen.orchestration.output import console
 
     findings = [*_machine(), *_programs(), *_packages(), *_weights(settings)]
-    rows = [
-        (f.topic, f.name, "ok" if f.ok else "MISSING" if f.needed else "optional", f.found, f.hint)
-        for f in findings
-    ]
-    console.table("this machine", ("topic", "name", "state", "found", "what to do"), rows)
-    missing = [finding.name for finding in findings if finding.needed and not finding.ok]
+    missing = [finding for finding in findings if finding.needed and not finding.ok]
+    optional = [finding for finding in findings if not finding.needed and not finding.ok]
+    in_order = [finding for finding in findings if finding.ok]
+    columns = ("topic", "name", "found", "what to do")
+    for title, group in (
+        ("missing", missing),
+        ("optional, not present", optional),
+        ("in order", in_order if show_all else []),
+    ):
+        if group:
+            console.table(
+                title, columns, [(f.topic, f.name, f.found, f.hint if not f.ok else "") for f in group]
+            )
+    if not show_all:
+        names = ", ".join(finding.name for finding in in_order)
+        console.print_line(f"in order ({len(in_order)}, --all shows them): {names}")
     if missing:
-        console.console.print(f"[red]missing: {', '.join(missing)}")
+        console.console.print(f"[red]missing: {', '.join(finding.name for finding in missing)}")
     else:
         console.console.print(
             "[green]ready:[/] run `uniavgen demo`, or `uniavgen ingest VIDEOS --corpus DIR`"
         )
-    return {"missing": missing, "findings": [vars(finding) for finding in findings]}
+    return {
+        "missing": [finding.name for finding in missing],
+        "findings": [vars(finding) for finding in findings],
+    }
 
 
 def _machine() -> list[Finding]:

@@ -33,6 +33,9 @@ def forget(
             "--speaker", help="A speaker; the same person in other sources is deleted too.", metavar="ID"
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")
+    ] = False,
 ) -> dict[str, Any]:
     """Delete a source or a person from corpus and shards, for good.
 
@@ -41,7 +44,61 @@ def forget(
 
     Example: uniavgen forget interview.mp4 --corpus data/corpus
     """
+    if (source is None) == (speaker is None):
+        from uniavgen.shards.errors import UsageError
+
+        raise UsageError("name a source or a speaker", where="forget", hint="SOURCE, or --speaker ID")
+    if dry_run:
+        return preview_deletion(corpus, settings, source, speaker)
     return forget_from_corpus(corpus, settings, source, speaker)
+
+
+def preview_deletion(root: Path, settings: Config, source: str | None, speaker: str | None) -> dict[str, Any]:
+    """Print what `forget_from_corpus` would delete. Nothing is written."""
+    from uniavgen.curation.deletion import find_source, find_speaker
+    from uniavgen.orchestration.output import console
+    from uniavgen.shards.corpus.tables import Corpus
+    from uniavgen.shards.tar.manifest import read_manifest, read_shard_keys
+    from uniavgen.shards.write.publish import published
+
+    corpus = Corpus.open(root)
+    if source is not None:
+        target = find_source(corpus, source)
+    else:
+        target = find_speaker(corpus, speaker or "", settings.curate.split, cache=False)
+    shards = corpus.root / "shards"
+    manifest = read_manifest(shards)
+    tars = [
+        entry.name
+        for entry in (manifest.entries if manifest else ())
+        if target.clips & set(read_shard_keys(shards, entry))
+    ]
+    trainings, copies = trainings_on(corpus, settings.tracking), published(corpus.root)
+    rows = [
+        ("sources", len(target.sources)),
+        ("speakers", len(target.speakers)),
+        ("clips", len(target.clips)),
+        ("shards to rewrite", len(tars)),
+        ("published copies to renew", len(copies)),
+        ("trainings that may have used it", len(trainings)),
+    ]
+    console.table("would be deleted", ("what", "count"), rows)
+    for name, ids in (("sources", target.sources), ("speakers", target.speakers)):
+        if ids:
+            console.print_line(f"{name}: {', '.join(sorted(ids))}")
+    if target.perhaps:
+        console.print_warning(f"possibly the same person, not included: {', '.join(sorted(target.perhaps))}")
+    console.print_line("dry run: nothing was deleted")
+    names = {name: sorted(value) for name, value in vars(target).items()}
+    return {
+        "command": "forget",
+        "dry_run": True,
+        "corpus": str(corpus.root),
+        **names,
+        "shards": tars,
+        "trainings": _training_rows(trainings),
+        "copies": copies,
+    }
 
 
 def forget_from_corpus(
@@ -49,15 +106,12 @@ def forget_from_corpus(
 ) -> dict[str, Any]:
     """Delete one source, or one speaker with every speaker that is certainly the same person."""
     from uniavgen.curation.deletion import RUN_AGAIN, delete, find_source, find_speaker, summary_rows
-    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import record_in_corpus_run
     from uniavgen.shards.atomic_files import locked
     from uniavgen.shards.corpus.tables import Corpus
-    from uniavgen.shards.errors import UsageError
     from uniavgen.shards.write.publish import published
     from uniavgen.shards.write.writer import SHARDS_LOCK
 
-    if (source is None) == (speaker is None):
-        raise UsageError("name a source or a speaker", where="forget", hint="SOURCE, or --speaker ID")
     corpus = Corpus.open(root)
     split = settings.curate.split
     target = find_source(corpus, source) if source is not None else find_speaker(corpus, speaker or "", split)
@@ -65,18 +119,16 @@ def forget_from_corpus(
     copies = published(corpus.root)
     with locked(corpus.root / SHARDS_LOCK, SHARDS_BUSY, RUN_AGAIN):
         deleted = delete(corpus, target)
-        with open_corpus_run(corpus, settings.tracking) as run:
-            run.remove_artifacts("report")
+        record_in_corpus_run(corpus, settings.tracking, lambda run: run.remove_artifacts("report"))
         rows = [*summary_rows(deleted), *_rewrite_shards(corpus, settings)]
     _show(rows, target, trainings, root, copies)
     names = {name: sorted(value) for name, value in vars(target).items() if name != "clips"}
-    runs = [dict(zip(("run", "stage", "started", "corpus_version"), row, strict=True)) for row in trainings]
     return {
         "command": "forget",
         "corpus": str(corpus.root),
         **names,
         **dataclasses.asdict(deleted),
-        "trainings": runs,
+        "trainings": _training_rows(trainings),
         "copies": copies,
     }
 
@@ -90,6 +142,10 @@ def trainings_on(corpus: Corpus, tracking: TrackingConfig) -> list[tuple[str, st
 
     runs = training_runs_on(tracking, corpus.root)
     return [(run["name"], run["stage"], run["started"], run["corpus_version"]) for run in runs]
+
+
+def _training_rows(trainings: list[tuple[str, str, str, str]]) -> list[dict[str, str]]:
+    return [dict(zip(("run", "stage", "started", "corpus_version"), row, strict=True)) for row in trainings]
 
 
 def _rewrite_shards(corpus: Corpus, settings: Config) -> list[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, co
 if TYPE_CHECKING:
     from uniavgen.ingest.engine.progress import IngestSummary
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.tracking.mlflow_runs import Run
     from uniavgen.shards.corpus.tables import Corpus
 
 FORECAST_SEED = 0
@@ -126,10 +127,10 @@ def measure_sources(
 
 
 def _record_ingest(corpus: Corpus, settings: Config, summary: IngestSummary) -> None:
-    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import record_in_corpus_run
     from uniavgen.orchestration.tracking.mlflow_runs import flatten
 
-    with open_corpus_run(corpus, settings.tracking) as run:
+    def log(run: Run) -> None:
         run.params(flatten(settings.ingest.model_dump(by_alias=True), "ingest."))
         keys = {"sources": "uri", "clips": "clip_id", "failures": "uri"}
         metrics: dict[str, float] = {name: len(corpus.read(name, [key])) for name, key in keys.items()}
@@ -137,3 +138,5 @@ def _record_ingest(corpus: Corpus, settings: Config, summary: IngestSummary) -> 
             metrics |= {"seconds": summary.seconds, "video_seconds": summary.video_seconds}
             metrics |= {f"step_seconds/{name}": step.seconds for name, step in summary.steps.items()}
         run.metrics({f"corpus/{key}": value for key, value in metrics.items()})
+
+    record_in_corpus_run(corpus, settings.tracking, log)

@@ -57,12 +57,11 @@ def report_corpus(root: Path, settings: Config) -> dict[str, Any]:
 
     from uniavgen.curation.report.page import write_report
     from uniavgen.orchestration.output import console
-    from uniavgen.orchestration.tracking.corpus_run import open_corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import record_in_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
 
     corpus = Corpus.open(root)
     page = write_report(corpus, settings.report, settings.curate.duplicates).page
     console.console.print(f"report: open [bold]{escape(str(page))}[/] in a browser")
-    with open_corpus_run(corpus, settings.tracking) as run:
-        run.artifact(page.parent, "report")
+    record_in_corpus_run(corpus, settings.tracking, lambda run: run.artifact(page.parent, "report"))
     return {"command": "report", "corpus": str(corpus.root), "page": str(page)}

@@ -12,6 +12,7 @@ from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, co
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.tracking.mlflow_runs import Run
 
 
 @command
@@ -50,7 +51,7 @@ def shard_corpus(root: Path, settings: Config) -> dict[str, Any]:
     """Bring the corpus's shards in line with its decisions."""
     from uniavgen.curation.captions.vlm_captions import captions_of
     from uniavgen.orchestration.output import console
-    from uniavgen.orchestration.tracking.corpus_run import corpus_version, open_corpus_run
+    from uniavgen.orchestration.tracking.corpus_run import corpus_version, record_in_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.write.writer import write_shards
 
@@ -73,10 +74,13 @@ def shard_corpus(root: Path, settings: Config) -> dict[str, Any]:
     console.print_line(
         "samples by licence: " + ", ".join(f"{name} {count}" for name, count in summary.licences.items())
     )
-    with open_corpus_run(corpus, settings.tracking) as run:
+
+    def log(run: Run) -> None:
         run.tags({"corpus_version": corpus_version(corpus)})
         run.metrics({f"shards/{split}_samples": count for split, count in summary.samples.items()})
         run.artifact(summary.manifest, "shards")
+
+    record_in_corpus_run(corpus, settings.tracking, log)
     return {"command": "shard", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
 
 

@@ -112,7 +112,7 @@ def _follow(client: JobSubmissionClient, job: str) -> str:
     from ray.job_submission import JobStatus
 
     from uniavgen.orchestration.output import console
-    from uniavgen.shards.errors import Stopped, UserError
+    from uniavgen.shards.errors import Stopped, Terminated, UserError
 
     async def show_output() -> None:
         async for text in client.tail_job_logs(job):
@@ -120,9 +120,9 @@ def _follow(client: JobSubmissionClient, job: str) -> str:
 
     try:
         asyncio.run(show_output())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         text = f"job {job} continues; to see it: ray job logs --follow {job}; to stop it: ray job stop {job}"
-        raise Stopped(text, code=130) from None
+        raise Stopped(text, code=error.code if isinstance(error, Terminated) else 130) from None
     info = client.get_job_info(job)
     if info.status != JobStatus.SUCCEEDED:
         message = (info.message or "").strip().splitlines() or ["no message"]

@@ -6,8 +6,9 @@ A run folder has one parent run in MLflow. Each stage is a child run of it; a re
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import groupby, product
@@ -16,14 +17,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uniavgen.orchestration.commands.common import CorpusOption, RunOption, command
+from uniavgen.orchestration.commands.common import (
+    ConfigOption,
+    CorpusOption,
+    JsonOption,
+    RunOption,
+    SetOption,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
     from uniavgen.orchestration.tracking.mlflow_runs import Run
     from uniavgen.orchestration.tracking.stage_record import Record
     from uniavgen.shards.corpus.tables import Corpus
-    from uniavgen.train.config import StageConfig
+    from uniavgen.train.config import StageConfig, TrainConfig
     from uniavgen.train.launch import StageResult
 
 POLL_S = 0.5
@@ -33,9 +41,10 @@ GUIDANCES = ("none", "modality-aware")
 """Guidance of validation videos."""
 
 
-@command
+PRESETS = "tiny (minutes on two CPU cores), laptop (a night on one GPU), paper (a GPU cluster)"
+
+
 def train(
-    settings: Config,
     stage: Annotated[str, typer.Argument(help="audio, joint, multitask, or all.", metavar="STAGE")],
     corpus: CorpusOption,
     run: RunOption,
@@ -43,20 +52,51 @@ def train(
         bool,
         typer.Option("--accept-changes", help="Continue a stage although its settings were changed."),
     ] = False,
-) -> dict[str, Any]:
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", help="Size of the model: tiny, laptop or paper; needed to begin.", metavar="NAME"
+        ),
+    ] = None,
+) -> None:
     """Train a stage, or all stages, with DeepSpeed on Ray Train.
 
     A finished stage is not trained again; an interrupted one continues from its last checkpoint.
 
-    Example: uniavgen train all --corpus data/corpus --run data/run
+    Example: uniavgen train all --corpus data/corpus --run data/run --preset laptop
     """
-    return train_stages(stage, corpus, run, settings, accept_changes=accept_changes)
+    size_is_known = preset is not None or config is not None or any(run.glob("*/stage.json"))
+    if not size_is_known and sys.stdin.isatty():
+        preset = typer.prompt(f"Preset: {PRESETS}", default="tiny", err=True)
+        size_is_known = True
+
+    def body(settings: Config) -> dict[str, Any]:
+        from uniavgen.shards.errors import UsageError
+
+        if not size_is_known:
+            raise UsageError("name the size to train", where="--preset", hint=f"one of: {PRESETS}")
+        label = f"preset {preset or 'tiny'}" + (f" and {config}" if config else "")
+        return train_stages(stage, corpus, run, settings, accept_changes=accept_changes, label=label)
+
+    run_command(body, preset or "tiny", config, set_, json_)
 
 
 def train_stages(
-    stage: str, root: Path, run_dir: Path, settings: Config, *, accept_changes: bool = False
+    stage: str,
+    root: Path,
+    run_dir: Path,
+    settings: Config,
+    *,
+    accept_changes: bool = False,
+    label: str = "preset tiny",
 ) -> dict[str, Any]:
-    """Train one stage, or `all` in the configured order. Raises UsageError for an unknown stage."""
+    """Train one stage, or `all` in the configured order. Raises UsageError for an unknown stage.
+
+    `label` says where the settings come from; it is printed with the size of the model.
+    """
     from uniavgen.orchestration.output import console
     from uniavgen.orchestration.tracking.corpus_run import corpus_version
     from uniavgen.orchestration.tracking.run_notes import training_note
@@ -77,6 +117,8 @@ def train_stages(
     done = check_stages(
         settings.train, names, _shards_url(corpus, settings), run_dir, accept_changes=accept_changes
     )
+    if not done:
+        console.print_line(f"training with {label}: {describe_size(settings.train, names)}")
     workers = nullcontext() if done else ray_running()  # finished stages need no workers
     note = partial(training_note, settings.train, run_dir, str(root))
     parent = Record(
@@ -99,6 +141,16 @@ def train_stages(
         "run": str(run_dir),
         "stages": [dataclasses.asdict(result) for result in results],
     }
+
+
+def describe_size(config: TrainConfig, stages: Sequence[str]) -> str:
+    """Parameters, stages and workers in one line."""
+    from uniavgen.train.planning import parameter_counts
+
+    total = sum(parameter_counts(config.model).values())
+    steps = ", ".join(f"{name} {config.stage(name).steps:,} x {config.stage(name).batch}" for name in stages)
+    workers = f"{config.workers} worker{'s' if config.workers > 1 else ''}"
+    return f"{total / 1e6:,.1f} M parameters; steps x batch: {steps}; {workers} (device {config.device})"
 
 
 def make_validation_videos(

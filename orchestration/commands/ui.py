@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,10 @@ from uniavgen.orchestration.commands.common import (
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
     from uniavgen.orchestration.tracking.config import TrackingConfig
+
+
+END_TIMEOUT_S = 10
+"""Seconds until the server's processes must have ended after SIGTERM."""
 
 
 def ui(
@@ -54,7 +60,7 @@ def serve_mlflow(tracking: TrackingConfig, port: int) -> dict[str, Any]:
     """Run MLflow's server until it is stopped. Raises UserError without runs, or if the port is in use."""
     from uniavgen.orchestration.output import console
     from uniavgen.orchestration.tracking.mlflow_runs import experiment_id
-    from uniavgen.shards.errors import UserError
+    from uniavgen.shards.errors import Terminated, UserError
 
     uri = tracking.resolved_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
@@ -62,18 +68,46 @@ def serve_mlflow(tracking: TrackingConfig, port: int) -> dict[str, Any]:
     _check_port(port)
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment_id(tracking)}/runs"
     console.console.print(f"MLflow: open [bold]{page}[/] (Ctrl-C ends it); the runs are in {uri}")
+    # -P, PYTHONSAFEPATH and --app-dir: neither the server nor its workers import from the current folder
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "PYTHONSAFEPATH": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-P", *server_arguments(uri, port)], env=environment, start_new_session=True
+    )
     try:
-        # -P, PYTHONSAFEPATH and --app-dir: neither the server nor its workers import from the current folder
-        code = subprocess.run(
-            [sys.executable, "-P", *server_arguments(uri, port)], env=os.environ | {"PYTHONSAFEPATH": "1"}
-        ).returncode
-    except KeyboardInterrupt:
+        code = server.wait()
+    except Terminated:
+        raise
+    except KeyboardInterrupt:  # Ctrl-C is the way to end it
         code = 0
-    if code not in (0, -2, 130):
+    finally:
+        end_session(server)
+    if code:
         raise UserError(
             f"the MLflow server ended with exit code {code}", where=uri, hint="read its messages above"
         )
     return {"uri": uri, "port": port}
+
+
+def end_session(leader: subprocess.Popen[bytes]) -> None:
+    """End `leader` and the processes of its session, with SIGKILL if SIGTERM is not enough."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(leader.pid, number)
+        except ProcessLookupError:  # all have ended
+            break
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while time.monotonic() < deadline and group_exists(leader.pid):
+            leader.poll()
+            time.sleep(0.05)
+    leader.wait()
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def server_arguments(uri: str, port: int) -> list[str]:

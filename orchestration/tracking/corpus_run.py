@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from uniavgen.orchestration.tracking.mlflow_runs import Run, open_run
+from uniavgen.orchestration.tracking.mlflow_runs import Run, fail_fast, open_run, warn_on_error
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.tracking.config import TrackingConfig
     from uniavgen.shards.corpus.tables import Corpus
 
 
-def open_corpus_run(corpus: Corpus, tracking: TrackingConfig) -> Run:
-    """Open the corpus's run, or continue it."""
-    return open_run(tracking, corpus.root, "corpus build")
+def record_in_corpus_run(corpus: Corpus, tracking: TrackingConfig, log: Callable[[Run], None]) -> None:
+    """Open the corpus's run, or continue it, and call `log` with it.
+
+    An error of the tracker is a warning: the work on the corpus is done, whatever is recorded of it.
+    """
+    fail_fast()
+    with (
+        warn_on_error(f"this command on {corpus.root.name}"),
+        open_run(tracking, corpus.root, "corpus build") as run,
+    ):
+        log(run)
 
 
 def corpus_version(corpus: Corpus) -> str:

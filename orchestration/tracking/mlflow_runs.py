@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from uniavgen.orchestration.tracking.config import TrackingConfig
     from uniavgen.shards.corpus.tables import Corpus
 
+SQLITE = "sqlite:///"
+
 MAX_TAG_LENGTH = 5000
 """Characters of a tag that every MLflow server accepts."""
 MAX_PARAM_LENGTH = 6000
@@ -248,7 +250,10 @@ def training_runs_on(config: TrackingConfig, corpus_root: Path) -> list[dict[str
 
     Keys: `name`, `stage`, `started` (UTC), `corpus_version` that was trained on, `run_id`.
     """
-    client = _client(config.resolved_uri())
+    uri = config.resolved_uri()
+    if (database := sqlite_file(uri)) and not database.is_file():
+        return []  # nothing was ever recorded: no database is created to find that out
+    client = _client(uri)
     rows, token = [], None
     while True:
         page = client.search_runs(
@@ -284,18 +289,23 @@ def _source_uri(source: str) -> str:
 
 def experiment_id(config: TrackingConfig) -> str:
     """Id of the configured experiment, created if missing. SQLite keeps artifacts in `config.folder`."""
+    from mlflow.exceptions import MlflowException
+
     uri = config.resolved_uri()
     client = _client(uri)
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment:
         return str(experiment.experiment_id)
-    store = (Path(config.folder).absolute() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+    store = (Path(config.folder).absolute() / "artifacts").as_uri() if sqlite_file(uri) else None
     # without this tag MLflow's page shows the runs as evaluations of a language model
-    return str(
-        client.create_experiment(
-            config.experiment, store, tags={"mlflow.experimentKind": "custom_model_development"}
-        )
-    )
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    try:
+        return str(client.create_experiment(config.experiment, store, tags=tags))
+    except MlflowException:  # another process created it meanwhile
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -313,14 +323,42 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _client(uri: str) -> MlflowClient:
     import logging
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow.tracking import MlflowClient
 
     # after the import, which sets its own levels; messages about a new database are noise
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if database := sqlite_file(uri):
+        create_database(database)
     return MlflowClient(uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite tracking URI; None for another store."""
+    return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
+
+
+def create_database(path: Path) -> None:
+    """Create MLflow's SQLite database if there is none: under another name, which is changed once it is
+    complete.
+
+    A process that is killed meanwhile leaves no broken database, and of several processes one creates it.
+    """
+    if path.exists():
+        return
+    from filelock import FileLock
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        unfinished = path.with_name(f".{path.name}.part")
+        for leftover in path.parent.glob(f"{unfinished.name}*"):  # of a killed process, its journal included
+            leftover.unlink()
+        store = SqlAlchemyStore(f"{SQLITE}{unfinished}", (path.parent / "artifacts").as_uri())
+        store.engine.dispose()
+        os.replace(unfinished, path)
 
 
 def _read_note(note: Path) -> dict[str, Any]:

@@ -302,3 +302,17 @@ def test_next_deletion_finishes_killed_one(corpus: Corpus, tmp_path: Path, insta
     assert trace(root, SECRET, "src_secret", "src_again") == []
     assert other.query("SELECT count(*) AS n FROM clips").to_pylist() == [{"n": 8}]
     assert not is_unfinished(other)
+
+
+def test_dry_run_names_what_would_be_deleted_and_writes_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    from uniavgen.orchestration.commands.forget import preview_deletion
+    from uniavgen.orchestration.config import Config
+
+    settings = Config.model_validate({"tracking": {"folder": str(tmp_path / "mlflow")}})
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    preview = preview_deletion(corpus.root, settings, "src_again", None)
+    clips = corpus.query("SELECT clip_id FROM clips WHERE source_id = 'src_again'")["clip_id"].to_pylist()
+    assert preview["sources"] == ["src_again"]
+    assert preview["clips"] == sorted(clips)
+    assert preview["shards"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -89,3 +89,63 @@ def test_unknown_preset_lists_the_known_ones() -> None:
 
 def test_known_keys_include_nested_settings() -> None:
     assert {"train.seed", "curate.split.val_share", "tracking.uri"} <= set(known_keys())
+
+
+@pytest.mark.parametrize(
+    "text", ["stages: [{name: joint, tasks: {dubbing: 1}}]", "objective: {mix: {dubbing: 1}}"]
+)
+def test_mapping_in_a_file_replaces_the_mapping(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"train: {{{text}}}")
+    train = load_config("tiny", file).train
+    mapping = train.stages[0].tasks if "stages" in text else train.objective.mix
+    assert mapping == {"dubbing": 1}
+
+
+def test_assigned_mapping_replaces_and_assigned_section_is_merged() -> None:
+    train = load_config(assignments=["train.stages.2.tasks={joint: 1}", "train.stages.1={steps: 3}"]).train
+    assert train.stages[2].tasks == {"joint": 1}
+    assert (train.stages[1].steps, train.stages[1].name) == (3, "joint")
+    assert load_config(assignments=["train.stages.2.tasks.joint=9"]).train.stages[2].tasks["dubbing"] == 2
+
+
+def test_off_is_a_word_and_still_a_boolean_where_one_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {data: {latents: off}}")
+    assert load_config("tiny", file).train.data.latents == "off"
+    config = load_config(
+        assignments=["train.data.latents=off", "train.deepspeed.activation_checkpointing=on"]
+    )
+    assert config.train.data.latents == "off"
+    assert config.train.deepspeed.activation_checkpointing is True
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"train: {seed: 1}\ntrain: {seed: 2}\n",
+            r"key train is given twice, first in line 1 \(.*mine.yaml:2\)",
+        ),
+        (b"- a\n- b\n", r"must be a mapping \(KEY: VALUE\), it is a list \(.*mine.yaml\)"),
+        ("train:\n  # é\n".encode("latin-1"), r"not UTF-8 \(byte 0xe9\) \(.*mine.yaml:2\)"),
+        (b"train:\n  seed: x\n", r"train.seed: .*valid integer.*mine.yaml:2"),
+        (b"train:\n  data: [1]\n", r"data is a section"),
+        (b"train: {seed: ${x}}\n", r"mine.yaml:1"),
+        (b"a: b: c\n", r"not valid YAML.*mine.yaml:1"),
+        (b"!!python/object:os.system {}\n", r"not valid YAML.*mine.yaml:1"),
+    ],
+)
+def test_wrong_file_is_one_line_with_file_and_place(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config("tiny", file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_of_windows_editors_are_accepted(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {seed: 5}\ningest:\n", encoding=encoding)
+    assert load_config("tiny", file).train.seed == 5

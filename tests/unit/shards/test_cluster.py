@@ -2,12 +2,16 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hostile_folder import imported_names, make_hostile_folder
+
+from uniavgen.shards import cluster
+from uniavgen.shards.errors import UserError
 
 DRIVER = """
 import json, sys
@@ -38,3 +42,33 @@ def test_ray_workers_do_not_import_from_the_current_folder(tmp_path: Path) -> No
     assert str(hostile_folder) not in worker["sample"] + worker["random"]
     assert imported_names(hostile_folder) == []
     assert worker["folder"] == str(hostile_folder), "relative paths are those of the driver"
+
+
+def test_dead_address_is_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 0.5)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match="no Ray cluster answers: connection refused"):
+            cluster.check_cluster(f"127.0.0.1:{port}")
+        listener.listen()  # accepts and never answers
+        with pytest.raises(UserError, match="no Ray cluster answers: timed out"):
+            cluster.check_cluster(f"ray://127.0.0.1:{port}")
+    for wrong in ("here", "host:port", ":6379"):
+        with pytest.raises(UserError, match="not HOST:PORT"):
+            cluster.check_cluster(wrong)
+    cluster.check_cluster("auto")
+
+
+def test_long_temporary_folder_is_replaced_by_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 60)
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert cluster.short_temp_folder() == f"/tmp/ray-{os.getuid()}"
+    monkeypatch.setattr(cluster, "SHORT_TEMP", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="set RAY_TMPDIR to a folder of at most 31 characters"):
+        cluster.short_temp_folder()
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert cluster.short_temp_folder() is None
