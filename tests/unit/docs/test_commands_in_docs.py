@@ -69,7 +69,7 @@ def check_command(words: list[str]) -> None:
     parsed = parser(name).make_context(name, arguments).params
     if name == "submit":
         check_command(["uniavgen", *parsed["command"]])
-    preset = f"ablate-{parsed['preset']}" if name == "ablate" else parsed["preset"]
+    preset = f"ablate-{parsed['preset']}" if name == "ablate" else parsed["preset"] or "tiny"
     load_config(preset, None, parsed["set_"] or [])
 
 
