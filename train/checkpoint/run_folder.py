@@ -247,7 +247,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from safetensors.torch import save_file
 
     part = path.with_name(f".{path.name}.part")
+    part.write_bytes(b"")
+    mode = part.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+    part.chmod(mode)
     sync(part)
     os.replace(part, path)
 

@@ -297,3 +297,16 @@ def test_changed_fields_have_dotted_names() -> None:
 def test_under_matches_whole_name_parts() -> None:
     assert is_under("audio.blocks.0", ["audio"])
     assert not is_under("audiobook.x", ["audio"])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_safetensors_files_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = RunFolder(tmp_path, "joint")
+        folder.write(done=True)
+        for _ in range(2):  # new, then replaced
+            folder.write_weights({"x": torch.zeros(1)}, {"x": torch.ones(1)})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (folder.weights, folder.ema_weights)} == {mode}
