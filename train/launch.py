@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.errors import Stopped, UserError
 from uniavgen.train.checkpoint.run_folder import RunFolder, changed_fields
+from uniavgen.train.checkpoint.run_lock import only_driver, only_trainer
 from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.engine.deepspeed_compat import import_lean
 
@@ -70,13 +71,29 @@ def run_stage(
 
     `on_metrics_factory()` runs on rank 0 and gives the function that receives (steps done, metrics). Raises
     UserError for a stage without its predecessor, a configuration that changed since the stage began (unless
-    `accept_changes`), too few CPUs or GPUs, and failing workers; Stopped if SIGTERM, Ctrl-C or a file
-    `<stage>/stop` asked for it, after the workers saved.
+    `accept_changes`), a run folder that another process trains in, too few CPUs or GPUs, and failing workers;
+    Stopped if SIGTERM, Ctrl-C or a file `<stage>/stop` asked for it, after the workers saved.
     """
+    with only_driver(run_dir):
+        return _run_stage(config, stage, shards_dir, run_dir, on_metrics_factory, accept_changes)
+
+
+def _run_stage(
+    config: TrainConfig,
+    stage: str,
+    shards_dir: str | Path,
+    run_dir: str | Path,
+    on_metrics_factory: MetricsFactory | None,
+    accept_changes: bool,
+) -> StageResult:
+    """`run_stage` in a run folder that no other process writes."""
     began = time.monotonic()
     folder = RunFolder(run_dir, stage)
     if check_stage(config, stage, shards_dir, run_dir, accept_changes=accept_changes):
         return _result(folder, ran=False, began=began)
+    if folder.done:
+        text = f"stage {stage} is done and is trained further, to step {config.stage(stage).steps}"
+        folder.log_event("extended", text)
     folder.write(config=config.model_dump(mode="json"), done=False)
     with ray_running():
         device = _choose_device(config)
@@ -126,15 +143,16 @@ def check_stage(
     """Whether a stage is done. Nothing is trained; an index of audio shards may be written.
 
     The `earlier` stages will be trained before it. Raises UserError if it cannot be trained: its predecessor
-    is not done, its settings changed since it was done (unless `accept_changes`), its batch does not split,
-    or there are no shards.
+    is not done, its settings changed since it began (unless `accept_changes`) or cannot change, its batch
+    does not split, or there are no shards.
+
+    A finished stage is not done any more if it gets more steps and `accept_changes`: it is extended.
     """
     stage_config = config.stage(stage)
     folder = RunFolder(run_dir, stage)
-    if folder.done:
-        if not accept_changes:
-            _check_same_settings(folder, folder.read(), config, stage)
+    if folder.done and not _is_extended(folder, config, stage, accept=accept_changes):
         return True
+    _check_checkpoint(folder, config, stage_config, accept=accept_changes)
     source = stage_config.takes_from
     if source and source not in earlier and not RunFolder(run_dir, source).done:
         raise UserError(
@@ -148,12 +166,31 @@ def check_stage(
     return False
 
 
-def _check_same_settings(folder: RunFolder, record: dict[str, Any], config: TrainConfig, stage: str) -> None:
-    """Raise UserError if a finished stage was trained with other settings."""
-    from uniavgen.train.checkpoint.resume import NO_MATTER, settings_that_matter
+def _check_checkpoint(folder: RunFolder, config: TrainConfig, stage: StageConfig, *, accept: bool) -> None:
+    """Raise UserError if the stage cannot resume from its newest readable checkpoint with this configuration.
+
+    The digests are checked by the training workers.
+    """
+    from uniavgen.train.checkpoint.changes import check_changes
+
+    for step in reversed(folder.steps()):
+        try:
+            folder.state(step)
+        except (OSError, ValueError):
+            continue
+        check_changes(folder, step, config, stage, accept=accept)
+        return
+
+
+def _is_extended(folder: RunFolder, config: TrainConfig, stage: str, *, accept: bool) -> bool:
+    """Whether a finished stage is to be trained for more steps than it was.
+
+    Raises UserError if its settings changed and not `accept`, or if it has no checkpoint to continue from.
+    """
+    from uniavgen.train.checkpoint.changes import NO_MATTER, settings_that_matter
 
     try:
-        before = TrainConfig.model_validate(record["config"])
+        before = TrainConfig.model_validate(folder.read()["config"])
     except (KeyError, ValidationError) as error:
         raise UserError(
             "stage.json holds no readable configuration", where=folder.path, hint="use another --run folder"
@@ -163,14 +200,23 @@ def _check_same_settings(folder: RunFolder, record: dict[str, Any], config: Trai
         settings_that_matter(config, config.stage(stage)),
     )
     changed = changed_fields(then, now, ignore=NO_MATTER)
-    if changed:
+    longer = config.stage(stage).steps > before.stage(stage).steps
+    if changed and not accept:
+        further = f"train {stage} further with --accept-changes, or " if longer else ""
         raise UserError(
             f"stage {stage} already finished with different settings: {', '.join(changed[:4])}",
             where=folder.path,
-            hint="use another --run folder for the new settings, or delete the stage's folder to train "
-            "it again",
+            hint=f"{further}use another --run folder for the new settings",
             kind="changed-configuration",
         )
+    if longer and not folder.steps():
+        raise UserError(
+            f"stage {stage} has no checkpoint from which it could be trained further",
+            where=folder.checkpoints,
+            hint="restore its last checkpoint, or train it from its start in another --run folder",
+            kind="missing-checkpoint",
+        )
+    return longer
 
 
 def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path, run_dir: str | Path) -> None:
@@ -318,7 +364,8 @@ def _work(loop_config: dict[str, Any]) -> None:
     try:
         from uniavgen.train.trainer import train_stage
 
-        train_stage(job)
+        with only_trainer(folder, torch.distributed.get_rank()):
+            train_stage(job)
     except Exception as error:
         from uniavgen.train.planning import explain_out_of_memory
         from uniavgen.train.worker_failures import record_failure

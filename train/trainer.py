@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.changes import settings_that_matter
 from uniavgen.train.checkpoint.checkpoint_conversion import Layout
 from uniavgen.train.checkpoint.resume import (
     EMA_FILE,
@@ -27,7 +28,6 @@ from uniavgen.train.checkpoint.resume import (
     find_checkpoint,
     random_file,
     random_state,
-    settings_that_matter,
 )
 from uniavgen.train.checkpoint.run_folder import RunFolder, hand_over, restored
 from uniavgen.train.checkpoint.saving import save_checkpoint
@@ -123,8 +123,10 @@ class StageTrainer:
         self.guard = StepGuard(self.engine, stage.grad_clip)
         self.start, self.history, self.health = 0, History.begin(stage), StepHealth()
         if resumed:
-            resumed.load(self.engine)
+            resumed.load(self.engine, stage)
             self.start, self.history = resumed.step, restored(History, resumed.state["history"])
+            # a checkpoint of 0.4 or older does not name the step
+            self.history.fixed_from = self.history.fixed_from or resumed.state["settings"]["stage"]["steps"]
             self.health = restored(StepHealth, resumed.state["health"])
         self.ema = start_ema(self.engine, config.ema, resumed, self.folder)
         # from rank 0's view: all ranks must leave out the same steps
@@ -278,7 +280,8 @@ class StageTrainer:
 
     def fixed_losses(self) -> dict[str, float]:
         """Losses on fixed draws that the stage does not train on: mean over the steps that score them."""
-        steps = range(self.stage.steps, self.stage.steps + self.config.fixed_steps)
+        first = self.history.fixed_from or self.stage.steps
+        steps = range(first, first + self.config.fixed_steps)
         values: dict[str, list[float]] = {}
         batches = self.batches(steps)
         for step in steps:

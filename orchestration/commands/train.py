@@ -105,6 +105,7 @@ def train_stages(
     from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.errors import UsageError
     from uniavgen.train.checkpoint.run_folder import RunFolder
+    from uniavgen.train.checkpoint.run_lock import only_driver
     from uniavgen.train.launch import check_stages
 
     stages = [entry.name for entry in settings.train.stages]
@@ -125,7 +126,7 @@ def train_stages(
         settings.tracking, run_dir, f"training {run_dir.name}", partial(_log_configuration, settings), note
     )
     results = []
-    with recorded(parent), workers:
+    with only_driver(run_dir), recorded(parent), workers:
         for name in names:
             if not (folder := RunFolder(run_dir, name)).done:
                 folder.write(corpus_version=corpus_version(corpus))

@@ -55,6 +55,7 @@ class Run:
     them. `spoiled`: steps (0-based) in which the last sample of the global batch is NaN; only the last worker
     sees it. `largest_file`: limit in bytes for each file of the last worker, like a full disk.
     `shards_of_last`: the folder that the last worker reads instead, like a node that sees other shards.
+    `accept_changes`: as `uniavgen train --accept-changes`. `shards`: a folder of its own.
     """
 
     config: TrainConfig
@@ -64,6 +65,8 @@ class Run:
     spoiled: tuple[int, ...] = ()
     largest_file: int = resource.RLIM_INFINITY
     shards_of_last: Path | None = None
+    accept_changes: bool = False
+    shards: Path | None = None
 
 
 def write_metrics(path: Path):
@@ -129,13 +132,21 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
         trainer.create_engine = count_living_models(create_engine, run.run_dir / f"living-{rank}.txt")
         trainer.make_loader = partial(make_spoiling_loader, run.spoiled) if run.spoiled else make_loader
-        shards = shards_dir
+        shards = run.shards or shards_dir
         if rank == world - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))
-            shards = run.shards_of_last or shards_dir
+            shards = run.shards_of_last or shards
         try:
             trainer.train_stage(
-                trainer.Job(run.config, run.stage, str(shards), str(run.run_dir), "cpu", factory)
+                trainer.Job(
+                    run.config,
+                    run.stage,
+                    str(shards),
+                    str(run.run_dir),
+                    "cpu",
+                    factory,
+                    run.accept_changes,
+                )
             )
         except UserError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.checkpoint.saving import STATE_TAG
+from uniavgen.train.checkpoint.saving import STATE_TAG, path_without_wildcards
 from uniavgen.train.config import TrainConfig
 from uniavgen.train.engine.deepspeed_engine import is_plain
 
@@ -103,17 +103,18 @@ def _from_sharded(source: Path, target: Path) -> None:
     from deepspeed.checkpoint.ds_to_universal import main
 
     output = io.StringIO()
-    options = Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        main(options)
+    with path_without_wildcards(source) as plain_source, path_without_wildcards(target) as plain_target:
+        options = Namespace(
+            input_folder=str(plain_source),
+            output_folder=str(plain_target),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            main(options)
     log.debug("%s", output.getvalue())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uniavgen.shards.errors import UserError
+from uniavgen.train.checkpoint.changes import check_changes
 from uniavgen.train.checkpoint.checkpoint_conversion import Layout, convert, load_plain
-from uniavgen.train.checkpoint.run_folder import ABSENT, MANIFEST, STATE, RunFolder, changed_fields, differing
+from uniavgen.train.checkpoint.run_folder import MANIFEST, STATE, RunFolder, differing
 from uniavgen.train.checkpoint.saving import load_checkpoint
 from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.engine.collectives import all_gather_object
+from uniavgen.train.engine.deepspeed_engine import restore_configured_settings
 
 log = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
-TASK_MIXES = ("stage.tasks.", "objective.mix.")
-"""Settings whose keys are chosen by the user: a new key is a change."""
-NO_MATTER = ("data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weights")
-"""Settings of `settings_that_matter` on which no loss depends."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,16 @@ class Resumption:
         """Whether the engine must be built to load DeepSpeed's universal format."""
         return self.converted and not self.state["now"].plain
 
-    def load(self, engine: Any) -> None:
-        """Restore the engine and the random generators. All ranks call this. Raises UserError."""
+    def load(self, engine: Any, stage: StageConfig) -> None:
+        """Restore the engine and the random generators, with the optimizer settings of `stage`.
+
+        All ranks call this. Raises UserError.
+        """
         if self.converted and self.state["now"].plain:
             load_plain(engine, self.path)
         else:
             load_checkpoint(engine, self.path)
+        restore_configured_settings(engine, stage)
         restore_random(self.checkpoint)
         dist.barrier()
         if self.converted and dist.get_rank() == 0:
@@ -72,8 +74,8 @@ def find_checkpoint(
 ) -> Resumption | None:
     """The checkpoint to resume from; None if there is none yet. All ranks call this and get the same.
 
-    `trained`: names of the trainable parameters. Raises UserError if all checkpoints are damaged, or if the
-    configuration changed and not `accept_changes`.
+    `trained`: names of the trainable parameters. Raises UserError if all checkpoints are damaged, if the
+    configuration changed and not `accept_changes`, or if a change cannot take effect.
     """
     steps, damaged = all_gather_object(folder.steps())[0], {}
     while steps:
@@ -86,18 +88,13 @@ def find_checkpoint(
         raise UserError(
             f"all checkpoints are damaged; the newest, {step}: {damage[0]}",
             where=folder.checkpoints,
-            hint=f"delete {folder.checkpoints} to train the stage from its start",
+            hint="restore one from a copy, or train the stage from its start in another --run folder",
             kind="damaged-checkpoint",
         )
     if not steps:
         return None
     step = steps[-1]
-    state = folder.state(step)
-    settings = settings_that_matter(config, stage)
-    defaults = settings_that_matter(TrainConfig(), StageConfig(name=stage.name))
-    changed = refuse_changes(
-        state["settings"], settings, defaults, folder.checkpoint(step), accept=accept_changes
-    )
+    changed = check_changes(folder, step, config, stage, accept=accept_changes)
     if dist.get_rank() == 0:
         for other, damage in damaged.items():
             folder.log_event(
@@ -108,13 +105,14 @@ def find_checkpoint(
             folder.log_event(
                 "changed", f"resuming from step {step} with another {', '.join(changed)}", fields=changed
             )
+    state = folder.state(step)
     return convert_if_needed(folder, step, state, Layout.of(config, dist.get_world_size()), trained)
 
 
 def damage_of(folder: RunFolder, step: int) -> list[str]:
     """One line for each damaged file of a checkpoint.
 
-    Each rank reads a share of the files; all ranks call this.
+    Each rank reads a share of the files; all ranks call this. Raises UserError if a file cannot be read.
     """
     # rank 0 decides: a shared folder may show the files later to other ranks
     digests = all_gather_object(folder.manifest(step))[0]
@@ -123,52 +121,22 @@ def damage_of(folder: RunFolder, step: int) -> list[str]:
     if STATE not in digests:
         return [f"{MANIFEST} does not name {STATE}"]
     share = dict(sorted(digests.items())[dist.get_rank() :: dist.get_world_size()])
-    return sorted(
-        line for lines in all_gather_object(differing(folder.checkpoint(step), share)) for line in lines
-    )
-
-
-def refuse_changes(
-    saved: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    where: Path,
-    *,
-    accept: bool,
-) -> list[str]:
-    """Dotted names of settings that differ from the checkpoint's.
-
-    Raises UserError naming them unless `accept`.
-
-    A setting that the checkpoint lacks does not differ while it has its default value: a newer release added
-    it.
-    """
-    new = [
-        name
-        for name in changed_fields(saved, settings)
-        if _value_of(saved, name) is ABSENT
-        and _value_of(settings, name) == _value_of(defaults, name)
-        and not name.startswith(TASK_MIXES)
-    ]
-    changed = changed_fields(saved, settings, ignore=[*new, *NO_MATTER])
-    if changed and not accept:
-        more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+    path = folder.checkpoint(step)
+    damage, failure = [], ""
+    try:
+        # a file that was read wrong once, as over a network, is read again: a damaged checkpoint is removed
+        damage = differing(path, share) and differing(path, share)
+    except OSError as error:
+        failure = f"{error.strerror or error}: {error.filename}"
+    of_ranks = all_gather_object((damage, failure))
+    if failures := [failed for _, failed in of_ranks if failed]:
         raise UserError(
-            f"the checkpoint was made with another {', '.join(changed[:8])}{more}",
-            where=where,
-            hint="resume with the configuration it began with, allow the change with --accept-changes, "
-            "or use another --run folder",
-            kind="changed-configuration",
+            f"checkpoint {step} cannot be read: {failures[0]}",
+            where=path,
+            hint="check the disk and the mount, then run the same command again; nothing was removed",
+            kind="unreadable-checkpoint",
         )
-    return changed
-
-
-def _value_of(settings: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted name, ABSENT if there is none."""
-    value: Any = settings
-    for part in name.split("."):
-        value = value.get(part, ABSENT) if isinstance(value, Mapping) else ABSENT
-    return value
+    return sorted(line for lines, _ in of_ranks for line in lines)
 
 
 def convert_if_needed(
@@ -197,24 +165,6 @@ def convert_if_needed(
     if error is not None:
         raise error
     return Resumption(step, converted, state, path, converted=True)
-
-
-def settings_that_matter(config: TrainConfig, stage: StageConfig) -> dict[str, Any]:
-    """Settings that must not change when a stage is resumed: everything on which its losses depend.
-
-    The distribution over workers is not included: a checkpoint of another layout is converted.
-    """
-    free = {"stages", "checkpoint", "health", "validation", "trace", "workers", "device", "cpus_per_worker"}
-    free |= {"max_restarts", "room_wait_s"}
-    exclude: Any = {
-        **dict.fromkeys(free, True),
-        "data": {"damage": True, "shards": True, "cached": {"workers", "num_cpus", "num_gpus"}},
-        "deepspeed": {"zero_stage", "offload", "micro_batch", "activation_checkpointing"},
-    }
-    staged = stage.model_dump(mode="json")
-    # audio shards are identified by their digests, wherever they are
-    staged["emilia"]["shards"] = bool(stage.emilia.shards)
-    return {**config.model_dump(mode="json", exclude=exclude), "stage": staged}
 
 
 def random_state() -> dict[str, Tensor]:

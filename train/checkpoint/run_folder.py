@@ -101,7 +101,9 @@ class RunFolder:
             content: dict[str, Any] = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise UserError(
-                "stage.json is damaged", where=path, hint=f"delete {self.path} and train the stage again"
+                "stage.json is damaged",
+                where=path,
+                hint="move it away and run the same command again: the stage resumes from its checkpoint",
             ) from error
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(

@@ -6,10 +6,13 @@ DeepSpeed's own state is in its subfolder `STATE_TAG`.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -105,12 +108,13 @@ def on_all_ranks(action: Callable[[], Any], folder: RunFolder, step: int) -> lis
 
 
 def load_checkpoint(engine: Any, path: Path) -> None:
-    """Restore model, optimizer and counters from a checkpoint folder.
+    """Restore model, optimizer and counters from a checkpoint folder whose digests were checked.
 
-    Raises UserError if it cannot be read.
+    Raises UserError if DeepSpeed cannot read it.
     """
     try:
-        loaded, _ = engine.load_checkpoint(str(path), tag=STATE_TAG)
+        with path_without_wildcards(path) as plain:
+            loaded, _ = engine.load_checkpoint(str(plain), tag=STATE_TAG)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError) as error:
         loaded, reason = None, (str(error).strip().splitlines() or [type(error).__name__])[0]
     else:
@@ -119,8 +123,39 @@ def load_checkpoint(engine: Any, path: Path) -> None:
         raise UserError(
             f"the checkpoint cannot be read: {reason}",
             where=path,
-            hint=f"delete {path} to resume from the checkpoint before",
+            hint="its files are as they were written (the SHA-256 match): keep it, and run the same command "
+            "again with the configuration and the release that wrote it",
+            kind="unreadable-checkpoint",
         )
+
+
+@contextmanager
+def path_without_wildcards(path: Path) -> Iterator[Path]:
+    """The same folder under a path without `*`, `?` and `[`, by a symbolic link if needed.
+
+    DeepSpeed searches its own files by glob patterns that begin with the folder's path, so it finds nothing
+    in a folder such as `[exp1] run`. Raises UserError if no folder for the link has a plain path.
+    """
+    if not _has_wildcards(path):
+        yield path
+        return
+    homes = [home for home in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm") if os.path.isdir(home)]
+    plain = [home for home in homes if not _has_wildcards(home)]
+    if not plain:
+        raise UserError(
+            "DeepSpeed cannot read a folder whose path has *, ? or [",
+            where=path,
+            hint="set TMPDIR to a folder without them",
+            kind="bad-path",
+        )
+    with tempfile.TemporaryDirectory(prefix="uniavgen-", dir=plain[0]) as home:
+        link = Path(home) / "checkpoint"
+        link.symlink_to(path.absolute(), target_is_directory=True)
+        yield link
+
+
+def _has_wildcards(path: str | Path) -> bool:
+    return glob.escape(str(path)) != str(path)
 
 
 def write_hashed(path: Path, write: Callable[[HashedFile], Any]) -> str:

@@ -51,12 +51,17 @@ class Outcome:
 
 @dataclass
 class History:
-    """Values of the steps so far from which the Outcome is computed. Saved in checkpoints."""
+    """Values of the steps so far from which the Outcome is computed. Saved in checkpoints.
+
+    `fixed_from`: the step whose draws are the first fixed ones (0: the stage's last). It stays where it was
+    if the stage is extended, so that the losses before and after are of the same draws.
+    """
 
     window: int
     first: dict[str, list[float]] = field(default_factory=dict)
     last: dict[str, list[float]] = field(default_factory=dict)
     fixed: dict[str, float] = field(default_factory=dict)
+    fixed_from: int = 0
     counts: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
@@ -66,7 +71,7 @@ class History:
 
     @staticmethod
     def begin(stage: StageConfig) -> History:
-        return History(window=max(1, min(LOSS_WINDOW, stage.steps // 4)))
+        return History(window=max(1, min(LOSS_WINDOW, stage.steps // 4)), fixed_from=stage.steps)
 
     def add(self, metrics: dict[str, float], *, first: bool) -> None:
         """Add the metrics of a step. `first`: it is the first step since the process started."""

@@ -25,10 +25,13 @@ def is_plain(zero_stage: int, dtype: str) -> bool:
     return zero_stage == 0 and dtype == "fp32"
 
 
+def adamw_settings(stage: StageConfig) -> dict[str, Any]:
+    """AdamW's settings (0.9, 0.999, 1e-8: the paper's); the trainer sets `lr` at every step."""
+    return {"lr": stage.lr, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": stage.weight_decay}
+
+
 def deepspeed_settings(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:
     """The settings that DeepSpeed reads.
-
-    AdamW (0.9, 0.999, 1e-8) is the paper's; the trainer sets the learning rate.
 
     Raises UserError for fp16 without ZeRO: it has no fp32 weights that could be saved for another number of
     ranks.
@@ -47,7 +50,6 @@ def deepspeed_settings(config: TrainConfig, stage: StageConfig, world_size: int)
         zero["offload_optimizer"] = {"device": "cpu"}
         if chosen.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu"}
-    adam = {"lr": stage.lr, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": stage.weight_decay}
     return {
         "train_batch_size": stage.batch,
         "train_micro_batch_size_per_gpu": micro,
@@ -55,7 +57,7 @@ def deepspeed_settings(config: TrainConfig, stage: StageConfig, world_size: int)
         # StepGuard clips a plain gradient, because it needs the norm, which DeepSpeed does not report there
         "gradient_clipping": 0.0 if is_plain(chosen.zero_stage, chosen.dtype) else stage.grad_clip,
         # PyTorch's own AdamW: DeepSpeed's would be compiled on first use
-        "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": {**adamw_settings(stage), "torch_adam": True}},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": chosen.dtype == "bf16", "check_grad_overflow": True},
@@ -97,6 +99,20 @@ def create_engine(
         # one rank has nothing to reduce: saves two copies of all gradients
         engine.enable_backward_allreduce = False
     return engine
+
+
+def restore_configured_settings(engine: Any, stage: StageConfig) -> None:
+    """Set the optimizer settings of the stage again.
+
+    A loaded checkpoint brings its own: DeepSpeed restores the parameter groups (all layouts) and the gradient
+    clipping (ZeRO 1 and 2, bf16, fp16), so a changed configuration would not act.
+    """
+    settings = adamw_settings(stage)
+    for optimizer in (engine.optimizer, engine.basic_optimizer):
+        for group in optimizer.param_groups:
+            group.update({name: value for name, value in settings.items() if name in group})
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = stage.grad_clip
 
 
 class StepGuard:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.checkpoint.resume import refuse_changes, settings_that_matter
+from uniavgen.train.checkpoint.changes import refuse_changes, settings_that_matter
 from uniavgen.train.checkpoint.run_folder import (
     RunFolder,
     changed_fields,
