@@ -23,6 +23,11 @@ class SourceConfig(_Section):
     cache_gb: float = Field(
         50.0, gt=0, description="size of the run's download cache, in GiB; it lies on the corpus's disk"
     )
+    audio_track: str = Field(
+        "",
+        description="audio track of files with several: a language (`en`, `eng`) or a number from 0; empty: the "
+        "one that the file marks as default",
+    )
     source_gb: float = Field(20.0, gt=0, description="largest remote source, in GiB")
     fetch_seconds: float = Field(
         3600.0, gt=0, description="time limit of one download, including the wait for space in the cache"

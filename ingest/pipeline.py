@@ -135,7 +135,9 @@ class _BatchedCommits:
 
     def _load_result(self, record: SourceRecord, kind: type) -> Any:
         name = self._graph.step_of(kind)
-        return self._cache.load(record.source_id, name, self._graph.keys[name], kind)
+        probe = record.result(Probe) if name != "probe" else None
+        key = self._graph.key(name, probe.variant if probe else "")
+        return self._cache.load(record.source_id, name, key, kind)
 
     def _commit(self) -> None:
         self._committer.commit(self._batch)

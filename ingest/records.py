@@ -65,6 +65,25 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class StreamInfo:
+    """A video, audio or subtitle stream of a file."""
+
+    index: int
+    """Counts from 0 among all streams of the file."""
+    kind: str
+    codec: str
+    language: str = ""
+    title: str = ""
+    default: bool = False
+    """Whether the file marks it as the stream to play."""
+    roles: tuple[str, ...] = ()
+    """Its other dispositions, by libavformat's names (`comment`, `visual_impaired`, `attached_pic`)."""
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+
+
+@dataclass(frozen=True)
 class Probe:
     """Container facts of a file. Rotation and pixel aspect ratio are applied to width and height."""
 
@@ -83,6 +102,48 @@ class Probe:
     """Whether the top field of an interlaced frame is the earlier one."""
     bytes: int | None = None
     """File size in bytes."""
+    streams: tuple[StreamInfo, ...] = ()
+    """Every stream that could be chosen or listed."""
+    video_stream: int = 0
+    audio_stream: int = -1
+    """Indices of the streams that every step decodes; -1: there is none."""
+    start_s: float | None = None
+    """Where the chosen streams start on the file's own clock, if decoders must be told; None: they agree on
+    it."""
+    declared_s: float = 0.0
+    """Length that the file declares for the chosen streams; 0 if it declares none."""
+    transfer: str = ""
+    """Transfer function of high dynamic range: `smpte2084` (PQ) or `arib-std-b67` (HLG); "" for all
+    others."""
+    mono: str = "mix"
+    """How two channels become one: `mix`, `left`, `right`, or `difference` where they are in opposite
+    phase."""
+    channel_correlation: float | None = None
+    """Correlation of left and right, -1..1; None for other than two channels, or where one is silent."""
+    frame_sizes: int = 1
+    """Different sizes of the stream's frames."""
+    repairs: tuple[str, ...] = ()
+    """Why every step reads a repaired copy: `timestamps` jump, the `audio-format` changes."""
+
+    @property
+    def variant(self) -> str:
+        """What sets this source apart from those that release 0.3.0 measured right; "" for nothing.
+
+        It is part of the keys of this source's results, so that only these are measured again.
+        """
+        first = {
+            kind: next((s.index for s in self.streams if s.kind == kind), -1) for kind in ("video", "audio")
+        }
+        facts = {
+            "video": self.video_stream if self.video_stream != first["video"] else None,
+            "audio": self.audio_stream if self.audio_stream != first["audio"] else None,
+            "start": self.start_s,
+            "transfer": self.transfer or None,
+            "mono": self.mono if self.mono != "mix" else None,
+            "sizes": self.frame_sizes if self.frame_sizes > 1 else None,
+            "repairs": ",".join(self.repairs) or None,
+        }
+        return " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -90,6 +151,16 @@ class LocalCopy:
     """Path of the source on this machine."""
 
     path: str
+
+
+@dataclass(frozen=True)
+class PlayableCopy:
+    """Path of what every step decodes: the local copy, or a repaired one of it, and the facts of that
+    file.
+    """
+
+    path: str
+    probe: Probe
 
 
 @dataclass

@@ -114,7 +114,7 @@ class Runner:
                 results = step.measure_members(record, missing)
                 for member in missing:
                     if member.stored:
-                        key = self._graph.keys[member.name]
+                        key = self._key(record, member.name)
                         self._cache.save(record.source_id, member.name, key, results[member.name])
         except Exception as error:  # a defect of one source must not affect the others
             record.failure = failure_of(error, step.name, record)
@@ -136,7 +136,7 @@ class Runner:
         """Whether a result is in memory, or stored and undamaged."""
         assert step.result is not None
         if step.result not in record.results and step.stored:
-            key = self._graph.keys[step.name]
+            key = self._key(record, step.name)
             stored: Any = self._cache.load(record.source_id, step.name, key, step.result)
             if stored is not None:
                 record.results[step.result] = stored
@@ -146,16 +146,30 @@ class Runner:
         name = self._graph.step_of(kind)
         if name in self._on_demand:  # a step needs the file after all, though not always
             return self._on_demand[name].measure(record)
-        stored: Any = self._cache.load(record.source_id, name, self._graph.keys[name], kind)
+        stored: Any = self._cache.load(record.source_id, name, self._key(record, name), kind)
         if stored is None:
             raise KeyError(f"{name} is not stored")
         return stored
 
+    def _key(self, record: SourceRecord, name: str) -> str:
+        """The step's key for this source, whose probe may set it apart from others."""
+        probe = self._probe(record) if name not in ("fetch", "probe") else None
+        return self._graph.key(name, probe.variant if probe else "")
+
+    def _probe(self, record: SourceRecord) -> Probe | None:
+        """The source's probe, in memory or stored; None before it was made."""
+        key = self._graph.keys.get("probe", "")
+        if Probe not in record.results and record.source_id:
+            stored = self._cache.load(record.source_id, "probe", key, Probe)
+            if stored is None:
+                return None
+            record.results[Probe] = stored
+        return record.results.get(Probe)
+
     def _time_limit_s(self, record: SourceRecord) -> float:
         config = self._graph.config
         fetch_s = config.sources.fetch_seconds if local_path(record.uri) is None else 0.0
-        key = self._graph.keys.get("probe", "")
-        probe = record.results.get(Probe) or self._cache.load(record.source_id, "probe", key, Probe)
+        probe = self._probe(record)
         video_s = probe.duration_s if probe else 0.0
         return fetch_s + config.limits.step_seconds + config.limits.step_factor * video_s
 

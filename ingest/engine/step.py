@@ -33,6 +33,11 @@ class Step:
     pool: ClassVar[str]
     version: ClassVar[str]
     """Version of the code; raise it when results change."""
+    key_version: ClassVar[str] = ""
+    """Version in the keys of later steps, if it is not `version`: the newer version changed only results of
+    sources whose probe has a `variant`, which is in their keys, so that results of all others stay valid."""
+    in_keys: ClassVar[bool] = True
+    """Whether the step is in the keys of the steps that need it; a step that only hands on a file is not."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Steps whose results this step's result depends on."""
     settings: ClassVar[tuple[str, ...]] = ()
@@ -118,13 +123,23 @@ class StepGraph:
         """Key of every step, 16 hex digits. Limits, resources and commit settings do not change it."""
         settings = self.config.model_dump(mode="json")
         keys: dict[str, str] = {}
+        in_later_keys: dict[str, str] = {}
         for step in self.steps:
             values = [_setting(settings, path) for path in step.settings]
-            text = json.dumps(
-                [step.name, step.version, values, [keys[need] for need in step.needs]], sort_keys=True
-            )
-            keys[step.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+            needed = [in_later_keys[need] for need in step.needs if need in in_later_keys]
+            keys[step.name] = _digest([step.name, step.version, values, needed])
+            if step.key_version:
+                in_later_keys[step.name] = _digest([step.name, step.key_version, [], needed])
+            elif step.in_keys:
+                in_later_keys[step.name] = keys[step.name]
         return keys
+
+    def key(self, name: str, variant: str) -> str:
+        """Key of a step for a source whose probe has this `variant`, which no step before the probe's end
+        depends on.
+        """
+        key = self.keys[name]
+        return _digest([key, variant]) if variant and name not in ("fetch", "probe") else key
 
     @cached_property
     def digest(self) -> str:
@@ -134,6 +149,10 @@ class StepGraph:
     def step_of(self, result: type) -> str:
         """Name of the step whose result is of this class."""
         return next(step.name for step in self.steps if step.result is result)
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _setting(settings: Mapping[str, Any], path: str) -> Any:

@@ -21,6 +21,7 @@ from typing import IO, Any
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.probe_server import DEMUXERS
 from uniavgen.ingest.io.uris import printable
+from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError
 
 SEEK_MARGIN_S = 10.0
@@ -53,13 +54,20 @@ def ffmpeg_path() -> str:
         ) from error
 
 
-def open_input(path: str, limits: LimitConfig, **options: Any) -> Any:
+def open_input(path: str, probe: Probe, limits: LimitConfig, **options: Any) -> Any:
     """A file as the input of an ffmpeg-python graph.
 
-    Protocols and containers that open other files are refused.
+    Protocols and containers that open other files are refused. Where `probe.start_s` is set, timestamps are
+    the file's own, because ffmpeg would set the start of a transport stream to 0 for each output's streams by
+    themselves.
     """
     import ffmpeg
 
+    if probe.start_s is not None:
+        options["copyts"] = None
+    if probe.frame_sizes > 1:
+        # else ffmpeg builds the graph anew at a change, and its filters pad from time 0 again
+        options["reinit_filter:v"] = 0
     return ffmpeg.input(
         f"file:{path}",
         protocol_whitelist="file",
@@ -70,14 +78,19 @@ def open_input(path: str, limits: LimitConfig, **options: Any) -> Any:
     )
 
 
-def open_input_at(path: str, start_s: float, limits: LimitConfig) -> tuple[Any, float]:
+def open_input_at(path: str, probe: Probe, start_s: float, limits: LimitConfig) -> tuple[Any, float]:
     """The input from shortly before `start_s`, and the input's timestamp at `start_s`."""
+    clock_s = start_s + (probe.start_s or 0.0)
     if start_s <= SEEK_MARGIN_S:
-        return open_input(path, limits), start_s  # no seek at all: even one to 0 lands seconds late in an FLV
+        return open_input(
+            path, probe, limits
+        ), clock_s  # no seek at all: even one to 0 lands seconds late in an FLV
     # timestamps are kept: a container may count time in whole frames, and timestamps restarted at the seek
     # would be rounded
-    keep_timestamps = {"copyts": None, "start_at_zero": None}
-    return open_input(path, limits, ss=f"{start_s - SEEK_MARGIN_S:.6f}", **keep_timestamps), start_s
+    keep_timestamps: dict[str, Any] = {"copyts": None}
+    if probe.start_s is None:
+        keep_timestamps["start_at_zero"] = None
+    return open_input(path, probe, limits, ss=f"{start_s - SEEK_MARGIN_S:.6f}", **keep_timestamps), clock_s
 
 
 def run_graph(

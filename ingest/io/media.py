@@ -25,11 +25,16 @@ from uniavgen.shards.timing import VIDEO_FPS
 SHOT_FRAME_SIZE = (48, 27)
 """Width and height of the shot detector's frames (TransNetV2's own)."""
 
+SDR_WHITE_NITS, TONE_MAP_KNEE = 100, 0.7
+"""Luminance of high dynamic range that becomes white of BT.709, and the share of it up to which tone mapping
+changes nothing; brighter light is compressed. An SDR picture that was wrapped in PQ or HLG comes back within
+2 %."""
+
 INTERLACED = 0.5
 """Share of interlaced frames from which a source is deinterlaced first. Heuristic."""
 
 
-def decode_audio(path: str, duration_s: float, target: Path, limits: LimitConfig) -> AudioFile:
+def decode_audio(path: str, probe: Probe, target: Path, limits: LimitConfig) -> AudioFile:
     """Decode the whole audio track, mixed down to mono, to a raw file at `target`.
 
     A late start is padded with silence.
@@ -41,9 +46,9 @@ def decode_audio(path: str, duration_s: float, target: Path, limits: LimitConfig
 
     part = target.with_name(target.name + ".part")
     raw = {"format": "s16le", "ac": 1, "ar": AUDIO_RATE, "t": limits.max_duration_s}
-    graph = ffmpeg.output(whole_audio(open_input(path, limits)), f"file:{part}", **raw)
+    graph = ffmpeg.output(whole_audio(open_input(path, probe, limits), probe), f"file:{part}", **raw)
     try:
-        run_graph(graph, path, duration_s, limits, "the audio track cannot be decoded", "decode-failed")
+        run_graph(graph, path, probe.duration_s, limits, "the audio track cannot be decoded", "decode-failed")
         samples = part.stat().st_size // 2
         if not samples:
             raise UserError("the audio track is empty", where=printable(path), kind="decode-failed")
@@ -54,14 +59,14 @@ def decode_audio(path: str, duration_s: float, target: Path, limits: LimitConfig
 
 
 def decode_audio_span(
-    path: str, start_s: float, seconds: float, rate: int, limits: LimitConfig
+    path: str, probe: Probe, start_s: float, seconds: float, rate: int, limits: LimitConfig
 ) -> np.ndarray:
     """Audio from `start_s`: int16 [round(seconds * rate)], mono at `rate` Hz, silence where there is none."""
     import ffmpeg
 
-    source, clock_s = open_input_at(path, start_s, limits)
+    source, clock_s = open_input_at(path, probe, start_s, limits)
     samples = round(seconds * rate)
-    audio = exact_audio(source, clock_s, rate, samples)
+    audio = exact_audio(source, probe, clock_s, rate, samples)
     graph = ffmpeg.output(audio, "pipe:", format="s16le", ac=1, ar=rate)
     data = run_graph(
         graph, path, seconds + SEEK_MARGIN_S, limits, "the audio track cannot be decoded", "decode-failed"
@@ -81,13 +86,13 @@ def decode_frames(
     import ffmpeg
 
     width, height = fitted_size(probe.width, probe.height, side)
-    video = shown_video(open_input(path, limits), probe)
+    video = whole_video(open_input(path, probe, limits), probe)
     outputs = video.filter_multi_output("split") if shot_file is not None else [video]
-    grid = outputs[0].filter("fps", fps=VIDEO_FPS, start_time=0).filter("scale", width, height, flags="area")
+    grid = scaled(outputs[0].filter("fps", fps=VIDEO_FPS, start_time=0), probe, width, height, "area")
     raw = {"format": "rawvideo", "pix_fmt": "rgb24", "t": limits.max_duration_s}
     graph = ffmpeg.output(grid, "pipe:", **raw)
     if shot_file is not None:
-        graph = ffmpeg.merge_outputs(graph, _shot_output(outputs[1], shot_fps, shot_file, raw))
+        graph = ffmpeg.merge_outputs(graph, _shot_output(outputs[1], probe, shot_fps, shot_file, raw))
     count = 0
     with graph_child(graph, probe.duration_s, limits) as child:
         for frame in _read_frames(child, width, height):
@@ -101,7 +106,7 @@ def decode_frames(
 def decode_shot_frames(path: str, probe: Probe, shot_fps: int, shot_file: Path, limits: LimitConfig) -> None:
     """Write the shot detector's frames alone, as `decode_frames` does."""
     raw = {"format": "rawvideo", "pix_fmt": "rgb24", "t": limits.max_duration_s}
-    graph = _shot_output(shown_video(open_input(path, limits), probe), shot_fps, shot_file, raw)
+    graph = _shot_output(whole_video(open_input(path, probe, limits), probe), probe, shot_fps, shot_file, raw)
     run_graph(graph, path, probe.duration_s, limits, "the video track cannot be decoded", "decode-failed")
 
 
@@ -115,11 +120,10 @@ def decode_clip_frames(
     import ffmpeg
 
     width, height = fitted_size(probe.width, probe.height, side)
-    source, clock_s = open_input_at(path, start_s, limits)
+    source, clock_s = open_input_at(path, probe, start_s, limits)
     count = round(seconds * fps)
-    video = constant_rate_video(shown_video(source, probe), clock_s, fps).filter(
-        "scale", width, height, flags="area"
-    )
+    video = constant_rate_video(shown_video(source, probe), clock_s, fps)
+    video = scaled(video, probe, width, height, "area")
     graph = ffmpeg.output(video, "pipe:", format="rawvideo", pix_fmt="rgb24", vframes=count)
     with graph_child(graph, seconds + SEEK_MARGIN_S, limits) as child:
         frames = list(_read_frames(child, width, height))
@@ -130,15 +134,56 @@ def decode_clip_frames(
 
 
 def shown_video(source: Any, probe: Probe) -> Any:
-    """The input's video as it is shown, deinterlaced where needed (bwdif, one frame for a pair of fields)."""
-    if probe.interlaced_ratio < INTERLACED:
-        return source.video
-    return source.video.filter("bwdif", mode="send_frame", parity="tff" if probe.top_field_first else "bff")
+    """The input's video as it is shown: of one size, deinterlaced (bwdif, one frame for a pair of fields),
+    tone-mapped.
+    """
+    video = source[str(probe.video_stream)]
+    if probe.frame_sizes > 1:
+        size = probe.width, probe.height
+        video = video.filter("scale", *size, force_original_aspect_ratio="decrease", eval="frame")
+        video = video.filter("pad", *size, x=-1, y=-1, eval="frame").filter("setsar", "1")
+    if probe.interlaced_ratio >= INTERLACED:
+        parity = "tff" if probe.top_field_first else "bff"
+        video = video.filter("bwdif", mode="send_frame", parity=parity)
+    return video
 
 
-def whole_audio(source: Any) -> Any:
-    """The input's audio from the container's time 0, gaps filled with silence."""
-    return source.audio.filter("aresample", **{"async": 1, "first_pts": 0})
+def scaled(video: Any, probe: Probe, width: int, height: int, flags: str) -> Any:
+    """The video at another size, high dynamic range (PQ or HLG) as 8-bit BT.709: tone mapping costs least
+    where it is last.
+    """
+    video = video.filter("scale", width, height, flags=flags)
+    if not probe.transfer:
+        return video
+    linear = video.filter("format", "yuv444p10le").filter(
+        "zscale", tin=probe.transfer, min="bt2020nc", pin="bt2020", t="linear", npl=SDR_WHITE_NITS
+    )
+    mapped = linear.filter("format", "gbrpf32le").filter("zscale", p="bt709")
+    mapped = mapped.filter("tonemap", "mobius", param=TONE_MAP_KNEE, desat=0)
+    return mapped.filter("zscale", t="bt709", m="bt709", r="tv").filter("format", "yuv444p")
+
+
+def whole_video(source: Any, probe: Probe) -> Any:
+    """The input's video from the container's time 0."""
+    video = shown_video(source, probe)
+    if probe.start_s is None:
+        return video
+    return video.filter("settb", "AVTB").filter("setpts", f"PTS-{probe.start_s:.6f}/TB")
+
+
+def whole_audio(source: Any, probe: Probe) -> Any:
+    """The input's audio in one channel from the container's time 0, gaps filled with silence."""
+    audio = one_channel(source, probe)
+    if probe.start_s is not None:
+        audio = audio.filter("asetpts", f"PTS-{probe.start_s:.6f}/TB")
+    return audio.filter("aresample", **{"async": 1, "first_pts": 0})
+
+
+def one_channel(source: Any, probe: Probe) -> Any:
+    """The input's audio, made mono here where the plain mix of two channels would lose it."""
+    audio = source[str(probe.audio_stream)]
+    mixes = {"left": "val(0)", "right": "val(1)", "difference": "0.5*val(0)-0.5*val(1)"}
+    return audio if probe.mono == "mix" else audio.filter("aeval", exprs=mixes[probe.mono], c="mono")
 
 
 def constant_rate_video(video: Any, clock_s: float, fps: int) -> Any:
@@ -152,9 +197,9 @@ def constant_rate_video(video: Any, clock_s: float, fps: int) -> Any:
     return shifted.filter("tpad", stop=1, stop_mode="clone")
 
 
-def exact_audio(source: Any, clock_s: float, rate: int, samples: int) -> Any:
+def exact_audio(source: Any, probe: Probe, clock_s: float, rate: int, samples: int) -> Any:
     """Exactly `samples` at `rate` from timestamp `clock_s` on, with silence where there is no audio."""
-    audio = source.audio.filter("aresample", rate).filter("atrim", start=f"{clock_s:.6f}")
+    audio = one_channel(source, probe).filter("aresample", rate).filter("atrim", start=f"{clock_s:.6f}")
     audio = audio.filter("asetpts", f"PTS-{clock_s:.6f}/TB")
     audio = audio.filter("aresample", **{"async": 1, "first_pts": 0}).filter("apad", whole_len=samples)
     # an encoder takes its block size from the first frame, which atrim may leave with 8 samples
@@ -169,10 +214,10 @@ def fitted_size(width: int, height: int, longest: int) -> tuple[int, int]:
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _shot_output(video: Any, shot_fps: int, shot_file: Path, raw: dict[str, Any]) -> Any:
+def _shot_output(video: Any, probe: Probe, shot_fps: int, shot_file: Path, raw: dict[str, Any]) -> Any:
     import ffmpeg
 
-    small = video.filter("fps", fps=shot_fps, start_time=0).filter("scale", *SHOT_FRAME_SIZE, flags="area")
+    small = scaled(video.filter("fps", fps=shot_fps, start_time=0), probe, *SHOT_FRAME_SIZE, "area")
     return ffmpeg.output(small, f"file:{shot_file}", **raw)
 
 

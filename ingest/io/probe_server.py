@@ -1,9 +1,9 @@
 """Describe files of unknown origin. Runs as a child process: `python -P -m uniavgen.ingest.io.probe_server`.
 
-It reads one JSON object a line from stdin (path, max_pixels, seconds, memory) and answers each with one line:
-the fields of `records.Probe`, or {"error", "kind"}. A hostile file can hang, crash or exhaust memory, so each
-is opened in a fork with limits; the server itself has the library loaded and never opens a file. Only named
-containers on local files are opened, which excludes playlists and lists of other files.
+It reads one JSON object a line from stdin (a task, a path, limits) and answers each with one line: fields of
+`records.Probe`, or {"error", "kind"}. A hostile file can hang, crash or exhaust memory, so each is opened in
+a fork with limits; the server itself has the library loaded and never opens a file. Only named containers on
+local files are opened, which excludes playlists and lists of other files.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from uniavgen.ingest.io.repair import write_repaired
+from uniavgen.ingest.io.scan import scan, silent
+from uniavgen.ingest.io.stream_choice import choose_video, rank_audio
+from uniavgen.ingest.records import StreamInfo
+from uniavgen.shards.errors import UserError
+
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf"
 """libavformat's names of the containers that are opened: not `hls`, `concat`, `image2` and others that open
 more files."""
 
 TOO_LARGE = re.compile(r"Picture size (\d+x\d+)")
 """Message of libavutil for a frame larger than `max_pixels`."""
+
+HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}
+"""Transfer functions of high dynamic range by their number in ITU-T H.273."""
 
 OUT_OF_MEMORY = {
     "error": "opening needs more memory than its limit; raise limits.memory_gb",
@@ -48,41 +57,129 @@ def serve() -> None:
         print(json.dumps(_describe_in_fork(request)), flush=True)
 
 
-def describe(path: str, max_pixels: int, seconds: float) -> dict[str, Any]:
-    """Open the file, decode a few frames, and return the fields of a `Probe`, or `error` and `kind`."""
+def describe(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Choose the streams, decode a few frames, and return the fields of a `Probe`, or `error` and `kind`."""
+    with _opened(path, request) as container:
+        streams = [_stream_info(stream) for stream in container.streams]
+        chosen = choose_video(streams)
+        if chosen is None:
+            known = any(stream.type == "video" for stream in container.streams)
+            return {
+                "error": "the video track has an unknown codec" if known else "the file has no video track",
+                "kind": "decode-failed" if known else "no-video",
+            }
+        audios = rank_audio(streams, request["audio_track"], _related_audio(container, chosen.index))
+        facts = _frame_facts(container, chosen.index, request["max_pixels"])
+        if "error" in facts:
+            return facts
+        facts |= {
+            "streams": [vars(stream) for stream in streams if stream.kind in ("video", "audio", "subtitle")],
+            "video_stream": chosen.index,
+            "audio_candidates": [stream.index for stream in audios if not request["audio_track"]]
+            or [stream.index for stream in audios[:1]],
+            "has_audio": bool(audios),
+            "bytes": os.stat(path).st_size,
+            "duration_s": _duration(container, container.streams[chosen.index]),
+        }
+        facts |= _fields(
+            container, chosen.index, facts["duration_s"], time.monotonic() + request["seconds"] / 4
+        )
+        return facts
+
+
+def read_through(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `Probe` that need the whole file."""
+    facts: dict[str, Any] = {}
+    candidates = request["audio_candidates"]
+    for first in range(max(1, len(candidates))):
+        with _opened(path, request) as container:
+            facts = scan(container, request["video_stream"], candidates[first:])
+            audio = facts["audio_stream"]
+            facts["audio_codec"] = container.streams[audio].codec_context.name if audio >= 0 else ""
+            facts["bit_rate"] = _bit_rate(container, request["video_stream"], request["bytes"], facts)
+        if not silent(facts):
+            return facts
+    if len(candidates) > 1:  # all are silent: the best by its flags
+        return read_through(path, request | {"audio_candidates": candidates[:1]})
+    return facts
+
+
+def repair(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Write the repaired copy to `request["target"]`."""
+    write_repaired(
+        path, request["target"], _options(request), request["video_stream"], request["audio_stream"]
+    )
+    return {}
+
+
+TASKS = {"describe": describe, "scan": read_through, "repair": repair}
+
+
+def _options(request: dict[str, Any]) -> dict[str, str]:
+    return {
+        "protocol_whitelist": "file",
+        "format_whitelist": DEMUXERS,
+        "max_pixels": str(request["max_pixels"]),
+    }
+
+
+def _opened(path: str, request: dict[str, Any]) -> Any:
     import av
 
-    options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS, "max_pixels": str(max_pixels)}
+    return av.open(f"file:{path}", mode="r", options=_options(request))
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what the request asks; errors of libav come back as `error` and `kind`."""
+    import av
+
     av.logging.set_level(av.logging.ERROR)
     with av.logging.Capture() as log:
         try:
-            with av.open(f"file:{path}", mode="r", options=options) as container:
-                if not container.streams.video:
-                    return {"error": "the file has no video track", "kind": "no-video"}
-                facts = _streams(container, max_pixels)
-                if "error" not in facts:
-                    facts["bytes"] = os.stat(path).st_size
-                    facts["bit_rate"] = _bit_rate(container, facts)
-                    facts |= _fields(container, facts["duration_s"], time.monotonic() + seconds / 4)
-                return facts
+            return TASKS[request["task"]](request["path"], request)
         except av.error.MemoryError:
             return OUT_OF_MEMORY
+        except UserError as error:
+            return {"error": error.what, "kind": error.kind, "hint": error.hint}
         except av.error.FFmpegError as error:
             messages = [" ".join(message.split()) for _, _, message in log]
             size = next((match[1] for text in messages if (match := TOO_LARGE.match(text))), "")
             if size:
                 return {
-                    "error": f"a frame has {size} pixels, the limit is {max_pixels}",
+                    "error": f"a frame has {size} pixels, the limit is {request['max_pixels']}",
                     "kind": "too-large",
                 }
             reason = messages[0] if messages else error.strerror
             return {"error": f"not a video that can be opened: {reason}"[:300], "kind": "not-a-video"}
 
 
-def _streams(container: Any, max_pixels: int) -> dict[str, Any]:
-    video = container.streams.video[0]
-    if video.codec_context is None:
-        return {"error": "the video track has an unknown codec", "kind": "decode-failed"}
+def _stream_info(stream: Any) -> StreamInfo:
+    context = stream.codec_context
+    disposition = int(stream.disposition)
+    return StreamInfo(
+        stream.index,
+        stream.type,
+        context.name if context is not None else "",
+        stream.metadata.get("language", "").replace("und", ""),
+        stream.metadata.get("title", ""),
+        bool(disposition & 1),
+        tuple(flag.name for flag in type(stream.disposition) if flag.value > 1 and disposition & flag.value),
+        getattr(context, "width", 0) or 0,
+        getattr(context, "height", 0) or 0,
+        getattr(context, "channels", 0) or 0,
+    )
+
+
+def _related_audio(container: Any, video: int) -> int | None:
+    """The audio stream of the video's programme in a transport stream, which may hold several programmes."""
+    if container.format.name != "mpegts":
+        return None
+    best = container.streams.best("audio", related=container.streams[video])
+    return best.index if best is not None else None
+
+
+def _frame_facts(container: Any, index: int, max_pixels: int) -> dict[str, Any]:
+    video = container.streams[index]
     width, height = video.codec_context.width, video.codec_context.height
     if width * height > max_pixels:
         return {
@@ -105,20 +202,17 @@ def _streams(container: Any, max_pixels: int) -> dict[str, Any]:
             "error": f"a frame is shown with {shown_width}x{shown_height} pixels, the limit is {max_pixels}",
             "kind": "too-large",
         }
-    if abs(getattr(frame, "rotation", 0)) % 180 == 90:
+    turned = abs(getattr(frame, "rotation", 0)) % 180 == 90
+    if turned:
         shown_width, shown_height = shown_height, shown_width
-    audio = next(iter(container.streams.audio), None)
     rate = float(video.average_rate or video.guessed_rate or 0)
     return {
-        "duration_s": _duration(container, video),
         "width": shown_width,
         "height": shown_height,
+        "turned": turned,
         "fps": rate if math.isfinite(rate) else 0.0,
         "video_codec": video.codec_context.name,
-        "audio_codec": audio.codec_context.name
-        if audio is not None and audio.codec_context is not None
-        else "",
-        "has_audio": audio is not None,
+        "transfer": HDR_TRANSFERS.get(int(frame.color_trc), ""),
     }
 
 
@@ -131,19 +225,19 @@ def _duration(container: Any, video: Any) -> float:
     return 0.0
 
 
-def _bit_rate(container: Any, facts: dict[str, Any]) -> float:
+def _bit_rate(container: Any, index: int, size: int, facts: dict[str, Any]) -> float:
     """Bit rate of the video: the stream's own if the file is large enough for it, else file size minus
     audio.
     """
-    declared = float(container.streams.video[0].bit_rate or 0)
+    declared = float(container.streams[index].bit_rate or 0)
     if not facts["duration_s"]:
         return declared
-    total = facts["bytes"] * 8 / facts["duration_s"]
+    total = size * 8 / facts["duration_s"]
     audio = sum(stream.bit_rate or 0 for stream in container.streams.audio)
     return declared if 0 < declared <= total else max(0.0, total - audio)
 
 
-def _fields(container: Any, duration_s: float, until: float) -> dict[str, Any]:
+def _fields(container: Any, index: int, duration_s: float, until: float) -> dict[str, Any]:
     """The share of checked frames that are interlaced (ffmpeg's idet), and which field is first.
 
     Damaged parts are skipped; the check stops at the monotonic time `until`.
@@ -154,7 +248,7 @@ def _fields(container: Any, duration_s: float, until: float) -> dict[str, Any]:
     for share in FIELD_CHECKS if duration_s > 2.0 else (0.0,):
         with suppress(av.error.FFmpegError):
             container.seek(int((container.start_time or 0) + share * duration_s * 1e6))
-            orders += _field_orders(container, until)
+            orders += _field_orders(container, index, until)
     interlaced = [order for order in orders if order in ("tff", "bff")]
     known = len(interlaced) + orders.count("progressive")
     return {
@@ -163,17 +257,17 @@ def _fields(container: Any, duration_s: float, until: float) -> dict[str, Any]:
     }
 
 
-def _field_orders(container: Any, until: float) -> list[str]:
+def _field_orders(container: Any, index: int, until: float) -> list[str]:
     """idet's class of each of the next frames: tff, bff, progressive or undetermined."""
     import av
 
     graph: Any = None
     orders: list[str] = []
-    for count, frame in enumerate(container.decode(container.streams.video[0])):
+    for count, frame in enumerate(container.decode(container.streams[index])):
         if graph is None:
             graph = av.filter.Graph()
             graph.link_nodes(
-                graph.add_buffer(template=container.streams.video[0]),
+                graph.add_buffer(template=container.streams[index]),
                 graph.add("idet"),
                 graph.add("buffersink"),
             )
@@ -225,9 +319,9 @@ def _describe_and_exit(request: dict[str, Any], writer: int) -> None:
         # in case the parent, which watches the wall clock, is killed
         resource.setrlimit(resource.RLIMIT_CPU, (seconds * 4, seconds * 4))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request.get("target_bytes", 0),) * 2)
         try:
-            facts = describe(request["path"], request["max_pixels"], request["seconds"])
+            facts = answer(request)
         except MemoryError:
             facts = OUT_OF_MEMORY
         except Exception as error:  # any error of a library is this file's failure

@@ -14,11 +14,11 @@ from uniavgen.ingest.config import CutConfig, LimitConfig
 from uniavgen.ingest.engine.clip_files import ClipFiles
 from uniavgen.ingest.engine.step import Step, StepGraph
 from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, open_input_at, run_graph
-from uniavgen.ingest.io.media import constant_rate_video, exact_audio, shown_video
+from uniavgen.ingest.io.media import constant_rate_video, exact_audio, scaled, shown_video
 from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.measures.clip_parts import clip_face, clip_frames
 from uniavgen.ingest.models.face_reader import OVAL
-from uniavgen.ingest.records import CutMedia, LocalCopy, MeasuredRows, Probe, Proposals, SourceRecord
+from uniavgen.ingest.records import CutMedia, MeasuredRows, PlayableCopy, Probe, Proposals, SourceRecord
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import FaceTrack
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, samples_for_frames
@@ -43,7 +43,8 @@ class CutStep(Step):
         rows = record.result(MeasuredRows).clips
         framings = [self._framing(record, index) for index in range(len(rows))]
         recipes = {
-            row["clip_id"]: self._recipe(row, framing) for row, framing in zip(rows, framings, strict=True)
+            row["clip_id"]: self._recipe(record, row, framing)
+            for row, framing in zip(rows, framings, strict=True)
         }
         extensions = ("mp4", "flac") if record.result(Probe).has_audio else ("mp4",)
         missing = self._files.start_cutting(record.source_id, recipes, extensions)
@@ -58,16 +59,25 @@ class CutStep(Step):
         probe = record.result(Probe)
         return choose_framing(probe.width, probe.height, clip_face(record, index).box, self.config.cut)
 
-    def _recipe(self, row: dict[str, Any], framing: Framing) -> list[Any]:
+    def _recipe(self, record: SourceRecord, row: dict[str, Any], framing: Framing) -> list[Any]:
         """Everything that the content of a clip's files depends on."""
-        return [row["start_s"], row["end_s"], asdict(framing), self.config.cut.model_dump(), self.version]
+        variant = record.result(Probe).variant
+        return [
+            row["start_s"],
+            row["end_s"],
+            asdict(framing),
+            self.config.cut.model_dump(),
+            self.version,
+            *([variant] if variant else []),
+        ]
 
     def _cut(self, record: SourceRecord, row: dict[str, Any], framing: Framing) -> None:
+        playable = record.result(PlayableCopy)
         frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
         target = self._files.path(row["clip_id"], "mp4"), self._files.path(row["clip_id"], "flac")
         cut_clip(
-            record.result(LocalCopy).path,
-            record.result(Probe),
+            playable.path,
+            playable.probe,
             row["start_s"],
             frames,
             framing,
@@ -211,7 +221,7 @@ def _clip_graph(
     """The ffmpeg graph that encodes one clip."""
     import ffmpeg
 
-    source, clock_s = open_input_at(path, start_s, limits)
+    source, clock_s = open_input_at(path, probe, start_s, limits)
     video = constant_rate_video(shown_video(source, probe), clock_s, VIDEO_FPS)
     if (framing.crop_width, framing.crop_height) != (framing.source_width, framing.source_height):
         across, down = 1 / framing.source_width, 1 / framing.source_height
@@ -219,12 +229,12 @@ def _clip_graph(
         crop = [f"iw*{framing.crop_width * across:.9f}", f"ih*{framing.crop_height * down:.9f}"]
         crop += [f"iw*{framing.x * across:.9f}", f"ih*{framing.y * down:.9f}"]
         video = video.filter("crop", *crop, exact=1)
-    video = video.filter("scale", framing.width, framing.height, flags="bicubic").filter("setsar", "1")
+    video = scaled(video, probe, framing.width, framing.height, "bicubic").filter("setsar", "1")
     h264 = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": cut.crf, "preset": cut.preset}
     options = {**h264, "movflags": "+faststart", "threads": limits.decoder_threads, "map_metadata": -1}
     graph = ffmpeg.output(video, f"file:{mp4}", vframes=frames, **options)
     if probe.has_audio:
-        audio = exact_audio(source, clock_s, SAMPLE_RATE, samples_for_frames(frames))
+        audio = exact_audio(source, probe, clock_s, SAMPLE_RATE, samples_for_frames(frames))
         lossless = {"acodec": "flac", "sample_fmt": "s16", "ac": 1, "ar": SAMPLE_RATE}
         graph = ffmpeg.merge_outputs(graph, ffmpeg.output(audio, f"file:{flac}", map_metadata=-1, **lossless))
     return graph

@@ -9,7 +9,7 @@ from typing import Any
 
 from uniavgen.ingest.engine.step import FrameStep, Step, StepGraph
 from uniavgen.ingest.io import media
-from uniavgen.ingest.records import LocalCopy, Probe, SourceRecord
+from uniavgen.ingest.records import PlayableCopy, SourceRecord
 
 
 class DecodeStep(Step):
@@ -18,7 +18,7 @@ class DecodeStep(Step):
     name = "decode"
     pool = "sight"
     version = "1"
-    needs = ("fetch", "probe")
+    needs = ("fetch", "probe", "repair")
     settings = ("faces.analysis_side",)
     stored = False
 
@@ -45,7 +45,8 @@ class DecodeStep(Step):
 
     def _collect(self, record: SourceRecord, steps: list[FrameStep], shot_frames: Path) -> dict[str, Any]:
         config = self.config
-        path, probe = record.result(LocalCopy).path, record.result(Probe)
+        playable = record.result(PlayableCopy)
+        path, probe = playable.path, playable.probe
         collectors = {step.name: step.collector(record, shot_frames) for step in steps}
         if all(step.reads_shot_frames for step in steps):
             media.decode_shot_frames(path, probe, config.shots.fps, shot_frames, config.limits)

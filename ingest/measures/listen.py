@@ -14,7 +14,7 @@ from uniavgen.ingest.records import (
     AUDIO_RATE,
     AudioMeasures,
     ClipAudio,
-    LocalCopy,
+    PlayableCopy,
     Proposals,
     SourceRecord,
 )
@@ -81,8 +81,10 @@ class ListenStep(Step):
         if not audio.samples:
             return AudioMeasures([ClipAudio({}) for _ in clips])
         seconds = min(self.config.sound_quality.bandwidth_seconds, audio.duration_s)
-        path = record.result(LocalCopy).path
-        full_rate = media.decode_audio_span(path, 0.0, seconds, FULL_RATE, self.config.limits)
+        playable = record.result(PlayableCopy)
+        full_rate = media.decode_audio_span(
+            playable.path, playable.probe, 0.0, seconds, FULL_RATE, self.config.limits
+        )
         bandwidth = {"bandwidth_hz": bandwidth_hz(full_rate, FULL_RATE)}
         return AudioMeasures(
             [

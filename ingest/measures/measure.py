@@ -26,6 +26,7 @@ from uniavgen.ingest.records import (
     SourceRecord,
     Span,
     SpokenWord,
+    StreamInfo,
     SyncMeasures,
     Transcript,
 )
@@ -33,7 +34,10 @@ from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import clip_id
 from uniavgen.shards.timing import VIDEO_FPS
 
-PROBE_COLUMNS = ("duration_s", "width", "height", "fps", "video_codec", "audio_codec", "has_audio")
+PROBE_COLUMNS = (
+    *("duration_s", "width", "height", "fps", "video_codec", "audio_codec", "has_audio"),
+    *("video_stream", "audio_stream", "transfer", "mono"),
+)
 """Columns of the sources table that come from the probe."""
 
 SOURCE_DIGITS = 12
@@ -47,7 +51,7 @@ class MeasureStep(Step):
 
     name = "measure"
     pool = "sight"
-    version = "4"
+    version = "5"
     needs = ("diarize", "faces", "picture", "text", "listen", "sync", "fingerprint")
     result = MeasuredRows
 
@@ -74,7 +78,7 @@ def clip_row(record: SourceRecord, index: int, graph: StepGraph) -> dict[str, An
         "transcript": " ".join(word.text for word in clip.words),
         "words": [_word_row(word, clip) for word in clip.words],
         "language": passage.language if passage else "",
-        "versions": versions(graph),
+        "versions": versions(graph, record.result(Probe)),
         "sync_curve": record.result(SyncMeasures).clips[index].curve,
         **vars(record.result(Fingerprints).clips[index]),
         **{name: signals[name] for name in SIGNALS},
@@ -91,6 +95,7 @@ def source_columns(record: SourceRecord) -> dict[str, Any]:
     probe = vars(record.result(Probe))
     return {
         **{name: value for name, value in probe.items() if name in PROBE_COLUMNS},
+        "streams": [_stream_row(stream) for stream in record.result(Probe).streams],
         "turns": [_span_row(turn) for turn in record.result(Diarization).turns],
         "shots": [_span_row(shot) for shot in record.result(Shots).spans],
         "words": [vars(word) for word in record.result(Transcript).words],
@@ -116,12 +121,12 @@ def track_rows(faces: FaceTable, height: int) -> list[dict[str, Any]]:
     return rows
 
 
-def versions(graph: StepGraph) -> dict[str, str]:
+def versions(graph: StepGraph, probe: Probe) -> dict[str, str]:
     """What measured a clip: models by name, code versions of all steps, and the key of the row."""
     return {
         **_model_names(graph.config),
         "steps": ",".join(f"{step.name}={step.version}" for step in graph.steps),
-        "key": graph.keys["measure"],
+        "key": graph.key("measure", probe.variant),
     }
 
 
@@ -149,6 +154,10 @@ def _word_row(word: SpokenWord, clip: Proposal) -> dict[str, Any]:
         "end_s": round(min(clip.end_s - clip.start_s, word.end_s - clip.start_s), 4),
         "score": round(word.score, 4),
     }
+
+
+def _stream_row(stream: StreamInfo) -> dict[str, Any]:
+    return {**vars(stream), "roles": list(stream.roles)}
 
 
 def _span_row(span: Span) -> dict[str, Any]:

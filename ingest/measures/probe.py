@@ -12,12 +12,15 @@ class ProbeStep(Step):
 
     name = "probe"
     pool = "prepare"
-    version = "2"
+    version = "3"
+    key_version = "2"
     needs = ("fetch",)
+    settings = ("sources.audio_track",)
     result = Probe
 
     def measure(self, record: SourceRecord) -> Probe:
-        return probe_video(record.result(LocalCopy).path, self.config.limits)
+        path, config = record.result(LocalCopy).path, self.config
+        return probe_video(path, config.limits, config.sources.audio_track)
 
     @staticmethod
     def signals(record: SourceRecord, index: int) -> dict[str, float | None]:
@@ -29,6 +32,8 @@ class ProbeStep(Step):
             "fps": probe.fps,
             "bits_per_pixel": bits_per_pixel(probe),
             "interlaced_ratio": probe.interlaced_ratio,
+            "hdr": float(bool(probe.transfer)),
+            "channel_correlation": probe.channel_correlation,
         }
 
 

@@ -58,7 +58,8 @@ class ProposeStep(Step):
 
 def check_complete(record: SourceRecord, video_s: float, audio_s: float) -> None:
     """Raise UserError (truncated) if much less could be decoded than the file declares."""
-    declared_s, decoded_s = record.result(Probe).duration_s, max(video_s, audio_s)
+    probe = record.result(Probe)
+    declared_s, decoded_s = max(probe.declared_s, probe.duration_s), max(video_s, audio_s)
     if decoded_s < declared_s - max(1.0, 0.05 * declared_s):
         raise UserError(
             f"the file declares {declared_s:.1f} s and holds {decoded_s:.1f} s",

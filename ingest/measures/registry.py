@@ -19,6 +19,7 @@ from uniavgen.ingest.measures.measure import MeasureStep
 from uniavgen.ingest.measures.picture import PictureStep
 from uniavgen.ingest.measures.probe import ProbeStep
 from uniavgen.ingest.measures.propose import ProposeStep
+from uniavgen.ingest.measures.repair import RepairStep
 from uniavgen.ingest.measures.shots import ShotStep
 from uniavgen.ingest.measures.sound import SoundStep
 from uniavgen.ingest.measures.sync import SyncStep
@@ -28,6 +29,7 @@ from uniavgen.ingest.measures.transcribe import TranscribeStep
 STEPS: tuple[type[Step], ...] = (
     FetchStep,
     ProbeStep,
+    RepairStep,
     SoundStep,
     DiarizeStep,
     TranscribeStep,

@@ -6,7 +6,7 @@ from uniavgen.ingest.engine.step import Step
 from uniavgen.ingest.io import media
 from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.io.local_files import file_statuses
-from uniavgen.ingest.records import LocalCopy, Probe, SourceRecord
+from uniavgen.ingest.records import PlayableCopy, Probe, SourceRecord
 
 
 class SoundStep(Step):
@@ -15,7 +15,7 @@ class SoundStep(Step):
     name = "sound"
     pool = "speech"
     version = "1"
-    needs = ("fetch", "probe")
+    needs = ("fetch", "probe", "repair")
     result = AudioFile
     stored = False
     on_demand = True
@@ -27,8 +27,8 @@ class SoundStep(Step):
         path = self.run_dir / f"{record.source_id}.s16"
         if path.is_file():
             return AudioFile(str(path), path.stat().st_size // 2)
-        source = record.result(LocalCopy).path
-        return media.decode_audio(source, probe.duration_s, path, self.config.limits)
+        playable = record.result(PlayableCopy)
+        return media.decode_audio(playable.path, playable.probe, path, self.config.limits)
 
     def release(self, record: SourceRecord) -> None:
         kept_bytes = sum(facts.st_size for facts in file_statuses(self.run_dir, "*.s16").values())

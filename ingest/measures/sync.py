@@ -28,7 +28,7 @@ from uniavgen.ingest.records import (
     ClipSync,
     FacesSeen,
     FaceTable,
-    LocalCopy,
+    PlayableCopy,
     Probe,
     Proposal,
     Proposals,
@@ -69,8 +69,8 @@ class SyncStep(Step):
             return SyncMeasures([ClipSync(None, {}) for _ in clips])
 
         def frames_of(index: int) -> ClipFrames:
-            path, probe = record.result(LocalCopy).path, record.result(Probe)
-            return read_clip_frames(path, probe, faces, clips[index], self.config)
+            playable = record.result(PlayableCopy)
+            return read_clip_frames(playable.path, playable.probe, faces, clips[index], self.config)
 
         source_clips = ClipsOfSource(faces, audio, clips, self.config.sync.max_shift_ms / 1000)
         return SyncMeasures([_clip_sync(face) for face in self._models.measure(source_clips, frames_of)])

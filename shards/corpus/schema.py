@@ -39,6 +39,11 @@ COLUMNS: dict[str, dict[str, str]] = {
         "tracks": "face tracks",
         "bytes": "integer",
         "stamp": "text",  # changes with the file (size and modification time, or ETag)
+        "streams": "media streams",  # every video, audio and subtitle stream of the file
+        "video_stream": "integer",  # index of the stream that was measured and cut
+        "audio_stream": "integer",  # -1: none
+        "transfer": "text",  # of high dynamic range: smpte2084 (PQ), arib-std-b67 (HLG); else empty
+        "mono": "text",  # how two channels became one: mix, left, right, difference
     },
     "clips": {
         "clip_id": "text",  # see `clip_id` in tables.py
@@ -105,6 +110,13 @@ def _types() -> dict[str, pa.DataType]:
     span = pa.struct([("label", text), ("start_s", number), ("end_s", number)])
     word = pa.struct([("text", text), ("start_s", number), ("end_s", number), ("score", number)])
     spoken_word = pa.struct([*word, ("speaker", text)])
+    stream = pa.struct(
+        [
+            *(("index", integer), ("kind", text), ("codec", text), ("language", text), ("title", text)),
+            *(("default", flag), ("roles", pa.list_(text)), ("width", integer), ("height", integer)),
+            ("channels", integer),
+        ]
+    )
     track = pa.struct([("track", integer), ("start_s", number), ("end_s", number), ("height_px", number)])
     return {
         "text": text,
@@ -120,4 +132,5 @@ def _types() -> dict[str, pa.DataType]:
         "words": pa.list_(word),
         "spoken words": pa.list_(spoken_word),
         "face tracks": pa.list_(track),
+        "media streams": pa.list_(stream),
     }

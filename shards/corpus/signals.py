@@ -118,6 +118,14 @@ SIGNALS: dict[str, Signal] = {
     "interlaced_ratio": Signal(
         "0..1", "share of the source's frames with comb artefacts of interlacing", "probe"
     ),
+    "hdr": Signal(
+        "0 or 1", "1 if the source has high dynamic range (PQ or HLG), which was tone-mapped", "probe"
+    ),
+    "channel_correlation": Signal(
+        "-1..1",
+        "correlation of the source's left and right audio channel; -1: they are in opposite phase",
+        "probe",
+    ),
     "black_ratio": Signal("0..1", "share of frames that are nearly black", "picture"),
     "frozen_ratio": Signal("0..1", "share of frames equal to the frame before", "picture"),
 }

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 MARKER_PART = ".corpus.json.part"
-CORPUS_VERSION = 2
-"""Version 1: until release 0.1. Version 2 adds columns; opening a corpus of version 1 adds them, empty."""
+CORPUS_VERSION = 3
+"""Version 1: until release 0.1. Versions 2 and 3 (after 0.3) add columns; opening an older corpus adds them,
+empty."""
 
 
 VACUUM_AFTER_HOURS = 1
@@ -135,7 +136,7 @@ class Corpus:
             ) from error
         corpus = Corpus(path)
         corpus._wait_for_rewrite()
-        if version == 1:
+        if version in (1, 2):
             with corpus.writing():
                 _add_columns(path)
                 _write_marker(path)

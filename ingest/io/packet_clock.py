@@ -1,0 +1,179 @@
+"""One clock for a file whose timestamps jump: where they jump, and what to add to each packet to repair them.
+
+Recordings that were joined, paused or cut start anew or jump ahead in the middle. A decoder that starts at
+the beginning corrects this on its own, separately for every stream; a seek goes by the file's own timestamps.
+The repaired clock has neither problem: the parts follow one another without gap, and streams keep their
+relation within a part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BACKWARD_S = 0.1
+"""A packet this much before the end of the one before it is on another clock (ffmpeg: a tenth of a
+second)."""
+
+FORWARD_S = 10.0
+"""A packet this much after the end of the one before it is on another clock, if every stream jumps (ffmpeg:
+10 s)."""
+
+SAME_JUMP_S = 2.0
+"""Jumps of two streams by amounts that differ by less than this are one jump of the file. Heuristic."""
+
+OVERLAP_S = 1.0
+"""One stream alone that goes back by less than this overlaps itself: its timestamps are right. Heuristic."""
+
+MAX_JUMPS = 10_000
+"""Jumps that are recorded of one stream; a hostile file may have one at every packet."""
+
+
+OUTLIER_PACKETS = 5
+"""A stream that is back on its old clock after at most this many packets has not jumped. Heuristic."""
+
+
+@dataclass
+class Jump:
+    """Before packet number `packet` of a stream: end of the part before it and start of the part after, in
+    seconds.
+    """
+
+    packet: int
+    before_s: float
+    after_s: float
+
+
+class StreamClock:
+    """Timestamps of one stream, fed packet by packet: its parts between jumps, on the file's own clock."""
+
+    def __init__(self, reorders: bool) -> None:
+        """`reorders`: packets are in another order than their frames (video), so that pts alone shows no
+        jump.
+        """
+        self.reorders = reorders
+        self.count = 0
+        self.jumps: list[Jump] = []
+        self.starts: list[float] = []
+        self.ends: list[float] = []
+        """Presentation start and end of each part."""
+        self._next_s: float | None = None
+        self._before_jump: tuple[int, float] | None = None
+
+    def add(self, pts_s: float | None, dts_s: float | None, duration_s: float) -> None:
+        """Count a packet. Packets without any timestamp are counted and otherwise ignored."""
+        number = self.count
+        self.count += 1
+        shown = pts_s if pts_s is not None else dts_s
+        decoded = dts_s if dts_s is not None or self.reorders else pts_s
+        if shown is None:
+            return
+        if decoded is None:
+            if self.starts:
+                self.ends[-1] = max(self.ends[-1], shown + duration_s)
+            else:
+                self._open_part(shown)
+            return
+        if not self.starts:
+            self._open_part(shown)
+        elif self._next_s is not None and self._is_apart(decoded, self._next_s):
+            if self._returns(number, decoded):
+                self.jumps.pop()
+                self.starts.pop()
+                self.ends.pop()
+                self._before_jump = None
+            elif len(self.jumps) < MAX_JUMPS:
+                self._before_jump = number, self._next_s
+                self.jumps.append(Jump(number, self.ends[-1], shown))
+                self._open_part(shown)
+        self.starts[-1] = min(self.starts[-1], shown)
+        self.ends[-1] = max(self.ends[-1], shown + duration_s)
+        self._next_s = decoded + duration_s
+
+    def _open_part(self, shown: float) -> None:
+        self.starts.append(shown)
+        self.ends.append(shown)
+
+    @staticmethod
+    def _is_apart(decoded: float, expected: float) -> bool:
+        return decoded < expected - BACKWARD_S or decoded > expected + FORWARD_S
+
+    def _returns(self, number: int, decoded: float) -> bool:
+        """Whether the stream is back on the clock that it left a few packets ago."""
+        if self._before_jump is None or number - self._before_jump[0] > OUTLIER_PACKETS:
+            return False
+        return -BACKWARD_S <= decoded - self._before_jump[1] <= 1.0
+
+
+@dataclass(frozen=True)
+class ClockRepair:
+    """What to add to the timestamps of each stream: (first packet, seconds) in order, by stream index; and
+    the length.
+    """
+
+    offsets: dict[int, list[tuple[int, float]]]
+    duration_s: float
+    jumps: int = 0
+    """Jumps of all streams, those that stay included."""
+
+    @property
+    def needed(self) -> bool:
+        return any(len(steps) > 1 for steps in self.offsets.values())
+
+
+def repair_clock(clocks: dict[int, StreamClock]) -> ClockRepair:
+    """The offsets that join the parts of a file, and its length on that clock, where the earliest packet is
+    at 0.
+
+    A jump that all streams make is one of the file: the new part starts where the longest stream of the old
+    part ends. A jump back of one stream alone continues that stream; a jump ahead of one stream alone is a
+    pause of it and stays.
+    """
+    live = {index: clock for index, clock in clocks.items() if clock.starts}
+    if not live:
+        return ClockRepair({}, 0.0)
+    start_s = min(clock.starts[0] for clock in live.values())
+    offsets = {index: [(0, -start_s)] for index in live}
+    ends = {index: clock.ends[0] - start_s for index, clock in live.items()}
+    done = dict.fromkeys(live, 0)
+
+    def move(index: int, number: int, offset: float) -> None:
+        if offset != offsets[index][-1][1]:
+            offsets[index].append((live[index].jumps[number].packet, offset))
+        ends[index] = live[index].ends[number + 1] + offset
+        done[index] = number + 1
+
+    def move_alone(index: int, stop: int) -> None:
+        clock = live[index]
+        for number in range(done[index], stop):
+            goes_back = clock.jumps[number].after_s < clock.jumps[number].before_s - OVERLAP_S
+            offset = ends[index] - clock.starts[number + 1] if goes_back else offsets[index][-1][1]
+            move(index, number, offset)
+
+    for group in _shared_jumps(live):
+        for index, number in group.items():
+            move_alone(index, number)
+        offset = max(ends.values()) - min(live[index].starts[number + 1] for index, number in group.items())
+        for index, number in group.items():
+            move(index, number, offset)
+    for index, clock in live.items():
+        move_alone(index, len(clock.jumps))
+    return ClockRepair(offsets, max(ends.values()), sum(len(clock.jumps) for clock in live.values()))
+
+
+def _shared_jumps(clocks: dict[int, StreamClock]) -> list[dict[int, int]]:
+    """Jumps that every stream makes to about the same time, in order: stream index -> number of its jump."""
+    groups: list[dict[int, int]] = []
+    first, *others = sorted(clocks, key=lambda index: len(clocks[index].jumps))
+    searched = dict.fromkeys(others, 0)
+    for number, jump in enumerate(clocks[first].jumps):
+        group = {first: number}
+        for index in others:
+            for candidate in range(searched[index], len(clocks[index].jumps)):
+                other = clocks[index].jumps[candidate]
+                if max(abs(other.after_s - jump.after_s), abs(other.before_s - jump.before_s)) < SAME_JUMP_S:
+                    group[index] = candidate
+                    break
+        if len(group) == len(clocks):
+            groups.append(group)
+            searched |= {index: group[index] + 1 for index in others}
+    return groups

@@ -1,0 +1,136 @@
+"""Choose the video and the audio stream of a file: by its flags and names, never just the first.
+
+Pure functions on `StreamInfo`; a stream's number counts from 0 among all streams of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from uniavgen.ingest.records import StreamInfo
+from uniavgen.shards.errors import UserError
+
+SECONDARY_ROLES = frozenset(
+    {
+        *("comment", "visual_impaired", "descriptions", "karaoke", "lyrics", "clean_effects", "dub"),
+        *("non_diegetic", "dependent", "attached_pic", "timed_thumbnails", "still_image", "metadata"),
+    }
+)
+"""Dispositions (libavformat's names) of streams that only accompany the main one."""
+
+SECONDARY_TITLES = re.compile(r"comment|descri|\bAD\b|karaoke", re.IGNORECASE)
+"""Titles of such streams in files whose muxer wrote no disposition. Heuristic."""
+
+LANGUAGES = {
+    "ar": "ara",
+    "bg": "bul",
+    "cs": "ces cze",
+    "da": "dan",
+    "de": "deu ger",
+    "el": "ell gre",
+    "en": "eng",
+    "es": "spa",
+    "et": "est",
+    "fa": "fas per",
+    "fi": "fin",
+    "fr": "fra fre",
+    "he": "heb",
+    "hi": "hin",
+    "hr": "hrv",
+    "hu": "hun",
+    "id": "ind",
+    "it": "ita",
+    "ja": "jpn",
+    "ko": "kor",
+    "lt": "lit",
+    "lv": "lav",
+    "ms": "msa may",
+    "nl": "nld dut",
+    "no": "nor nob nno",
+    "pl": "pol",
+    "pt": "por",
+    "ro": "ron rum",
+    "ru": "rus",
+    "sk": "slk slo",
+    "sl": "slv",
+    "sr": "srp",
+    "sv": "swe",
+    "ta": "tam",
+    "te": "tel",
+    "th": "tha",
+    "tr": "tur",
+    "uk": "ukr",
+    "ur": "urd",
+    "vi": "vie",
+    "zh": "zho chi cmn yue",
+}
+"""ISO 639-1 code -> the ISO 639-2 codes that containers use."""
+
+
+def is_secondary(stream: StreamInfo) -> bool:
+    """Whether a stream only accompanies the main one: commentary, audio description, cover picture."""
+    return bool(SECONDARY_ROLES & set(stream.roles)) or bool(SECONDARY_TITLES.search(stream.title))
+
+
+def choose_video(streams: Sequence[StreamInfo]) -> StreamInfo | None:
+    """The main video stream: not secondary, flagged as default, with the most pixels, first in the file."""
+    videos = [stream for stream in streams if stream.kind == "video" and stream.codec]
+    return min(
+        videos,
+        key=lambda stream: (
+            is_secondary(stream),
+            not stream.default,
+            -stream.width * stream.height,
+            stream.index,
+        ),
+        default=None,
+    )
+
+
+def rank_audio(
+    streams: Sequence[StreamInfo], wanted: str = "", related: int | None = None
+) -> list[StreamInfo]:
+    """Audio streams, best first: not secondary, flagged as default, of the video's programme, first in the
+    file.
+
+    `related` is the stream that belongs to the video's programme (in a transport stream with several). With
+    `wanted` the list has only the streams that it names: a number that counts from 0 among the audio streams,
+    or a language (`en`, `eng`). Raises UserError (no-audio-track) where it names none.
+    """
+    audios = [stream for stream in streams if stream.kind == "audio" and stream.codec]
+    if wanted and audios:
+        named = [audio for position, audio in enumerate(audios) if _is_named(audio, position, wanted)]
+        if not named:
+            tracks = ", ".join(f"{n}: {audio.language or 'unknown'}" for n, audio in enumerate(audios))
+            raise UserError(
+                f"no audio track {wanted!r}; the file has {tracks}",
+                hint="change ingest.sources.audio_track",
+                kind="no-audio-track",
+            )
+        audios = named
+    return sorted(
+        audios,
+        key=lambda stream: (
+            is_secondary(stream),
+            not stream.default,
+            related is not None and stream.index != related,
+            stream.index,
+        ),
+    )
+
+
+def _is_named(stream: StreamInfo, position: int, wanted: str) -> bool:
+    if wanted.isdigit():
+        return position == int(wanted)
+    return bool(_codes(wanted) & _codes(stream.language))
+
+
+def _codes(language: str) -> set[str]:
+    """All spellings of a language code; the region of `pt-BR` is dropped."""
+    code = re.split(r"[-_]", language.lower())[0]
+    for short, longer in LANGUAGES.items():
+        codes = {short, *longer.split()}
+        if code in codes:
+            return codes
+    return {code} - {"", "und"}
