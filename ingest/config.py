@@ -25,8 +25,8 @@ class SourceConfig(_Section):
     )
     audio_track: str = Field(
         "",
-        description="audio track of files with several: a language (`en`, `eng`) or a number from 0; empty: the "
-        "one that the file marks as default",
+        description="audio track of files with several: a language (`en`, `eng`) or a number from 0; empty: "
+        "the one that the file marks as default",
     )
     source_gb: float = Field(20.0, gt=0, description="largest remote source, in GiB")
     fetch_seconds: float = Field(

@@ -108,16 +108,13 @@ class Probe:
     audio_stream: int = -1
     """Indices of the streams that every step decodes; -1: there is none."""
     start_s: float | None = None
-    """Where the chosen streams start on the file's own clock, if decoders must be told; None: they agree on
-    it."""
+    """Where the chosen streams start on the file's own clock. None: ffmpeg finds the start by itself."""
     declared_s: float = 0.0
     """Length that the file declares for the chosen streams; 0 if it declares none."""
     transfer: str = ""
-    """Transfer function of high dynamic range: `smpte2084` (PQ) or `arib-std-b67` (HLG); "" for all
-    others."""
+    """Transfer function of high dynamic range: `smpte2084` (PQ) or `arib-std-b67` (HLG); else ""."""
     mono: str = "mix"
-    """How two channels become one: `mix`, `left`, `right`, or `difference` where they are in opposite
-    phase."""
+    """How two channels become one: `mix`, `left`, `right`, or `difference` (they are in opposite phase)."""
     channel_correlation: float | None = None
     """Correlation of left and right, -1..1; None for other than two channels, or where one is silent."""
     frame_sizes: int = 1
@@ -131,12 +128,12 @@ class Probe:
 
         It is part of the keys of this source's results, so that only these are measured again.
         """
-        first = {
-            kind: next((s.index for s in self.streams if s.kind == kind), -1) for kind in ("video", "audio")
-        }
+        firsts: dict[str, int] = {}
+        for stream in self.streams:
+            firsts.setdefault(stream.kind, stream.index)
         facts = {
-            "video": self.video_stream if self.video_stream != first["video"] else None,
-            "audio": self.audio_stream if self.audio_stream != first["audio"] else None,
+            "video": self.video_stream if self.video_stream != firsts.get("video", 0) else None,
+            "audio": self.audio_stream if self.audio_stream != firsts.get("audio", -1) else None,
             "start": self.start_s,
             "transfer": self.transfer or None,
             "mono": self.mono if self.mono != "mix" else None,
@@ -155,9 +152,7 @@ class LocalCopy:
 
 @dataclass(frozen=True)
 class PlayableCopy:
-    """Path of what every step decodes: the local copy, or a repaired one of it, and the facts of that
-    file.
-    """
+    """Path and facts of the file that every step decodes: the local copy, or a repaired one."""
 
     path: str
     probe: Probe

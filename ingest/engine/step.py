@@ -34,10 +34,12 @@ class Step:
     version: ClassVar[str]
     """Version of the code; raise it when results change."""
     key_version: ClassVar[str] = ""
-    """Version in the keys of later steps, if it is not `version`: the newer version changed only results of
-    sources whose probe has a `variant`, which is in their keys, so that results of all others stay valid."""
+    """Version in the keys of later steps, if it is not `version`.
+
+    For a version that changed only the results of sources whose probe has a `variant`: that is in the keys of
+    these sources, and stored results of all others stay valid."""
     in_keys: ClassVar[bool] = True
-    """Whether the step is in the keys of the steps that need it; a step that only hands on a file is not."""
+    """Whether the step is in the keys of the steps that need it. One that only hands on a file is not."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Steps whose results this step's result depends on."""
     settings: ClassVar[tuple[str, ...]] = ()
@@ -135,9 +137,7 @@ class StepGraph:
         return keys
 
     def key(self, name: str, variant: str) -> str:
-        """Key of a step for a source whose probe has this `variant`, which no step before the probe's end
-        depends on.
-        """
+        """Key of a step for a source whose probe has this `variant`. That of `fetch` and `probe` has none."""
         key = self.keys[name]
         return _digest([key, variant]) if variant and name not in ("fetch", "probe") else key
 

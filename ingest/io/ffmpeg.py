@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import IO, Any
 
 from uniavgen.ingest.config import LimitConfig
-from uniavgen.ingest.io.probe_server import DEMUXERS
+from uniavgen.ingest.io.containers import DEMUXERS
 from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError
@@ -57,9 +57,8 @@ def ffmpeg_path() -> str:
 def open_input(path: str, probe: Probe, limits: LimitConfig, **options: Any) -> Any:
     """A file as the input of an ffmpeg-python graph.
 
-    Protocols and containers that open other files are refused. Where `probe.start_s` is set, timestamps are
-    the file's own, because ffmpeg would set the start of a transport stream to 0 for each output's streams by
-    themselves.
+    Protocols and containers that open other files are refused. Where `probe.start_s` is set, timestamps stay
+    those of the file: ffmpeg would set the first one of each output to 0.
     """
     import ffmpeg
 
@@ -81,10 +80,8 @@ def open_input(path: str, probe: Probe, limits: LimitConfig, **options: Any) -> 
 def open_input_at(path: str, probe: Probe, start_s: float, limits: LimitConfig) -> tuple[Any, float]:
     """The input from shortly before `start_s`, and the input's timestamp at `start_s`."""
     clock_s = start_s + (probe.start_s or 0.0)
-    if start_s <= SEEK_MARGIN_S:
-        return open_input(
-            path, probe, limits
-        ), clock_s  # no seek at all: even one to 0 lands seconds late in an FLV
+    if start_s <= SEEK_MARGIN_S:  # no seek at all: even one to 0 lands seconds late in an FLV
+        return open_input(path, probe, limits), clock_s
     # timestamps are kept: a container may count time in whole frames, and timestamps restarted at the seek
     # would be rounded
     keep_timestamps: dict[str, Any] = {"copyts": None}

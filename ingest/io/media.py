@@ -27,8 +27,7 @@ SHOT_FRAME_SIZE = (48, 27)
 
 SDR_WHITE_NITS, TONE_MAP_KNEE = 100, 0.7
 """Luminance of high dynamic range that becomes white of BT.709, and the share of it up to which tone mapping
-changes nothing; brighter light is compressed. An SDR picture that was wrapped in PQ or HLG comes back within
-2 %."""
+changes nothing. Brighter light is compressed."""
 
 INTERLACED = 0.5
 """Share of interlaced frames from which a source is deinterlaced first. Heuristic."""
@@ -134,9 +133,7 @@ def decode_clip_frames(
 
 
 def shown_video(source: Any, probe: Probe) -> Any:
-    """The input's video as it is shown: of one size, deinterlaced (bwdif, one frame for a pair of fields),
-    tone-mapped.
-    """
+    """The input's video in one size, deinterlaced where needed (bwdif, one frame for a pair of fields)."""
     video = source[str(probe.video_stream)]
     if probe.frame_sizes > 1:
         size = probe.width, probe.height
@@ -149,9 +146,7 @@ def shown_video(source: Any, probe: Probe) -> Any:
 
 
 def scaled(video: Any, probe: Probe, width: int, height: int, flags: str) -> Any:
-    """The video at another size, high dynamic range (PQ or HLG) as 8-bit BT.709: tone mapping costs least
-    where it is last.
-    """
+    """The video at another size. High dynamic range (PQ or HLG) is tone-mapped to BT.709 after scaling."""
     video = video.filter("scale", width, height, flags=flags)
     if not probe.transfer:
         return video

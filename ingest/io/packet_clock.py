@@ -1,9 +1,9 @@
-"""One clock for a file whose timestamps jump: where they jump, and what to add to each packet to repair them.
+"""Find jumps of a file's timestamps, and compute one continuous clock for all its streams.
 
-Recordings that were joined, paused or cut start anew or jump ahead in the middle. A decoder that starts at
-the beginning corrects this on its own, separately for every stream; a seek goes by the file's own timestamps.
-The repaired clock has neither problem: the parts follow one another without gap, and streams keep their
-relation within a part.
+Timestamps of joined or paused recordings start anew or jump ahead in the middle. A decoder that starts at the
+beginning corrects this on its own. A seek goes by the timestamps in the file, so it finds another place.
+On the clock that is computed here, parts follow one another without a gap, and streams keep their relation
+within each part.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BACKWARD_S = 0.1
-"""A packet this much before the end of the one before it is on another clock (ffmpeg: a tenth of a
-second)."""
+"""A packet that starts this much before the end of the last one is on another clock. ffmpeg's value."""
 
 FORWARD_S = 10.0
-"""A packet this much after the end of the one before it is on another clock, if every stream jumps (ffmpeg:
-10 s)."""
+"""A packet that starts this much after the end of the last one is on another clock, if every stream jumps.
+ffmpeg's value."""
 
 SAME_JUMP_S = 2.0
 """Jumps of two streams by amounts that differ by less than this are one jump of the file. Heuristic."""
@@ -27,15 +26,15 @@ OVERLAP_S = 1.0
 MAX_JUMPS = 10_000
 """Jumps that are recorded of one stream; a hostile file may have one at every packet."""
 
-
 OUTLIER_PACKETS = 5
 """A stream that is back on its old clock after at most this many packets has not jumped. Heuristic."""
 
 
 @dataclass
 class Jump:
-    """Before packet number `packet` of a stream: end of the part before it and start of the part after, in
-    seconds.
+    """A jump before packet number `packet` of a stream.
+
+    `before_s` is the end of the part before it, `after_s` the start of the part after it.
     """
 
     packet: int
@@ -44,12 +43,10 @@ class Jump:
 
 
 class StreamClock:
-    """Timestamps of one stream, fed packet by packet: its parts between jumps, on the file's own clock."""
+    """The parts of one stream between jumps, on the file's own clock. Packets are added one by one."""
 
     def __init__(self, reorders: bool) -> None:
-        """`reorders`: packets are in another order than their frames (video), so that pts alone shows no
-        jump.
-        """
+        """`reorders`: packets are stored in another order than shown (video), so pts alone shows no jump."""
         self.reorders = reorders
         self.count = 0
         self.jumps: list[Jump] = []
@@ -60,7 +57,7 @@ class StreamClock:
         self._before_jump: tuple[int, float] | None = None
 
     def add(self, pts_s: float | None, dts_s: float | None, duration_s: float) -> None:
-        """Count a packet. Packets without any timestamp are counted and otherwise ignored."""
+        """Add the next packet. One without any timestamp only counts."""
         number = self.count
         self.count += 1
         shown = pts_s if pts_s is not None else dts_s
@@ -106,11 +103,10 @@ class StreamClock:
 
 @dataclass(frozen=True)
 class ClockRepair:
-    """What to add to the timestamps of each stream: (first packet, seconds) in order, by stream index; and
-    the length.
-    """
+    """One continuous clock for the streams of a file, which starts at 0."""
 
     offsets: dict[int, list[tuple[int, float]]]
+    """By stream index: (number of the first packet, seconds to add from there on), in order."""
     duration_s: float
     jumps: int = 0
     """Jumps of all streams, those that stay included."""
@@ -121,8 +117,7 @@ class ClockRepair:
 
 
 def repair_clock(clocks: dict[int, StreamClock]) -> ClockRepair:
-    """The offsets that join the parts of a file, and its length on that clock, where the earliest packet is
-    at 0.
+    """The clock that joins the parts of a file. The earliest packet is at 0.
 
     A jump that all streams make is one of the file: the new part starts where the longest stream of the old
     part ends. A jump back of one stream alone continues that stream; a jump ahead of one stream alone is a

@@ -1,9 +1,10 @@
-"""Describe files of unknown origin. Runs as a child process: `python -P -m uniavgen.ingest.io.probe_server`.
+"""Describe, read through and repair files of unknown origin, in a child process.
 
-It reads one JSON object a line from stdin (a task, a path, limits) and answers each with one line: fields of
-`records.Probe`, or {"error", "kind"}. A hostile file can hang, crash or exhaust memory, so each is opened in
-a fork with limits; the server itself has the library loaded and never opens a file. Only named containers on
-local files are opened, which excludes playlists and lists of other files.
+Started with `python -P -m uniavgen.ingest.io.probe_server`. It reads one JSON object a line from stdin (a
+task, a path, limits) and answers each with one line: fields of `records.Probe`, or {"error", "kind"}. A
+hostile file can hang, crash or exhaust memory, so each is opened in a fork with limits; the server itself has
+the library loaded and never opens a file. Only named containers on local files are opened, which excludes
+playlists and lists of other files.
 """
 
 from __future__ import annotations
@@ -20,15 +21,12 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from uniavgen.ingest.io.containers import demuxer_options
 from uniavgen.ingest.io.repair import write_repaired
 from uniavgen.ingest.io.scan import scan, silent
 from uniavgen.ingest.io.stream_choice import choose_video, rank_audio
 from uniavgen.ingest.records import StreamInfo
 from uniavgen.shards.errors import UserError
-
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf"
-"""libavformat's names of the containers that are opened: not `hls`, `concat`, `image2` and others that open
-more files."""
 
 TOO_LARGE = re.compile(r"Picture size (\d+x\d+)")
 """Message of libavutil for a frame larger than `max_pixels`."""
@@ -106,27 +104,18 @@ def read_through(path: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def repair(path: str, request: dict[str, Any]) -> dict[str, Any]:
     """Write the repaired copy to `request["target"]`."""
-    write_repaired(
-        path, request["target"], _options(request), request["video_stream"], request["audio_stream"]
-    )
+    options = demuxer_options(request["max_pixels"])
+    write_repaired(path, request["target"], options, request["video_stream"], request["audio_stream"])
     return {}
 
 
 TASKS = {"describe": describe, "scan": read_through, "repair": repair}
 
 
-def _options(request: dict[str, Any]) -> dict[str, str]:
-    return {
-        "protocol_whitelist": "file",
-        "format_whitelist": DEMUXERS,
-        "max_pixels": str(request["max_pixels"]),
-    }
-
-
 def _opened(path: str, request: dict[str, Any]) -> Any:
     import av
 
-    return av.open(f"file:{path}", mode="r", options=_options(request))
+    return av.open(f"file:{path}", mode="r", options=demuxer_options(request["max_pixels"]))
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -226,9 +215,7 @@ def _duration(container: Any, video: Any) -> float:
 
 
 def _bit_rate(container: Any, index: int, size: int, facts: dict[str, Any]) -> float:
-    """Bit rate of the video: the stream's own if the file is large enough for it, else file size minus
-    audio.
-    """
+    """Bit rate of the video: as declared if the file is large enough for it, else file size minus audio."""
     declared = float(container.streams[index].bit_rate or 0)
     if not facts["duration_s"]:
         return declared

@@ -1,8 +1,7 @@
-"""Write a repaired copy of a file, in the probe server: one clock, one audio format.
+"""Write a repaired copy of a file: one clock, one audio format. Runs in the probe server.
 
-Video packets are copied.
-
-The copy is Matroska with the chosen video stream as it is and the chosen audio stream decoded to FLAC.
+The copy is a Matroska file. It holds the packets of the chosen video stream, and the chosen audio stream
+decoded and encoded as FLAC.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from uniavgen.ingest.io.packet_clock import StreamClock, repair_clock
-from uniavgen.ingest.io.scan import packets
+from uniavgen.ingest.io.scan import packet_times, packets
 
 GAP_S, SEAM_S = 0.1, 0.002
-"""Audio that is this much late or early against the clock is padded or cut (GAP_S: as ffmpeg's
-aresample=async=1); SEAM_S where the format or the clock changes."""
+"""Audio that is this much late or early against the clock is padded or cut: GAP_S within a part (the value of
+ffmpeg's aresample=async=1), SEAM_S where the format or the clock changes."""
 
 
 def write_repaired(path: str, target: str, options: dict[str, str], video: int, audio: int) -> None:
@@ -28,12 +27,7 @@ def write_repaired(path: str, target: str, options: dict[str, str], video: int, 
     clocks = {index: StreamClock(index == video) for index in chosen}
     with av.open(f"file:{path}", mode="r", options=options) as source:
         for packet in packets(source, *chosen):
-            base = float(packet.stream.time_base)
-            times = (None if time is None else time * base for time in (packet.pts, packet.dts))
-            duration = (packet.duration or 0) * base
-            if not duration and packet.stream.index == video and packet.stream.average_rate:
-                duration = float(1 / packet.stream.average_rate)
-            clocks[packet.stream.index].add(*times, duration)
+            clocks[packet.stream.index].add(*packet_times(packet))
     clock = repair_clock(clocks)
     with (
         av.open(f"file:{path}", mode="r", options=options) as source,

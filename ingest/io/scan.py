@@ -1,8 +1,6 @@
-"""Read a whole file once, in the probe server: lengths, jumps of the clock, frame sizes, channels of the
-audio.
+"""Read a whole file once: lengths, jumps of the clock, frame sizes, channels. Runs in the probe server.
 
-Video is demultiplexed, and now and then a keyframe is decoded; audio is decoded. About one percent of what
-ingest costs.
+Audio is decoded. Of the video only some keyframes are. This takes about one percent of the time of ingest.
 """
 
 from __future__ import annotations
@@ -73,17 +71,12 @@ class _ScanPass:
 
     def _add(self, packet: Any) -> None:
         stream = packet.stream
-        base = float(stream.time_base)
-        pts = None if packet.pts is None else packet.pts * base
-        dts = None if packet.dts is None else packet.dts * base
-        duration = (packet.duration or 0) * base
+        pts, dts, duration = packet_times(packet)
         shown = pts if pts is not None else dts
         if shown is not None and stream.type in ("video", "audio", "subtitle"):
             self.file_end_s = max(self.file_end_s, shown + duration)
         if stream.index not in self.clocks:
             return
-        if not duration and stream.index == self.video and stream.average_rate:
-            duration = float(1 / stream.average_rate)
         self.clocks[stream.index].add(pts, dts, duration)
         if stream.index == self.audio:
             for frame in _decoded(stream, packet):
@@ -109,7 +102,7 @@ class _ScanPass:
     def facts(self, container: Any) -> dict[str, Any]:
         clock = repair_clock(self.clocks)
         restarts = is_discontinuous(container)
-        starts = [each.starts[0] for each in self.clocks.values() if each.starts]
+        starts = [start for index in self.clocks if (start := _start(container.streams[index])) is not None]
         agree = not starts or max(starts) - min(starts) < 0.001
         repairs = [
             # at any jump ffmpeg shifts the clock of a format in which timestamps may start anew
@@ -139,8 +132,9 @@ class _ScanPass:
         }
 
     def _declared_s(self, container: Any, zero_s: float) -> float:
-        """Length that the file declares for the chosen streams, else for the whole file if its streams don't
-        explain it.
+        """Length that the file declares for the chosen streams; 0 if it declares none.
+
+        Where only the whole file has a length, it counts unless other streams explain it.
         """
         own = [
             declared for index in self.clocks if (declared := _stream_length(container.streams[index])) > 0
@@ -225,10 +219,18 @@ def packets(container: Any, *indices: int) -> Iterator[Any]:
         return
 
 
+def packet_times(packet: Any) -> tuple[float | None, float | None, float]:
+    """Presentation time, decoding time and duration of a packet in seconds."""
+    base = float(packet.time_base)
+    duration = (packet.duration or 0) * base
+    if not duration and packet.stream.type == "video" and packet.stream.average_rate:
+        duration = float(1 / packet.stream.average_rate)
+    pts, dts = (None if time is None else time * base for time in (packet.pts, packet.dts))
+    return pts, dts, duration
+
+
 def is_discontinuous(container: Any) -> bool:
-    """Whether timestamps of this format may start anew (libavformat's AVFMT_TS_DISCONT): a transport stream,
-    ...
-    """
+    """Whether timestamps of this format may start anew (libavformat's AVFMT_TS_DISCONT)."""
     return bool(container.format.flags & 0x0200)
 
 
@@ -249,6 +251,11 @@ def _as_float(frame: Any) -> np.ndarray:
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
     return samples.astype(np.float32) / float(-np.iinfo(samples.dtype).min)
+
+
+def _start(stream: Any) -> float | None:
+    """Timestamp of a stream's first frame; the demuxer leaves out what decoders skip."""
+    return None if stream.start_time is None else float(stream.start_time * stream.time_base)
 
 
 def _stream_length(stream: Any) -> float:

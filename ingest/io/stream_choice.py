@@ -1,6 +1,6 @@
-"""Choose the video and the audio stream of a file: by its flags and names, never just the first.
+"""Choose the video and the audio stream of a file by their flags and titles.
 
-Pure functions on `StreamInfo`; a stream's number counts from 0 among all streams of the file.
+Pure functions on `StreamInfo`. A stream's index counts from 0 among all streams of the file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Step `repair`: what every later step decodes, the local copy or, for a file with several clocks, a repaired
-one.
-"""
+"""Step `repair`: the file that every later step decodes, a repaired copy where the source needs one."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from uniavgen.ingest.records import LocalCopy, PlayableCopy, Probe, SourceRecord
 class RepairStep(Step):
     """Path and facts of the file to decode.
 
-    Analysis starts at the beginning and cuts seek: here both find one clock.
+    Analysis decodes from the beginning and cutting seeks. In this file both find the same clock.
     """
 
     name = "repair"

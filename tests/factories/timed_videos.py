@@ -26,7 +26,7 @@ def run_ffmpeg(*arguments: object) -> None:
 
 
 def timed_base(folder: Path) -> Path:
-    """`SECONDS` of video whose gray level is 16 + 12 t, with speech-like noise, losslessly in `folder`/base.mkv."""
+    """`folder`/base.mkv: `SECONDS` of video whose gray level is 16 + 12 t, with noise as audio."""
     noise = timed_noise()
     soundfile.write(folder / "base.wav", noise, RATE, subtype="PCM_16")
     luma = f"color=black:s=64x64:r=25:d={SECONDS},format=gray,geq=lum='16+T*12',format=yuv420p"
@@ -45,7 +45,7 @@ def timed_noise() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a stretch shows and sounds: second of the base by its first frame, by its audio, and how well that fits."""
+    """Second of the base by the first frame of a span and by its audio, and the audio's correlation."""
 
     video_s: float
     audio_s: float
@@ -98,7 +98,7 @@ def reading(frame: np.ndarray, pcm: np.ndarray) -> Reading:
 
 
 def without_stream_facts(probe: Probe) -> Probe:
-    """The probe as it would be if the first streams were taken and nothing was known of clocks: as in release 0.3."""
+    """The probe as release 0.3.0 would read it: first streams, no repair, plain mono mix, no tone mapping."""
     return replace(
         probe,
         start_s=None,

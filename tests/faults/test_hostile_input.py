@@ -106,10 +106,10 @@ def canaries(tmp_path: Path) -> Iterator[Canaries]:
 def probe_and_decode(path: Path, folder: Path, limits: LimitConfig = LIMITS) -> str:
     """Probe a file, decode its audio and its frames; returns the first failure's kind, or ""."""
     facts = result_or_error(probe_video, str(path), limits)
-    shape = Probe(2.0, 96, 64, 25.0, "", "", True) if isinstance(facts, UserError) else facts
+    shape = Probe(2.0, 96, 64, 25.0, "", "", True, audio_stream=1) if isinstance(facts, UserError) else facts
     ends = [
         facts,
-        result_or_error(decode_audio, str(path), 2.0, folder / "sound.raw", limits),
+        result_or_error(decode_audio, str(path), shape, folder / "sound.raw", limits),
         result_or_error(lambda: list(decode_frames(str(path), shape, 64, 25, folder / "tiny.raw", limits))),
         result_or_error(decode_shot_frames, str(path), shape, 25, folder / "tiny.raw", limits),
     ]
@@ -488,7 +488,7 @@ def test_gap_in_timestamps_yields_at_most_the_longest_allowed_source(tmp_path: P
         "-copyts",
     )
     limits = LimitConfig(max_duration_s=30)
-    facts = Probe(4.0, 96, 64, 25.0, "h264", "aac", True)
+    facts = Probe(4.0, 96, 64, 25.0, "h264", "aac", True, audio_stream=1)
     frames = sum(1 for _ in decode_frames(str(gap), facts, 64, 25, tmp_path / "tiny.raw", limits))
     assert frames <= 30 * 16
-    assert decode_audio(str(gap), 4.0, tmp_path / "sound.raw", limits).duration_s <= 30
+    assert decode_audio(str(gap), facts, tmp_path / "sound.raw", limits).duration_s <= 30

@@ -89,16 +89,17 @@ def test_shot_frames_alone_equal_those_of_the_shared_pass(tmp_path: Path) -> Non
 def test_decoding_ends_at_max_duration(tmp_path: Path) -> None:
     video = flash_and_beep(tmp_path / "a.mkv", "30", 4)
     limits = LimitConfig(max_duration_s=1.5)
-    audio = decode_audio(str(video), 4, tmp_path / "audio.raw", limits)
+    audio = decode_audio(str(video), probe_video(str(video), LIMITS), tmp_path / "audio.raw", limits)
     assert (audio.duration_s, (tmp_path / "audio.raw").stat().st_size) == (1.5, 48_000)
     assert len(list(decode_frames(str(video), probe_video(str(video), LIMITS), 64, 25, None, limits))) == 24
 
 
 def test_audio_span_equals_span_of_whole_track(tmp_path: Path) -> None:
     video = flash_and_beep(tmp_path / "a.mov", "30", 14, "-c:a", "pcm_s16le", "-ar", "16000")
-    audio = decode_audio(str(video), 14, tmp_path / "audio.raw", LIMITS)
+    probed = probe_video(str(video), LIMITS)
+    audio = decode_audio(str(video), probed, tmp_path / "audio.raw", LIMITS)
     for start_s in (0.0, 3.21, 12.5):
-        span = decode_audio_span(str(video), start_s, 2.0, 16_000, LIMITS)
+        span = decode_audio_span(str(video), probed, start_s, 2.0, 16_000, LIMITS)
         assert np.abs(span.astype(int) - audio.span(start_s, start_s + 2.0)).max() <= 1
     assert [*tmp_path.glob("*.part")] == []
 
@@ -144,7 +145,7 @@ def test_playlist_opens_no_other_file(tmp_path: Path, content: str) -> None:
         probe_video(str(trap), LIMITS)
     assert caught.value.kind == "not-a-video"
     with pytest.raises(UserError):
-        decode_audio(str(trap), 1, tmp_path / "audio", LIMITS)
+        decode_audio(str(trap), probe_video(str(video), LIMITS), tmp_path / "audio", LIMITS)
 
 
 def test_exceeded_limit_is_named(tmp_path: Path) -> None:
@@ -162,8 +163,9 @@ def test_exceeded_limit_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["-i.mp4", "a b'\"c.mp4", "line\nbreak.mp4", "päter:1.mp4", "%03d.mp4"])
 def test_odd_names_are_decoded(tmp_path: Path, name: str) -> None:
     video = flash_and_beep(tmp_path / "a.mp4", "25", 2).rename(tmp_path / name)
-    assert probe_video(str(video), LIMITS).duration_s == pytest.approx(2, abs=0.1)
-    assert decode_audio(str(video), 2, tmp_path / "audio", LIMITS).duration_s == pytest.approx(2, abs=0.1)
+    probed = probe_video(str(video), LIMITS)
+    audio = decode_audio(str(video), probed, tmp_path / "audio", LIMITS)
+    assert (probed.duration_s, audio.duration_s) == pytest.approx((2, 2), abs=0.1)
 
 
 def test_missing_ffmpeg_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

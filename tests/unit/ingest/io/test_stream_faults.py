@@ -1,4 +1,4 @@
-"""Badly muxed files: analysis and cut agree on one clock, the right streams, lengths, channels and colours."""
+"""Badly muxed files: one clock for analysis and cut, the right streams, lengths, channels and colours."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -210,7 +210,7 @@ def test_audio_offset_of_source_is_kept(
     picture_s = max(0.0, -delay_s)
     late = source_video.moved(shifted, picture_s, picture_s + delay_s)
     check_together(late, [0.0, 2.5], tmp_path)
-    sound = decode_audio(str(shifted), 9, tmp_path / "sound.raw", LIMITS)
+    sound = decode_audio(str(shifted), probe_video(str(shifted), LIMITS), tmp_path / "sound.raw", LIMITS)
     heard = beeps_heard(sound.span(0, sound.duration_s), 16_000)
     assert heard[-4:] == pytest.approx(late.beeps[-4:], abs=0.002)
 
@@ -326,7 +326,9 @@ def test_video_and_audio_stay_in_sync_after_an_hour(tmp_path: Path, hour: Path, 
         path, times + late, np.mod(times + 1e-6, 1.0) < LIT_S, np.arange(3660.0) + late
     )
     check_together(source_video, [0.0, 1800.0625, 3600.5, 3654.0], tmp_path)
-    heard = beeps_heard(decode_audio_span(str(path), 3600.5, 4.0, 16_000, LIMITS), 16_000)
+    heard = beeps_heard(
+        decode_audio_span(str(path), probe_video(str(path), LIMITS), 3600.5, 4.0, 16_000, LIMITS), 16_000
+    )
     assert heard == pytest.approx(np.arange(4) + 0.5 + late, abs=0.002)
 
 

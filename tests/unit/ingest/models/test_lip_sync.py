@@ -132,7 +132,7 @@ def test_known_offsets_on_real_faces_are_within_80_ms(name: str, tmp_path: Path)
     config = IngestConfig()
     path = str(MEDIA / name)
     probe = probe_video(path, config.limits)
-    sound = media.decode_audio(path, probe.duration_s, tmp_path / "sound.raw", config.limits)
+    sound = media.decode_audio(path, probe, tmp_path / "sound.raw", config.limits)
     reader = FaceReader(config.faces)
     pictures = media.decode_frames(
         path, probe, config.faces.analysis_side, config.shots.fps, None, config.limits
