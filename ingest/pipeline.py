@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from uniavgen.ingest.config import IngestConfig
-from uniavgen.ingest.engine.commits import Committer, disk_full
+from uniavgen.ingest.engine.commits import Committer, cut_rows, disk_full
 from uniavgen.ingest.engine.progress import FailureTotals, IngestSummary, LiveProgress, Progress
 from uniavgen.ingest.engine.ray_graph import finished_sources
 from uniavgen.ingest.engine.run_dir import is_running, make_run_dir, touch_alive
@@ -58,7 +58,10 @@ def ingest(
     committer = Committer(corpus, graph.digest)
     work = committer.pending(listed.entries, retry or bool(step), step)
     summary = IngestSummary(
-        passed_over=listed.passed_over, skipped_done=work.done, skipped_failed=work.failed
+        passed_over=listed.passed_over,
+        skipped_done=work.done,
+        skipped_failed=work.failed,
+        skipped_failed_clips=work.failed_clips,
     )
     contents = committer.contents
     summary.duplicates = {uri: contents[source_id] for uri, source_id in work.duplicates.items()}
@@ -155,7 +158,8 @@ class _BatchedCommits:
         probe = record.result(Probe) if record.source_id else None
         video_s = probe.duration_s if probe else 0.0
         if record.failure is None:
-            rows = record.result(MeasuredRows).clips
+            rows = cut_rows(record)
+            self._count_failed_clips(record)
             summary.sources += 1
             summary.clips += len(rows)
             summary.video_seconds += video_s
@@ -172,6 +176,15 @@ class _BatchedCommits:
         totals.video_seconds += video_s
         summary.failures[kind] = totals.sources
         summary.failed[record.uri] = record.failure.message
+
+    def _count_failed_clips(self, record: SourceRecord) -> None:
+        for row in record.result(MeasuredRows).clips:
+            failure = record.clip_failures.get(row["clip_id"])
+            if failure is not None:
+                totals = self._summary.lost.setdefault(failure.error_type, FailureTotals())
+                totals.clips += 1
+                totals.video_seconds += row["end_s"] - row["start_s"]
+                self._summary.failed_clips[row["clip_id"]] = failure.message
 
 
 def _check_space(corpus: Corpus) -> None:

@@ -224,6 +224,9 @@ class FrameTable:
 
     luma: np.ndarray
     change: np.ndarray
+    cells: np.ndarray | None = None
+    """Mean brightness of 16 x 9 cells, uint8 [F, 9, 16]; clips are compared with it. None in results of
+    release 0.3.0."""
     __pydantic_config__ = ARRAYS
 
 
@@ -345,7 +348,9 @@ class CutMedia:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a source failed: `stage` names the step, `error_type` is a stable slug, `message` a sentence."""
+    """Why a source or a clip failed: `stage` names the step, `error_type` is a stable slug, `message` a
+    sentence.
+    """
 
     stage: str
     error_type: str
@@ -365,6 +370,8 @@ class SourceRecord:
     """Size and modification time, or the server's entity tag. An unchanged source is not read again."""
     bytes: int | None = None
     failure: Failure | None = None
+    clip_failures: dict[str, Failure] = field(default_factory=dict)
+    """By clip_id, the clips that cannot be cut. They are no clips of the corpus; the others are."""
     step_seconds: dict[str, float] = field(default_factory=dict)
     results: dict[type, Any] = field(default_factory=dict, repr=False)
     """By the class of the result."""
@@ -383,11 +390,15 @@ class SourceRecord:
     def to_json(self) -> str:
         """The record without results: what is sent between workers is small whatever the source's length."""
         failure = asdict(self.failure) if self.failure else None
+        clip_failures = {clip: asdict(reason) for clip, reason in self.clip_failures.items()}
         facts = {name: getattr(self, name) for name in ("uri", "source_id", "stamp", "bytes", "step_seconds")}
-        return json.dumps({**facts, "failure": failure})
+        return json.dumps({**facts, "failure": failure, "clip_failures": clip_failures})
 
     @staticmethod
     def from_json(text: str) -> SourceRecord:
         facts = json.loads(text)
         failure = facts.pop("failure")
-        return SourceRecord(**facts, failure=Failure(**failure) if failure else None)
+        clip_failures = {clip: Failure(**reason) for clip, reason in facts.pop("clip_failures").items()}
+        return SourceRecord(
+            **facts, failure=Failure(**failure) if failure else None, clip_failures=clip_failures
+        )

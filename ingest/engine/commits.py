@@ -2,7 +2,8 @@
 
 The order of writes makes a crash harmless: a source's media files are in place before its clips are
 committed, and its clips before its own row. The source row is the proof that it is done; whatever is missing
-behind it is made again by the next run, under the same names. A commit locks the tables and starts by reading
+behind it is made again by the next run, under the same names. A clip that cannot be cut is a row of
+`failures` of its own, and its source is done. A commit locks the tables and starts by reading
 what others (another ingest, `forget`) have written since the last one.
 """
 
@@ -23,6 +24,12 @@ from uniavgen.shards.errors import UserError
 UNREACHABLE = ("vanished", "unreadable", "unreachable", "no-room", "incomplete")
 """Failure kinds that say nothing about the content: an earlier measurement of it stays."""
 
+CLIP_PREFIX = "clip:"
+"""Begins the `uri` of a failed clip, which its clip_id follows."""
+
+CLIP_STAGES = ("cut",)
+"""Steps of ingest in which a clip fails alone. Curation has rows of its own for clips."""
+
 TABLES = ("sources", "clips", "failures")
 
 COMPACT_FILES = 50
@@ -39,6 +46,8 @@ class PendingWork:
     failed: int
     duplicates: dict[str, str]
     """URI of a duplicate that an earlier run found -> source_id."""
+    failed_clips: int = 0
+    """Clips of done sources that failed."""
 
 
 class Committer:
@@ -66,11 +75,19 @@ class Committer:
     def pending(self, entries: list[Entry], retry: bool, step: str = "") -> PendingWork:
         """Sort `entries` into done, failed and to do, by their URIs and stamps alone; no file is read.
 
-        Failed sources are not tried again unless `retry`; with `step`, only those that failed in that step.
-        With `retry` and no step, sources whose clips have lost files are done again too.
+        Failed sources and clips are not tried again unless `retry`; with `step`, only those that failed in
+        that step. With `retry` and no step, sources whose clips have lost files are done again too.
         """
         work = PendingWork([], 0, 0, {})
+        failed_clips = self._failed_clips()
         incomplete = self._sources_with_missing_files() if retry and not step else set()
+        if retry:
+            incomplete |= {
+                row["source_id"]
+                for rows in failed_clips.values()
+                for row in rows.values()
+                if step in ("", row["stage"])
+            }
         for entry in entries:
             failure = self._failures.get(entry.uri)
             rows = [*self._sources.get(entry.uri, []), *([failure] if failure else [])]
@@ -79,6 +96,7 @@ class Committer:
             is_duplicate = failure is not None and failure["error_type"] == DUPLICATE
             if known and settled and known is not failure and known["source_id"] not in incomplete:
                 work.done += 1
+                work.failed_clips += len(failed_clips.get(known["source_id"], {}))
             elif failure and is_duplicate and settled and failure["source_id"] in self._uris:
                 work.duplicates[entry.uri] = failure["source_id"]
             elif (
@@ -169,23 +187,49 @@ class Committer:
             record.failure = Failure("measure", "lost", message)
 
     def _commit_measured(self, records: list[SourceRecord]) -> None:
-        clips = {record.source_id: record.result(MeasuredRows).clips for record in records}
+        clips = {record.source_id: cut_rows(record) for record in records}
         rows = [row for source_rows in clips.values() for row in source_rows]
         old = self._clip_ids(list(clips))
         new = {row["clip_id"] for row in rows}
         self._put("clips", rows, replace=bool(self._with_clips & set(clips)))
         self.corpus.remove("clips", sorted(old - new))
         self.clip_files.delete(old - new)
+        before, new_failures = self._put_clip_failures(records)
         source_rows = [source_row(record, self.digest) for record in records]
         self._put("sources", source_rows, replace=bool(self._uris.keys() & set(clips)))
-        failed_before = [record.uri for record in records if self._failures.pop(record.uri, None)]
-        self.corpus.remove("failures", failed_before)
+        self.corpus.remove("failures", sorted(before - new_failures))
+        for uri in before - new_failures:
+            del self._failures[uri]
         self._with_clips |= set(clips)
         self._new_ids |= set(clips)
         self._uris |= {record.source_id: record.uri for record in records}
         for record in records:
             kept = [row["clip_id"] for row in clips[record.source_id]]
             self.clip_files.keep_only(record.source_id, kept)
+
+    def _put_clip_failures(self, records: list[SourceRecord]) -> tuple[set[str], set[str]]:
+        """Write the failed clips of measured sources; the keys of their failure rows before and now."""
+        listed = self._failed_clips()
+        before = {record.uri for record in records} & self._failures.keys()
+        before |= {uri for record in records for uri in listed.get(record.source_id, {})}
+        rows = []
+        for record in records:
+            for clip, failure in record.clip_failures.items():
+                uri = f"{CLIP_PREFIX}{clip}"
+                attempts = self._failures[uri]["attempts"] + 1 if uri in before else 1
+                rows.append(failure_row(record, failure, self.digest, attempts, uri))
+        new = {row["uri"]: row for row in rows}
+        self._put("failures", rows, replace=bool(self._failures.keys() & new.keys()))
+        self._failures |= new
+        return before, set(new)
+
+    def _failed_clips(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Failure rows of clips that ingest could not make: source_id -> uri of the row -> row."""
+        listed: dict[str, dict[str, dict[str, Any]]] = {}
+        for uri, row in self._failures.items():
+            if uri.startswith(CLIP_PREFIX) and row["stage"] in CLIP_STAGES:
+                listed.setdefault(row["source_id"], {})[uri] = row
+        return listed
 
     def _commit_failed(self, records: list[SourceRecord]) -> None:
         for record in records:
@@ -206,10 +250,17 @@ class Committer:
         old = self._clip_ids(list(failed_ids))
         self.corpus.remove("clips", sorted(old))
         self.clip_files.delete(old)
+        listed = self._failed_clips()
+        gone = {uri for source_id in failed_ids for uri in listed.get(source_id, {})}
+        self.corpus.remove("failures", sorted(gone))
+        for uri in gone:
+            del self._failures[uri]
         rows = []
         for record in records:
+            assert record.failure is not None
             before = self._failures.get(record.uri)
-            rows.append(failure_row(record, self.digest, (before["attempts"] if before else 0) + 1))
+            attempts = (before["attempts"] if before else 0) + 1
+            rows.append(failure_row(record, record.failure, self.digest, attempts, record.uri))
         self._put("failures", rows, replace=any(record.uri in self._failures for record in records))
         self._failures |= {row["uri"]: row for row in rows}
         for source_id in replaced:
@@ -268,12 +319,18 @@ def source_row(record: SourceRecord, digest: str) -> dict[str, Any]:
     }
 
 
-def failure_row(record: SourceRecord, digest: str, attempts: int) -> dict[str, Any]:
-    """The row of the failures table."""
-    assert record.failure is not None
+def cut_rows(record: SourceRecord) -> list[dict[str, Any]]:
+    """Rows of the clips table for the clips of a measured source that could be cut."""
+    return [row for row in record.result(MeasuredRows).clips if row["clip_id"] not in record.clip_failures]
+
+
+def failure_row(
+    record: SourceRecord, failure: Failure, digest: str, attempts: int, uri: str
+) -> dict[str, Any]:
+    """The row of the failures table for a source, or for one of its clips."""
     return {
-        "uri": record.uri,
-        **vars(record.failure),
+        "uri": uri,
+        **vars(failure),
         "attempts": attempts,
         "source_id": record.source_id,
         "stamp": record.stamp,

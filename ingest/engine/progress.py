@@ -66,7 +66,9 @@ class StepSummary:
 
 @dataclass
 class FailureTotals:
-    """Failures of one kind: number of sources, their clip proposals and their length, as far as known."""
+    """Failures of one kind: number of sources, their clip proposals and their length, as far as known; or, of
+    clips that failed alone, number and length of these.
+    """
 
     sources: int = 0
     clips: int = 0
@@ -83,10 +85,14 @@ class IngestSummary:
     """Sources by kind of failure, without duplicates."""
     failed: dict[str, str] = field(default_factory=dict)
     """Message by URI."""
+    failed_clips: dict[str, str] = field(default_factory=dict)
+    """Message by clip_id, for clips that failed alone; their sources are done."""
     lost: dict[str, FailureTotals] = field(default_factory=dict)
     """By kind of failure."""
     skipped_done: int = 0
     skipped_failed: int = 0
+    skipped_failed_clips: int = 0
+    """Clips of done sources that failed before."""
     duplicates: dict[str, str] = field(default_factory=dict)
     """URI of the duplicate -> URI of the source with the same content."""
     passed_over: dict[str, str] = field(default_factory=dict)

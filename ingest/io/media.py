@@ -194,7 +194,12 @@ def constant_rate_video(video: Any, clock_s: float, fps: int) -> Any:
 
 def exact_audio(source: Any, probe: Probe, clock_s: float, rate: int, samples: int) -> Any:
     """Exactly `samples` at `rate` from timestamp `clock_s` on, with silence where there is no audio."""
-    audio = one_channel(source, probe).filter("aresample", rate).filter("atrim", start=f"{clock_s:.6f}")
+    return exact_span(one_channel(source, probe).filter("aresample", rate), clock_s, samples)
+
+
+def exact_span(audio: Any, clock_s: float, samples: int) -> Any:
+    """Exactly `samples` of an audio stream from timestamp `clock_s` on, with silence where there is none."""
+    audio = audio.filter("atrim", start=f"{clock_s:.6f}")
     audio = audio.filter("asetpts", f"PTS-{clock_s:.6f}/TB")
     audio = audio.filter("aresample", **{"async": 1, "first_pts": 0}).filter("apad", whole_len=samples)
     # an encoder takes its block size from the first frame, which atrim may leave with 8 samples

@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uniavgen.ingest.config import CutConfig, LimitConfig
+from uniavgen.ingest.config import CutConfig
 from uniavgen.ingest.engine.clip_files import ClipFiles
 from uniavgen.ingest.engine.step import Step, StepGraph
-from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, open_input_at, run_graph
-from uniavgen.ingest.io.media import constant_rate_video, exact_audio, scaled, shown_video
+from uniavgen.ingest.io.audio import AudioFile
+from uniavgen.ingest.io.clip_encoding import ClipEncode, Framing, check_lengths, encode_clips, shared_passes
+from uniavgen.ingest.io.clip_proof import (
+    SEARCH_S,
+    clip_pictures,
+    clip_sound,
+    compare_pictures,
+    compare_sound,
+    picture_cells,
+    resampled,
+)
+from uniavgen.ingest.io.media import decode_frames
 from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.measures.clip_parts import clip_face, clip_frames
+from uniavgen.ingest.measures.picture import THUMBNAIL_WIDTH, thumbnail
 from uniavgen.ingest.models.face_reader import OVAL
-from uniavgen.ingest.records import CutMedia, MeasuredRows, PlayableCopy, Probe, Proposals, SourceRecord
+from uniavgen.ingest.records import (
+    AUDIO_RATE,
+    CutMedia,
+    Failure,
+    FrameTable,
+    MeasuredRows,
+    PlayableCopy,
+    Probe,
+    Proposals,
+    SourceRecord,
+)
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import FaceTrack
-from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, samples_for_frames
+from uniavgen.shards.timing import VIDEO_FPS
+
+CLIP_FAULTS = ("cut-failed", "clip-differs")
+"""Kinds of errors that cost one clip, not its source. Others are faults of the machine (no-space, timeout,
+memory), which say nothing about the clip."""
 
 
 class CutStep(Step):
@@ -48,12 +75,87 @@ class CutStep(Step):
         }
         extensions = ("mp4", "flac") if record.result(Probe).has_audio else ("mp4",)
         missing = self._files.start_cutting(record.source_id, recipes, extensions)
-        for index, (row, framing) in enumerate(zip(rows, framings, strict=True)):
-            if row["clip_id"] in missing:
-                self._cut(record, row, framing)
-                self._files.mark_cut(record.source_id, row["clip_id"])
-            self._files.write(row["clip_id"], "face.npz", face_track(record, index, framing).to_bytes())
+        wanted = [self._encode(row, framing) for row, framing in zip(rows, framings, strict=True)]
+        errors = self._cut_all(record, [clip for clip in wanted if clip.mp4.stem in missing])
+        record.clip_failures = {}
+        for index, (row, clip) in enumerate(zip(rows, wanted, strict=True)):
+            name = row["clip_id"]
+            if name in errors:
+                record.clip_failures[name] = self._clip_failure(record, row, errors[name])
+                self._files.delete([name])
+            else:
+                self._files.write(name, "face.npz", face_track(record, index, clip.framing).to_bytes())
         return CutMedia()
+
+    def _cut_all(self, record: SourceRecord, clips: list[ClipEncode]) -> dict[str, UserError]:
+        """Cut and check clips; the errors of those that fail, by clip_id."""
+        errors: dict[str, UserError] = {}
+        playable, config = record.result(PlayableCopy), self.config
+        waiting = shared_passes(clips)
+        while waiting:
+            together = waiting.pop(0)
+            try:
+                with _temporary(together):
+                    encode_clips(playable.path, playable.probe, together, config.cut, config.limits)
+                    for clip in together:
+                        try:
+                            self._finish(record, clip)
+                        except UserError as error:
+                            errors[clip.mp4.stem] = _of_clip(error, playable.path)
+            except UserError as error:
+                _of_clip(error, playable.path)
+                if len(together) > 1:  # one clip must not cost the others
+                    waiting = [[clip] for clip in together] + waiting
+                else:
+                    errors[together[0].mp4.stem] = error
+        return errors
+
+    def _finish(self, record: SourceRecord, clip: ClipEncode) -> None:
+        """Check an encoded clip, and move its files into the corpus."""
+        playable = record.result(PlayableCopy)
+        check_lengths(clip, playable.probe.has_audio, playable.path)
+        self._prove(record, clip)
+        for part in (clip.mp4, clip.flac)[: 1 + playable.probe.has_audio]:
+            final = self._files.path(part.stem, part.suffix[1:])
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part, final)
+        self._files.mark_cut(record.source_id, clip.mp4.stem)
+
+    def _prove(self, record: SourceRecord, clip: ClipEncode) -> None:
+        """Raise UserError (clip-differs) if a clip does not hold what was analysed."""
+        reasons = []
+        if record.result(Probe).has_audio:
+            sound = record.result(AudioFile).span(clip.start_s - SEARCH_S, clip.end_s + SEARCH_S)
+            analysed = resampled(sound.astype(np.float32) / 32768, AUDIO_RATE)
+            reasons.append(compare_sound(clip_sound(clip.flac), analysed).fault)
+        pictures = clip_pictures(clip.mp4, clip.framing.crop)
+        first = round(clip.start_s * VIDEO_FPS)
+        reasons.append(compare_pictures(pictures, self._analysed_cells(record), first).fault)
+        if any(reasons):
+            what = "; ".join(reason for reason in reasons if reason)
+            raise UserError(what, where=printable(record.uri), kind="clip-differs")
+
+    def _analysed_cells(self, record: SourceRecord) -> np.ndarray:
+        """Cells of every frame as the analysis decoded it, uint8 [F, 9, 16]."""
+        frames = record.result(FrameTable)
+        if frames.cells is None:  # measured by release 0.3.0
+            playable, limits = record.result(PlayableCopy), self.config.limits
+            decoded = decode_frames(playable.path, playable.probe, THUMBNAIL_WIDTH, 1, None, limits)
+            cells = [picture_cells(thumbnail(frame)) for frame in decoded]
+            frames = replace(frames, cells=np.array(cells, np.uint8))
+            record.results[FrameTable] = frames
+        assert frames.cells is not None
+        return frames.cells
+
+    def _clip_failure(self, record: SourceRecord, row: dict[str, Any], error: UserError) -> Failure:
+        span = f"{row['start_s']:.2f} to {row['end_s']:.2f} s of {printable(record.uri)}"
+        return Failure(self.name, error.kind, f"{error.what} ({span})")
+
+    def _encode(self, row: dict[str, Any], framing: Framing) -> ClipEncode:
+        name = row["clip_id"]
+        frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
+        parts = self.run_dir / f"{name}.mp4", self.run_dir / f"{name}.flac"
+        return ClipEncode(row["start_s"], frames, framing, *parts)
 
     def _framing(self, record: SourceRecord, index: int) -> Framing:
         probe = record.result(Probe)
@@ -71,21 +173,23 @@ class CutStep(Step):
             *([variant] if variant else []),
         ]
 
-    def _cut(self, record: SourceRecord, row: dict[str, Any], framing: Framing) -> None:
-        playable = record.result(PlayableCopy)
-        frames = round((row["end_s"] - row["start_s"]) * VIDEO_FPS)
-        target = self._files.path(row["clip_id"], "mp4"), self._files.path(row["clip_id"], "flac")
-        cut_clip(
-            playable.path,
-            playable.probe,
-            row["start_s"],
-            frames,
-            framing,
-            target,
-            self.run_dir,
-            self.config.cut,
-            self.config.limits,
-        )
+
+def _of_clip(error: UserError, path: str) -> UserError:
+    """The error, if it is one of a clip. Raises it if it is one of the machine or of the whole source."""
+    if error.kind not in CLIP_FAULTS or "No space left" in str(error) or not os.path.exists(path):
+        raise error
+    return error
+
+
+@contextmanager
+def _temporary(clips: list[ClipEncode]) -> Iterator[None]:
+    """Delete the files of these clips that are still in the run directory at the end."""
+    try:
+        yield
+    finally:
+        for clip in clips:
+            clip.mp4.unlink(missing_ok=True)
+            clip.flac.unlink(missing_ok=True)
 
 
 def face_track(record: SourceRecord, index: int, framing: Framing) -> FaceTrack:
@@ -99,34 +203,6 @@ def face_track(record: SourceRecord, index: int, framing: Framing) -> FaceTrack:
     oval[rows], box[rows] = framing.transform(faces.oval), framing.transform(faces.box)
     score[rows] = faces.score
     return FaceTrack(oval, box, score)
-
-
-@dataclass(frozen=True)
-class Framing:
-    """The crop of a clip, constant over its frames, and the size to which it is scaled.
-
-    `x`, `y`, `crop_width`, `crop_height` are in pixels of the displayed source frame of `source_width` x
-    `source_height`.
-    """
-
-    source_width: int
-    source_height: int
-    x: int
-    y: int
-    crop_width: int
-    crop_height: int
-    width: int
-    height: int
-
-    def transform(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 2] or boxes [..., 4], from fractions of the source frame to those of the clip's."""
-        origin = np.array([self.x, self.y], points.dtype)
-        span = np.array([self.crop_width, self.crop_height], points.dtype)
-        pairs = points.reshape(*points.shape[:-1], points.shape[-1] // 2, 2)
-        transformed = (
-            pairs * np.array([self.source_width, self.source_height], points.dtype) - origin
-        ) / span
-        return transformed.reshape(points.shape).astype(points.dtype)
 
 
 def choose_framing(width: int, height: int, boxes: np.ndarray, cut: CutConfig) -> Framing:
@@ -170,89 +246,3 @@ def size_within(width: float, height: float, pixels: int, multiple: int) -> tupl
     fits = [(a, d) for a, d in larger if a * multiple <= width and d * multiple <= height]
     best = max(fits, key=lambda size: size[0] * size[1], default=(across, down))
     return best[0] * multiple, best[1] * multiple
-
-
-def cut_clip(
-    path: str,
-    probe: Probe,
-    start_s: float,
-    frames: int,
-    framing: Framing,
-    target: tuple[Path, Path],
-    run_dir: Path,
-    cut: CutConfig,
-    limits: LimitConfig,
-) -> None:
-    """Encode `frames` frames at 16 fps from `start_s`, and audio of that length, to `target` (.mp4, .flac).
-
-    A source frame is shown at the nearest time of the 16 fps grid: at most 31 ms off, 0 on average. Audio is
-    exact to the sample. A source without audio gives no .flac. Both files are written to `run_dir` first.
-    Everything is encoded again, because a copied stream starts at packet boundaries. Raises UserError:
-    cut-failed if an encode has another length, no-space, timeout, memory.
-    """
-    mp4, flac = (run_dir / final.name for final in target)
-    graph = _clip_graph(path, probe, start_s, frames, framing, mp4, flac, cut, limits)
-    parts = (mp4, flac) if probe.has_audio else (mp4,)
-    try:
-        run_graph(
-            graph, path, frames / VIDEO_FPS + SEEK_MARGIN_S, limits, "the clip cannot be cut", "cut-failed"
-        )
-        _check_lengths(parts, frames, path)
-        for part, final in zip(parts, target, strict=False):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part, final)
-    except BaseException:
-        for part in parts:
-            part.unlink(missing_ok=True)
-        raise
-
-
-def _clip_graph(
-    path: str,
-    probe: Probe,
-    start_s: float,
-    frames: int,
-    framing: Framing,
-    mp4: Path,
-    flac: Path,
-    cut: CutConfig,
-    limits: LimitConfig,
-) -> Any:
-    """The ffmpeg graph that encodes one clip."""
-    import ffmpeg
-
-    source, clock_s = open_input_at(path, probe, start_s, limits)
-    video = constant_rate_video(shown_video(source, probe), clock_s, VIDEO_FPS)
-    if (framing.crop_width, framing.crop_height) != (framing.source_width, framing.source_height):
-        across, down = 1 / framing.source_width, 1 / framing.source_height
-        # in fractions of the frame: the decoded one is smaller than the displayed one for oblong pixels
-        crop = [f"iw*{framing.crop_width * across:.9f}", f"ih*{framing.crop_height * down:.9f}"]
-        crop += [f"iw*{framing.x * across:.9f}", f"ih*{framing.y * down:.9f}"]
-        video = video.filter("crop", *crop, exact=1)
-    video = scaled(video, probe, framing.width, framing.height, "bicubic").filter("setsar", "1")
-    h264 = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": cut.crf, "preset": cut.preset}
-    options = {**h264, "movflags": "+faststart", "threads": limits.decoder_threads, "map_metadata": -1}
-    graph = ffmpeg.output(video, f"file:{mp4}", vframes=frames, **options)
-    if probe.has_audio:
-        audio = exact_audio(source, probe, clock_s, SAMPLE_RATE, samples_for_frames(frames))
-        lossless = {"acodec": "flac", "sample_fmt": "s16", "ac": 1, "ar": SAMPLE_RATE}
-        graph = ffmpeg.merge_outputs(graph, ffmpeg.output(audio, f"file:{flac}", map_metadata=-1, **lossless))
-    return graph
-
-
-def _check_lengths(parts: tuple[Path, ...], frames: int, path: str) -> None:
-    import av
-    import soundfile
-
-    with av.open(str(parts[0]), mode="r") as container:
-        video = container.streams.video[0]
-        count, rate = video.frames, video.average_rate
-    if count != frames or rate != VIDEO_FPS:
-        message = f"the cut has {count} frames at {rate} fps instead of {frames} at {VIDEO_FPS}"
-        raise UserError(message, where=printable(path), kind="cut-failed")
-    expected = samples_for_frames(frames)
-    for part in parts[1:]:
-        samples = soundfile.info(str(part)).frames
-        if samples != expected:
-            message = f"the cut has {samples} samples instead of {expected}"
-            raise UserError(message, where=printable(path), kind="cut-failed")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from uniavgen.ingest.engine.step import FrameStep
+from uniavgen.ingest.io.clip_proof import picture_cells
 from uniavgen.ingest.measures.clip_parts import clip_frames
 from uniavgen.ingest.records import FrameTable, Proposals, SourceRecord
 
@@ -15,6 +16,9 @@ STILL, STILL_SHARE = 0.05, 0.1
 or by less than STILL_SHARE of the clip's 90th percentile. Heuristic: an encode at x264's crf 30 changes
 repeated frames by up to 0.24, while a talking head moves by 0.5 to 5; frames that stay still for long settle
 below 0.05."""
+
+THUMBNAIL_WIDTH = 64
+"""Width in pixels of the frames that are compared."""
 
 BLACK = 16.0
 """Mean brightness below which a frame counts as black (the bottom of broadcast range)."""
@@ -47,6 +51,7 @@ class PictureCollector:
     def __init__(self) -> None:
         self._luma: list[float] = []
         self._change: list[float] = []
+        self._cells: list[np.ndarray] = []
         self._before: np.ndarray | None = None
 
     def add_frame(self, index: int, frame: np.ndarray) -> None:
@@ -55,10 +60,12 @@ class PictureCollector:
         self._change.append(
             FIRST_CHANGE if self._before is None else float(np.abs(small - self._before).mean())
         )
+        self._cells.append(picture_cells(small))
         self._before = small
 
     def result(self) -> FrameTable:
-        return FrameTable(np.array(self._luma, np.float32), np.array(self._change, np.float32))
+        cells = np.array(self._cells, np.uint8)
+        return FrameTable(np.array(self._luma, np.float32), np.array(self._change, np.float32), cells)
 
 
 def picture_signals(frames: FrameTable, first: int, last: int) -> dict[str, float | None]:
@@ -80,9 +87,10 @@ def frozen_ratio(change: np.ndarray) -> float | None:
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
-    """Brightness float32 [h, 64] of uint8 [H, W, 3] RGB, small enough to compare frames cheaply."""
+    """Brightness float32 [h, THUMBNAIL_WIDTH] of uint8 [H, W, 3] RGB, to compare frames cheaply."""
     import cv2
 
     height, width = frame.shape[:2]
-    small = cv2.resize(frame, (64, max(1, round(64 * height / width))), interpolation=cv2.INTER_AREA)
+    size = THUMBNAIL_WIDTH, max(1, round(THUMBNAIL_WIDTH * height / width))
+    small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     return np.asarray(small @ np.array([0.299, 0.587, 0.114], np.float32), np.float32)

@@ -37,7 +37,9 @@ def ingest(
         int | None,
         typer.Option("--forecast", min=1, help="Measure only N sources and predict the others.", metavar="N"),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any source failed.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if any source or clip failed.")
+    ] = False,
 ) -> dict[str, Any]:
     """Measure raw videos and cut clips into a corpus.
 
@@ -63,7 +65,7 @@ def ingest(
         summary = ingest_corpus(sources, corpus, settings, retry=retry, step=step)
     else:
         summary = forecast_corpus(sources, corpus, settings, forecast)
-    if strict and summary["failures"]:
+    if strict and (summary["failures"] or summary.get("failed_clips")):
         raise CheckFailed(summary)
     return summary
 

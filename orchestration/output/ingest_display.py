@@ -228,6 +228,10 @@ def show_summary(summary: IngestSummary, sources: Sequence[str], corpus: str) ->
         console.table(
             "lost by kind of failure", ("kind", "sources", "clips", "video hours"), lost_rows(summary)
         )
+    for clip, message in list(summary.failed_clips.items())[:MAX_FAILURE_LINES]:
+        print_(f"clip {clip}: {message}", style="yellow")
+    if len(summary.failed_clips) > MAX_FAILURE_LINES:
+        print_("further failed clips are not printed; each is a row of the failures table", style="yellow")
     if summary.passed_over:
         reasons = Counter(summary.passed_over.values()).most_common()
         print_("files skipped: " + ", ".join(f"{count:,} × {why}" for why, count in reasons))
@@ -247,6 +251,8 @@ def headline(summary: IngestSummary) -> str:
     parts = [f"ingested {summary.sources:,} sources ({format_duration(summary.video_seconds)} of video)"]
     parts.append(f"{summary.clips:,} clips ({format_duration(summary.clip_seconds)})")
     parts.append(f"{sum(summary.failures.values()):,} failed")
+    if summary.failed_clips:
+        parts.append(f"{len(summary.failed_clips):,} clips failed")
     if summary.skipped_done:
         parts.append(f"{summary.skipped_done:,} were done before")
     times = f"{format_duration(summary.seconds)}" + (
@@ -294,9 +300,15 @@ def next_steps(summary: IngestSummary, sources: Sequence[str], corpus: str) -> l
     hints = []
     if summary.failures:
         hints.append(f"retry the failed sources: {again} --retry")
+    elif summary.failed_clips:
+        hints.append(f"retry the failed clips: {again} --retry")
     elif summary.skipped_failed:
         hints.append(
             f"{summary.skipped_failed:,} sources failed before and were skipped; retry them: {again} --retry"
+        )
+    if summary.skipped_failed_clips:
+        hints.append(
+            f"{summary.skipped_failed_clips:,} clips failed before and were skipped; retry them: {again} --retry"
         )
     if summary.clips or summary.skipped_done:
         where = shlex.join(["--corpus", corpus])

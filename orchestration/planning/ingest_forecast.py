@@ -123,7 +123,8 @@ def corpus_totals(corpus: Corpus, policy: str) -> dict[str, float]:
 
     kept = kept_clips(corpus, policy)
     durations = corpus.read("sources", ["duration_s"])["duration_s"].to_pylist()
-    failures = len(corpus.read("failures", ["uri"]))
+    # a clip that failed alone is no source
+    failures = sum(not uri.startswith("clip:") for uri in corpus.read("failures", ["uri"])["uri"].to_pylist())
     clips = corpus.read("clips", ["clip_id", "start_s", "end_s"])
     lengths = pc.subtract(clips["end_s"], clips["start_s"]).to_pylist()
     return {

@@ -45,7 +45,7 @@ def record(
         for span in spans
     ]
     source = {"duration_s": 10.0, "width": 64, "shots": [{"label": "", "start_s": 0.0, "end_s": 10.0}]}
-    made = SourceRecord(uri or f"/videos/{name}.mp4", name, stamp, 100, failure, {"cut": 1.5})
+    made = SourceRecord(uri or f"/videos/{name}.mp4", name, stamp, 100, failure, step_seconds={"cut": 1.5})
     made.results = {Probe: PROBE, MeasuredRows: MeasuredRows(rows, source), Proposals: Proposals([])}
     return made
 
@@ -279,3 +279,84 @@ def test_compact_merges_files_and_keeps_rows(tmp_path: Path, monkeypatch: pytest
     corpus.compact("failures", 1)
     assert len(list((corpus.root / "failures").glob("*.parquet"))) == 1
     assert len(corpus.read("failures")) == 7
+
+
+DIFFERS = Failure("cut", "clip-differs", "its sound is not the analysed one: lag +120 ms")
+
+
+def with_failed_clip(name: str, number: int = 1, failure: Failure = DIFFERS) -> tuple[SourceRecord, str]:
+    """A record one of whose clips could not be cut, and the id of that clip."""
+    made = record(name, clips=3)
+    clip: str = made.results[MeasuredRows].clips[number]["clip_id"]
+    made.clip_failures = {clip: failure}
+    return made, clip
+
+
+def test_failed_clip_costs_itself_alone(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    made, clip = with_failed_clip("a")
+    files = {row["clip_id"]: media_of(corpus, row) for row in made.results[MeasuredRows].clips}
+    ClipFiles(corpus.root, "run").start_cutting("a", dict.fromkeys(files, 1))
+    commit(corpus, [made, record("b")], "d1")
+    assert counts(corpus) == (2, 4, 1)
+    (row,) = corpus.read("failures").to_pylist()
+    assert (row["uri"], row["source_id"], row["stage"], row["error_type"]) == (
+        f"clip:{clip}",
+        "a",
+        "cut",
+        "clip-differs",
+    )
+    assert "+120 ms" in row["message"]
+    assert clip not in corpus.read("clips")["clip_id"].to_pylist()
+    assert {name for name, path in files.items() if path.exists()} == files.keys() - {clip}
+
+
+def test_failed_clips_are_done_until_they_are_retried(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    made, _ = with_failed_clip("a")
+    commit(corpus, [made, record("b")], "d1")
+    work = pending(corpus, made.uri, "1")
+    assert (len(work.todo), work.done, work.failed_clips) == (0, 1, 1)
+    files = ClipFiles(corpus.root)
+    for row in corpus.read("clips").to_pylist():
+        for extension in EXTENSIONS:
+            files.write(row["clip_id"], extension, b"video")
+    assert not pending(corpus, "/videos/b.mp4", "1", retry=True).todo
+    tried = [len(pending(corpus, made.uri, "1", retry=True, step=step).todo) for step in ("", "cut", "faces")]
+    assert tried == [1, 1, 0]
+    # it fails again, then it can be cut
+    commit(corpus, [with_failed_clip("a")[0]], "d1")
+    assert corpus.read("failures")["attempts"].to_pylist() == [2]
+    commit(corpus, [record("a", clips=3)], "d1")
+    assert counts(corpus) == (2, 5, 0)
+
+
+def test_clip_that_fails_under_other_settings_leaves_the_corpus(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    commit(corpus, [record("a", clips=3)], "d1")
+    committer = Committer(corpus, "d2")
+    committer.commit([with_failed_clip("a", 0)[0]])
+    committer.commit([with_failed_clip("a", 2)[0]])
+    assert counts(corpus) == (1, 2, 1)
+    committer.commit([record("a", failure=LOST)])
+    assert counts(corpus) == (0, 0, 1)
+    assert corpus.read("failures")["uri"].to_pylist() == ["/videos/a.mp4"]
+
+
+def test_failed_clip_is_committed_before_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    committer = Committer(corpus, "d1")
+    append = corpus.append
+
+    def killed(table: str, rows: list[dict[str, Any]]) -> int:
+        if table == "sources":
+            raise KeyboardInterrupt
+        return append(table, rows)
+
+    monkeypatch.setattr(corpus, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        committer.commit([with_failed_clip("a")[0]])
+    assert counts(corpus) == (0, 2, 1)
+    monkeypatch.undo()
+    commit(corpus, [with_failed_clip("a")[0]], "d1")
+    assert counts(corpus) == (1, 2, 1)

@@ -88,7 +88,9 @@ def test_error_on_missing_file_is_vanished(tmp_path: Path) -> None:
 
 def test_record_is_sent_without_results() -> None:
     failure = Failure("probe", "not-a-video", "no video")
-    sent = SourceRecord("/videos/a.mp4", "a", "1", 100, failure, {"cut": 1.5}, {Proposals: Proposals([])})
+    sent = SourceRecord(
+        "/videos/a.mp4", "a", "1", 100, failure, {"c": failure}, {"cut": 1.5}, {Proposals: Proposals([])}
+    )
     received = SourceRecord.from_json(sent.to_json())
     assert not received.results
     sent.results = {}
