@@ -2,9 +2,9 @@
 
 Analysis decodes a source from its start; a cut seeks. Where both read other parts, other streams, other
 channels or other colours, the words and signals of a clip describe something else than its files hold. The
-comparison needs no model: sound against sound at 8 kHz (correlation, lag, level), and the brightness of 16 x 9
-cells of the frames. All limits are heuristics, set by the distances of right clips and of planted wrong ones
-(docs/data-quality.md has the figures).
+comparison needs no model: sound against sound at 8 kHz (correlation, lag, level), and the brightness of 16 x
+9 cells of the frames. All limits are heuristics: they lie between the distances of right clips and those of
+planted wrong ones (docs/data-quality.md has the figures).
 """
 
 from __future__ import annotations

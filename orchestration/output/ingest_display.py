@@ -307,9 +307,8 @@ def next_steps(summary: IngestSummary, sources: Sequence[str], corpus: str) -> l
             f"{summary.skipped_failed:,} sources failed before and were skipped; retry them: {again} --retry"
         )
     if summary.skipped_failed_clips:
-        hints.append(
-            f"{summary.skipped_failed_clips:,} clips failed before and were skipped; retry them: {again} --retry"
-        )
+        count = f"{summary.skipped_failed_clips:,}"
+        hints.append(f"{count} clips failed before and were skipped; retry them: {again} --retry")
     if summary.clips or summary.skipped_done:
         where = shlex.join(["--corpus", corpus])
         hints.append(f"next: uniavgen curate {where} && uniavgen report {where}")

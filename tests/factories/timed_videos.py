@@ -7,12 +7,12 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+from clip_cutting import cut_one
 
-from uniavgen.ingest.config import CutConfig, LimitConfig
+from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io import media
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.probe_client import probe_video, repair_video
-from uniavgen.ingest.measures.cut import choose_framing, cut_clip
 from uniavgen.ingest.records import Probe
 
 LIMITS = LimitConfig()
@@ -71,15 +71,10 @@ class Analysed:
         return reading(self.frames[round(start_s * 16)], pcm.astype(np.float64) / 32768)
 
     def cut(self, start_s: float, seconds: float = 1.5) -> Reading:
-        mp4, flac = self.folder / "clip.mp4", self.folder / "clip.flac"
-        framing = choose_framing(self.probe.width, self.probe.height, np.zeros((0, 4)), CutConfig())
-        frames = round(seconds * 16)
-        cut_clip(
-            self.path, self.probe, start_s, frames, framing, (mp4, flac), self.folder, CutConfig(), LIMITS
-        )
-        with av.open(str(mp4)) as container:
+        clip = cut_one(self.path, self.probe, start_s, round(seconds * 16), self.folder)
+        with av.open(str(clip.mp4)) as container:
             first = next(container.decode(video=0)).to_ndarray(format="rgb24")
-        pcm, rate = soundfile.read(flac)
+        pcm, rate = soundfile.read(clip.flac)
         times = np.arange(round(seconds * RATE)) / RATE
         return reading(first, np.interp(times, np.arange(len(pcm)) / rate, pcm))
 

@@ -14,8 +14,7 @@ from uniavgen.ingest.engine.progress import RunState
 from uniavgen.ingest.engine.runner import Runner
 from uniavgen.ingest.engine.step import POOLS, StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
-from uniavgen.ingest.io import media
-from uniavgen.ingest.measures import cut
+from uniavgen.ingest.io import clip_encoding, media
 from uniavgen.ingest.measures.listen import AudioMeter
 from uniavgen.ingest.measures.registry import step_graph
 from uniavgen.ingest.models.diarizer import Diarizer
@@ -36,7 +35,7 @@ MODELS: tuple[tuple[Any, str], ...] = (
     (TextDetector, "covered"),
     (AudioMeter, "signals"),
     (media, "decode_frames"),
-    (cut, "run_graph"),
+    (clip_encoding, "run_graph"),
 )
 
 

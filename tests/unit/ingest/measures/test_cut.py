@@ -13,14 +13,16 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from clip_cutting import cut_one
 from hypothesis import given
 from hypothesis import strategies as st
 
 from uniavgen.ingest.config import CutConfig, LimitConfig
+from uniavgen.ingest.io.clip_encoding import Framing
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.media import decode_audio, decode_audio_span, decode_clip_frames, decode_frames
 from uniavgen.ingest.io.probe_client import probe_video
-from uniavgen.ingest.measures.cut import Framing, choose_framing, cut_clip, size_within
+from uniavgen.ingest.measures.cut import choose_framing, size_within
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import decode_video
 
@@ -102,12 +104,11 @@ def cut(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames and audio of a cut clip, read from its files."""
     found = probe_video(str(source_video), LIMITS)
-    config = config or CutConfig(pixels=96 * 64)
-    target = folder / "out" / "c.mp4", folder / "out" / "c.flac"
-    shown = choose_framing(found.width, found.height, np.zeros((0, 4)), config)
-    cut_clip(str(source_video), found, start_s, frames, shown, target, folder, config, LIMITS)
-    sound, rate = soundfile.read(target[1])
-    pictures = decode_video(target[0].read_bytes())
+    clip = cut_one(
+        str(source_video), found, start_s, frames, folder / "out", config or CutConfig(pixels=96 * 64)
+    )
+    sound, rate = soundfile.read(clip.flac)
+    pictures = decode_video(clip.mp4.read_bytes())
     assert (rate, len(sound), len(pictures)) == (24_000, frames * 1500, frames)
     return pictures, sound
 
@@ -380,16 +381,11 @@ def test_downmix_keeps_centre_channel(tmp_path: Path) -> None:
     assert np.abs(sound).max() > 0.05
 
 
-def test_too_short_cut_raises_and_leaves_no_file(tmp_path: Path, source_video: SourceVideo) -> None:
-    found, config = probe_video(str(source_video.path), LIMITS), CutConfig()
-    whole = choose_framing(found.width, found.height, np.zeros((0, 4)), config)
-    (work := tmp_path / "work").mkdir()
-    target = tmp_path / "c.mp4", tmp_path / "c.flac"
+def test_too_short_cut_raises(tmp_path: Path, source_video: SourceVideo) -> None:
+    found = probe_video(str(source_video.path), LIMITS)
     with pytest.raises(UserError, match="frames") as caught:
-        cut_clip(str(source_video.path), found, 7.0, 80, whole, target, work, config, LIMITS)
+        cut_one(str(source_video.path), found, 7.0, 80, tmp_path)
     assert caught.value.kind == "cut-failed"
-    assert not [*work.iterdir()]
-    assert not target[0].exists()
 
 
 def test_clip_frames_are_decoded_at_their_times(source_video: SourceVideo) -> None:
@@ -404,10 +400,8 @@ def cut_picture(
 ) -> np.ndarray:
     """The first frame of a cut, in grey."""
     found = probe_video(str(source_video), LIMITS)
-    shown = choose_framing(found.width, found.height, np.zeros((0, 4)) if boxes is None else boxes, config)
-    target = folder / "p.mp4", folder / "p.flac"
-    cut_clip(str(source_video), found, 0.0, 8, shown, target, folder, config, LIMITS)
-    picture: np.ndarray = decode_video(target[0].read_bytes())[0].mean(axis=-1)
+    clip = cut_one(str(source_video), found, 0.0, 8, folder, config, boxes)
+    picture: np.ndarray = decode_video(clip.mp4.read_bytes())[0].mean(axis=-1)
     return picture
 
 
