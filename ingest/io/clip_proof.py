@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from uniavgen.ingest.io.uris import printable
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 
@@ -216,7 +215,7 @@ def clip_pictures(path: Path, crop: tuple[float, float, float, float]) -> ClipPi
         index.append(number)
         cells.append(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
     if not cells:
-        raise UserError("the cut has no frame", where=printable(path), kind="cut-failed")
+        raise UserError("the cut has no frame", where=path, kind="cut-failed")
     return ClipPictures(np.array(index), np.array(cells, np.float32), rows, columns)
 
 
@@ -255,9 +254,7 @@ def _small_luma(path: Path) -> Iterator[tuple[int, np.ndarray]]:
             if last is not None:
                 yield small(last)
     except av.error.FFmpegError as error:
-        raise UserError(
-            f"the cut cannot be decoded: {error}", where=printable(path), kind="cut-failed"
-        ) from error
+        raise UserError(f"the cut cannot be decoded: {error}", where=path, kind="cut-failed") from error
 
 
 def luma_of(rgb: np.ndarray) -> np.ndarray:

@@ -100,7 +100,7 @@ def test_only_missing_results_are_measured(
     rows = stored(first, folders, graph, "measure", MeasuredRows).clips
     assert rows
     unmeasured = {name for name in SIGNALS if rows[0][name] is None}
-    assert unmeasured == {"syncnet_confidence", "syncnet_distance"}
+    assert unmeasured == {"channel_correlation", "syncnet_confidence", "syncnet_distance"}
     assert rows[0]["face_coverage"] == 1.0
     cut = {path: path.stat().st_mtime_ns for path in (folders[1] / "media").rglob("*.mp4")}
 

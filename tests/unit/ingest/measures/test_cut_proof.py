@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return timed_base(tmp_path_factory.mktemp("base"))
 
 
-def joined(base: Path, folder: Path, *options: object) -> Plant:
+def joined(base: Path, folder: Path, wrong: tuple[float, float], *options: object) -> Plant:
     """8 s, then the same video from 4 s on with other timestamps, read without a repaired copy."""
     path, parts = folder / "joined.ts", []
     for number, (start, end, more) in enumerate(((0, 8, ()), (4, 18, options))):
@@ -51,15 +51,15 @@ def joined(base: Path, folder: Path, *options: object) -> Plant:
     plain = replace(
         without_stream_facts(probe), video_stream=probe.video_stream, audio_stream=probe.audio_stream
     )
-    return Plant((path, plain), (path, plain), ((17.0, 19.0),), "", right=((1.0, 3.0),))
+    return Plant((path, plain), (path, plain), (wrong,), "")
 
 
 def restarting(base: Path, folder: Path) -> Plant:
-    return joined(base, folder)
+    return joined(base, folder, (10.5, 12.5))
 
 
 def jumping(base: Path, folder: Path) -> Plant:
-    return joined(base, folder, "-output_ts_offset", 60)
+    return joined(base, folder, (19.0, 21.0), "-output_ts_offset", 60)
 
 
 def other_track(base: Path, folder: Path) -> Plant:
@@ -103,8 +103,13 @@ def mixed(base: Path, folder: Path, pan: str, mono: str) -> Plant:
 
 def high_dynamic_range(base: Path, folder: Path) -> Plant:
     path = folder / "pq.mkv"
-    tags = ("-color_primaries", "bt2020", "-color_trc", "smpte2084", "-colorspace", "bt2020nc")
-    run_ffmpeg("-i", base, "-c:a", "copy", *H264[:4], "-pix_fmt", "yuv420p10le", *tags, path)
+    linear = (
+        "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv,zscale=t=linear:npl=100"
+    )
+    wrap = "format=gbrpf32le,zscale=p=bt2020,zscale=t=smpte2084:m=bt2020nc:r=tv,format=yuv420p10le"
+    colours = "log-level=error:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
+    x265 = ("-c:v", "libx265", "-preset", "ultrafast", "-crf", 8, "-x265-params", colours)
+    run_ffmpeg("-i", base, "-vf", f"{linear},{wrap}", *x265, "-c:a", "copy", path)
     probe = probed(path)
     assert probe.transfer
     return Plant((path, probe), (path, replace(probe, transfer="")), ((2.0, 4.0), (13.0, 15.0)), "pictures")
@@ -126,7 +131,8 @@ def other_speech(base: Path, folder: Path) -> Plant:
 def late_from_the_middle(base: Path, folder: Path) -> Plant:
     """What a change of the audio format does to a decoder that does not expect it."""
     path = folder / "gap.mkv"
-    gap = "[0:a]asplit[a][b];[a]atrim=end=14[c];[b]atrim=start=14,asetpts=PTS-STARTPTS,adelay=90[d];[c][d]concat=v=0:a=1[e]"
+    halves = "[0:a]asplit[a][b];[a]atrim=end=14[c];[b]atrim=start=14,asetpts=PTS-STARTPTS,adelay=90[d]"
+    gap = f"{halves};[c][d]concat=v=0:a=1[e]"
     run_ffmpeg(
         "-i",
         base,
