@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ConfigDict
 
+from uniavgen.shards.text import join_words
+
 ARRAYS = ConfigDict(arbitrary_types_allowed=True)
 """Lets pydantic, which rebuilds stored results, accept dataclasses with arrays."""
 
@@ -48,11 +50,16 @@ class SpokenWord:
     end_s: float
     score: float
     speaker: str = ""
+    gap: str = " "
+    """What stands before it in its passage: white space, or nothing in scripts without spaces."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """An interval that Whisper transcribed in one pass, with Whisper's confidence values."""
+    """An interval that Whisper transcribed in one pass, with Whisper's confidence values.
+
+    One speaker speaks in it, whose words, each after its gap, are its text.
+    """
 
     start_s: float
     end_s: float
@@ -62,6 +69,7 @@ class Passage:
     log_probability: float
     no_speech_probability: float
     compression_ratio: float
+    speaker: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,6 +277,11 @@ class Proposal:
     end_s: float
     speaker: str = ""
     words: list[SpokenWord] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The part of the passage that these words are."""
+        return join_words((word.text for word in self.words), (word.gap for word in self.words))
 
 
 @dataclass

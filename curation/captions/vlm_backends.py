@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from uniavgen.curation.config import CaptionConfig
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.text import count_words
 
 REFUSALS = re.compile(
     r"^\W*(i('m| am) (sorry|unable|not able)|sorry\b|as an ai\b|i can('t|not)\b|unfortunately\b)",
@@ -62,7 +63,7 @@ def parse_caption(text: str | None, config: CaptionConfig) -> str:
     Raises BadAnswerError if it is empty, a refusal, too short or too long.
     """
     caption = " ".join((text or "").split()).strip('"“” ')
-    words = len(caption.split())
+    words = round(count_words(caption))
     if not caption:
         raise BadAnswerError("the answer is empty")
     if REFUSALS.match(caption):

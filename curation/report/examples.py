@@ -91,7 +91,8 @@ def add_previews(
     folder.mkdir(parents=True, exist_ok=True)
     bytes_left = config.preview_mb * 1_000_000
     cards, used = [], set()
-    rows = corpus.read("clips", ["clip_id", "words"], only=("clip_id", [clip["clip_id"] for clip in clips]))
+    names = ["clip_id", "transcript", "words"]
+    rows = corpus.read("clips", names, only=("clip_id", [clip["clip_id"] for clip in clips]))
     words = {row["clip_id"]: timed_words(row) for row in rows.to_pylist()}
     for clip in clips:
         media = make_preview(corpus, clip["clip_id"], folder) if bytes_left > 0 else None

@@ -149,7 +149,7 @@ def judged_corpus(corpus: Corpus, policy: Policy) -> Iterator[duckdb.DuckDBPyCon
     columns = {name: schema(name).names for name in KEYS}
     unread = set(LARGE_COLUMNS) - set(columns_needed(policy))
     columns["clips"] = [name for name in columns["clips"] if name not in unread]
-    columns["sources"] = [name for name in columns["sources"] if name != "words"]
+    columns["sources"] = [name for name in columns["sources"] if name not in ("words", "passages")]
     persons = stored_persons(corpus)
     with duckdb.connect() as connection:
         table = pa.table(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.sample import FaceTrack
+from uniavgen.shards.text import word_gaps
 
 if TYPE_CHECKING:
     import av
@@ -113,6 +114,12 @@ def _encode_audio(audio: av.container.InputContainer, out: av.container.OutputCo
 
 
 def timed_words(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A clip's words: `text`, `start`, `end` in seconds from the clip's start."""
+    """A clip's words: `text`, `gap` (what stands before it in the transcript), `start`, `end` in seconds from
+    the clip's start.
+    """
     words = row.get("words") or []
-    return [{"text": w["text"], "start": round(w["start_s"], 3), "end": round(w["end_s"], 3)} for w in words]
+    gaps = word_gaps(row.get("transcript") or "", [word["text"] for word in words])
+    return [
+        {"text": w["text"], "gap": gap, "start": round(w["start_s"], 3), "end": round(w["end_s"], 3)}
+        for w, gap in zip(words, gaps, strict=True)
+    ]

@@ -18,6 +18,7 @@ from uniavgen.curation.policy.rules import Policy
 from uniavgen.curation.report.templating import render
 from uniavgen.shards.corpus.signals import SIGNALS, SYNC_CURVE_STEP_MS
 from uniavgen.shards.corpus.tables import Corpus
+from uniavgen.shards.text import word_gaps
 
 if TYPE_CHECKING:
     import duckdb
@@ -107,10 +108,12 @@ def make_timeline(
     """The timeline's data in short lists, times in seconds of the source.
 
     `speakers` by falling speech time; `turns` [speaker, start, end], `words` [text, start, end, speaker or
-    -1, score], `shots` [start, end], `tracks` [track, start, end, height px], `clips` dicts with the sync
-    `curve` in percent every `curve_step_ms` and `signals` in the order of `SIGNALS`.
+    -1, score, what stands before it], `shots` [start, end], `tracks` [track, start, end, height px], `clips`
+    dicts with the sync `curve` in percent every `curve_step_ms` and `signals` in the order of `SIGNALS`.
     """
-    turns = source["turns"] or []
+    turns, words = source["turns"] or [], source["words"] or []
+    heard = " ".join(passage["text"] for passage in source["passages"] or [])
+    gaps = word_gaps(heard, [word["text"] for word in words])
     spoken: dict[str, float] = {}
     for turn in turns:
         spoken[turn["label"]] = spoken.get(turn["label"], 0.0) + turn["end_s"] - turn["start_s"]
@@ -129,8 +132,9 @@ def make_timeline(
                 _time(w["end_s"]),
                 speaker_index.get(w["speaker"], -1),
                 round(w["score"] or 0.0, 2),
+                gap,
             ]
-            for w in source["words"] or []
+            for w, gap in zip(words, gaps, strict=True)
         ],
         "shots": [[_time(shot["start_s"]), _time(shot["end_s"])] for shot in source["shots"] or []],
         "tracks": [

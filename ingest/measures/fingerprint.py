@@ -6,12 +6,13 @@ The format of the hashes is defined in `shards.corpus.fingerprints`.
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
+import unicodedata
 from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
+import regex
 
 from uniavgen.ingest.engine.step import Step
 from uniavgen.ingest.io.audio import AudioFile
@@ -30,6 +31,7 @@ from uniavgen.ingest.records import (
 )
 from uniavgen.shards.corpus.fingerprints import SOUND_ITEM_REACH_S, VIDEO_HASH_EDGE_S, VIDEO_HASH_HZ
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.text import word_spans
 
 MIN_SOUND_S = 4.0
 """Audio of a shorter clip is extended to this length for its acoustic fingerprint. Heuristic."""
@@ -39,6 +41,8 @@ SILENT = 33
 
 SHINGLE = 3
 """Consecutive words in one item of a text hash. Heuristic."""
+
+_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+(?:['’][\p{L}\p{N}\p{M}]+)*")
 
 _CHROMAPRINT_SECONDS = 60.0
 
@@ -61,7 +65,7 @@ class FingerprintStep(Step):
         return ClipFingerprints(
             video_hash(record.result(VideoHashes).values, clip.start_s, clip.end_s),
             sound_hash(audio),
-            text_hash(" ".join(word.text for word in clip.words)),
+            text_hash(clip.text),
             clip_face_embedding(record.result(FacesSeen).vectors, clip_face(record, index)),
         )
 
@@ -124,9 +128,13 @@ def text_hash(transcript: str) -> int | None:
     """64-bit simhash (Charikar 2002) of a transcript's three-word shingles, signed; None without words.
 
     Case, punctuation and spaces do not count. One changed word of twenty changes about 10 bits, another text
-    about 32.
+    about 32. In scripts without spaces characters stand for words.
     """
-    words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", transcript.casefold())
+    words = [
+        word
+        for start, end in word_spans(transcript)
+        for word in _WORD.findall(unicodedata.normalize("NFC", transcript[start:end].casefold()))
+    ]
     if not words:
         return None
     shingles = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}

@@ -5,6 +5,7 @@ No signal is judged here; None means that it could not be measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from uniavgen.ingest.records import (
     FaceTable,
     Fingerprints,
     MeasuredRows,
+    Passage,
     Probe,
     Proposal,
     Proposals,
@@ -75,7 +77,7 @@ def clip_row(record: SourceRecord, index: int, graph: StepGraph) -> dict[str, An
         "end_s": clip.end_s,
         "speaker": speaker_name(record.source_id, clip.speaker),
         "voice": record.result(Diarization).voices.get(clip.speaker),
-        "transcript": " ".join(word.text for word in clip.words),
+        "transcript": clip.text,
         "words": [_word_row(word, clip) for word in clip.words],
         "language": passage.language if passage else "",
         "versions": versions(graph, record.result(Probe)),
@@ -91,16 +93,26 @@ def speaker_name(source_id: str, label: str) -> str:
 
 
 def source_columns(record: SourceRecord) -> dict[str, Any]:
-    """Columns of the source's own row: probe, turns, shots, words, face tracks."""
+    """Columns of the source's own row: probe, turns, shots, languages, passages, words, face tracks."""
     probe = vars(record.result(Probe))
     return {
         **{name: value for name, value in probe.items() if name in PROBE_COLUMNS},
         "streams": [_stream_row(stream) for stream in record.result(Probe).streams],
         "turns": [_span_row(turn) for turn in record.result(Diarization).turns],
         "shots": [_span_row(shot) for shot in record.result(Shots).spans],
-        "words": [vars(word) for word in record.result(Transcript).words],
+        "language": main_language(record.result(Transcript).passages),
+        "passages": [_passage_row(passage) for passage in record.result(Transcript).passages],
+        "words": [_spoken_word_row(word) for word in record.result(Transcript).words],
         "tracks": track_rows(record.result(FacesSeen).faces, record.result(Probe).height),
     }
+
+
+def main_language(passages: Sequence[Passage]) -> str:
+    """The language that most of the speech is in; "" without speech."""
+    seconds: dict[str, float] = {}
+    for passage in passages:
+        seconds[passage.language] = seconds.get(passage.language, 0.0) + passage.end_s - passage.start_s
+    return max(sorted(seconds), key=lambda language: seconds[language], default="")
 
 
 def track_rows(faces: FaceTable, height: int) -> list[dict[str, Any]]:
@@ -158,6 +170,15 @@ def _word_row(word: SpokenWord, clip: Proposal) -> dict[str, Any]:
 
 def _stream_row(stream: StreamInfo) -> dict[str, Any]:
     return {**vars(stream), "roles": list(stream.roles)}
+
+
+def _spoken_word_row(word: SpokenWord) -> dict[str, Any]:
+    return {name: value for name, value in vars(word).items() if name != "gap"}
+
+
+def _passage_row(passage: Passage) -> dict[str, Any]:
+    names = ("start_s", "end_s", "text", "language", "language_probability", "speaker")
+    return {name: getattr(passage, name) for name in names}
 
 
 def _span_row(span: Span) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from uniavgen.ingest.config import IngestConfig
 from uniavgen.ingest.engine.step import Step
 from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.measures.clip_parts import clip_passage, covered_seconds
-from uniavgen.ingest.models.transcriber import Transcriber, plain_text, repeated_ratio, whisper_model_path
+from uniavgen.ingest.models.transcriber import Transcriber, repeated_ratio, whisper_model_path
 from uniavgen.ingest.records import (
     Diarization,
     Passage,
@@ -24,6 +25,7 @@ from uniavgen.ingest.records import (
     Transcript,
 )
 from uniavgen.shards.corpus.signals import signals_of
+from uniavgen.shards.text import count_words, plain_text
 
 STOCK_PHRASES = frozenset(
     {
@@ -94,7 +96,7 @@ class TranscribeStep(Step):
 
     name = "transcribe"
     pool = "speech"
-    version = "2"
+    version = "3"
     needs = ("sound", "diarize")
     settings = ("transcription",)
     result = Transcript
@@ -127,9 +129,10 @@ def word_signals(clip: Proposal, passage: Passage | None, turns: Sequence[Span])
     """Signals of a clip's words. `passage` holds them; `turns` are all speaker turns of the source."""
     words = clip.words
     texts = [word.text for word in words]
+    count = sum(count_words(text) for text in texts)
     return {
-        "word_count": float(len(words)),
-        "words_per_s": len(words) / (clip.end_s - clip.start_s),
+        "word_count": count,
+        "words_per_s": count / (clip.end_s - clip.start_s),
         "word_score": float(np.mean([word.score for word in words])) if words else None,
         "language_probability": passage.language_probability if passage else None,
         "asr_log_probability": passage.log_probability if passage else None,
@@ -142,16 +145,24 @@ def word_signals(clip: Proposal, passage: Passage | None, turns: Sequence[Span])
 
 
 def stock_phrase(texts: Sequence[str]) -> float | None:
-    """1 if the words are one of `STOCK_PHRASES`, once or repeated, and nothing else; None without words."""
+    """1 if the words are one of `STOCK_PHRASES`, once or repeated, and nothing else; None without words.
+
+    White space does not count: how a phrase is divided into words depends on the recogniser.
+    """
     if not texts:
         return None
-    plain = [word for word in (plain_text(text) for text in texts) if word]
-    for length in range(1, len(plain) + 1):
-        phrase = plain[:length]
-        repeats = len(plain) // length
-        if phrase * repeats == plain and " ".join(phrase) in STOCK_PHRASES:
-            return 1.0
-    return 0.0
+    letters = _letters("".join(texts))
+    repeated = any(letters == phrase * (len(letters) // len(phrase)) for phrase in _stock_letters())
+    return float(bool(letters) and repeated)
+
+
+@cache
+def _stock_letters() -> frozenset[str]:
+    return frozenset(_letters(phrase) for phrase in STOCK_PHRASES)
+
+
+def _letters(text: str) -> str:
+    return plain_text(text).replace(" ", "")
 
 
 def unvoiced_ratio(words: Sequence[SpokenWord], turns: Sequence[Span]) -> float | None:

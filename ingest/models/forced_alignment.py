@@ -1,7 +1,8 @@
 """Word times by forced alignment: pocketsphinx with its English acoustic model, or WhisperX with wav2vec2.
 
 For pocketsphinx a word that is not in the dictionary is aligned by an approximate pronunciation from its
-spelling; a word without letters shares the time between its neighbours.
+spelling, numbers as they are read out (`spoken_forms`); a word of other symbols or scripts shares the time
+between its neighbours.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from uniavgen.ingest.models.spoken_forms import spoken_parts
 from uniavgen.ingest.records import AUDIO_RATE, SpokenWord
 from uniavgen.shards.errors import UserError
 
@@ -99,7 +102,7 @@ class PocketsphinxAligner:
         """The words with aligned times; unchanged where the alignment fails."""
         if language != "en":
             return words
-        spoken = [_parts(word.text) for word in words]
+        spoken = [spoken_parts(word.text) for word in words]
         for part in {part for parts in spoken for part in parts}:
             for decoder in self._decoders:
                 if not decoder.lookup_word(part):
@@ -118,8 +121,7 @@ class PocketsphinxAligner:
             position += len(parts)
         filled = fill_gaps(spans, [len(word.text) for word in words], len(pcm) / AUDIO_RATE)
         return [
-            SpokenWord(word.text, start, end, word.score, word.speaker)
-            for word, (start, end) in zip(words, filled, strict=True)
+            replace(word, start_s=start, end_s=end) for word, (start, end) in zip(words, filled, strict=True)
         ]
 
 
@@ -151,21 +153,22 @@ class Wav2Vec2Aligner:
             return words
         model, metadata = self._load(language)
         spaced = language not in LANGUAGES_WITHOUT_SPACES
-        text = (" " if spaced else "").join(word.text for word in words)
+        # WhisperX times every part between spaces, or every character except white space
+        parts = [word.text.split() if spaced else list("".join(word.text.split())) for word in words]
+        text = (" " if spaced else "").join(part for word_parts in parts for part in word_parts)
         segment = {"text": text, "start": 0.0, "end": len(pcm) / AUDIO_RATE}
         with _without_sentences():
             aligned = align([segment], model, metadata, pcm.astype(np.float32) / 32768, self._device)[
                 "word_segments"
             ]
-        sizes = [1 if spaced else len(word.text) for word in words]
+        sizes = [len(word_parts) for word_parts in parts]
         if len(aligned) != sum(sizes):
             return words
         ends = np.cumsum(sizes)
         spans = [_outer_span(aligned[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
         filled = fill_gaps(spans, [len(word.text) for word in words], len(pcm) / AUDIO_RATE)
         return [
-            SpokenWord(word.text, start, end, word.score, word.speaker)
-            for word, (start, end) in zip(words, filled, strict=True)
+            replace(word, start_s=start, end_s=end) for word, (start, end) in zip(words, filled, strict=True)
         ]
 
     def _load(self, language: str) -> Any:
@@ -258,9 +261,3 @@ def fill_gaps(
         filled += [(float(a), float(b)) for a, b in itertools.pairwise(edges)]
         index = run_end
     return filled
-
-
-def _parts(text: str) -> list[str]:
-    """The parts of a word as the dictionary spells them: lower case, no punctuation, compounds split."""
-    plain = text.lower().replace("’", "'")
-    return [part.strip("'") for part in re.findall(r"[a-z']+", plain) if part.strip("'")]

@@ -1,9 +1,10 @@
 """Transcription: WhisperX for the words, forced alignment for their times.
 
 Input is an `AudioFile` and the speakers' turns; one chunk of audio is in memory at a time. Results are
-passages (a chunk's text with its language, log-probability and no-speech probability) and words. A word's
-score is Whisper's probability of its tokens. Times come from `forced_alignment`; where that fails, from
-Whisper's cross-attention, which starts words 65-110 ms early.
+passages (a chunk's text with its language, log-probability and no-speech probability) and words, which with
+what stands between them are the passage's text. A word's score is Whisper's probability of its tokens. Times
+come from `forced_alignment`; where that fails, from Whisper's cross-attention, which starts words 65-110 ms
+early.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,27 @@ import numpy as np
 from uniavgen.ingest.config import TranscriptionConfig
 from uniavgen.ingest.io.audio import AudioFile, quietest_time
 from uniavgen.ingest.models.forced_alignment import word_aligner
+from uniavgen.ingest.models.speech_chunks import divide_speech
 from uniavgen.ingest.records import AUDIO_RATE, Passage, Span, SpokenWord
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.text import counted_units, has_letters, script_gap, word_gaps, word_spans
 from uniavgen.shards.weights import REGISTRY, resolve
-
-SPEECH_PAD_S = 0.15
-"""Audio added on either side of speech, so that words are not truncated."""
 
 FULL_PAD_S = 30.0
 """Silence that fills Whisper's whole window after a chunk of any length."""
+
+MIN_LOOP = 3
+"""Words of a phrase that people do not say twice in a row; a shorter one is a loop the third time.
+Heuristic."""
 
 LONGEST_LOOP = 30
 """Words of the longest phrase whose repetition is detected: a long sentence. Heuristic."""
 
 MAX_COMPRESSION_RATIO = 2.4
 """Compression ratio above which Whisper decodes again (its default)."""
+
+CONFIDENT = 0.5
+"""Probability of a language above which it is more likely than all others together."""
 
 
 def whisper_model_path(config: TranscriptionConfig) -> str:
@@ -85,18 +92,29 @@ class Transcriber:
     def transcribe(self, audio: AudioFile, turns: list[Span]) -> tuple[list[Passage], list[SpokenWord]]:
         """Passages and words in order of time; both empty without turns. Each word has its speaker's label.
 
-        The language is detected in the longest chunk.
+        Each chunk is of one speaker, whose language is detected in the longest of them.
         """
         chunks = speech_chunks(audio, turns, self.config.chunk_seconds)
-        if not chunks:
-            return [], []
-        longest = max(chunks, key=lambda chunk: (chunk.end_s - chunk.start_s, -chunk.start_s))
-        first = self._encode(audio, longest, self.config.encoder_pad_s)
-        language, probability = self._language(first)
-        passages, words = [], []
+        longest: dict[str, Span] = {}
+        for chunk in sorted(chunks, key=lambda chunk: (chunk.start_s - chunk.end_s, chunk.start_s)):
+            longest.setdefault(chunk.label, chunk)
+        encodings = {
+            label: self._encode(audio, chunk, self.config.encoder_pad_s) for label, chunk in longest.items()
+        }
+        languages = self._languages(encodings)
+        passages: list[Passage] = []
+        words: list[SpokenWord] = []
         for chunk in chunks:
-            encoded = first if chunk is longest else self._encode(audio, chunk, self.config.encoder_pad_s)
-            passage, chunk_words = self._passage(audio, chunk, encoded, language, probability)
+            is_encoded = chunk is longest[chunk.label]
+            encoded = (
+                encodings[chunk.label]
+                if is_encoded
+                else self._encode(audio, chunk, self.config.encoder_pad_s)
+            )
+            passage, chunk_words = self._passage(audio, chunk, encoded, *languages[chunk.label])
+            if passages and words and chunk_words:
+                gap = script_gap(passages[-1].text, passage.text)
+                chunk_words[0] = replace(chunk_words[0], gap=gap)
             passages.append(passage)
             words += chunk_words
         return passages, assign_word_speakers(words, turns)
@@ -116,14 +134,18 @@ class Transcriber:
         features = log_mel_spectrogram(waveform[:N_SAMPLES], n_mels=mels, padding=max(0, padding))
         return self._model.encode(features[:, : features.shape[1] // 2 * 2])  # the encoder halves the frames
 
-    def _language(self, encoded: Any) -> tuple[str, float]:
-        """The language and its probability; a configured language has the probability that Whisper gives
-        it.
+    def _languages(self, encodings: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+        """The language of each speaker and its probability; a configured language has the probability that
+        Whisper gives it.
         """
-        ranked = [(token[2:-2], float(p)) for token, p in self._model.model.detect_language(encoded)[0]]
+        ranked = {
+            label: [(token[2:-2], float(p)) for token, p in self._model.model.detect_language(encoded)[0]]
+            for label, encoded in encodings.items()
+        }
         if self.config.language:
-            return self.config.language, dict(ranked).get(self.config.language, 0.0)
-        return ranked[0]
+            fixed = self.config.language
+            return {label: (fixed, dict(each).get(fixed, 0.0)) for label, each in ranked.items()}
+        return choose_languages(ranked)
 
     def _passage(
         self, audio: AudioFile, chunk: Span, encoded: Any, language: str, probability: float
@@ -146,65 +168,90 @@ class Transcriber:
             float(decoded["avg_logprob"][0]),
             float(silence[0].no_speech_prob),
             compression_ratio(text),
+            chunk.label,
         )
         words = self._attended_words(tokenizer, text, encoded, chunk.end_s - chunk.start_s)
         words = self._aligner.retime(audio.span(chunk.start_s, chunk.end_s), words, language)
-        return passage, [shift_word(word, chunk.start_s) for word in words]
+        return passage, [
+            replace(
+                word,
+                start_s=word.start_s + chunk.start_s,
+                end_s=word.end_s + chunk.start_s,
+                speaker=chunk.label,
+            )
+            for word in words
+        ]
 
     def _attended_words(self, tokenizer: Any, text: str, encoded: Any, seconds: float) -> list[SpokenWord]:
-        """Words with probabilities and times by Whisper's cross-attention; punctuation stays with its
-        word.
-        """
-        from faster_whisper.transcribe import merge_punctuations
-
+        """Words with probabilities and times by Whisper's cross-attention."""
         tokens = tokenizer.encode(" " + text) if text else []
         frames = max(1, round(seconds * 100))
         rows = self._model.find_alignment(tokenizer, [tokens], encoded, frames) if tokens else [[]]
-        words = rows[0] if rows else []
-        merge_punctuations(words, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、")
-        return [
-            SpokenWord(
-                word["word"].strip(), float(word["start"]), float(word["end"]), float(word["probability"])
-            )
-            for word in words
-            if any(letter.isalnum() for letter in word["word"])
-        ]
+        return words_of_pieces(text, rows[0] if rows else [], seconds)
 
     def _tokenizer(self, language: str) -> Any:
-        from faster_whisper.tokenizer import Tokenizer
-
-        return Tokenizer(
+        return piece_tokenizer()(
             self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
         )
 
 
-def speech_chunks(audio: AudioFile, turns: list[Span], max_s: float) -> list[Span]:
-    """Spans of speech of at most `max_s`, slightly padded: turns are joined up to that length, and longer
-    speech without a pause is split where it is quietest.
+def speech_chunks(audio: AudioFile, turns: Sequence[Span], max_s: float) -> list[Span]:
+    """The speech of a source in chunks of one speaker and at most `max_s` (`divide_speech`)."""
+    return divide_speech(
+        turns, audio.duration_s, max_s, lambda start_s, end_s: quietest_time(audio, start_s, end_s)
+    )
+
+
+def choose_languages(ranked: Mapping[str, Sequence[tuple[str, float]]]) -> dict[str, tuple[str, float]]:
+    """Language of each speaker with its probability, from Whisper's (language, probability), likeliest first.
+
+    Little speech is easily taken for another language. So a speaker whose likeliest language has a
+    probability below `CONFIDENT` has the likeliest of those that are confident for others in the source.
     """
-    duration = audio.duration_s
-    spoken: list[list[float]] = []
-    for turn in sorted(turns, key=lambda turn: turn.start_s):
-        start, end = max(0.0, turn.start_s - SPEECH_PAD_S), min(duration, turn.end_s + SPEECH_PAD_S)
-        if spoken and start <= spoken[-1][1]:
-            spoken[-1][1] = max(spoken[-1][1], end)
-        else:
-            spoken.append([start, end])
-    chunks: list[list[float]] = []
-    for start, end in spoken:
-        while end - start > max_s:
-            split = quietest_time(audio, start + max_s / 2, start + max_s)
-            chunks.append([start, split])
-            start = split
-        if chunks and end - chunks[-1][0] <= max_s:
-            chunks[-1][1] = end
-        else:
-            chunks.append([start, end])
-    return [Span(start, end) for start, end in chunks]
+    confident = {each[0][0] for each in ranked.values() if each[0][1] >= CONFIDENT}
+    return {
+        label: each[0]
+        if each[0][1] >= CONFIDENT or not confident
+        else max((pair for pair in each if pair[0] in confident), key=lambda pair: pair[1], default=each[0])
+        for label, each in ranked.items()
+    }
+
+
+def words_of_pieces(text: str, pieces: Sequence[Mapping[str, Any]], seconds: float) -> list[SpokenWord]:
+    """Words of a passage from the recogniser's pieces of " " + `text`, each a character or more.
+
+    A piece has `word` (its text), `tokens`, `start`, `end` and `probability`. Pieces without letters give a
+    word no time and no score. Should the pieces not be the text, its words share the time by length.
+    """
+    ends = [end - 1 for end in accumulate(len(piece["word"]) for piece in pieces)]
+    if "".join(piece["word"] for piece in pieces) != " " + text:
+        spans, ends = word_spans(text), []
+    else:
+        spans = word_spans(text, ends)
+    gaps = word_gaps(text, [text[start:end] for start, end in spans])
+    gaps[:1] = [" "] * len(gaps[:1])  # before the passage
+    words = []
+    for (start, end), gap in zip(spans, gaps, strict=True):
+        if not ends:
+            share = seconds / max(1, len(text))
+            words.append(SpokenWord(text[start:end], start * share, end * share, 0.0, gap=gap))
+            continue
+        inside = [
+            piece for piece in pieces[bisect_right(ends, start) : bisect_left(ends, end) + 1] if piece["word"]
+        ]
+        timed = [piece for piece in inside if has_letters(piece["word"])] or inside
+        tokens = [len(piece["tokens"]) for piece in timed]
+        score = float(np.average([piece["probability"] for piece in timed], weights=tokens))
+        start_s, end_s = float(timed[0]["start"]), float(timed[-1]["end"])
+        words.append(SpokenWord(text[start:end], start_s, end_s, score, gap=gap))
+    return words
 
 
 def assign_word_speakers(words: list[SpokenWord], turns: list[Span]) -> list[SpokenWord]:
-    """Label each word with the speaker whose turns cover most of it; "" where none does."""
+    """Label each word with the speaker whose turns cover most of it; "" where none does.
+
+    Of two that cover it equally, the one who has the word already (its chunk's speaker) keeps it.
+    """
     turns = sorted(turns, key=lambda turn: turn.start_s)
     starts, max_ends = (
         [turn.start_s for turn in turns],
@@ -217,14 +264,9 @@ def assign_word_speakers(words: list[SpokenWord], turns: list[Span]) -> list[Spo
             overlap_s = min(word.end_s, turn.end_s) - max(word.start_s, turn.start_s)
             if overlap_s > 0:
                 shares[turn.label] = shares.get(turn.label, 0.0) + overlap_s
-        speaker = max(sorted(shares), key=lambda label: shares[label]) if shares else ""
-        labelled.append(SpokenWord(word.text, word.start_s, word.end_s, word.score, speaker))
+        ranked = sorted(shares, key=lambda label: (-round(shares[label], 6), label != word.speaker, label))
+        labelled.append(replace(word, speaker=ranked[0] if ranked else ""))
     return labelled
-
-
-def shift_word(word: SpokenWord, by_s: float) -> SpokenWord:
-    """The word, shifted by `by_s`."""
-    return SpokenWord(word.text, word.start_s + by_s, word.end_s + by_s, word.score, word.speaker)
 
 
 def compression_ratio(text: str) -> float:
@@ -241,25 +283,25 @@ def is_repetitive(text: str) -> bool:
 def repeated_ratio(texts: Sequence[str]) -> float | None:
     """Share of words in a loop: a phrase of three words or more said twice in a row, a shorter one thrice.
 
-    None without words. People say "no, no" and "bye bye"; a recogniser that loops goes on.
+    In scripts without spaces each letter counts as a part of a word (`shards.text`). None without words.
+    People say "no, no" and "bye bye"; a recogniser that loops goes on.
     """
-    plain = [plain_text(text) for text in texts]
-    if not plain:
+    units = [unit for text in texts for unit in counted_units(text)]
+    if not units:
         return None
+    plain = [text for text, _ in units]
+    weights = np.array([words for _, words in units])
+    words_before = np.concatenate([[0.0], np.cumsum(weights)])
     looped = np.zeros(len(plain), bool)
-    for length in range(1, min(LONGEST_LOOP, len(plain) // 2) + 1):
-        times = 2 if length >= 3 else 3
-        run = 0  # consecutive words that equal the word one phrase earlier
+    for length in range(1, min(int(LONGEST_LOOP / weights.min()), len(plain) // 2) + 1):
+        run = 0  # consecutive units that equal the unit one phrase earlier
         for index in range(length, len(plain)):
             run = run + 1 if plain[index] == plain[index - length] else 0
-            if run >= length * (times - 1):
+            phrase_words = words_before[index + 1] - words_before[index + 1 - length]
+            times = 2 if phrase_words >= MIN_LOOP - 1e-6 else 3
+            if run >= length * (times - 1) and phrase_words <= LONGEST_LOOP + 1e-6:
                 looped[index - run - length + 1 : index + 1] = True
-    return float(looped.mean())
-
-
-def plain_text(text: str) -> str:
-    """Lower case, letters and digits only, single spaces between words."""
-    return " ".join(re.sub(r"[^\w\s]|_", "", text.lower()).split())
+    return float(weights[looped].sum() / weights.sum())
 
 
 def _shared_encoding_model() -> type:
@@ -274,3 +316,17 @@ def _shared_encoding_model() -> type:
             return features if isinstance(features, StorageView) else super().encode(features)
 
     return SharedEncodingModel
+
+
+def piece_tokenizer() -> type:
+    """Whisper's tokenizer that divides text into the smallest pieces of whole characters: which of them are
+    one word is decided here (`words_of_pieces`), since the library joins pieces by rules of its own.
+    """
+    from faster_whisper.tokenizer import Tokenizer
+
+    class PieceTokenizer(Tokenizer):
+        def split_to_word_tokens(self, tokens: list[int]) -> tuple[list[str], list[list[int]]]:
+            pieces: tuple[list[str], list[list[int]]] = self.split_tokens_on_unicode(tokens)
+            return pieces
+
+    return PieceTokenizer

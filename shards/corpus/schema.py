@@ -44,6 +44,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "audio_stream": "integer",  # -1: none
         "transfer": "text",  # of high dynamic range: smpte2084 (PQ), arib-std-b67 (HLG); else empty
         "mono": "text",  # how two channels became one: mix, left, right, difference
+        "language": "text",  # that most of the speech is in
+        "passages": "passages",  # what was transcribed at once, with its speaker and language
     },
     "clips": {
         "clip_id": "text",  # see `clip_id` in tables.py
@@ -117,6 +119,12 @@ def _types() -> dict[str, pa.DataType]:
             ("channels", integer),
         ]
     )
+    passage = pa.struct(
+        [
+            *(("start_s", number), ("end_s", number), ("text", text), ("language", text)),
+            *(("language_probability", number), ("speaker", text)),
+        ]
+    )
     track = pa.struct([("track", integer), ("start_s", number), ("end_s", number), ("height_px", number)])
     return {
         "text": text,
@@ -131,6 +139,7 @@ def _types() -> dict[str, pa.DataType]:
         "spans": pa.list_(span),
         "words": pa.list_(word),
         "spoken words": pa.list_(spoken_word),
+        "passages": pa.list_(passage),
         "face tracks": pa.list_(track),
         "media streams": pa.list_(stream),
     }

@@ -90,9 +90,12 @@ def load_umt5(source: str, device: str = "cpu") -> CaptionEncoder:
 
 
 def encode_speech(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Byte ids int64 [B, length] and mask bool [B, length]: UTF-8 bytes plus one, cut at `length`."""
+    """Byte ids int64 [B, length] and mask bool [B, length]: UTF-8 bytes plus one.
+
+    At most `length` bytes of a text are taken, without a part of a character at their end.
+    """
     ids = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in enumerate(texts):
-        data = text.encode()[:length]
+        data = text.encode()[:length].decode(errors="ignore").encode()
         ids[row, : len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
     return ids, ids > 0

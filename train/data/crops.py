@@ -7,7 +7,6 @@ references and utterances are cut: the rules here are heuristics.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from uniavgen.shards.emilia.sample import Utterance
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio, decode_video, rasterise_oval
+from uniavgen.shards.text import join_words, word_gaps, word_spans
 from uniavgen.shards.timing import LATENT_STRIDE, VIDEO_FPS, samples_for_frames
 from uniavgen.train.codec.config import TOKEN_STRIDE
 from uniavgen.train.data.config import DataConfig
@@ -151,16 +151,22 @@ def _cut_audio(sample: Sample, waveform: np.ndarray, window: Window, config: Dat
         start=window.start,
         waveform=_audio_span(waveform, window.start, config.frames, sample.key),
         reference_waveform=_repeat(reference, config.reference_frames),
-        speech_text=words_in_window(sample.meta.words, window.start, config.frames),
+        speech_text=words_in_window(sample.meta.transcript, sample.meta.words, window.start, config.frames),
         caption=sample.meta.caption,
         reference_inside=window.reference_frame in inside or window.reference_audio_start in inside,
     )
 
 
-def words_in_window(words: Sequence[Word], start: int, frames: int) -> str:
-    """Words whose middle lies within the window of pixel frames, joined by spaces."""
+def words_in_window(transcript: str, words: Sequence[Word], start: int, frames: int) -> str:
+    """The part of a transcript whose words have their middle within the window of pixel frames."""
     first, last = start / VIDEO_FPS, (start + frames) / VIDEO_FPS
-    return " ".join(word.text.strip() for word in words if first <= (word.start_s + word.end_s) / 2 < last)
+    texts = [word.text for word in words]
+    inside = [
+        (word.text, gap)
+        for word, gap in zip(words, word_gaps(transcript, texts), strict=True)
+        if first <= (word.start_s + word.end_s) / 2 < last
+    ]
+    return join_words((text for text, _ in inside), (gap for _, gap in inside))
 
 
 def _audio_span(waveform: np.ndarray, start: int, frames: int, key: str) -> np.ndarray:
@@ -275,13 +281,11 @@ def crop_utterance(
 def text_in_window(text: str, seconds: float, start: int, frames: int) -> str:
     """Words whose middle lies in the window, if all characters of `text` take equal parts of `seconds`.
 
-    For a text without spaces: characters instead of words.
+    In scripts without spaces: characters instead of words.
     """
     first, last = (edge / VIDEO_FPS / seconds * len(text) for edge in (start, start + frames))
-    if not re.search(r"\s", text):
-        return text[round(first) : round(last)]
-    words = re.finditer(r"\S+", text)
-    return " ".join(word.group() for word in words if first <= (word.start() + word.end()) / 2 < last)
+    inside = [span for span in word_spans(text) if first <= sum(span) / 2 < last]
+    return text[inside[0][0] : inside[-1][1]] if inside else ""
 
 
 def _whole_frames(waveform: np.ndarray) -> int:

@@ -57,12 +57,12 @@ function merged(spans, scale) {
 /* Join words less than 0.6 s apart. Words closer than two pixels are joined too, without text. */
 function phrases(words) {
   const out = [];
-  for (const [text, from, to] of words) {
+  for (const [text, from, to, , , gap] of words) {
     const last = out[out.length - 1],
       apart = last ? from - last.to : Infinity;
     if (apart < Math.max(0.6, 2 / lastScale)) {
       last.to = to;
-      last.text = apart < 0.6 ? last.text && last.text + " " + text : "";
+      last.text = apart < 0.6 ? last.text && last.text + gap + text : "";
     } else out.push({ from, to, text });
   }
   return out;

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uniavgen.ingest.measures.transcribe import STOCK_PHRASES, stock_phrase, unvoiced_ratio, word_signals
-from uniavgen.ingest.models.transcriber import LONGEST_LOOP, plain_text, repeated_ratio
+from uniavgen.ingest.models.transcriber import LONGEST_LOOP, is_repetitive, repeated_ratio
 from uniavgen.ingest.records import Passage, Proposal, Span, SpokenWord
 from uniavgen.shards.corpus.signals import signals_of
+from uniavgen.shards.text import plain_text, word_spans
 
 TEXT = "it was the best of times it was the worst of times it was the age of wisdom"
 SENTENCE = TEXT.split()
@@ -66,6 +67,37 @@ def test_stock_phrase_counts_only_if_nothing_else_is_said(said: str, stock: int)
     assert stock_phrase(said.split()) == stock
 
 
+@pytest.mark.parametrize("edges", [None, [4, 6, 9], [1, 2, 3, 9]])
+def test_stock_phrase_does_not_depend_on_its_division(edges: list[int] | None) -> None:
+    for phrase, stock in (("ご視聴ありがとうございました。", 1), ("ご視聴者の皆さんは元気でした。", 0)):
+        words = [phrase[a:b] for a, b in word_spans(phrase, edges)]
+        assert (stock_phrase(words), stock_phrase(words * 2)) == (stock, stock)
+
+
+@pytest.mark.parametrize(
+    ("natural", "loop"),
+    [
+        ("我们今天去学校学习，明天也去。", "谢谢大家收看"),
+        ("今日は友達と学校に行きました。", "ご視聴ありがとうございました"),
+        ("วันนี้ฉันไปโรงเรียนกับเพื่อน", "ขอบคุณที่รับชม"),
+        ("आज मैं स्कूल गया था", "देखने के लिए धन्यवाद"),
+    ],
+)
+def test_loops_are_found_in_scripts_without_spaces(natural: str, loop: str) -> None:
+    for step in (1, 2, 5):  # however the recogniser divides it
+        said = natural + loop * 4
+        words = [said[a:b] for a, b in word_spans(said, range(0, len(said), step))]
+        assert repeated_ratio(words) > 0.4  # type: ignore[operator]
+    assert is_repetitive(natural + loop * 4)
+    assert repeated_ratio([natural]) == 0
+    assert not is_repetitive(natural)
+
+
+def test_doubled_words_of_scripts_without_spaces_are_natural() -> None:
+    for said in ("看看，试试。", "はいはい、ありがとうありがとう。", "มากมาก ๆ"):
+        assert repeated_ratio([said]) == 0, said
+
+
 def test_stock_phrases_are_normalised() -> None:
     assert {phrase for phrase in STOCK_PHRASES if plain_text(phrase) != phrase} == set()
     assert stock_phrase([]) is None
@@ -88,5 +120,11 @@ def test_word_signals_of_clip() -> None:
     assert signals["words_per_s"] == pytest.approx(len(SENTENCE) / 10)
     named = ("word_score", "asr_log_probability", "language_probability")
     assert [signals[name] for name in named] == [0.5, -0.2, 0.9]
+    text = "今天天气非常好我们一起去公园散步吧"
+    division = [text[a:b] for a, b in word_spans(text, [2, 4, 6, 7])]
+    one = word_signals(Proposal(0.0, 4.0, "A", words_at([text])), passage, [])
+    several = word_signals(Proposal(0.0, 4.0, "A", words_at(division)), passage, [])
+    assert one["words_per_s"] == pytest.approx(several["words_per_s"])
+    assert 2 < one["words_per_s"] < 4  # type: ignore[operator]
     silent = word_signals(Proposal(0.0, 2.0), None, [])
     assert (silent["word_count"], silent["word_score"], silent["stock_phrase"]) == (0, None, None)

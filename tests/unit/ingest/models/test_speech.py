@@ -3,12 +3,14 @@
 import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from texts import SENTENCES, texts
 
 from uniavgen.ingest.config import TranscriptionConfig
 from uniavgen.ingest.io.audio import AudioFile
@@ -22,11 +24,13 @@ from uniavgen.ingest.models.forced_alignment import (
 from uniavgen.ingest.models.transcriber import (
     Transcriber,
     assign_word_speakers,
+    choose_languages,
     compression_ratio,
-    speech_chunks,
+    words_of_pieces,
 )
 from uniavgen.ingest.records import AUDIO_RATE, Proposal, Span, SpokenWord
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.text import has_letters, is_unspaced
 
 
 def saved(folder: Path, pcm: np.ndarray) -> AudioFile:
@@ -122,38 +126,95 @@ def test_hallucinated_text_shows_in_the_signals(tmp_path: Path, transcriber: Tra
     assert transcriber.transcribe(sound, []) == ([], [])
 
 
-turn_lists = st.lists(
-    st.tuples(st.floats(0, 100), st.floats(0.1, 60)).map(lambda p: Span(p[0], min(120.0, p[0] + p[1]), "A")),
-    max_size=8,
-)
-
-
-@given(turn_lists)
-@settings(deadline=None, max_examples=40)
-def test_chunks_cover_turns_within_max_length(
-    tmp_path_factory: pytest.TempPathFactory, turns: list[Span]
-) -> None:
-    sound = saved(tmp_path_factory.mktemp("chunks"), np.ones(120 * AUDIO_RATE))
-    chunks = speech_chunks(sound, turns, 28.0)
-    assert all(chunk.end_s - chunk.start_s <= 28.0 + 1e-6 for chunk in chunks)
-    assert all(a.end_s <= b.start_s + 1e-6 for a, b in itertools.pairwise(chunks))
-    for turn in turns:
-        shared = sum(max(0.0, min(c.end_s, turn.end_s) - max(c.start_s, turn.start_s)) for c in chunks)
-        assert shared == pytest.approx(turn.end_s - turn.start_s, abs=1e-6)
-
-
-def test_long_speech_is_split_at_its_quietest_time(tmp_path: Path) -> None:
-    pcm = np.full(40 * AUDIO_RATE, 1000)
-    pcm[20 * AUDIO_RATE : 20 * AUDIO_RATE + 3200] = 0
-    first, second = speech_chunks(saved(tmp_path, pcm), [Span(0, 40)], 28.0)
-    assert first.end_s == second.start_s == pytest.approx(20.1, abs=0.1)
-
-
 def test_word_belongs_to_the_turn_that_covers_most_of_it() -> None:
     turns = [Span(0, 1.0, "A"), Span(0.9, 3, "B")]
     words = [SpokenWord("w", a, b, 1.0) for a, b in ((0.5, 0.95), (0.85, 1.4), (5, 6))]
     speakers = [word.speaker for word in assign_word_speakers(words, turns)]
     assert speakers == ["A", "B", ""]
+    both = [SpokenWord("w", 0.92, 0.98, 1.0, speaker) for speaker in ("A", "B")]
+    assert [word.speaker for word in assign_word_speakers(both, turns)] == ["A", "B"]
+
+
+def test_language_is_chosen_for_each_speaker() -> None:
+    ranked = {
+        "german": [("de", 0.97), ("nl", 0.02)],
+        "english": [("en", 0.9), ("de", 0.05)],
+        "says little": [("cy", 0.3), ("en", 0.25), ("de", 0.1)],
+    }
+    chosen = choose_languages(ranked)
+    assert chosen == {"german": ("de", 0.97), "english": ("en", 0.9), "says little": ("en", 0.25)}
+    alone = {"says little": ranked["says little"]}
+    assert choose_languages(alone) == {"says little": ("cy", 0.3)}
+
+
+@pytest.fixture(scope="module")
+def pieces_of() -> Callable[[str, str], list[dict[str, Any]]]:
+    """Whisper's own pieces of a text in a language, each with a time of its own."""
+    from tokenizers import Tokenizer
+
+    from uniavgen.ingest.models.transcriber import piece_tokenizer
+    from uniavgen.shards.weights import resolve
+
+    whisper = Tokenizer.from_file(str(resolve("whisper-base") / "tokenizer.json"))
+
+    def divide(text: str, language: str) -> list[dict[str, Any]]:
+        tokenizer = piece_tokenizer()(whisper, True, task="transcribe", language=language)
+        texts, tokens = tokenizer.split_to_word_tokens(tokenizer.encode(" " + text) if text else [])
+        return [
+            {"word": t, "tokens": ids, "start": float(i), "end": i + 1.0, "probability": 0.5}
+            for i, (t, ids) in enumerate(zip(texts, tokens, strict=True))
+        ]
+
+    return divide
+
+
+@given(texts.map(str.strip))
+@settings(deadline=None)
+def test_words_are_whispers_passage_character_by_character(
+    pieces_of: Callable[[str, str], list[dict[str, Any]]], text: str
+) -> None:
+    pieces = pieces_of(text, "en")
+    assert "".join(piece["word"] for piece in pieces) == (" " + text if text else "")
+    words = words_of_pieces(text, pieces, 60.0)
+    clip = Proposal(0.0, 60.0, "", words)
+    assert clip.text == (text if has_letters(text) else "")
+    assert all(a.end_s <= b.start_s < b.end_s for a, b in itertools.pairwise(words))
+    assert all(word.score == pytest.approx(0.5) for word in words)
+    if not is_unspaced(text) and not re.search(r"[^\w\s]", text):
+        assert [word.text for word in words] == text.split()
+
+
+@pytest.mark.parametrize("language", sorted(SENTENCES))
+def test_part_of_passage_is_its_own_substring(
+    pieces_of: Callable[[str, str], list[dict[str, Any]]], language: str
+) -> None:
+    text = SENTENCES[language]
+    words = words_of_pieces(text, pieces_of(text, "ja"), 60.0)
+    for first, last in itertools.combinations(range(len(words) + 1), 2):
+        part = Proposal(0.0, 60.0, "", words[first:last]).text
+        assert part in text
+        assert part.startswith(words[first].text)
+        assert part.endswith(words[last - 1].text)
+
+
+def test_text_that_the_pieces_do_not_give_shares_the_time() -> None:
+    words = words_of_pieces("ab cd", [], 5.0)
+    assert [(w.text, w.start_s, w.end_s, w.score) for w in words] == [("ab", 0, 2, 0), ("cd", 3, 5, 0)]
+
+
+def test_word_takes_time_and_score_from_its_letters() -> None:
+    pieces = [
+        {"word": word, "tokens": [0] * n, "start": start, "end": start + 1.0, "probability": p}
+        for word, n, start, p in (
+            (" twenty", 2, 0, 0.9),
+            ("-", 1, 1, 0.1),
+            ("three", 1, 2, 0.6),
+            (".", 1, 3, 0.1),
+        )
+    ]
+    (word,) = words_of_pieces("twenty-three.", pieces, 4.0)
+    assert (word.text, word.start_s, word.end_s) == ("twenty-three.", 0.0, 3.0)
+    assert word.score == pytest.approx(0.8)
 
 
 def test_words_without_times_share_the_gap_by_length() -> None:
@@ -214,8 +275,16 @@ def test_named_wav2vec2_model_gives_word_times(wav2vec2: str) -> None:
     assert [(w.text, w.score, w.speaker) for w in found] == [(w.text, 0.7, "A") for w in words]
     assert all(0 <= a.start_s < a.end_s <= b.start_s + 0.03 for a, b in itertools.pairwise(found))
     assert found[-1].end_s <= 3.0
-    characters = [SpokenWord(text, 0.0, 0.0, 0.7) for text in ("今日", "は")]
-    assert [w.text for w in word_aligner(wav2vec2).retime(pcm, characters, "ja")] == ["今日", "は"]
+    assert [w.gap for w in found] == [w.gap for w in words]
+    for language, texts_ in {
+        "ja": ("今日", "は", "。「い い」"),
+        "th": ("กำ", "ลั", "ง"),
+        "en": ("$ 5 -", "café", "23"),
+    }.items():
+        given_ = [SpokenWord(text, 0.0, 0.0, 0.7, gap="") for text in texts_]
+        timed = word_aligner(wav2vec2).retime(pcm, given_, language)
+        assert [(w.text, w.gap) for w in timed] == [(w.text, "") for w in given_]
+        assert timed[-1].end_s > 0, language
 
 
 def test_unavailable_alignment_model_is_a_one_line_error(

@@ -206,6 +206,8 @@ def test_speech_bytes_are_shifted_by_one_and_padded_with_zero() -> None:
     assert ids.tolist() == [[98, 99, 0, 0], [0, 0, 0, 0], [196, 170, 0, 0]]
     assert mask.sum(1).tolist() == [2, 0, 2]
     assert text.encode_speech(["abcdef"], 4)[0].tolist() == [[98, 99, 100, 101]]
+    # a character of three bytes is taken whole or not at all
+    assert text.encode_speech(["今日"], 5)[1].sum() == 3
 
 
 def test_umt5_loads_from_a_diffusers_folder(tmp_path) -> None:

@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_samples import encode_audio, level_of_frame, make_sample
+from texts import texts
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio
+from uniavgen.shards.text import word_spans
 from uniavgen.shards.timing import mels_for_frames
 from uniavgen.train.codec.audio import MelCodec
 from uniavgen.train.codec.registry import CodecConfig, Codecs, load_codecs
@@ -117,10 +119,22 @@ def test_fit_frame_covers_and_crops_the_centre(height: int, width: int) -> None:
 
 def test_words_in_window_by_their_middle() -> None:
     words = [
-        Word(text=t, start_s=s, end_s=s + 0.5) for t, s in (("a", 0.0), (" b", 0.8), ("c", 1.5), ("d", 1.9))
+        Word(text=t, start_s=s, end_s=s + 0.5) for t, s in (("a", 0.0), ("b", 0.8), ("c", 1.5), ("d", 1.9))
     ]
-    assert words_in_window(words, 16, 16) == "b c"
-    assert words_in_window(words, 160, 16) == ""
+    assert words_in_window("a b c d", words, 16, 16) == "b c"
+    assert words_in_window("a b c d", words, 160, 16) == ""
+    assert words_in_window("words of another text", words, 16, 16) == "b c"
+
+
+@given(texts, st.data())
+@settings(deadline=None)
+def test_text_of_window_is_a_part_of_the_transcript(text: str, draw: st.DataObject) -> None:
+    spans = word_spans(text)
+    words = [Word(text=text[a:b], start_s=i, end_s=i + 1) for i, (a, b) in enumerate(spans)]
+    first = draw.draw(st.integers(0, len(words)))
+    last = draw.draw(st.integers(first, len(words)))
+    found = words_in_window(text, words, 16 * first, 16 * (last - first))
+    assert found == (text[spans[first][0] : spans[last - 1][1]] if last > first else "")
 
 
 @given(st.integers(5, 200), st.integers(1, 30), st.data())

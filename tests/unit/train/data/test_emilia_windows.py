@@ -113,6 +113,8 @@ def test_text_in_window_assumes_an_even_pace() -> None:
     assert text_in_window(text, 3.0, 16, 16) == "cc"
     assert text_in_window(text, 3.0, 32, 16) == "dd ee"
     assert text_in_window("没有空格的文字很长", 9.0, 16, 32) == "有空"
+    assert text_in_window("aa  bb-cc  dd", 4.0, 0, 48) == "aa  bb-cc"
+    assert text_in_window("我们今天去 Apple Store 买东西", 18.0, 0, 48) == "我们今"
 
 
 def test_damaged_utterance_is_replaced_and_counted(tmp_path: Path) -> None:
