@@ -214,7 +214,7 @@ def _scrub_shared_sources(corpus: Corpus, target: Target) -> None:
         labels = {label for prefix, _, label in parts if prefix and row["source_id"].startswith(prefix)}
         row["turns"] = [turn for turn in row["turns"] or () if not _has_label(turn["label"], labels)]
         row["words"] = [word for word in row["words"] or () if not _has_label(word["speaker"], labels)]
-        row["passages"] = [p for p in row["passages"] or () if not _has_label(p["speaker"] or "_", labels)]
+        row["passages"] = [p for p in row["passages"] or () if not _has_label(p["speaker"], labels)]
         row["tracks"] = []  # face tracks name no speaker, so all are removed
     corpus.upsert("sources", rows)
 

@@ -138,9 +138,7 @@ class _BatchedCommits:
 
     def _load_result(self, record: SourceRecord, kind: type) -> Any:
         name = self._graph.step_of(kind)
-        probe = record.result(Probe) if name != "probe" else None
-        key = self._graph.key(name, probe.variant if probe else "")
-        return self._cache.load(record.source_id, name, key, kind)
+        return self._cache.load(record.source_id, name, self._graph.key(name, record.result), kind)
 
     def _commit(self) -> None:
         self._committer.commit(self._batch)

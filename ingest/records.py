@@ -260,6 +260,8 @@ class Transcript:
 
     passages: list[Passage] = field(default_factory=list)
     words: list[SpokenWord] = field(default_factory=list)
+    variant: str = ""
+    """Empty where release 0.3.0 gave the same words: results that depend on them are then still right."""
 
 
 @dataclass

@@ -138,9 +138,21 @@ class Runner:
         if step.result not in record.results and step.stored:
             key = self._key(record, step.name)
             stored: Any = self._cache.load(record.source_id, step.name, key, step.result)
+            if stored is None and step.earlier_version:
+                stored = self._revised(record, step, key)
             if stored is not None:
                 record.results[step.result] = stored
         return step.result in record.results
+
+    def _revised(self, record: SourceRecord, step: Step, key: str) -> Any:
+        """The result of the step's earlier version where it is right or can be corrected; None elsewhere."""
+        earlier_key = self._graph.earlier_key(step.name, lambda kind: self._stored(record, kind))
+        assert step.result is not None
+        earlier: Any = self._cache.load(record.source_id, step.name, earlier_key, step.result)
+        revised = None if earlier is None else step.revise(record, earlier)
+        if revised is not None:
+            self._cache.save(record.source_id, step.name, key, revised)
+        return revised
 
     def _load_result(self, record: SourceRecord, kind: type) -> Any:
         name = self._graph.step_of(kind)
@@ -152,24 +164,23 @@ class Runner:
         return stored
 
     def _key(self, record: SourceRecord, name: str) -> str:
-        """The step's key for this source, whose probe may set it apart from others."""
-        probe = self._probe(record) if name not in ("fetch", "probe") else None
-        return self._graph.key(name, probe.variant if probe else "")
+        """The step's key for this source, whose results of earlier steps may set it apart from others."""
+        return self._graph.key(name, lambda kind: self._stored(record, kind))
 
-    def _probe(self, record: SourceRecord) -> Probe | None:
-        """The source's probe, in memory or stored; None before it was made."""
-        key = self._graph.keys.get("probe", "")
-        if Probe not in record.results and record.source_id:
-            stored = self._cache.load(record.source_id, "probe", key, Probe)
+    def _stored(self, record: SourceRecord, kind: type) -> Any:
+        """A result of the source, in memory or stored; None before it was made, or if no step makes it."""
+        name = next((step.name for step in self._graph.steps if step.result is kind), None)
+        if kind not in record.results and record.source_id and name:
+            stored: Any = self._cache.load(record.source_id, name, self._key(record, name), kind)
             if stored is None:
                 return None
-            record.results[Probe] = stored
-        return record.results.get(Probe)
+            record.results[kind] = stored
+        return record.results.get(kind)
 
     def _time_limit_s(self, record: SourceRecord) -> float:
         config = self._graph.config
         fetch_s = config.sources.fetch_seconds if local_path(record.uri) is None else 0.0
-        probe = self._probe(record)
+        probe = self._stored(record, Probe)
         video_s = probe.duration_s if probe else 0.0
         return fetch_s + config.limits.step_seconds + config.limits.step_factor * video_s
 

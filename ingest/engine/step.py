@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -36,8 +36,14 @@ class Step:
     key_version: ClassVar[str] = ""
     """Version in the keys of later steps, if it is not `version`.
 
-    For a version that changed only the results of sources whose probe has a `variant`: that is in the keys of
-    these sources, and stored results of all others stay valid."""
+    For a version that changed only results that have a `variant`: that is in the keys of these sources, and
+    stored results of all others stay valid."""
+    has_variants: ClassVar[bool] = False
+    """Whether the result has a `variant`, which is in the keys of later steps unless it is empty."""
+    earlier_version: ClassVar[str] = ""
+    """An earlier version many of whose results are still right: `revise` says which.
+
+    It stays in the keys of later steps; results that `revise` did not take over have a `variant`."""
     in_keys: ClassVar[bool] = True
     """Whether the step is in the keys of the steps that need it. One that only hands on a file is not."""
     needs: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +81,12 @@ class Step:
     def measure(self, record: SourceRecord) -> Any:
         """The step's result for one source."""
         raise NotImplementedError
+
+    def revise(self, record: SourceRecord, earlier: Any) -> Any:
+        """The result of `earlier_version` as it is if it is right, or corrected without measuring; None if
+        the source must be measured again.
+        """
+        return None
 
     def measure_members(self, record: SourceRecord, missing: Sequence[Step]) -> dict[str, Any]:
         """Results by step name of the `missing` members."""
@@ -123,23 +135,56 @@ class StepGraph:
     @cached_property
     def keys(self) -> dict[str, str]:
         """Key of every step, 16 hex digits. Limits, resources and commit settings do not change it."""
-        settings = self.config.model_dump(mode="json")
-        keys: dict[str, str] = {}
-        in_later_keys: dict[str, str] = {}
-        for step in self.steps:
-            values = [_setting(settings, path) for path in step.settings]
-            needed = [in_later_keys[need] for need in step.needs if need in in_later_keys]
-            keys[step.name] = _digest([step.name, step.version, values, needed])
-            if step.key_version:
-                in_later_keys[step.name] = _digest([step.name, step.key_version, [], needed])
-            elif step.in_keys:
-                in_later_keys[step.name] = keys[step.name]
-        return keys
+        return {step.name: self._key_of(step, step.version) for step in self.steps}
 
-    def key(self, name: str, variant: str) -> str:
-        """Key of a step for a source whose probe has this `variant`. That of `fetch` and `probe` has none."""
-        key = self.keys[name]
-        return _digest([key, variant]) if variant and name not in ("fetch", "probe") else key
+    @cached_property
+    def _later_keys(self) -> dict[str, str]:
+        """What each step adds to the keys of the steps that need it."""
+        later: dict[str, str] = {}
+        for step in self.steps:
+            needed = [later[need] for need in step.needs if need in later]
+            values = self._values_of(step)
+            if step.key_version:
+                later[step.name] = _digest([step.name, step.key_version, [], needed])
+            elif step.in_keys:
+                version = step.earlier_version or step.version
+                later[step.name] = _digest([step.name, version, values, needed])
+        return later
+
+    def _key_of(self, step: type[Step], version: str) -> str:
+        needed = [self._later_keys[need] for need in step.needs if need in self._later_keys]
+        return _digest([step.name, version, self._values_of(step), needed])
+
+    def _values_of(self, step: type[Step]) -> list[Any]:
+        return [_setting(self._settings, path) for path in step.settings]
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json")
+
+    def key(self, name: str, result_of: Callable[[type], Any]) -> str:
+        """Key of a step for one source. `result_of` gives the source's result of a class, or None."""
+        return self._with_variants(self.keys[name], name, result_of)
+
+    def earlier_key(self, name: str, result_of: Callable[[type], Any]) -> str:
+        """Key under which a step's `earlier_version` stored its result for one source."""
+        step = self.by_name[name]
+        return self._with_variants(self._key_of(step, step.earlier_version), name, result_of)
+
+    def _with_variants(self, key: str, name: str, result_of: Callable[[type], Any]) -> str:
+        before = self._before[name]
+        varying = [step.result for step in self.steps if step.has_variants and step.name in before]
+        results = [result_of(kind) for kind in varying if kind is not None]
+        variants = [result.variant for result in results if result is not None and result.variant]
+        return _digest([key, *variants]) if variants else key
+
+    @cached_property
+    def _before(self) -> dict[str, frozenset[str]]:
+        """Every step that a step's result depends on, directly or not."""
+        before: dict[str, frozenset[str]] = {}
+        for step in self.steps:
+            before[step.name] = frozenset(step.needs).union(*(before[need] for need in step.needs))
+        return before
 
     @cached_property
     def digest(self) -> str:

@@ -80,7 +80,7 @@ def clip_row(record: SourceRecord, index: int, graph: StepGraph) -> dict[str, An
         "transcript": clip.text,
         "words": [_word_row(word, clip) for word in clip.words],
         "language": passage.language if passage else "",
-        "versions": versions(graph, record.result(Probe)),
+        "versions": versions(graph, record),
         "sync_curve": record.result(SyncMeasures).clips[index].curve,
         **vars(record.result(Fingerprints).clips[index]),
         **{name: signals[name] for name in SIGNALS},
@@ -133,12 +133,12 @@ def track_rows(faces: FaceTable, height: int) -> list[dict[str, Any]]:
     return rows
 
 
-def versions(graph: StepGraph, probe: Probe) -> dict[str, str]:
+def versions(graph: StepGraph, record: SourceRecord) -> dict[str, str]:
     """What measured a clip: models by name, code versions of all steps, and the key of the row."""
     return {
         **_model_names(graph.config),
         "steps": ",".join(f"{step.name}={step.version}" for step in graph.steps),
-        "key": graph.key("measure", probe.variant),
+        "key": graph.key("measure", record.result),
     }
 
 

@@ -14,6 +14,7 @@ class ProbeStep(Step):
     pool = "prepare"
     version = "3"
     key_version = "2"
+    has_variants = True
     needs = ("fetch",)
     settings = ("sources.audio_track",)
     result = Probe

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -25,7 +28,7 @@ from uniavgen.ingest.records import (
     Transcript,
 )
 from uniavgen.shards.corpus.signals import signals_of
-from uniavgen.shards.text import count_words, plain_text
+from uniavgen.shards.text import count_words, find_words, has_marks, plain_text, script_gap, word_spans
 
 STOCK_PHRASES = frozenset(
     {
@@ -91,12 +94,18 @@ report, and those that the embedded weights output for noise, tones and silence.
 of them is marked by the signal `stock_phrase`."""
 
 
+_UNREAD = re.compile(r"[^\W_a-z]", re.IGNORECASE)
+"""Letters and digits that the English aligner of version 2 passed over."""
+
+
 class TranscribeStep(Step):
     """What is said."""
 
     name = "transcribe"
     pool = "speech"
     version = "3"
+    earlier_version = "2"
+    has_variants = True
     needs = ("sound", "diarize")
     settings = ("transcription",)
     result = Transcript
@@ -114,7 +123,22 @@ class TranscribeStep(Step):
 
     def measure(self, record: SourceRecord) -> Transcript:
         turns = record.result(Diarization).turns
-        return Transcript(*self._transcriber.transcribe(record.result(AudioFile), turns))
+        passages, words = self._transcriber.transcribe(record.result(AudioFile), turns)
+        return Transcript(passages, words, f"words {self.version}")
+
+    def revise(self, record: SourceRecord, earlier: Transcript) -> Transcript | None:
+        """Version 2 joined the turns of several speakers, in one language, and pieces of words by spaces.
+
+        The passages hold the text as it was recognised, so words are put together anew without Whisper.
+        """
+        if len({turn.label for turn in record.result(Diarization).turns}) > 1:
+            return None
+        words = rejoined_words(earlier)
+        if words is None:
+            return None
+        if words == earlier.words and not any(has_marks(word.text) for word in words):
+            return earlier
+        return Transcript(earlier.passages, words, f"words {self.version}")
 
     @staticmethod
     def signals(record: SourceRecord, index: int) -> dict[str, float | None]:
@@ -123,6 +147,49 @@ class TranscribeStep(Step):
         clip = record.result(Proposals).clips[index]
         passage = clip_passage(record.result(Transcript).passages, clip)
         return word_signals(clip, passage, record.result(Diarization).turns)
+
+
+def rejoined_words(earlier: Transcript) -> list[SpokenWord] | None:
+    """The words of version 2 (pieces, without white space), put together as their passages have them.
+
+    None where a passage does not tell, or its times were aligned without what version 2 could not read out:
+    digits, and letters with accents.
+    """
+    ends = [passage.end_s for passage in earlier.passages]
+    pieces: list[list[SpokenWord]] = [[] for _ in earlier.passages]
+    for piece in earlier.words:
+        index = bisect_right(ends, (piece.start_s + piece.end_s) / 2)
+        pieces[min(index, len(ends) - 1)].append(piece)
+    words: list[SpokenWord] = []
+    for passage, own in zip(earlier.passages, pieces, strict=True):
+        spans = find_words(passage.text, [piece.text for piece in own])
+        if spans is None or (passage.language == "en" and _UNREAD.search(passage.text)):
+            return None
+        joined = _rejoin(passage.text, own, spans)
+        if joined is None:
+            return None
+        if joined and words:
+            joined[0] = replace(joined[0], gap=script_gap(words[-1].text, joined[0].text))
+        words += joined
+    return words
+
+
+def _rejoin(
+    text: str, pieces: Sequence[SpokenWord], spans: Sequence[tuple[int, int]]
+) -> list[SpokenWord] | None:
+    """Words of a passage from pieces that lie at `spans` of it; None if a word has no piece."""
+    words: list[SpokenWord] = []
+    reached = 0
+    for start, end in word_spans(text, [piece_end for _, piece_end in spans]):
+        inside = [piece for piece, span in zip(pieces, spans, strict=True) if start <= span[0] < end]
+        if not inside:
+            return None
+        score = float(np.mean([piece.score for piece in inside]))
+        speaker = next((piece.speaker for piece in inside if piece.speaker), "")
+        gap = text[reached:start] if words else " "
+        words.append(SpokenWord(text[start:end], inside[0].start_s, inside[-1].end_s, score, speaker, gap))
+        reached = end
+    return words
 
 
 def word_signals(clip: Proposal, passage: Passage | None, turns: Sequence[Span]) -> dict[str, float | None]:

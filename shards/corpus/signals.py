@@ -27,7 +27,11 @@ SIGNALS: dict[str, Signal] = {
     "speech_ratio": Signal("0..1", "share of the clip in which its speaker speaks", "diarize"),
     "overlap_ratio": Signal("0..1", "share of the clip in which another speaker speaks too", "diarize"),
     "speaker_count": Signal("speakers", "number of speakers heard in the clip", "diarize"),
-    "word_count": Signal("words", "number of whole words spoken in the clip", "transcribe"),
+    "word_count": Signal(
+        "words",
+        "number of whole words spoken in the clip; in scripts without spaces an estimate from the letters",
+        "transcribe",
+    ),
     "words_per_s": Signal("words/s", "speaking rate", "transcribe"),
     "word_score": Signal("0..1", "mean confidence of the words", "transcribe"),
     "language_probability": Signal("0..1", "confidence of the detected language", "transcribe"),

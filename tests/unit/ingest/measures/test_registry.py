@@ -1,5 +1,8 @@
 """The registry agrees with signals table, pools and configuration; step keys are those of 0.3.0."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -57,6 +60,7 @@ KEYS_OF_0_3_0 = {
 CHANGED_SINCE_0_3_0 = {
     "probe": "ce873464041d6537",  # reads the whole file
     "repair": "a63a87995ee1c9de",
+    "transcribe": "558ae74bb641ed52",  # words as they are written, one speaker at a time
     "measure": "88a64f847b3854ac",  # more columns
     "cut": "7bd27071e5034c46",  # after measure; files are kept
 }
@@ -120,14 +124,38 @@ def test_default_keys_change_only_with_a_version() -> None:
     assert step_graph(IngestConfig()).keys == KEYS_OF_0_3_0 | CHANGED_SINCE_0_3_0
 
 
-def test_source_with_a_variant_has_keys_of_its_own_after_the_probe() -> None:
+def results(probe_variant: str, words_variant: str) -> Callable[[type], Any]:
+    """A source whose file, and whose words, are set apart from those that 0.3.0 measured right."""
+    probe = Probe(4.0, 640, 360, 25.0, "h264", "aac", True, transfer=probe_variant)
+    made = {Probe: probe, Transcript: Transcript(variant=words_variant)}
+    return made.get
+
+
+def test_source_with_a_variant_has_keys_of_its_own_in_later_steps() -> None:
     graph = step_graph(IngestConfig())
     names = [step.name for step in STEPS]
-    assert {name for name in names if graph.key(name, "audio=2") == graph.keys[name]} == {"fetch", "probe"}
-    assert all(graph.key(name, "") == graph.keys[name] for name in names)
-    assert len({graph.key(name, variant) for name in names[2:] for variant in ("", "a", "b")}) == 3 * len(
-        names[2:]
-    )
+
+    def unchanged(result_of: Callable[[type], Any]) -> set[str]:
+        return {name for name in names if graph.key(name, result_of) == graph.keys[name]}
+
+    assert unchanged(results("", "")) == set(names)
+    assert unchanged({}.get) == set(names)
+    assert unchanged(results("smpte2084", "")) == {"fetch", "probe"}
+    of_words = {"faces", "text", "propose", "listen", "sync", "fingerprint", "measure", "cut"}
+    assert unchanged(results("", "words 3")) == set(names) - of_words
+    variants = [results(*pair) for pair in (("", ""), ("a", ""), ("b", ""), ("", "c"), ("a", "c"))]
+    for name in of_words:
+        assert len({graph.key(name, variant) for variant in variants}) == len(variants)
+
+
+def test_words_of_0_3_0_are_found_under_their_key() -> None:
+    graph = step_graph(IngestConfig())
+    assert graph.earlier_key("transcribe", {}.get) == KEYS_OF_0_3_0["transcribe"]
+    assert graph.keys["transcribe"] != KEYS_OF_0_3_0["transcribe"]
+    assert graph.earlier_key("transcribe", results("a", "")) != KEYS_OF_0_3_0["transcribe"]
+    changed = step_graph(IngestConfig.model_validate({"transcription": {"language": "de"}}))
+    assert changed.earlier_key("transcribe", {}.get) != KEYS_OF_0_3_0["transcribe"]
+    assert changed.keys["propose"] != graph.keys["propose"]
 
 
 def test_names_modules_pools_and_needs_are_consistent() -> None:

@@ -1,12 +1,28 @@
 """Step `transcribe`: word signals of a clip, such as loops, stock phrases and unvoiced words."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniavgen.ingest.measures.transcribe import STOCK_PHRASES, stock_phrase, unvoiced_ratio, word_signals
+from uniavgen.ingest.measures.transcribe import (
+    STOCK_PHRASES,
+    TranscribeStep,
+    stock_phrase,
+    unvoiced_ratio,
+    word_signals,
+)
 from uniavgen.ingest.models.transcriber import LONGEST_LOOP, is_repetitive, repeated_ratio
-from uniavgen.ingest.records import Passage, Proposal, Span, SpokenWord
+from uniavgen.ingest.records import (
+    Diarization,
+    Passage,
+    Proposal,
+    SourceRecord,
+    Span,
+    SpokenWord,
+    Transcript,
+)
 from uniavgen.shards.corpus.signals import signals_of
 from uniavgen.shards.text import plain_text, word_spans
 
@@ -111,6 +127,53 @@ def test_unvoiced_words_are_counted_by_their_time() -> None:
     assert unvoiced_ratio([], [Span(0, 4, "A")]) is None
     found = [unvoiced_ratio(words, [Span(0, end, "A")]) for end in (4, 3, 1.2, 0.5)]
     assert found == sorted(found)  # type: ignore[type-var]
+
+
+def transcript_of_0_3_0(text: str, pieces: list[str], language: str) -> Transcript:
+    """One passage of 8 s; its words are the pieces that have letters, as 0.3.0 stored them."""
+    kept = [piece.strip() for piece in pieces if any(letter.isalnum() for letter in piece)]
+    return Transcript([Passage(0, 8, text, language, 0.9, -0.2, 0.1, 1.4)], words_at(kept))
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "language", "is_right"),
+    [
+        ("It's the best.", [" It's", " the", " best."], "en", True),
+        ("One, two - three", [" One,", " two", " -", " three"], "de", False),
+        ("twenty-three men", [" twenty", "-three", " men"], "en", False),
+        ("Merci d'avoir appelé", [" Merci", " d", "'avoir", " appelé"], "fr", False),
+        ("the U.S.A.", [" the", " U", ".S", ".A."], "en", False),
+        ("今日は晴れ", ["今日", "は", "晴", "れ"], "ja", False),
+        ("กำลัง", ["ก", "ำ", "ล", "ั", "ง"], "th", False),
+        ("हिन्दी में", [" हिन्दी", " में"], "hi", False),
+        ("Всё как-то так", [" Всё", " как", "-то", " так"], "ru", False),
+        ("Всё так", [" Всё", " так"], "ru", True),
+    ],
+)
+def test_words_of_0_3_0_are_put_together_without_whisper(
+    text: str, pieces: list[str], language: str, is_right: bool
+) -> None:
+    record, step = SourceRecord("a"), TranscribeStep.__new__(TranscribeStep)
+    record.results[Diarization] = Diarization([Span(0, 8, "A")])
+    earlier = transcript_of_0_3_0(text, pieces, language)
+    revised = step.revise(record, earlier)
+    assert revised is not None
+    assert (revised is earlier, revised.variant == "") == (is_right, is_right)
+    assert Proposal(0, 8, "A", revised.words).text == text
+    assert revised.words[0].start_s == earlier.words[0].start_s
+    assert revised.words[-1].end_s == earlier.words[-1].end_s
+    assert all(a.end_s <= b.start_s + 1e-9 for a, b in itertools.pairwise(revised.words))
+
+
+def test_sources_that_0_3_0_may_have_heard_wrong_are_transcribed_again() -> None:
+    record, step = SourceRecord("a"), TranscribeStep.__new__(TranscribeStep)
+    two = Diarization([Span(0, 4, "A"), Span(4, 8, "B")])
+    record.results[Diarization] = two
+    assert step.revise(record, transcript_of_0_3_0("a b", [" a", " b"], "en")) is None
+    record.results[Diarization] = Diarization([Span(0, 8, "A")])
+    assert step.revise(record, transcript_of_0_3_0("a café", [" a", " café"], "en")) is None
+    assert step.revise(record, transcript_of_0_3_0("a b", [" other"], "en")) is None
+    assert step.revise(record, Transcript()) == Transcript()
 
 
 def test_word_signals_of_clip() -> None:
