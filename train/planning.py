@@ -110,7 +110,7 @@ def flops_by_step(
         return lambda step: flops
     sampler = stream.sampler
     by_bucket = [sample_flops(config, stage, shape) for shape in stream.buckets.shapes]
-    return lambda step: by_bucket[sampler.bucket_at(step * sampler.batch)]
+    return lambda step: by_bucket[sampler.bucket_at(stream.place.position_at(step, sampler.batch))]
 
 
 def stage_activations(config: TrainConfig, stage: StageConfig, samples: int) -> Activations:

@@ -31,15 +31,13 @@ from uniavgen.train.checkpoint.resume import (
 )
 from uniavgen.train.checkpoint.run_folder import RunFolder, hand_over, restored
 from uniavgen.train.checkpoint.saving import save_checkpoint
-from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import StageConfig, TrainConfig, lr_at
-from uniavgen.train.data.loader import LoadedBatch, make_loader, prefetched
-from uniavgen.train.data.stage_stream import micro_batches, open_stream
+from uniavgen.train.data.loader import LoadedBatch, prefetched
+from uniavgen.train.data.stage_stream import micro_batches
 from uniavgen.train.diagnostics.health import Rewind, Rewinds, StepHealth, fault_of, statistics_of
 from uniavgen.train.diagnostics.metrics import History, Outcome, StepMetrics, hardware_metrics
 from uniavgen.train.diagnostics.run_warnings import RankTime, RunWarnings
-from uniavgen.train.diagnostics.validation import Validation
-from uniavgen.train.engine.collectives import all_gather_object, all_reduce_sum, assert_same_on_all_ranks
+from uniavgen.train.engine.collectives import all_gather_object, all_reduce_sum
 from uniavgen.train.engine.deepspeed_compat import release_engine
 from uniavgen.train.engine.deepspeed_engine import StepGuard, create_engine, gather_weights
 from uniavgen.train.engine.ema import Ema
@@ -47,6 +45,7 @@ from uniavgen.train.flow_matching import Draw, task_at
 from uniavgen.train.model.family import family_of
 from uniavgen.train.model.parts import count_parameters, train_only
 from uniavgen.train.planning import flops_by_step
+from uniavgen.train.stage_data import DataSource, StageData
 from uniavgen.train.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -135,28 +134,16 @@ class StageTrainer:
         checkpointing = config.deepspeed.activation_checkpointing
         self.objective = family.objective(config.objective, stage, checkpointing=checkpointing)
         self.warnings = RunWarnings(self.engine, config.health, family)
-        self.open_data(job, resumed)
+        source = DataSource(
+            config, stage, job.shards_dir, job.run_dir, job.device, accept_changes=job.accept_changes
+        )
+        self.data = StageData(source, self.start, resumed.state if resumed else None)
+        self.stream, self.loader, self.validation = self.data.stream, self.data.loader, self.data.validation
+        self.log_event("latents", self.loader.source)
+        self.log_data_lines()
         self.share = (world, rank, config.micro_batch(stage, world))
         self.flops_at = flops_by_step(config, stage, self.stream)
         self.on_metrics = job.on_metrics_factory() if job.on_metrics_factory and rank == 0 else ignore_metrics
-
-    def open_data(self, job: Job, resumed: Resumption | None) -> None:
-        """Open training and validation data. A resumed stage keeps its shards and its kind of latents."""
-        config, stage, state = self.config, self.stage, resumed.state if resumed else {}
-        codecs = load_codecs(config.data.codecs, with_video=stage.has_video, device=job.device)
-        self.stream = open_stream(config, stage, job.shards_dir, job.run_dir, state.get("shards"))
-        # a checkpoint without the entry was trained on latents encoded on line, which are of other windows
-        latents = state.get("latents", "") if resumed else None
-        self.loader = make_loader(self.stream, config.data, stage, codecs, latents)
-        if dist.get_rank() == 0:
-            self.folder.log_event("latents", self.loader.source)
-        self.validation: Validation | None = None
-        if config.validation.every:
-            self.validation = Validation(config, stage, job.shards_dir, codecs, state.get("val_shards"))
-        assert_same_on_all_ranks(
-            "shards or cached latents",
-            [self.stream.shards, self.validation and self.validation.shards, self.loader.latents],
-        )
 
     def run(self) -> Outcome | None:
         """Train to the end of the stage, and leave its weights in the run folder. None if asked to stop."""
@@ -171,6 +158,7 @@ class StageTrainer:
                 self.history.add(metrics, first=step == steps[0])
             self.on_metrics(step + 1, metrics)
             self.check_periodically(step + 1)
+            self.log_data_lines()
             done = self.stage.steps if step == steps[-1] else step + 1
             if asked_to_stop or self.must_save(done, saved):
                 self.save(done)
@@ -321,9 +309,7 @@ class StageTrainer:
             "layout": asdict(Layout.of(self.config, dist.get_world_size())),
             "history": asdict(self.history),
             "health": self.health.as_dict(),
-            "shards": self.stream.shards,
-            "val_shards": self.validation.shards if self.validation else None,
-            "latents": self.loader.latents,
+            **self.data.state(step),
             "tracking": read_tracking(self.folder),
         }
         tensors = {random_file(dist.get_rank()): random_state()}
@@ -347,6 +333,10 @@ class StageTrainer:
             self.folder.write(done=True, step=self.stage.steps, outcome=asdict(outcome))
         dist.barrier()
         return outcome
+
+    def log_data_lines(self) -> None:
+        for line in self.data.take_lines():
+            self.log_event("samples", line)
 
     def log_event(self, event: str, text: str, **values: Any) -> None:
         """Write an event once, from rank 0."""

@@ -17,7 +17,7 @@ from uniavgen.shards.emilia.index import find_tars, read_index
 from uniavgen.shards.emilia.sample import Utterance, utterance_from
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.error_budget import ErrorBudget
-from uniavgen.shards.read.sampler import BucketSampler
+from uniavgen.shards.read.sampler import BucketSampler, Place
 from uniavgen.shards.tar.tar_reader import read_members
 
 OPEN_THREADS = 16
@@ -28,7 +28,8 @@ class EmiliaStream:
     """Endless seeded sequence of the utterances that pass the filters and fit a window of `window_s` seconds.
 
     A sample with an unusable json passes the filters, and is counted as damaged when it is read. `shards`
-    (path to digest) selects the tars with these digests, also if they were moved. `cache` is a folder for
+    (path to digest) selects the tars with these digests, also if they were moved. `place`: where the sequence
+    was changed. `cache` is a folder for
     indexes that cannot be stored beside their tars. Raises UserError if there are no tars, one is damaged, a
     selected one is missing or changed, or no utterance passes.
     """
@@ -43,10 +44,11 @@ class EmiliaStream:
         seed: int = 0,
         *,
         shards: Mapping[str, str] | None = None,
+        place: Place | None = None,
         error_budget: ErrorBudgetConfig | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.place = config, place or Place()
         tars = find_tars(config.shards)
         with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
             opened = list(zip(tars, pool.map(lambda tar: read_index(tar, cache), tars), strict=True))

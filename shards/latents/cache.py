@@ -190,24 +190,33 @@ def read_caches(store: Store) -> tuple[list[LatentCache], list[str]]:
 class LatentReader:
     """Reads latents of the samples of some shards (name to SHA-256). Threads may share it.
 
-    Raises UserError of kind `no-latents` if the cache does not cover the shards.
+    Raises UserError of kind `no-latents` if the cache does not cover the shards; with `partial`, if it covers
+    none of them.
     """
 
-    def __init__(self, store: Store, cache: LatentCache, shards: Mapping[str, str]) -> None:
+    def __init__(
+        self, store: Store, cache: LatentCache, shards: Mapping[str, str], *, partial: bool = False
+    ) -> None:
         self.store, self.cache = store, cache
         self._entries = {
             entry.name: entry for entry in cache.entries if shards.get(entry.name) == entry.shard_sha256
         }
-        if missing := sorted(shards.keys() - self._entries.keys()):
+        self.missing = sorted(shards.keys() - self._entries.keys())
+        """Shards that the cache does not cover."""
+        if self.missing and not (partial and self._entries):
             raise UserError(
                 f"latents {cache.digest} cover {len(self._entries)} of {len(shards)} shards, "
-                f"not {missing[0]}",
+                f"not {self.missing[0]}",
                 where=store.full_path(LATENTS_FOLDER),
                 hint=f"run {CACHE_COMMAND}",
                 kind="no-latents",
             )
         with ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as pool:
-            self._indexes = dict(zip(shards, pool.map(self._index, shards), strict=True))
+            self._indexes = dict(zip(self._entries, pool.map(self._index, self._entries), strict=True))
+
+    def covers(self, shard: str) -> bool:
+        """Whether the cache has latents of a shard."""
+        return shard in self._entries
 
     def skip_reason(self, shard: str, key: str) -> str:
         """Why a sample has no latents (`short-clip`, `damaged-sample`); empty if it has."""

@@ -9,11 +9,28 @@ permutation of all samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage's sequence of samples was changed, as by another batch: from `step` on it has `position`.
+
+    `consumed`: number of samples of each bucket that were dealt before; the sampler continues behind them.
+    """
+
+    step: int = 0
+    position: int = 0
+    consumed: Mapping[int, int] = field(default_factory=dict)
+
+    def position_at(self, step: int, batch: int) -> int:
+        """The first position of a step whose steps have `batch` positions each."""
+        return self.position + (step - self.step) * batch
 
 
 class BucketSampler:
@@ -21,16 +38,23 @@ class BucketSampler:
 
     Step s has positions [s * batch, (s + 1) * batch). With `sizes`, a batch of bucket b has sizes[b] samples
     and `batch` is the largest size. Only the first `batch_size_at` positions of a smaller batch have a
-    sample.
+    sample. `consumed`: samples of each bucket that were dealt before position 0.
     """
 
     def __init__(
-        self, bucket: np.ndarray, *, batch: int = 1, sizes: Sequence[int] = (), seed: int = 0
+        self,
+        bucket: np.ndarray,
+        *,
+        batch: int = 1,
+        sizes: Sequence[int] = (),
+        seed: int = 0,
+        consumed: Mapping[int, int] | None = None,
     ) -> None:
         self.seed = seed
         self._buckets = np.unique(bucket)  # below, `bucket` is an index of these
         self._sizes = [sizes[name] if sizes else batch for name in self._buckets.tolist()]
         self.batch = max(sizes) if sizes else batch
+        self._consumed = [(consumed or {}).get(name, 0) for name in self._buckets.tolist()]
         self._samples = [np.flatnonzero(bucket == name) for name in self._buckets]
         self._epoch_steps = sum(
             Fraction(len(samples), size) for samples, size in zip(self._samples, self._sizes, strict=True)
@@ -46,7 +70,8 @@ class BucketSampler:
         if lane >= self._sizes[bucket]:
             raise IndexError(f"the batch of step {step} has {self._sizes[bucket]} samples, not {lane + 1}")
         samples = self._samples[bucket]
-        round_, index = divmod(number * self._sizes[bucket] + lane, len(samples))
+        dealt = self._consumed[bucket] + number * self._sizes[bucket]
+        round_, index = divmod(dealt + lane, len(samples))
         return int(samples[self._permutation(bucket, round_)[index]])
 
     def bucket_at(self, position: int) -> int:
@@ -56,6 +81,25 @@ class BucketSampler:
     def batch_size_at(self, position: int) -> int:
         """Number of samples of the batch at `position`."""
         return self._sizes[self._batch_at(position // self.batch)[0]]
+
+    def consumed_at(self, position: int) -> dict[int, int]:
+        """Samples of each bucket that were dealt before the step at `position`, by bucket number."""
+        counts = [0] * len(self._samples)
+        step = position // self.batch
+        if len(self._samples) == 1:
+            counts[0] = step
+        else:
+            epoch = self._epoch_of(step)
+            buckets, _ = self._mixed(epoch)
+            before = self._batches_before(epoch)
+            within = np.bincount(buckets[: step - sum(before)], minlength=len(counts))
+            counts = [done + int(more) for done, more in zip(before, within, strict=True)]
+        return {
+            int(name): dealt + count * size
+            for name, dealt, count, size in zip(
+                self._buckets, self._consumed, counts, self._sizes, strict=True
+            )
+        }
 
     def replacement_position(self, position: int, attempt: int) -> int:
         """The same position in the `attempt`-th next batch of the bucket, to replace an unusable sample."""
@@ -70,13 +114,17 @@ class BucketSampler:
         """(bucket number, number of the batch within that bucket) of the batch at a step."""
         if len(self._samples) == 1:
             return 0, step
+        epoch = self._epoch_of(step)
+        buckets, numbers = self._mixed(epoch)
+        index = step - sum(self._batches_before(epoch))
+        return int(buckets[index]), int(numbers[index])
+
+    def _epoch_of(self, step: int) -> int:
         # an epoch can lack one batch per bucket by rounding down, so this estimate is a little early at most
         epoch = int(step // self._epoch_steps)
         while sum(self._batches_before(epoch + 1)) <= step:
             epoch += 1
-        buckets, numbers = self._mixed(epoch)
-        index = step - sum(self._batches_before(epoch))
-        return int(buckets[index]), int(numbers[index])
+        return epoch
 
     def _batches_before(self, epoch: int) -> list[int]:
         """Number of batches of each bucket before an epoch."""

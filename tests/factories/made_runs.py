@@ -117,7 +117,7 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
     import_lean("cpu")
     import torch
 
-    from uniavgen.train import trainer
+    from uniavgen.train import stage_data, trainer
     from uniavgen.train.engine import ema
     from uniavgen.train.engine.deepspeed_engine import create_engine
 
@@ -131,7 +131,7 @@ def _work(runs: Sequence[Run], shards_dir: Path, rank: int, world: int, port: in
         torch.distributed.barrier()
         factory = partial(write_metrics, run.run_dir / "metrics.jsonl")
         trainer.create_engine = count_living_models(create_engine, run.run_dir / f"living-{rank}.txt")
-        trainer.make_loader = partial(make_spoiling_loader, run.spoiled) if run.spoiled else make_loader
+        stage_data.make_loader = partial(make_spoiling_loader, run.spoiled) if run.spoiled else make_loader
         shards = run.shards or shards_dir
         if rank == world - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (run.largest_file, resource.RLIM_INFINITY))

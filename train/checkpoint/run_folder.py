@@ -2,6 +2,8 @@
 
     run/<stage>/stage.json                 configuration, step, done, key report, result
     run/<stage>/events.jsonl               events for people: one JSON line each, with `event` and `text`
+    run/<stage>/order.npz                  the samples of the stage in the order of their numbers
+    run/<stage>/val-order.npz              the same for validation
     run/<stage>/checkpoints/step-N/        DeepSpeed's state of every rank, state.json, and manifest.json
     run/<stage>/model.safetensors          the final weights in fp32, once the stage is done
     run/<stage>/ema.safetensors            their exponential moving average, if `train.ema` is set
@@ -78,6 +80,10 @@ class RunFolder:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    def order(self, split: str) -> Path:
+        """The file with the numbers of the samples (`shards.read.sample_order`)."""
+        return self.path / ("order.npz" if split == "train" else f"{split}-order.npz")
 
     @property
     def stop_request(self) -> Path:

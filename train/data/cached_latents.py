@@ -101,17 +101,38 @@ class CachedWindows:
 
         A clip that the cache skipped raises UserError of the kind for which it was skipped.
         """
-        shard, key = self.stream.shard_and_key_at(position)
-        if reason := self.reader.skip_reason(shard, key):
-            raise UserError(f"clip {key} has no cached latents: {reason}", where=shard, kind=reason)
+        shard, key = self._shard_and_key(position)
         self.stream.error_budget.count_read()
         try:
             latents = self.reader.read(shard, key)
         except UserError as error:
-            if error.kind == "damaged-sample":
-                self.stream.error_budget.record_failure(key, error)
+            if error.kind != "damaged-sample":
+                raise
+            # shards that are written anew lose their latents
+            if self._follow_shards():
+                return self.take(position, random)
+            self.stream.error_budget.record_failure(key, error)
             raise
         return CachedWindow(key, latents, int(random.integers(len(latents.start))))
+
+    def _shard_and_key(self, position: int) -> tuple[str, str]:
+        """Raises UserError if the sample has no latents."""
+        shard, key = self.stream.shard_and_key_at(position)
+        if not self.reader.covers(shard):
+            raise UserError(f"clip {key} has no cached latents yet", where=shard, kind="gone-sample")
+        if reason := self.reader.skip_reason(shard, key):
+            raise UserError(f"clip {key} has no cached latents: {reason}", where=shard, kind=reason)
+        return shard, key
+
+    def _follow_shards(self) -> bool:
+        """Read the cache of the present shards, if those of the stream are gone; whether it changed."""
+        if not self.stream.follow_shards():
+            return False
+        caches, _ = read_caches(self.stream.store)
+        cache = next((cache for cache in caches if cache.digest == self.digest), self.reader.cache)
+        self.reader = LatentReader(self.stream.store, cache, self.stream.shards, partial=True)
+        self.stream.notices += uncovered_notice(self.reader)
+        return True
 
     def make_batch(self, windows: list[CachedWindow]) -> LatentBatch:
         """See Windows."""
@@ -145,7 +166,8 @@ def find_latents(
         return None, f"latents are encoded during training: {reason}"
     try:
         cache = _matching_cache(stream, config, codecs, begun_with)
-        reader = LatentReader(stream.store, cache, stream.shards)
+        reader = LatentReader(stream.store, cache, stream.shards, partial=bool(begun_with))
+        stream.notices += uncovered_notice(reader)
     except UserError as error:
         if error.kind != "no-latents" or config.latents == "require" or begun_with:
             raise
@@ -153,6 +175,16 @@ def find_latents(
     count = config.cached.windows
     line = f"cached latents {cache.digest} are read: {count} windows a clip, no media are decoded"
     return CachedWindows(stream, reader, config, with_video=codecs.video is not None), line
+
+
+def uncovered_notice(reader: LatentReader) -> list[str]:
+    """A line for people if shards of a stage that began on cached latents have none any more."""
+    if not reader.missing:
+        return []
+    return [
+        f"{len(reader.missing)} shards were written anew and have no cached latents: their samples are left "
+        f"out until the stage is resumed after {CACHE_COMMAND}"
+    ]
 
 
 def _matching_cache(

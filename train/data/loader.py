@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from uniavgen.shards.buckets import WindowBuckets
 from uniavgen.shards.emilia.stream import EmiliaStream
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.sampler import Place
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.batch import LatentBatch, validate_batch
 from uniavgen.train.codec.registry import Codecs
@@ -34,12 +36,16 @@ log = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 16
 """Samples that are tried for one place of a batch before an error is raised. Heuristic."""
+REPLACED = {"short-clip": "short", "damaged-sample": "damaged", "gone-sample": "gone"}
+"""Kinds of errors for which a sample is replaced, and the names under which they are counted."""
 CAPTIONS_KEPT = 256
 """Captions whose features stay in host memory. Heuristic."""
 
 
 class Stream(Protocol):
     """The part of `SampleStream` and `EmiliaStream` that the loader needs."""
+
+    place: Place
 
     def __len__(self) -> int: ...
 
@@ -50,7 +56,10 @@ class Windows(Protocol):
     """Source of windows: each has `key`, `speech_text` and `reference_inside`, several make a batch."""
 
     def take(self, position: int, random: np.random.Generator) -> Any:
-        """A window of the sample at `position`. Raises UserError of kind `short-clip` or `damaged-sample`."""
+        """A window of the sample at `position`.
+
+        Raises UserError of kind `short-clip`, `damaged-sample` or `gone-sample`.
+        """
         ...
 
     def make_batch(self, windows: list[Any]) -> LatentBatch:
@@ -60,7 +69,7 @@ class Windows(Protocol):
 
 @dataclass
 class LoadedBatch:
-    """A batch, and counts: clips replaced as `short` or `damaged`, `reference_inside`, `speech_cut`."""
+    """A batch, and counts: clips replaced (`short`, `damaged`, `gone`), `reference_inside`, `speech_cut`."""
 
     batch: LatentBatch
     counts: Counter[str]
@@ -83,14 +92,14 @@ def make_loader(
             stream, config, UtteranceWindows(stream, config, codecs), stage.batch, source=source
         )
     if isinstance(stream.buckets, WindowBuckets):
-        count = len(stream.buckets.shapes)
+        shapes = len(stream.buckets.shapes)
         return BatchLoader(
             stream,
             config,
             BucketedWindows(stream, config, codecs, stream.buckets),
             stream.sampler.batch,
             replacement=stream.sampler.replacement_position,
-            source=f"latents are encoded during training: {count} window shapes, cached latents have one",
+            source=f"latents are encoded during training: {shapes} window shapes, cached latents have one",
         )
     cached, source = find_latents(stream, config, codecs, begun_with)
     if cached:
@@ -136,28 +145,33 @@ class BatchLoader:
     def _take(self, step: int, index: int, counts: Counter[str]) -> Any:
         """The window of one sample.
 
-        A short or damaged clip is counted and replaced by another, always the same one.
+        A short, damaged or gone clip is counted and replaced by another, always the same one.
         """
         random = random_for(self.config.seed, step, index)
-        reasons = []
-        for attempt in range(MAX_REPLACEMENTS):
-            position = self.replacement(step * self.batch + index, attempt)
+        reasons: list[str] = []
+        first = self.stream.place.position_at(step, self.batch) + index
+        for attempt in count():
+            position = self.replacement(first, attempt)
             try:
                 window = self.windows.take(position, random)
                 counts["reference_inside"] += window.reference_inside
                 return window
             except UserError as error:
-                if error.kind not in ("short-clip", "damaged-sample"):
+                reason = REPLACED.get(error.kind)
+                if reason is None:
                     raise
-                short = error.kind == "short-clip"
-                counts["short" if short else "damaged"] += 1
+                counts[reason] += 1
+                if reason == "gone":  # said once for all of them
+                    continue
                 reasons.append(str(error))
-                log.log(logging.INFO if short else logging.WARNING, "sample replaced: %s", error)
-        raise UserError(
-            f"{MAX_REPLACEMENTS} samples in a row cannot be used; the last: {reasons[-1]}",
-            hint="lower train.data.frames to the length of the clips, or check the shards",
-            kind="no-usable-sample",
-        )
+                log.log(logging.INFO if reason == "short" else logging.WARNING, "sample replaced: %s", error)
+            if len(reasons) == MAX_REPLACEMENTS:
+                raise UserError(
+                    f"{MAX_REPLACEMENTS} samples in a row cannot be used; the last: {reasons[-1]}",
+                    hint="lower train.data.frames to the length of the clips, or check the shards",
+                    kind="no-usable-sample",
+                )
+        raise AssertionError("count() does not end")
 
 
 def replacement_position(position: int, attempt: int, samples: int) -> int:

@@ -6,7 +6,6 @@ Clips, windows and noise never change, so the losses are comparable over a whole
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import Codecs
 from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig, TrainConfig
 from uniavgen.train.data.loader import BatchLoader, EncodedWindows
+from uniavgen.train.data.stage_stream import Begun
 from uniavgen.train.engine.collectives import all_reduce_sum
 from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.family import family_of
@@ -36,9 +36,9 @@ class Validation:
         stage: StageConfig,
         shards_dir: str,
         codecs: Codecs,
-        begun_with: Mapping[str, str] | None = None,
+        begun: Begun | None = None,
     ) -> None:
-        """Encode the clips once. `begun_with`: shards with which an interrupted stage began, None for all.
+        """Encode the clips once. `begun`: how an interrupted stage began, with the shards of val.
 
         Raises UserError if the clips do not split evenly over the ranks, or if there is no val.
         """
@@ -53,10 +53,16 @@ class Validation:
             )
         self.config, self.stage = config, stage
         self.indices = tuple(range(rank * share, (rank + 1) * share))
-        stream = SampleStream(
-            shards_dir, "val", config.data.seed, shards=begun_with, error_budget=config.data.damage
+        begun = begun or Begun()
+        stream = self.stream = SampleStream(
+            shards_dir,
+            "val",
+            config.data.seed,
+            shards=begun.shards,
+            frames=config.data.frames if begun.fitting_only else 0,
+            order=begun.order,
+            error_budget=config.data.damage,
         )
-        self.shards = stream.shards
         windows = EncodedWindows(stream, config.data, codecs)
         self.batch = (
             BatchLoader(stream, config.data, windows, config.validation.clips).load(0, self.indices).batch

@@ -17,7 +17,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.tar.index import index_name
 from uniavgen.train.checkpoint.run_folder import RunFolder
 from uniavgen.train.config import StageConfig, TrainConfig
-from uniavgen.train.data.stage_stream import open_stream
+from uniavgen.train.data.stage_stream import Begun, open_stream
 from uniavgen.train.diagnostics.config import ValidationConfig
 from uniavgen.train.launch import check_stage, check_stages
 
@@ -95,7 +95,7 @@ def test_resumed_stage_names_missing_shard(config: TrainConfig, shards: Path) ->
     with pytest.raises(
         UserError, match=r"1 of the run's 1 shards are missing or changed, first train-000000.tar"
     ) as caught:
-        open_stream(config, config.stage("joint"), str(shards), "run", begun_with)
+        open_stream(config, config.stage("joint"), str(shards), "run", Begun(begun_with))
     assert caught.value.kind == "shards-changed"
 
 

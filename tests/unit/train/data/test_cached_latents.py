@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -20,7 +21,7 @@ from paths import ROOT
 
 from uniavgen.shards import weights
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.latents.cache import LATENTS_FOLDER, cache_folders
+from uniavgen.shards.latents.cache import LATENTS_FOLDER, cache_folders, remove_stale_latents
 from uniavgen.shards.latents.verify import latent_checks, verify_sidecar
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.tar.manifest import read_manifest
@@ -442,3 +443,38 @@ def test_ray_actors_make_the_same_sidecars_and_report_missing_resources(
         assert caught.value.kind == "missing-weights"
     finally:
         ray.shutdown()
+
+
+@pytest.mark.parametrize("while_reading", [True, False])
+def test_stage_on_cached_latents_continues_when_shards_are_rewritten(
+    cached: tuple[Path, CacheSummary], codecs: Codecs, tmp_path: Path, while_reading: bool
+) -> None:
+    """`clip1` is gone: the tar of clips 0 to 2 is written anew, without latents until they are cached."""
+    folder = copied(cached, tmp_path)
+    everything, stream = SampleStream(str(folder)), SampleStream(str(folder), frames=CONFIG.frames)
+    windows, _ = find_latents(stream, CONFIG, codecs)
+    assert windows is not None
+    tars = [["clip0", "clip2"], ["clip3", "clip4", "clip8", "clip9"]]
+    write_tars(folder, [[everything.sample_by_key(key) for key in keys] for keys in tars])
+    entries = json.loads((folder / "manifest.json").read_text())["shards"]
+    remove_stale_latents(folder, {entry["name"]: entry["sha256"] for entry in entries})
+    expected = {"clip3": "", "clip4": "", "clip8": "damaged-sample", "clip1": "gone-sample"}
+    if while_reading:
+        expected |= {"clip0": "gone-sample", "clip2": "gone-sample"}
+    else:
+        cache_latents(folder, CONFIG)
+        stream = SampleStream(str(folder), shards=stream.shards, order=stream.order)
+        windows, _ = find_latents(stream, CONFIG, codecs, windows.digest)
+        assert windows is not None
+        expected |= {"clip0": "", "clip2": ""}
+    kinds = {}
+    for position in range(len(stream)):
+        key = stream.keys[stream.sampler.sample_at(position)]
+        try:
+            assert windows.take(position, random_for(0, 0, position)).key == key
+            kinds[key] = ""
+        except UserError as error:
+            kinds[key] = error.kind
+    assert kinds == expected
+    assert any("have no cached latents" in line for line in stream.notices) == while_reading
+    assert not stream.error_budget.damaged

@@ -23,7 +23,7 @@ from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.loader import make_loader
-from uniavgen.train.data.stage_stream import data_for, micro_batches, stage_buckets, window_flops
+from uniavgen.train.data.stage_stream import data_for, micro_batches, open_stream, stage_buckets, window_flops
 from uniavgen.train.model.config import InteractionConfig
 
 SHORT, LONG, WIDE = (
@@ -225,7 +225,7 @@ def test_two_ranks_train_on_the_batches_of_one_rank(shards: Path, tmp_path: Path
     train_together([Run(plan, "joint", tmp_path)], shards, 2)
     assert sorted(step for step in read_metrics(tmp_path) if step) == [1, 2, 3, 4]
 
-    stream = SampleStream(str(shards), seed=data.seed, buckets=buckets)
+    stream = open_stream(plan, stage, str(shards), str(tmp_path))
     loader = make_loader(stream, data, stage, load_codecs(data.codecs, with_video=False))
     seen: dict[int, dict[str, str]] = {}
     for rank in range(2):
