@@ -144,7 +144,7 @@ def check_stage(
 
     The `earlier` stages will be trained before it. Raises UserError if it cannot be trained: its predecessor
     is not done, its settings changed since it began (unless `accept_changes`) or cannot change, its batch
-    does not split, or there are no shards.
+    does not split, there are no shards, or fewer samples than a batch are as long as the window.
 
     A finished stage is not done any more if it gets more steps and `accept_changes`: it is extended.
     """
@@ -223,7 +223,16 @@ def _check_data(config: TrainConfig, stage: StageConfig, shards_dir: str | Path,
     from uniavgen.shards.read.stream import SampleStream
     from uniavgen.train.data.stage_stream import open_stream
 
-    open_stream(config, stage, str(shards_dir), str(run_dir))
+    stream = open_stream(config, stage, str(shards_dir), str(run_dir))
+    begun = bool(RunFolder(run_dir, stage.name).steps())
+    if isinstance(stream, SampleStream) and stream.shorter and len(stream) < stage.batch and not begun:
+        raise UserError(
+            f"{stream.line}: fewer than the {stage.batch} of one batch of stage {stage.name}",
+            where=str(shards_dir),
+            hint=f"lower train.data.frames from {config.data.frames}, or add shorter windows as "
+            "train.data.buckets",
+            kind="too-short",
+        )
     # audio shards have no val split: validation uses the corpus's clips
     if config.validation.every or (config.validation.films and stage.has_video):
         SampleStream(str(shards_dir), "val")

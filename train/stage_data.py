@@ -49,7 +49,8 @@ class StageData:
         config, stage = source.config, source.stage
         self.stage, self.folder = stage, RunFolder(source.run_dir, stage.name)
         state = checkpoint or {}
-        self.begun, self.lines = Begun(), []
+        self.begun = Begun()
+        self.lines: list[str] = []
         if checkpoint is not None:
             self.begun, self.lines = begun_stage(state, step, config, stage, self.read_order("train"))
         codecs = load_codecs(config.data.codecs, with_video=stage.has_video, device=source.device)

@@ -105,3 +105,16 @@ def test_finished_run_needs_no_data(config: TrainConfig, tmp_path: Path) -> None
         folder.write(done=True, config=config.model_dump(mode="json"))
         folder.weights.write_bytes(b"weights")
     assert check_stages(config, NAMES, tmp_path / "nothing", tmp_path / "run")
+
+
+def test_too_few_clips_for_the_window_are_reported_first(config: TrainConfig, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "few", [make_sample("a", 24), make_sample("b", 20), make_sample("c", 8)])
+    with_val = write_shards(shards, [make_sample("v", 24)], "val")
+    stages = [config.stages[0], config.stages[1].model_copy(update={"batch": 4})]
+    few = config.model_copy(update={"stages": stages})
+    with pytest.raises(
+        UserError, match=r"^2 of 3 train samples \(67 %\).*fewer than the 4 of one batch"
+    ) as caught:
+        check_stages(few, NAMES, with_val, tmp_path / "run")
+    assert caught.value.kind == "too-short"
+    assert "\n" not in str(caught.value)
