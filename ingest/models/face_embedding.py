@@ -39,8 +39,7 @@ class FaceEncoder(Protocol):
 class DlibEncoder:
     """dlib's `dlib_face_recognition_resnet_model_v1` (CC0) from `folder`, or from the weight cache if "".
 
-    One face takes about 60 ms on a CPU, so every 32nd frame is used: 1 to 5 of a clip. Raises UserError
-    without weights.
+    Every 32nd frame is used: 1 to 5 of a clip. Raises UserError without weights, or with others.
     """
 
     every = 32
@@ -50,15 +49,13 @@ class DlibEncoder:
     """Right eye, left eye, nose tip and mouth centre of dlib's mean face, with its margin of 25 %."""
 
     def __init__(self, folder: str = "") -> None:
-        import dlib
+        from uniavgen.ingest.models.dlib_network import DlibNetwork
 
-        self._model = dlib.face_recognition_model_v1(str(resolve("dlib-face", folder or None) / self.FILE))
+        self._network = DlibNetwork(resolve("dlib-face", folder or None) / self.FILE)
 
     def encode(self, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
         """See `FaceEncoder.encode`."""
-        return unit_length(
-            np.array(self._model.compute_face_descriptor(align_face(frame, points, self.TEMPLATE, self.SIDE)))
-        )
+        return unit_length(self._network.embed(align_face(frame, points, self.TEMPLATE, self.SIDE)[None])[0])
 
 
 class SFaceEncoder:

@@ -21,6 +21,7 @@ os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
 
 import av
 import cv2
+import dlib
 import numpy as np
 import pyannote.audio.pipelines.speaker_diarization as diarization
 import soundfile
@@ -34,7 +35,7 @@ from uniavgen.ingest.measures.fingerprint import sound_hash, text_hash, video_ha
 from uniavgen.ingest.measures.hash import VideoHasher
 from uniavgen.ingest.measures.listen import AudioMeter, bandwidth_hz
 from uniavgen.ingest.measures.propose import propose_clips
-from uniavgen.ingest.models.face_embedding import face_encoder
+from uniavgen.ingest.models.face_embedding import DlibEncoder, align_face
 from uniavgen.ingest.models.face_reader import FaceReader
 from uniavgen.ingest.models.forced_alignment import PocketsphinxAligner
 from uniavgen.ingest.models.lip_sync import lip_sync
@@ -99,7 +100,7 @@ class PlainScript:
         self.aligner = PocketsphinxAligner()
         self.shot_model = TransNetV2(device="cpu")
         self.face_reader = FaceReader(config.faces)
-        self.face_encoder = face_encoder(config.faces)
+        self.face_model = dlib.face_recognition_model_v1(str(resolve("dlib-face") / DlibEncoder.FILE))
         self.meter = AudioMeter(config.sound_quality)
         self.text_reader = TextDetector(config.text)
 
@@ -207,14 +208,19 @@ class PlainScript:
             yaws.append(faces[0].yaw if faces else np.nan)
             if frame % self.config.faces.tile_every == 0:
                 counts.append(self.face_reader.count(picture, faces))
-            if self.face_encoder and frame % self.face_encoder.every == 0:
-                vectors += [self.face_encoder.encode(picture, face.points) for face in faces[:2]]
+            if frame % DlibEncoder.every == 0:
+                vectors += [self.face_vector(picture, face.points) for face in faces[:2]]
         return {
             "lip_gap": np.array(gaps),
             "yaw": np.array(yaws),
             "count": np.array(counts),
             "vector": np.array(vectors),
         }
+
+    def face_vector(self, picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """dlib's embedding of one face."""
+        chip = align_face(picture, points, DlibEncoder.TEMPLATE, DlibEncoder.SIDE)
+        return np.array(self.face_model.compute_face_descriptor(chip))
 
     def text(self, path: Path) -> np.ndarray:
         """Share of the frame under text, one frame every two seconds; NaN between them."""
