@@ -7,11 +7,16 @@ Both have one format: columns of equal length (`COLUMNS`), and `signals` by name
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from uniavgen.curation.policy.rules import Policy
+from uniavgen.curation.policy.verdicts import judge
+from uniavgen.curation.policy.what_if import clips_for, with_thresholds
 from uniavgen.curation.report.totals import query_rows
 from uniavgen.shards.corpus.signals import SIGNALS
+from uniavgen.shards.corpus.tables import Corpus
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,11 +33,23 @@ COLUMNS = {
     "reason": "reason",
     "split": "split",
     "text": "coalesce(transcript, '')",
+    "other": "other",
 }
 """Columns of a catalog, and their SQL over `judged`."""
 
 FILTERS = ("source", "speaker", "person", "language", "reason")
 """Columns with a filter of their own."""
+
+DECISIONS = {
+    "": "true",
+    "kept": "kept",
+    "rejected": "NOT kept",
+    "changed": "now IS NOT NULL",
+    "only-here": "kept AND other <> 'kept'",
+    "only-there": "NOT kept AND other = 'kept'",
+}
+"""Conditions of the filter by decision. `changed`: by the thresholds of `judge_changes`. `only-here` and
+`only-there`: compared with another policy or corpus."""
 
 MAX_CHOICES = 200
 """Values that a filter offers; the most frequent ones."""
@@ -57,20 +74,22 @@ def read_catalog(connection: duckdb.DuckDBPyConnection, clip_ids: Sequence[str])
 
 
 def search_catalog(connection: duckdb.DuckDBPyConnection, query: Mapping[str, str]) -> dict[str, Any]:
-    """A page of the catalog of all clips, and `total`: how many match.
+    """A page of the catalog of all clips, with `total` (how many match) and a column `now` (see
+    `judge_changes`, which must have been called).
 
-    `query`: `text` (words of the transcript, or the beginning of a clip id), `decision` (`kept`, `rejected`
-    or ""), a value for any of `FILTERS`, `sort` (a signal), `order` (`down` or `up`), `offset`, `limit`.
-    Raises ValueError for others.
+    `query`: `text` (words of the transcript, or the beginning of a clip id), `decision` (of `DECISIONS`), a
+    value for any of `FILTERS`, `sort` (a signal), `order` (`down` or `up`), `offset`, `limit`. Raises
+    ValueError for others.
     """
-    conditions, values = ["true"], {}
+    decision = query.get("decision", "")
+    if decision not in DECISIONS:
+        raise ValueError(f"no decision {decision!r}")
+    conditions, values = [DECISIONS[decision]], {}
     for number, word in enumerate(query.get("text", "").lower().split()):
         conditions.append(
             f"(contains(lower(transcript), $word{number}) OR starts_with(clip_id, $word{number}))"
         )
         values[f"word{number}"] = word
-    if query.get("decision") in ("kept", "rejected"):
-        conditions.append("kept" if query["decision"] == "kept" else "NOT kept")
     for name in FILTERS:
         if value := query.get(name):
             conditions.append(
@@ -86,16 +105,49 @@ def search_catalog(connection: duckdb.DuckDBPyConnection, query: Mapping[str, st
         else ""
     )
     where = " AND ".join(conditions)
-    total = query_rows(connection, f"SELECT count(*) AS n FROM judged WHERE {where}", **values)[0]["n"]
+    clips = f"FROM judged LEFT JOIN changes USING (clip_id) WHERE {where}"
+    total = query_rows(connection, f"SELECT count(*) AS n {clips}", **values)[0]["n"]
     limit = min(MAX_PAGE, max(1, int(query.get("limit", "24"))))
     offset = min(total, max(0, int(query.get("offset", "0"))))
     rows = query_rows(
         connection,
-        f"""SELECT {_select()} FROM judged WHERE {where}
+        f"""SELECT {_select()}, coalesce(now, '') AS now {clips}
         ORDER BY {order}md5(clip_id) LIMIT {limit} OFFSET {offset}""",
         **values,
     )
-    return _columns(rows) | {"total": total}
+    return _columns(rows) | {"total": total, "now": [row["now"] for row in rows]}
+
+
+def judge_changes(
+    connection: duckdb.DuckDBPyConnection,
+    corpus: Corpus,
+    policy: Policy,
+    thresholds: Sequence[str] = (),
+    dropped: Collection[str] = (),
+) -> None:
+    """Make the table `changes`: `clip_id` and `now` (`now passes` or `now fails`) of the clips whose result
+    the policy with these thresholds (as for `--what-if`) and without these rules turns around.
+
+    Raises UserError for an unknown rule.
+    """
+    import pyarrow as pa
+
+    moved = with_thresholds(policy, thresholds)
+    rules = tuple(rule for rule in moved.rules if rule.name not in dropped)
+    if not rules:
+        raise ValueError("every rule is off")
+    if thresholds or dropped:
+        moved = replace(moved, rules=rules)
+        verdicts = judge(clips_for(corpus, moved), moved).select(["clip_id", "kept"])
+    else:
+        verdicts = pa.table({"clip_id": pa.array([], pa.string()), "kept": pa.array([], pa.bool_())})
+    connection.register("moved", verdicts)
+    connection.execute(
+        """CREATE OR REPLACE TEMP TABLE changes AS
+        SELECT clip_id, CASE WHEN moved.kept THEN 'now passes' ELSE 'now fails' END AS now
+        FROM judged JOIN moved USING (clip_id) WHERE judged.passes <> moved.kept"""
+    )
+    connection.unregister("moved")
 
 
 def read_choices(connection: duckdb.DuckDBPyConnection) -> dict[str, list[list[Any]]]:

@@ -16,16 +16,13 @@ from uniavgen.curation.policy.rules import Policy, Rule
 from uniavgen.curation.policy.verdicts import columns_needed
 from uniavgen.curation.report.previews import make_preview, timed_words
 from uniavgen.curation.report.source_pages import interleave
-from uniavgen.curation.report.templating import format_number
+from uniavgen.curation.report.templating import format_number, unit_after
 from uniavgen.curation.report.totals import query_rows
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus
 
 if TYPE_CHECKING:
     import duckdb
-
-_PLAIN_UNITS = ("0 or 1", "ratio", "score", "variance")
-"""Units that are not written after a number."""
 
 
 def choose_examples(connection: duckdb.DuckDBPyConnection, config: ReportConfig) -> list[dict[str, Any]]:
@@ -113,17 +110,16 @@ def add_previews(
 
 def format_bounds(rule: Rule) -> str:
     """The bounds of a rule: `at least 8 dB`; empty for an SQL expression."""
-    unit = _unit(rule.column)
     if rule.sql:
         return ""
     if rule.equals is not None or rule.one_of is not None:
         values = [rule.equals] if rule.equals is not None else rule.one_of or []
-        return " or ".join(_format_value(value) for value in values) + unit
+        return " or ".join(_format_value(value) for value in values) + _unit(rule.column, values[-1])
     if rule.min is not None and rule.max is not None:
-        return f"{format_number(rule.min)} to {format_number(rule.max)}{unit}"
+        return f"{format_number(rule.min)} to {format_number(rule.max)}{_unit(rule.column, rule.max)}"
     if rule.min is not None:
-        return f"at least {format_number(rule.min)}{unit}"
-    return f"at most {format_number(rule.max)}{unit}"
+        return f"at least {format_number(rule.min)}{_unit(rule.column, rule.min)}"
+    return f"at most {format_number(rule.max)}{_unit(rule.column, rule.max)}"
 
 
 def _card(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
@@ -136,7 +132,7 @@ def _reading(rule: Rule, row: dict[str, Any]) -> str:
     """The values that a rule read, and its bounds: `snr_db 4.2 dB; required: at least 8 dB`."""
     columns = [rule.column] if rule.column else columns_needed(Policy("", (rule,)))
     values = [
-        f"{name} {_format_value(row[name])}{_unit(name)}"
+        f"{name} {_format_value(row[name])}{_unit(name, row[name])}"
         for name in columns
         if rule.column or name not in ("clip_id", "start_s", "end_s")
     ]
@@ -153,7 +149,6 @@ def _format_value(value: Any) -> str:
     return f"“{text if len(text) <= 40 else text[:39] + '…'}”" if text else "empty"
 
 
-def _unit(column: str) -> str:
-    """The unit as it follows a number; empty for a range such as `0..1`."""
-    unit = SIGNALS[column].unit if column in SIGNALS else ""
-    return f" {unit}" if unit and ".." not in unit and unit not in _PLAIN_UNITS else ""
+def _unit(column: str, value: Any) -> str:
+    """The unit as it follows a value; empty without one."""
+    return unit_after(SIGNALS[column].unit, value) if column in SIGNALS and value is not None else ""

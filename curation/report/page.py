@@ -13,19 +13,17 @@ import gzip
 import os
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniavgen.curation.config import DuplicateConfig, ReportConfig
-from uniavgen.curation.people.identities import stored_persons
 from uniavgen.curation.policy.decisions import SAYS_AFTER_RULES, decided_policy
 from uniavgen.curation.policy.rules import Policy, load_policy, policy_names
 from uniavgen.curation.policy.verdicts import columns_needed, compute_funnel
 from uniavgen.curation.report.catalog import read_catalog, read_choices
+from uniavgen.curation.report.comparison import Comparable, compare
 from uniavgen.curation.report.examples import (
     add_previews,
     choose_examples,
@@ -34,8 +32,9 @@ from uniavgen.curation.report.examples import (
     order_sources,
     read_clips,
 )
+from uniavgen.curation.report.judged import judged_corpus
 from uniavgen.curation.report.source_pages import choose_sources, write_source_pages
-from uniavgen.curation.report.templating import render
+from uniavgen.curation.report.templating import render, unit_after
 from uniavgen.curation.report.threshold_sample import (
     Scale,
     is_movable,
@@ -43,7 +42,6 @@ from uniavgen.curation.report.threshold_sample import (
     make_threshold_data,
 )
 from uniavgen.curation.report.totals import (
-    AFTER_RULES,
     query_after_rules,
     query_duplicates,
     query_lengths,
@@ -54,7 +52,6 @@ from uniavgen.curation.report.totals import (
     query_strata,
     query_totals,
 )
-from uniavgen.shards.corpus.schema import KEYS, schema
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -62,18 +59,6 @@ from uniavgen.shards.timing import VIDEO_FPS
 
 if TYPE_CHECKING:
     import duckdb
-
-LARGE_COLUMNS = (
-    "voice",
-    "versions",
-    "words",
-    "video_hash",
-    "sound_hash",
-    "text_hash",
-    "face",
-    "sync_curve",
-)
-"""Columns of the clips table that no total needs. They would fill the memory."""
 
 DUPLICATE_KINDS = {
     "copy": "whole copies: re-encoded, cropped, mirrored or at another speed",
@@ -96,9 +81,14 @@ class ReportSummary:
 
 
 def write_report(
-    corpus: Corpus, config: ReportConfig | None = None, duplicates: DuplicateConfig | None = None
+    corpus: Corpus,
+    config: ReportConfig | None = None,
+    duplicates: DuplicateConfig | None = None,
+    other: Comparable | None = None,
 ) -> ReportSummary:
-    """Write `report/index.html`, its clips and the source pages. `duplicates`: the configuration of `curate`.
+    """Write `report/index.html`, its clips and the source pages.
+
+    `duplicates`: the configuration of `curate`. `other`: a policy or a corpus to show side by side.
 
     Raises UserError if the corpus has no decisions or the folder cannot be written.
     """
@@ -107,10 +97,11 @@ def write_report(
     policy = decided_policy(corpus)
     folder = corpus.root / "report"
     try:
-        with judged_corpus(corpus, policy) as connection:
+        with judged_corpus(corpus, policy, other=other.decisions if other else None) as connection:
             examples = choose_examples(connection, config)
             source_ids = choose_sources(connection, order_sources(examples), config.source_pages)
             content = _page_content(connection, corpus, policy, config, source_ids)
+            content["comparison"] = compare(connection, other) if other else None
             content["duplicates"] = query_duplicates(connection, corpus, duplicates or DuplicateConfig())
             pairs = [row["example"] for row in content["duplicates"]]
             paired = {pair[name] for pair in pairs for name in ("clip_id", "kept_clip")}
@@ -134,47 +125,6 @@ def write_report(
     return ReportSummary(folder / "index.html", size, len(examples), len(content["reasons"]), seconds)
 
 
-@contextmanager
-def judged_corpus(corpus: Corpus, policy: Policy) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with three kinds of tables.
-
-    `judged`: clips with their decisions, `person` (the person's name, else the speaker), `passes` (the clip
-    passes every rule; duplicates and clips on both sides pass and are not kept), `seconds` and `uri`, without
-    LARGE_COLUMNS. `undecided`: the number of clips without a decision. `<name>_table`: every other table of
-    the corpus.
-    """
-    import duckdb
-    import pyarrow as pa
-
-    columns = {name: schema(name).names for name in KEYS}
-    unread = set(LARGE_COLUMNS) - set(columns_needed(policy))
-    columns["clips"] = [name for name in columns["clips"] if name not in unread]
-    columns["sources"] = [name for name in columns["sources"] if name not in ("words", "passages")]
-    persons = stored_persons(corpus)
-    with duckdb.connect() as connection:
-        table = pa.table(
-            {"speaker": list(persons), "person": list(persons.values())},
-            schema=pa.schema([(name, pa.string()) for name in ("speaker", "person")]),
-        )
-        connection.register("persons", table)
-        for name in KEYS:
-            connection.register(f"{name}_table", corpus.read(name, columns[name]))
-        connection.execute(
-            """CREATE TEMP TABLE judged AS SELECT c.*, d.kept, d.reason, d.failed_rules, d.split,
-            list_has_all($after, d.failed_rules) AS passes, c.end_s - c.start_s AS seconds,
-            coalesce(s.uri, '') AS uri, coalesce(p.person, c.speaker, '') AS person
-            FROM clips_table c JOIN decisions_table d USING (clip_id)
-            LEFT JOIN sources_table s USING (source_id) LEFT JOIN persons p ON p.speaker = c.speaker""",
-            {"after": list(AFTER_RULES)},
-        )
-        connection.execute(
-            """CREATE TEMP TABLE undecided AS SELECT count(*) AS clips
-            FROM (SELECT clip_id FROM clips_table EXCEPT SELECT clip_id FROM judged)"""
-        )
-        connection.unregister("clips_table")  # a second, large copy
-        yield connection
-
-
 def _page_content(
     connection: duckdb.DuckDBPyConnection,
     corpus: Corpus,
@@ -190,7 +140,7 @@ def _page_content(
     movable = {rule.column for rule in policy.rules if is_movable(rule)}
     movable_scales = {name: scale for name, scale in scales.items() if name in movable}
     thresholds = make_threshold_data(clips, policy, movable_scales, config.sample_clips)
-    listed = thresholds.pop("ids")[: config.max_listed]
+    sampled = thresholds.pop("ids")
     failures = f"SELECT * FROM failures_table ORDER BY uri LIMIT {config.max_rows}"
     return {
         "name": corpus.root.name,
@@ -201,10 +151,10 @@ def _page_content(
         "after_rules": query_after_rules(connection),
         "histograms": histograms,
         "thresholds": thresholds,
-        "catalog": read_catalog(connection, listed),
+        "catalog": read_catalog(connection, sampled[: config.max_listed]),
         "choices": read_choices(connection),
         "root": shlex.quote(str(corpus.root.resolve())),
-        "hand": _hand_decisions(policy),
+        "hand": _hand_decisions(policy, sampled),
         "rules": _rules(policy),
         "extends": _shipped_name(policy),
         "reasons": count_reasons(connection, policy),
@@ -234,7 +184,12 @@ def _histograms(
         lines = [float(value) for bound in bounds for value in bound if isinstance(value, int | float)]
         passes = table["passes"].to_numpy(zero_copy_only=False)
         scales[name], histogram = make_histogram(values, passes, lines, bins)
-        histograms[name] = histogram | {"unit": signal.unit, "text": signal.meaning, "lines": lines}
+        histograms[name] = histogram | {
+            "unit": signal.unit,
+            "after": unit_after(signal.unit),
+            "text": signal.meaning,
+            "lines": lines,
+        }
     return scales, histograms
 
 
@@ -250,9 +205,11 @@ def _rules(policy: Policy) -> list[dict[str, Any]]:
     ]
 
 
-def _hand_decisions(policy: Policy) -> list[dict[str, str]]:
+def _hand_decisions(policy: Policy, sampled: list[str]) -> list[dict[str, Any]]:
+    """The policy's decisions by hand, each with the clip's index in the threshold data if it is there."""
+    index = {clip: i for i, clip in enumerate(sampled)}
     return [
-        decision.model_dump() | {"decision": name}
+        decision.model_dump() | {"decision": name, "index": index.get(decision.clip)}
         for name, decisions in (("keep", policy.keep), ("reject", policy.reject))
         for decision in decisions
     ]
@@ -272,7 +229,9 @@ def _render_page(content: dict[str, Any]) -> str:
     }
     names = ("thresholds", "histograms", "rules", "extends", "catalog", "choices", "root", "hand")
     explanations = {row["reason"]: row["says"] for row in content["reasons"]}
+    comparison = content["comparison"]
     data = {name: content[name] for name in names} | {
+        "other": comparison["name"] if comparison else "",
         "players": players,
         "fps": VIDEO_FPS,
         "policy": content["policy"].name,

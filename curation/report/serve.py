@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from uniavgen.curation.policy.decisions import decided_policy
-from uniavgen.curation.report.catalog import search_catalog
-from uniavgen.curation.report.page import judged_corpus
+from uniavgen.curation.report.catalog import judge_changes, search_catalog
+from uniavgen.curation.report.comparison import Comparable
+from uniavgen.curation.report.judged import judged_corpus
 from uniavgen.curation.report.previews import make_preview
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -40,9 +41,9 @@ class ReportServer:
     audio, and other paths are files of the report folder.
     """
 
-    def __init__(self, corpus: Corpus, port: int = 0) -> None:
-        """Raises UserError if the port is in use or there is no report."""
-        self.corpus, self.folder = corpus, corpus.root / "report"
+    def __init__(self, corpus: Corpus, port: int = 0, other: Comparable | None = None) -> None:
+        """`other`: as for `write_report`. Raises UserError if the port is in use or there is no report."""
+        self.corpus, self.folder, self._other = corpus, corpus.root / "report", other
         if not (self.folder / "index.html").is_file():
             raise UserError("there is no report", where=self.folder, hint="write it first: uniavgen report")
         try:
@@ -56,8 +57,13 @@ class ReportServer:
         self._lock = threading.Lock()
 
     def __enter__(self) -> ReportServer:
-        self._judged = judged_corpus(self.corpus, decided_policy(self.corpus))
+        self._policy = decided_policy(self.corpus)
+        self._judged = judged_corpus(
+            self.corpus, self._policy, other=self._other.decisions if self._other else None
+        )
         self.connection: duckdb.DuckDBPyConnection = self._judged.__enter__()
+        self._changes = ("", "")
+        judge_changes(self.connection, self.corpus, self._policy)
         self._previews = tempfile.TemporaryDirectory(prefix="uniavgen-report-")
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
         self._thread.start()
@@ -79,7 +85,15 @@ class ReportServer:
         return page.replace(b'"server":false', b'"server":true', 1)
 
     def search(self, query: dict[str, str]) -> dict[str, Any]:
+        """A page of `search_catalog`. `set` and `drop`: moved thresholds and rules that are off, separated by
+        spaces.
+        """
+        changes = (query.get("set", ""), query.get("drop", ""))
         with self._lock:  # a DuckDB connection serves one thread at a time
+            if changes != self._changes:
+                thresholds, dropped = (words.split() for words in changes)
+                judge_changes(self.connection, self.corpus, self._policy, thresholds, dropped)
+                self._changes = changes
             return search_catalog(self.connection, query)
 
     def clip(self, clip_id: str) -> Path | None:
@@ -116,7 +130,7 @@ def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
                     self._send_file(server.clip(match[1]))
                 else:
                     self._send_file(server.file(path))
-            except ValueError as error:
+            except (ValueError, UserError) as error:
                 self._send(json.dumps({"error": str(error)}).encode(), "application/json", 400)
             except (BrokenPipeError, ConnectionResetError):  # the browser seeks or leaves
                 self.close_connection = True

@@ -17,11 +17,16 @@ UNIT_WORDS = {
     "bit": "bits",
     "frames/s": "frames per second",
     "words/s": "words per second",
+    "1/s": "per second",
     "0..1": "share from 0 to 1",
+    "-1..1": "value from −1 to 1",
     "0..255": "level from 0 to 255",
     "1..5": "rating from 1 to 5",
 }
 """Units as words on axes; other units are words already."""
+
+PLAIN_UNITS = ("", "0 or 1", "ratio", "score", "variance")
+"""Units that are not written after a number, as ranges such as `0..1` are not."""
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -45,6 +50,14 @@ def _environment() -> Environment:
     environment.filters |= {"count": lambda n: f"{n:,}", "name": lambda uri: uri.rsplit("/", 1)[-1]}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     return environment
+
+
+def unit_after(unit: str, value: Any = None) -> str:
+    """The unit in words as it follows a number: ` pixels`, ` pixel` after 1; empty for a range."""
+    if ".." in unit or unit in PLAIN_UNITS:
+        return ""
+    word = UNIT_WORDS.get(unit, unit)
+    return f" {word[:-1] if value == 1 and word.endswith('s') else word}"
 
 
 def format_span(seconds: float) -> str:

@@ -71,6 +71,12 @@ class Browser:
         self, page: Path, width: int = 1400, height: int = 1000, dark: bool = False, touch: bool = False
     ) -> None:
         """Open a file in a window of this size and wait until its scripts are ready."""
+        self.open_url(page.as_uri(), width, height, dark, touch)
+
+    def open_url(
+        self, url: str, width: int = 1400, height: int = 1000, dark: bool = False, touch: bool = False
+    ) -> None:
+        """`open` for an address."""
         if self._window != (width, height, touch):
             self.call(
                 "Emulation.setDeviceMetricsOverride",
@@ -83,7 +89,7 @@ class Browser:
             self._window = (width, height, touch)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=url)
         self.wait("document.documentElement?.dataset.ready === 'yes'")
 
     def read(self, script: str) -> Any:

@@ -4,7 +4,6 @@
 const PAGE_SIZE = 12;
 const FILTERS = ["language", "speaker", "person", "source", "reason"];
 const found = { rows: [], total: 0, shown: PAGE_SIZE, request: 0 };
-const before = Uint8Array.from(fails, count => (count ? 0 : 1));
 
 /* --- decisions by hand, kept in this browser until they are copied into a policy file --- */
 
@@ -63,6 +62,7 @@ function showActions(bar) {
   bar.replaceChildren(
     element("code", { textContent: clip }),
     copyButton("copy id", clip, "copy the clip id"),
+    element("br"),
     copyButton("copy command", explainCommand(clip), explainCommand(clip)),
     decideButton("keep"),
     decideButton("reject"),
@@ -98,12 +98,6 @@ const rowsOf = catalog =>
   }));
 const local = rowsOf(DATA.catalog);
 
-/* Whether the changed thresholds turn a clip's result around; unknown for clips outside the page's data. */
-function change(id) {
-  const i = indexOfClip.get(id);
-  return i === undefined || Boolean(before[i]) === !fails[i] ? "" : fails[i] ? "now fails" : "now passes";
-}
-
 function matches(row) {
   const words = choice("text").toLowerCase().split(/\s+/).filter(Boolean),
     text = row.text.toLowerCase();
@@ -113,6 +107,8 @@ function matches(row) {
   if (decision === "rejected" && row.kept) return false;
   if (decision === "changed" && !change(row.id)) return false;
   if (decision === "hand" && !hand.has(row.id)) return false;
+  if (decision === "only-here" && !(row.kept && row.other !== "kept")) return false;
+  if (decision === "only-there" && !(!row.kept && row.other === "kept")) return false;
   return FILTERS.every(name => {
     const wanted = choice(name);
     return !wanted || (name === "reason" ? row.failed.includes(wanted) : row[name] === wanted);
@@ -130,7 +126,8 @@ function sorted(rows) {
   });
 }
 
-const onlyLocal = () => !DATA.server || ["changed", "hand"].includes(choice("decision"));
+/* what a browser alone knows */
+const onlyLocal = () => !DATA.server || choice("decision") === "hand";
 
 async function find() {
   found.shown = PAGE_SIZE;
@@ -141,6 +138,23 @@ async function find() {
   showFound();
 }
 
+const changesAsQuery = () => [
+  [
+    "set",
+    rules
+      .filter(rule => rule.enabled)
+      .flatMap(rule => moved(rule).map(bound => `${rule.name}.${bound}=${at(rule, bound)}`))
+      .join(" "),
+  ],
+  [
+    "drop",
+    rules
+      .filter(rule => !rule.enabled)
+      .map(rule => rule.name)
+      .join(" "),
+  ],
+];
+
 async function fetchRows(offset) {
   const request = ++found.request;
   const names = ["text", "decision", "sort", "order", ...FILTERS];
@@ -148,6 +162,7 @@ async function fetchRows(offset) {
     ...names.map(name => [name, choice(name)]),
     ["offset", offset],
     ["limit", PAGE_SIZE],
+    ...(choice("decision") === "changed" ? changesAsQuery() : []),
   ]);
   const answer = await (await fetch(`api/clips?${query}`)).json();
   if (request !== found.request) return;
@@ -170,8 +185,7 @@ function showFound() {
 
 function foundCard(row) {
   const signal = choice("sort"),
-    side = change(row.id),
-    unitText = signal ? DATA.histograms[signal].unit : "";
+    side = row.now || change(row.id);
   const card = element("article", { className: `clip card ${row.kept ? "kept" : "rejected"}` });
   const body = element("div", { className: "body" });
   body.append(element("p", { className: "words", textContent: row.text || "no words" }));
@@ -189,10 +203,14 @@ function foundCard(row) {
     body.append(
       element("span", {
         className: "badge more",
-        textContent: `${signal} ${value === null ? "not measured" : value} ${value === null ? "" : unitText}`,
+        textContent: `${signal} ${value === null ? "not measured" : value + DATA.histograms[signal].after}`,
       }),
     );
   }
+  if (row.other)
+    body.append(
+      element("span", { className: "badge more", textContent: `${row.other} by ${DATA.other}` }),
+    );
   const person = row.person && row.person !== row.speaker ? ` · person ${row.person}` : "";
   const file = row.source.split("/").at(-1);
   const place = `${file} · ${row.start.toFixed(2)} s, ${row.seconds.toFixed(1)} s long`;
@@ -217,7 +235,7 @@ function viewer(id) {
   const folder = `../media/${id.slice(0, 2)}/${id}`;
   const single = DATA.server ? `media/${id}.mp4` : DATA.players[id] ? `clips/${id}.mp4` : "";
   const video = element("video", {
-    src: single || `${folder}.mp4`,
+    src: (single || `${folder}.mp4`) + "#t=0.01", // shows the first frame before it plays
     preload: "metadata",
     controls: true,
     playsInline: true,
@@ -274,6 +292,12 @@ byId("find-more").addEventListener("click", async () => {
   found.shown += PAGE_SIZE;
   if (!onlyLocal() && found.rows.length < found.shown) await fetchRows(found.rows.length);
   showFound();
+});
+/* the list of changed clips follows the thresholds */
+addEventListener("thresholds", () => {
+  if (choice("decision") !== "changed") return;
+  clearTimeout(typing);
+  typing = setTimeout(find, 250);
 });
 byId("show-changed").addEventListener("click", () => {
   byId("find-decision").value = "changed";

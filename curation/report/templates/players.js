@@ -120,7 +120,7 @@ document.querySelectorAll("[data-filter]").forEach(chip =>
     listClips();
   }),
 );
-document.querySelectorAll(".unfold").forEach(more =>
+document.querySelectorAll("[data-list] .unfold").forEach(more =>
   more.addEventListener("click", () => {
     const list = more.closest("[data-list]");
     unfolded.has(list) ? unfolded.delete(list) : unfolded.add(list);

@@ -23,9 +23,14 @@ const rules = T.rules.map((rule, i) => ({
   enabled: true,
 }));
 const exact = T.clips === T.total;
-/* decisions by hand, by clip id; and where a clip of the catalog is in the sample */
+/* decisions by hand, by clip id; the rule that stands for them is replaced by them; where a clip is in the
+   sample */
+const BY_HAND = rules.findIndex(rule => rule.name === "rejected-by-hand");
 const hand = new Map(DATA.hand.map(entry => [entry.clip, entry]));
-const indexOfClip = new Map(DATA.catalog.id.map((id, i) => [id, i]));
+const indexOfClip = new Map([
+  ...DATA.catalog.id.map((id, i) => [id, i]),
+  ...DATA.hand.filter(entry => entry.index !== null).map(entry => [entry.clip, entry.index]),
+]);
 
 /* What the enabled rules keep. Fills `fails` (rules that a clip fails) 
    and each rule's `rejects` and `alone`. */
@@ -37,6 +42,7 @@ function judge() {
     const low = rule.min === undefined ? 1 : 2 * rule.min + 2,
       high = rule.max === undefined ? Infinity : 2 * rule.max + 2;
     rule.rejects = rule.alone = 0;
+    if (r === BY_HAND) return;
     for (let i = 0; i < T.clips; i++) {
       const state = states ? states[i] : COMPARE;
       if (state === COMPARE ? codes[i] >= low && codes[i] <= high : state === PASSES) continue;
@@ -49,7 +55,9 @@ function judge() {
   });
   for (const { clip, decision } of hand.values()) {
     const i = indexOfClip.get(clip);
-    if (i !== undefined) fails[i] = decision === "keep" ? 0 : 2;
+    if (i === undefined) continue;
+    if (decision === "reject" && BY_HAND >= 0) rules[BY_HAND].rejects += weight[i];
+    fails[i] = decision === "keep" ? 0 : 2;
   }
   const kept = { clips: 0, seconds: 0, error: 0 },
     passing = strata.map(() => 0);
@@ -78,10 +86,8 @@ const span = s =>
       ? (s / 60).toFixed(1) + " min"
       : (s / 3600).toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 }) + " h";
 const plural = (value, word) => count(value) + " " + word + (Math.round(value) === 1 ? "" : "s");
-const unit = rule => {
-  const u = DATA.histograms[rule.column].unit;
-  return u.includes("..") || ["", "0 or 1", "ratio", "score", "variance"].includes(u) ? "" : " " + u;
-};
+const unit = (rule, value) =>
+  value === 1 ? DATA.histograms[rule.column].after.replace(/s$/, "") : DATA.histograms[rule.column].after;
 const at = (rule, bound) => columns[rule.column].positions[rule[bound]];
 const bounds = rule => ["min", "max"].filter(bound => rule.policy[bound] !== undefined);
 const moved = rule => (rule.column ? bounds(rule).filter(bound => rule[bound] !== rule.policy[bound]) : []);
@@ -90,10 +96,10 @@ const boundsText = rule =>
   !rule.column
     ? rule.bounds
     : bounds(rule).length === 2
-      ? `${at(rule, "min")} to ${at(rule, "max")}${unit(rule)}`
+      ? `${at(rule, "min")} to ${at(rule, "max")}${unit(rule, at(rule, "max"))}`
       : rule.policy.min !== undefined
-        ? `at least ${at(rule, "min")}${unit(rule)}`
-        : `at most ${at(rule, "max")}${unit(rule)}`;
+        ? `at least ${at(rule, "min")}${unit(rule, at(rule, "min"))}`
+        : `at most ${at(rule, "max")}${unit(rule, at(rule, "max"))}`;
 
 /* The changes as a policy file. JSON is valid YAML. */
 function policyText() {
@@ -163,7 +169,7 @@ function placeHandles(rule) {
     handle.setAttribute("aria-valuenow", at(rule, bound));
     handle.setAttribute(
       "aria-valuetext",
-      `${at(rule, bound)}${unit(rule)}; policy: ${columns[rule.column].positions[rule.policy[bound]]}`,
+      `${at(rule, bound)}${unit(rule, at(rule, bound))}; policy: ${columns[rule.column].positions[rule.policy[bound]]}`,
     );
   }
 }
@@ -184,6 +190,7 @@ function showYield() {
   byId("meter-now").style.width = (100 * kept.seconds) / (totalSeconds || 1) + "%";
   byId("meter-policy").style.left = (100 * base.seconds) / (totalSeconds || 1) + "%";
   byId("reset").disabled = !changed().length;
+  showChanged();
   byId("yaml").textContent = changed().length || hand.size ? policyText() : "# no changes yet";
   byId("command").textContent = changed().length ? commandText() : "# no changes yet";
   rules.forEach((rule, r) => {
@@ -193,7 +200,7 @@ function showYield() {
       output.textContent = boundsText(rule);
       output.classList.toggle("changed", moved(rule).length > 0);
     }
-    line.querySelector("small").textContent = rule.enabled
+    line.querySelector("small").textContent = r === BY_HAND ? plural(rule.rejects, "clip") : rule.enabled
       ? `rejects ${about}${count(rule.rejects)}, ${count(rule.alone)} of them alone`
       : `off; would reject ${about}${count(rule.rejects)}`;
     line.querySelector("input").checked = rule.enabled;
@@ -226,6 +233,27 @@ function recount(name) {
   const total = h.passing.map((n, bin) => n + h.failing[bin]),
     passing = total.map((n, bin) => (all[bin] ? (n * good[bin]) / all[bin] : 0));
   return [passing, total.map((n, bin) => n - passing[bin])];
+}
+
+/* The clips in the page's data that the changes turn around; unknown for all others. */
+const before = Uint8Array.from(fails, count => (count ? 0 : 1));
+function change(id) {
+  const i = indexOfClip.get(id);
+  return i === undefined || Boolean(before[i]) === !fails[i] ? "" : fails[i] ? "now fails" : "now passes";
+}
+
+function showChanged() {
+  const totals = { "now fails": 0, "now passes": 0 };
+  for (let i = 0; i < T.clips; i++)
+    if (Boolean(before[i]) === Boolean(fails[i])) totals[fails[i] ? "now fails" : "now passes"] += weight[i];
+  const parts = Object.entries(totals).filter(([, clips]) => clips);
+  const button = byId("show-changed");
+  button.disabled = parts.length === 0;
+  button.textContent = parts.length
+    ? `show the ${parts.map(([side, clips]) => `${about}${count(clips)} that ${
+        side === "now fails" ? "now fail" : "now pass"}`).join(" and ")}`
+    : "no clip changes";
+  dispatchEvent(new Event("thresholds"));
 }
 
 let waiting = 0,

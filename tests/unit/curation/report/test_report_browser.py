@@ -12,12 +12,14 @@ import pytest
 from browser import Browser, chromium
 from made_signals import varied_clips
 
-from uniavgen.curation.config import ReportConfig
+from uniavgen.curation.config import DuplicateConfig, ReportConfig, SplitConfig
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import Policy, load_policy, parse_policy
 from uniavgen.curation.policy.verdicts import compute_funnel, judge
 from uniavgen.curation.policy.what_if import clips_for, what_if
+from uniavgen.curation.report.comparison import other_policy
 from uniavgen.curation.report.page import write_report
+from uniavgen.curation.report.serve import ReportServer
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.sample import FaceTrack
 from uniavgen.shards.timing import VIDEO_FPS
@@ -147,7 +149,8 @@ def test_keyboard_moves_threshold_and_bars(page: Browser, corpus: Corpus) -> Non
     page.press("Escape")
     assert value_of(page, SNR_MIN) == 8
     assert (
-        page.read(f"document.querySelector('{SNR_MIN}').getAttribute('aria-valuetext')") == "8 dB; policy: 8"
+        page.read(f"document.querySelector('{SNR_MIN}').getAttribute('aria-valuetext')")
+        == "8 decibels; policy: 8"
     )
 
 
@@ -216,7 +219,7 @@ def test_filter_shows_rejected_clips_and_readings_of_kept(page: Browser, corpus:
     assert rejected
     assert all(values[name]["snr_db"] < 8 for name, _ in rejected)
     assert all(f"snr_db {values[name]['snr_db']:.1f}".rstrip("0").rstrip(".") in text for name, text in kept)
-    assert all("required: at least 8 dB" in text for _, text in kept)
+    assert all("required: at least 8 decibels" in text for _, text in kept)
     page.click("[data-list=kept] .unfold")
     assert page.read(visible.format("kept") + ".length") == 12
 
@@ -286,6 +289,10 @@ def test_clips_that_change_side_are_listed_and_play(page: Browser, corpus: Corpu
     changed = ids_found(page)
     assert set(changed) == {clip for clip in kept if snr[clip] < bound}
     assert changed
+    page.read("document.querySelector('.handle.min[aria-label^=snr]').focus()")
+    page.press("ArrowRight", 3)
+    page.wait(f"found.rows.length > {len(changed)}")
+    assert set(ids_found(page)) == {clip for clip in kept if snr[clip] < value_of(page, SNR_MIN)}
     video = "document.querySelector('#find-clips video')"
     page.wait(f"{video}.readyState >= 2")
     assert (
@@ -318,3 +325,42 @@ def test_cards_have_a_clip_id_and_a_command_with_the_full_path(page: Browser, co
     assert page.read(f"document.querySelector('[data-actions=\"{clip}\"] code').textContent") == clip
     command = shlex.split(page.read(f"explainCommand('{clip}')"))
     assert command == ["uniavgen", "curate", "--corpus", str(corpus.root.resolve()), "--explain", clip]
+
+
+def test_clips_kept_by_one_side_only_are_found(
+    tmp_path_factory: pytest.TempPathFactory, make_clip: Make, tab: Browser
+) -> None:
+    made = Corpus.create(tmp_path_factory.mktemp("compared") / "corpus")
+    made.upsert("clips", varied_clips(make_clip, 60))
+    decide(made, load_policy("default"))
+    other = other_policy(made, load_policy("fine-tune"), SplitConfig(), DuplicateConfig())
+    tab.open(write_report(made, ReportConfig(source_pages=0), other=other).page)
+    kept = {row["clip_id"] for row in made.read("decisions").to_pylist() if row["kept"]}
+    kept_there = {row["clip_id"] for row in other.decisions.to_pylist() if row["kept"]}
+    choose(tab, "decision", "only-here")
+    assert set(ids_found(tab)) == kept - kept_there != set()
+    choose(tab, "decision", "only-there")
+    assert set(ids_found(tab)) == kept_there - kept
+    assert tab.errors == []
+
+
+def test_served_page_finds_changes_outside_its_own_list(
+    tmp_path_factory: pytest.TempPathFactory, make_clip: Make, tab: Browser
+) -> None:
+    made = Corpus.create(tmp_path_factory.mktemp("served") / "corpus")
+    made.upsert("clips", varied_clips(make_clip, 80))
+    decide(made, load_policy("default"))
+    write_report(made, ReportConfig(source_pages=0, max_listed=10))
+    with ReportServer(made) as server:
+        tab.open_url(server.url)
+        assert tab.read("found.total") == 80
+        tab.drag(SNR_MIN, 60)
+        bound = value_of(tab, SNR_MIN)
+        tab.click("#show-changed")
+        answer = what_if(made, load_policy("default"), [f"snr.min={bound}"])
+        lost = answer.before.clips - answer.after.clips
+        tab.wait(f"found.total === {lost}")
+        assert lost > 10
+        choose(tab, "decision", "hand")
+        assert ids_found(tab) == []
+    assert tab.errors == []

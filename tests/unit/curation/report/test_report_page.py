@@ -18,8 +18,10 @@ from uniavgen.curation.config import DuplicateConfig, ReportConfig
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import Rule, load_policy, policy_from
 from uniavgen.curation.report.examples import format_bounds
-from uniavgen.curation.report.page import ReportSummary, judged_corpus, write_report
+from uniavgen.curation.report.judged import judged_corpus
+from uniavgen.curation.report.page import ReportSummary, write_report
 from uniavgen.curation.report.previews import compute_waveform, make_preview, pack_oval
+from uniavgen.curation.report.templating import UNIT_WORDS
 from uniavgen.curation.report.totals import (
     MAX_ROWS,
     query_duplicates,
@@ -120,7 +122,7 @@ def test_rejected_card_shows_value_and_sentence(reported: ReportSummary) -> None
     for why in (
         "face_count 4 faces: the rule requires that at most one face is visible",
         "language “ru”: the rule requires that the language is English",
-        "sync_offset_ms 400 ms: the rule requires that lips and audio are in sync within 160 ms",
+        "sync_offset_ms 400 milliseconds: the rule requires that lips and audio are in sync within 160 ms",
         "transcript empty: the rule requires that the clip contains recognised words",
         "snr_db was not measured",
     ):
@@ -130,15 +132,20 @@ def test_rejected_card_shows_value_and_sentence(reported: ReportSummary) -> None
 @pytest.mark.parametrize(
     ("bounds", "text"),
     [
-        ({"min": 8}, "at least 8 dB"),
-        ({"max": 0.25}, "at most 0.25 dB"),
-        ({"min": -2, "max": 3}, "−2 to 3 dB"),
-        ({"equals": 1}, "1 dB"),
-        ({"in": [1, 2]}, "1 or 2 dB"),
+        ({"min": 8}, "at least 8 decibels"),
+        ({"max": 0.25}, "at most 0.25 decibels"),
+        ({"min": -2, "max": 3}, "−2 to 3 decibels"),
+        ({"equals": 1}, "1 decibel"),
+        ({"in": [1, 2]}, "1 or 2 decibels"),
     ],
 )
 def test_format_bounds_includes_unit(bounds: dict[str, Any], text: str) -> None:
     assert format_bounds(Rule.model_validate({"name": "a", "column": "snr_db", "says": "", **bounds})) == text
+
+
+def test_every_unit_reads_as_words() -> None:
+    units = {UNIT_WORDS.get(signal.unit, signal.unit) for signal in SIGNALS.values()}
+    assert not [unit for unit in units if not re.fullmatch(r"[a-z]{3,}( [a-z]+| [−0-9]+)*|0 or 1", unit)]
 
 
 def test_page_links_only_into_its_folder(reported: ReportSummary) -> None:

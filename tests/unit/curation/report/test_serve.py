@@ -3,6 +3,7 @@
 import http.client
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -13,6 +14,8 @@ from made_signals import varied_clips
 from uniavgen.curation.config import ReportConfig
 from uniavgen.curation.policy.decisions import decide
 from uniavgen.curation.policy.rules import load_policy
+from uniavgen.curation.policy.verdicts import judge
+from uniavgen.curation.policy.what_if import clips_for, with_thresholds
 from uniavgen.curation.report.page import write_report
 from uniavgen.curation.report.serve import HOST, ReportServer
 from uniavgen.shards.corpus.tables import Corpus
@@ -80,6 +83,30 @@ def test_search_covers_all_clips_and_not_only_those_of_the_page(server: ReportSe
     assert not set(first) & set(second)
     assert len(search(server, limit=-3)["id"]) == 1
     assert search(server, offset=10**30)["id"] == []
+
+
+def test_clips_that_change_side_are_those_of_what_if(server: ReportServer) -> None:
+    policy = load_policy("default")
+    for assignments, dropped in ((["snr.min=25"], ""), (["snr.min=2", "luma.max=90"], ""), ([], "snr luma")):
+        moved = with_thresholds(policy, assignments)
+        moved = replace(moved, rules=tuple(rule for rule in moved.rules if rule.name not in dropped.split()))
+        passes = [
+            {row["clip_id"]: row["kept"] for row in judge(clips_for(server.corpus, one), one).to_pylist()}
+            for one in (policy, moved)
+        ]
+        changed = {
+            clip: "now passes" if now else "now fails"
+            for clip, now in passes[1].items()
+            if now != passes[0][clip]
+        }
+        answer = search(server, decision="changed", set=" ".join(assignments), drop=dropped, limit=200)
+        assert changed
+        assert dict(zip(answer["id"], answer["now"], strict=True)) == changed
+    assert search(server, decision="changed")["total"] == 0
+    assert get(server, "/api/clips?decision=changed&set=nothing.min=3")[0] == 400
+    every = " ".join(rule.name for rule in policy.rules)
+    assert get(server, f"/api/clips?{urlencode({'drop': every})}")[0] == 400
+    assert get(server, "/api/clips?decision=sideways")[0] == 400
 
 
 def test_clip_is_served_with_audio_and_in_parts(server: ReportServer) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import chromium
 from hypothesis import given
 from hypothesis import strategies as st
 from made_talks import talk, talk_clips
@@ -171,3 +172,12 @@ def test_timeline_is_drawn_in_chromium(talks: Corpus, source: str, tmp_path: Pat
     assert 'id="curve"' in dom
     assert dom.count('class="known"') + dom.count('class="unknown"') >= 2
     assert len(re.findall(r'class="shot', dom)) <= 60, "only what is in view is drawn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["short"])
+def test_page_is_no_wider_than_a_phone(talks: Corpus, source: str, tmp_path: Path) -> None:
+    with chromium(tmp_path / "profile") as tab:
+        tab.open_url((talks.root / "report" / "sources" / f"{source}.html").as_uri(), 400, 800, touch=True)
+        assert tab.read("document.documentElement.scrollWidth") == 400
+        assert tab.errors == []
