@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def printable(path: str) -> str:
+    """A path for messages and tables in one line of UTF-8: other bytes and control characters are escaped."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
@@ -20,12 +29,12 @@ class UserError(Exception):
         super().__init__(what, self.where, hint, kind)
 
     def __str__(self) -> str:
-        text = self.what
+        text = " ".join(self.what.split())
         if self.where:
-            text += f" ({self.where})"
+            text += f" ({printable(self.where)})"
         if self.hint:
-            text += f"; {self.hint}"
-        return " ".join(text.split())
+            text += f"; {' '.join(self.hint.split())}"
+        return text
 
     def __reduce__(self) -> tuple[object, ...]:
         """The default pickling between Ray processes loses keyword-only arguments."""

@@ -19,6 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.uris import local_path
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,17 @@ WAITS_S = (0.5, 1.0, 2.0, 4.0)
 class Store:
     """A folder in a store; threads may share it. `root` is its path without the protocol.
 
-    Raises UserError of kind `no-store` if the URL's protocol is unknown or its package is not installed.
+    A local path is taken as it is, whatever its characters; a `file://` URI is decoded. Raises UserError of
+    kind `no-store` if the URL's protocol is unknown or its package is not installed.
     """
 
     def __init__(self, url: str) -> None:
+        path = local_path(url)
+        if path is not None:  # fsspec takes `::`, `~` and `file:` in a path for its own syntax
+            is_home = path.startswith("~/") and not os.path.lexists(path)
+            path = os.path.expanduser(path) if is_home else path
+            self.files, self.root = LocalFileSystem(), os.path.abspath(path)
+            return
         try:
             self.files, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:

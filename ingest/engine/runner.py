@@ -16,9 +16,9 @@ from uniavgen.ingest.engine.progress import Reporter, RunState
 from uniavgen.ingest.engine.step import FrameStep, Step, StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.engine.watchdog import Watchdog
-from uniavgen.ingest.io.uris import local_path
 from uniavgen.ingest.records import DUPLICATE, Failure, Probe, SourceRecord
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.uris import local_path
 
 ATTEMPTS = "attempts"
 """Folder in the run directory that holds the watchdog's markers."""

@@ -15,9 +15,8 @@ import numpy as np
 from uniavgen.ingest.config import CutConfig, LimitConfig
 from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, open_input_at, run_graph
 from uniavgen.ingest.io.media import constant_rate_video, exact_span, one_channel, scaled, shown_video
-from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.records import Probe
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, printable
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, samples_for_frames
 
 MAX_CLIPS_PER_PASS = 8

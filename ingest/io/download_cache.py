@@ -21,8 +21,9 @@ from typing import IO
 from uniavgen.ingest.config import SourceConfig
 from uniavgen.ingest.io.local_files import check_regular, file_statuses
 from uniavgen.ingest.io.remote_files import check_allowed, download
-from uniavgen.ingest.io.uris import Entry, local_path
+from uniavgen.ingest.io.uris import Entry
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.uris import local_path
 
 POLL_SECONDS = 0.2
 """Time between two checks for space."""

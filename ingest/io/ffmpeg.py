@@ -20,9 +20,8 @@ from typing import IO, Any
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.containers import DEMUXERS
-from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.records import Probe
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, printable
 
 SEEK_MARGIN_S = 10.0
 """A seek starts this far before the wanted time and drops frames exactly: in some containers a seek lands

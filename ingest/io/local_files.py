@@ -9,8 +9,9 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos, printable, uri_of
-from uniavgen.shards.errors import UserError
+from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos
+from uniavgen.shards.errors import UserError, printable
+from uniavgen.shards.uris import uri_of
 
 
 def list_local(path: str) -> Listing:

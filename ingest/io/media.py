@@ -17,9 +17,8 @@ import numpy as np
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, graph_child, open_input, open_input_at, run_graph
-from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.records import AUDIO_RATE, Probe
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, printable
 from uniavgen.shards.timing import VIDEO_FPS
 
 SHOT_FRAME_SIZE = (48, 27)

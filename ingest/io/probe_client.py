@@ -17,9 +17,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from uniavgen.ingest.config import LimitConfig
-from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.records import Probe
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, printable
 
 GRACE_S = 10.0
 """How much longer than the limit for one file an answer may take before the server is replaced."""

@@ -16,8 +16,9 @@ from typing import IO, Any
 from urllib.parse import urljoin
 
 from uniavgen.ingest.config import SourceConfig
-from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos, protocol_of
+from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.uris import protocol_of
 
 HTTP = ("http", "https")
 """Protocols that are refused unless `sources.allow_http` is set."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from uniavgen.ingest.config import SourceConfig
 from uniavgen.ingest.io.local_files import list_local, local_entry, read_list
 from uniavgen.ingest.io.remote_files import check_allowed, list_remote, read_remote_list, remote_entries
-from uniavgen.ingest.io.uris import Entry, local_path, printable, protocol_of
-from uniavgen.shards.errors import UserError
+from uniavgen.ingest.io.uris import Entry
+from uniavgen.shards.errors import UserError, printable
+from uniavgen.shards.uris import local_path, protocol_of
 
 
 @dataclass

@@ -27,7 +27,6 @@ from uniavgen.ingest.io.clip_proof import (
     resampled,
 )
 from uniavgen.ingest.io.media import decode_frames
-from uniavgen.ingest.io.uris import printable
 from uniavgen.ingest.measures.clip_parts import clip_face, clip_frames
 from uniavgen.ingest.measures.picture import THUMBNAIL_WIDTH, thumbnail
 from uniavgen.ingest.models.face_reader import OVAL
@@ -42,7 +41,7 @@ from uniavgen.ingest.records import (
     Proposals,
     SourceRecord,
 )
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, printable
 from uniavgen.shards.sample import FaceTrack
 from uniavgen.shards.timing import VIDEO_FPS
 

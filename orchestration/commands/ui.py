@@ -61,9 +61,10 @@ def serve_mlflow(tracking: TrackingConfig, port: int) -> dict[str, Any]:
     from uniavgen.orchestration.output import console
     from uniavgen.orchestration.tracking.mlflow_runs import experiment_id
     from uniavgen.shards.errors import Terminated, UserError
+    from uniavgen.shards.uris import sqlite_path
 
     uri = tracking.resolved_uri()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if (database := sqlite_path(uri)) and not database.is_file():
         raise UserError("no runs are recorded here", where=uri, hint="run uniavgen demo, or name --folder")
     _check_port(port)
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment_id(tracking)}/runs"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from uniavgen.shards.uris import sqlite_uri
+
 
 class TrackingConfig(BaseModel):
     """Where and how MLflow records runs."""
@@ -31,5 +33,5 @@ class TrackingConfig(BaseModel):
         return (
             self.uri
             or os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{Path(self.folder).absolute()}/mlflow.db"
+            or sqlite_uri(Path(self.folder).absolute() / "mlflow.db")
         )

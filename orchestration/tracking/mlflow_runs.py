@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 from uniavgen.orchestration.output import console
 from uniavgen.orchestration.tracking.environment import environment_tags
 from uniavgen.shards.errors import Stopped, UserError
+from uniavgen.shards.uris import local_path, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from uniavgen.orchestration.tracking.config import TrackingConfig
     from uniavgen.shards.corpus.tables import Corpus
-
-SQLITE = "sqlite:///"
 
 MAX_TAG_LENGTH = 5000
 """Characters of a tag that every MLflow server accepts."""
@@ -134,7 +134,12 @@ class Run:
         """Delete a folder of artifacts, if the run has it."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        store = get_artifact_repository(_client(self.uri).get_run(self.id).info.artifact_uri)
+        uri = _client(self.uri).get_run(self.id).info.artifact_uri
+        path = local_path(uri)
+        if path is not None:  # MLflow decodes the path twice: it would miss a folder named a%20b
+            shutil.rmtree(os.path.join(path, folder), ignore_errors=True)
+            return
+        store = get_artifact_repository(uri)
         if any(item.path == folder for item in store.list_artifacts()):
             store.delete_artifacts(folder)
 
@@ -251,7 +256,7 @@ def training_runs_on(config: TrackingConfig, corpus_root: Path) -> list[dict[str
     Keys: `name`, `stage`, `started` (UTC), `corpus_version` that was trained on, `run_id`.
     """
     uri = config.resolved_uri()
-    if (database := sqlite_file(uri)) and not database.is_file():
+    if (database := sqlite_path(uri)) and not database.is_file():
         return []  # nothing was ever recorded: no database is created to find that out
     client = _client(uri)
     rows, token = [], None
@@ -296,7 +301,7 @@ def experiment_id(config: TrackingConfig) -> str:
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment:
         return str(experiment.experiment_id)
-    store = (Path(config.folder).absolute() / "artifacts").as_uri() if sqlite_file(uri) else None
+    store = (Path(config.folder).absolute() / "artifacts").as_uri() if sqlite_path(uri) else None
     # without this tag MLflow's page shows the runs as evaluations of a language model
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
@@ -328,14 +333,9 @@ def _client(uri: str) -> MlflowClient:
     # after the import, which sets its own levels; messages about a new database are noise
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if database := sqlite_file(uri):
+    if database := sqlite_path(uri):
         create_database(database)
     return MlflowClient(uri)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite tracking URI; None for another store."""
-    return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
 
 
 def create_database(path: Path) -> None:
@@ -356,7 +356,7 @@ def create_database(path: Path) -> None:
         unfinished = path.with_name(f".{path.name}.part")
         for leftover in path.parent.glob(f"{unfinished.name}*"):  # of a killed process, its journal included
             leftover.unlink()
-        store = SqlAlchemyStore(f"{SQLITE}{unfinished}", (path.parent / "artifacts").as_uri())
+        store = SqlAlchemyStore(sqlite_uri(unfinished), (path.parent / "artifacts").as_uri())
         store.engine.dispose()
         os.replace(unfinished, path)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from uniavgen.shards.corpus.schema import KEYS, schema
 from uniavgen.shards.corpus.tables import TABLE_CONFIGURATION, Corpus
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.uris import table_uri
 
 TOMBSTONES = "forgotten.json"
 
@@ -76,16 +77,16 @@ def rewrite_table(corpus: Corpus, table: str, keep: str) -> None:
     columns = schema(table)
     names = ", ".join(f'"{name}"' for name in columns.names)
     with corpus.writing():  # else a commit of another run could be lost
-        if not DeltaTable.is_deltatable(str(path)):
+        if not DeltaTable.is_deltatable(table_uri(path)):
             return
         shutil.rmtree(new, ignore_errors=True)
         wrote = False
         for batch in corpus.batches(f"SELECT {names} FROM {table} WHERE {keep} ORDER BY {KEYS[table]}"):
             configuration = None if wrote else TABLE_CONFIGURATION
-            write_deltalake(str(new), batch.cast(columns), mode="append", configuration=configuration)
+            write_deltalake(table_uri(new), batch.cast(columns), mode="append", configuration=configuration)
             wrote = True
         if not wrote:
-            write_deltalake(str(new), columns.empty_table(), configuration=TABLE_CONFIGURATION)
+            write_deltalake(table_uri(new), columns.empty_table(), configuration=TABLE_CONFIGURATION)
         os.replace(path, old)
         os.replace(new, path)
         shutil.rmtree(old)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from uniavgen.shards.corpus.schema import KEYS, schema
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, printable
+from uniavgen.shards.uris import check_table_path, exact_pattern, table_file, table_uri
 
 if TYPE_CHECKING:
     import duckdb
@@ -87,18 +89,20 @@ class Corpus:
         """True if the table was ever written."""
         from deltalake import DeltaTable
 
-        path = str(self.root / table)
-        if not DeltaTable.is_deltatable(path):
+        uri = table_uri(self.root / table)
+        if not DeltaTable.is_deltatable(uri):
             self._wait_for_rewrite()
-        return DeltaTable.is_deltatable(path)
+        return DeltaTable.is_deltatable(uri)
 
     @staticmethod
     def create(root: str | Path) -> Corpus:
         """Open a corpus, or create one in a new or empty folder.
 
-        Raises UserError for another version, a folder with other files, or missing access rights.
+        Raises UserError for another version, a folder with other files, missing access rights, or a path that
+        tables cannot have.
         """
         path = Path(root).absolute()
+        check_table_path(path)
         marker = path / "corpus.json"
         if marker.exists():
             return Corpus.open(path)
@@ -121,13 +125,16 @@ class Corpus:
 
     @staticmethod
     def open(root: str | Path) -> Corpus:
-        """Open an existing corpus. Raises UserError if there is none or it has another version."""
+        """Open an existing corpus.
+
+        Raises UserError if there is none, it has another version, or tables cannot have its path.
+        """
         path = Path(root).absolute()
+        check_table_path(path)
         marker = path / "corpus.json"
         if not marker.is_file():
-            raise UserError(
-                "no corpus here", where=path, hint=f"create one: uniavgen ingest VIDEOS --corpus {root}"
-            )
+            command = shlex.join(["uniavgen", "ingest", "VIDEOS", "--corpus", str(root)])
+            raise UserError("no corpus here", where=path, hint=f"create one: {printable(command)}")
         try:
             version = json.loads(marker.read_text())["corpus_version"]
         except (ValueError, KeyError, TypeError) as error:
@@ -157,9 +164,7 @@ class Corpus:
             if not self._is_table(table):
                 return self._write(table, data, "append")
             same = f"t.{KEYS[table]} = s.{KEYS[table]}"
-            merge = _opened(str(self.root / table)).merge(
-                data, predicate=same, source_alias="s", target_alias="t"
-            )
+            merge = _opened(self.root / table).merge(data, predicate=same, source_alias="s", target_alias="t")
             merge.when_matched_update_all().when_not_matched_insert_all().execute()
         return len(data)
 
@@ -180,13 +185,13 @@ class Corpus:
 
         with self.writing():
             new = None if self._is_table(table) else TABLE_CONFIGURATION
-            write_deltalake(str(self.root / table), data, mode=mode, configuration=new)
+            write_deltalake(table_uri(self.root / table), data, mode=mode, configuration=new)
         return len(data)
 
     def compact(self, table: str, files: int) -> None:
         """Merge the files of a table if it has more than `files`, and remove old merged ones."""
         with self.writing():
-            if self._is_table(table) and len((delta := _opened(str(self.root / table))).file_uris()) > files:
+            if self._is_table(table) and len((delta := _opened(self.root / table)).file_uris()) > files:
                 delta.optimize.compact()
                 delta.vacuum(VACUUM_AFTER_HOURS, dry_run=False, enforce_retention_duration=False)
 
@@ -195,7 +200,7 @@ class Corpus:
         listed = ", ".join("'" + key.replace("'", "''") + "'" for key in keys)
         with self.writing():
             if listed and self._is_table(table):
-                _opened(str(self.root / table)).delete(f"{KEYS[table]} IN ({listed})")
+                _opened(self.root / table).delete(f"{KEYS[table]} IN ({listed})")
 
     def read(
         self, table: str, columns: list[str] | None = None, only: tuple[str, Sequence[str]] | None = None
@@ -207,7 +212,7 @@ class Corpus:
         import pyarrow as pa
         from deltalake import QueryBuilder
 
-        path = str(self.root / table)
+        path = self.root / table
         if not self._is_table(table):
             empty = schema(table).empty_table()
             return empty.select(columns) if columns else empty
@@ -247,11 +252,13 @@ class Corpus:
 
     def _create_view(self, connection: Any, table: str) -> None:
         """Create a DuckDB view of a table, of which only the columns and rows of a query are read."""
-        files = _opened(str(self.root / table)).file_uris() if self._is_table(table) else []
+        folder = self.root / table
+        files = _opened(folder).file_uris() if self._is_table(table) else []
         connection.register(
             f"no_{table}", schema(table).empty_table()
         )  # provides types, and columns that no file has yet
-        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        patterns = [exact_pattern(table_file(folder, file)) for file in files]
+        listed = ", ".join("'" + pattern.replace("'", "''") + "'" for pattern in patterns)
         found = (
             f"SELECT * FROM read_parquet([{listed}], union_by_name=true) UNION ALL BY NAME " if files else ""
         )
@@ -259,25 +266,28 @@ class Corpus:
 
     def versions(self, tables: Iterable[str] = KEYS) -> dict[str, int]:
         """Delta version of each table; -1 if it was never written."""
-        there = {name: str(self.root / name) if self._is_table(name) else "" for name in tables}
-        return {name: _opened(path, files=False).version() if path else -1 for name, path in there.items()}
+        there = {name: self._is_table(name) for name in tables}
+        return {
+            name: _opened(self.root / name, files=False).version() if written else -1
+            for name, written in there.items()
+        }
 
     def media_path(self, clip: str, extension: str) -> Path:
         """Path of a clip's file; `extension` is `mp4`, `flac` or `face.npz`."""
         return self.root / "media" / clip[:2] / f"{clip}.{extension}"
 
 
-def _opened(path: str, files: bool = True) -> DeltaTable:
+def _opened(folder: Path, files: bool = True) -> DeltaTable:
     """Open an existing table. Raises UserError of kind `unreadable-table`, for example for a newer format."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
     try:
-        return DeltaTable(path, without_files=not files)
+        return DeltaTable(table_uri(folder), without_files=not files)
     except DeltaError as error:
         what = f"the table cannot be opened, it may be damaged or have a newer version: {error}"
         hint = "use the matching release of uniavgen, or restore it"
-        raise UserError(what, where=path, hint=hint, kind="unreadable-table") from error
+        raise UserError(what, where=folder, hint=hint, kind="unreadable-table") from error
 
 
 def _write_marker(root: Path) -> None:
@@ -292,9 +302,9 @@ def _add_columns(root: Path) -> None:
     from deltalake import Schema as DeltaSchema
 
     for name in KEYS:
-        path = str(root / name)
-        if DeltaTable.is_deltatable(path):
-            table = DeltaTable(path)
+        uri = table_uri(root / name)
+        if DeltaTable.is_deltatable(uri):
+            table = DeltaTable(uri)
             known = {field.name for field in table.schema().fields}
             missing = [
                 field for field in DeltaSchema.from_arrow(schema(name)).fields if field.name not in known

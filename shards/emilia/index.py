@@ -108,8 +108,8 @@ def find_tars(patterns: list[str]) -> list[Tar]:
         store = Store(pattern)
         files, path = store.files, store.root
         try:
-            # `find` of a file returns the file
-            paths = files.glob(path) if any(sign in path for sign in "*?[") else files.find(path)
+            is_pattern = any(sign in path for sign in "*?[") and not files.exists(path)
+            paths = files.glob(path) if is_pattern else files.find(path)  # `find` of a file returns the file
         except Exception as error:  # every kind of store raises its own
             raise store.failure("", error) from error
         tars = sorted(name for name in paths if name.endswith(".tar"))
@@ -118,7 +118,8 @@ def find_tars(patterns: list[str]) -> list[Tar]:
             raise UserError("no audio shards here", where=pattern, hint=hint, kind="no-shards")
         for name in tars:
             folder, _, file = name.rpartition("/")
-            tar_of.setdefault(name, Tar(Store(files.unstrip_protocol(folder)), file))
+            address = folder if isinstance(files, LocalFileSystem) else files.unstrip_protocol(folder)
+            tar_of.setdefault(name, Tar(Store(address), file))
     return [tar_of[name] for name in sorted(tar_of)]
 
 

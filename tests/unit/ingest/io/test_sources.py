@@ -13,8 +13,8 @@ from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.local_files import content_id
 from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.io.sources import find_sources
-from uniavgen.ingest.io.uris import local_path, uri_of
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.uris import local_path, uri_of
 
 
 def touch(path: Path, content: str = "x") -> Path:
