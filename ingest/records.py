@@ -392,6 +392,8 @@ class SourceRecord:
     """By the class of the result."""
     load_result: Callable[[SourceRecord, type], Any] | None = field(default=None, repr=False)
     """Called for a result that is not in `results`; returns it or raises."""
+    origin: str = ""
+    """The line of a list file that names the source, for the message if it cannot be read."""
 
     def result(self, kind: type[Result]) -> Result:
         """The step result of class `kind`. Raises KeyError if its step has not run."""
@@ -406,7 +408,8 @@ class SourceRecord:
         """The record without results: what is sent between workers is small whatever the source's length."""
         failure = asdict(self.failure) if self.failure else None
         clip_failures = {clip: asdict(reason) for clip, reason in self.clip_failures.items()}
-        facts = {name: getattr(self, name) for name in ("uri", "source_id", "stamp", "bytes", "step_seconds")}
+        names = ("uri", "source_id", "stamp", "bytes", "origin", "step_seconds")
+        facts = {name: getattr(self, name) for name in names}
         return json.dumps({**facts, "failure": failure, "clip_failures": clip_failures})
 
     @staticmethod

@@ -7,7 +7,6 @@ YAML 1.1 also reads on, off, yes and no as booleans; here they are words, becaus
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from typing import Any
 import yaml
 
 from uniavgen.shards.errors import UserError
-
-BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-"""Byte order marks -> the encoding that each announces (editors on Windows write them)."""
+from uniavgen.shards.text_files import read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,7 +45,7 @@ _Loader.yaml_implicit_resolvers = {
 
 def read_mapping(path: Path) -> dict[Any, Any]:
     """The content of a configuration file; {} for an empty one. Raises UserError naming file and line."""
-    content = parse_value(_read_text(path), path)
+    content = parse_value(read_text(path, "the configuration"), path)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -76,7 +73,7 @@ def parse_value(text: str, where: object) -> Any:
 
 def line_of(path: Path, location: Sequence[int | str]) -> str:
     """`:LINE` of the setting at `location` in a file that was read before; "" if it cannot be found."""
-    node = yaml.compose(_read_text(path), _Loader)
+    node = yaml.compose(read_text(path, "the configuration"), _Loader)
     line = 0
     for name in location:
         if isinstance(node, yaml.MappingNode):
@@ -90,26 +87,6 @@ def line_of(path: Path, location: Sequence[int | str]) -> str:
         else:
             break
     return f":{line}" if line else ""
-
-
-def _read_text(path: Path) -> str:
-    """Text of a file in UTF-8, or in the encoding that its byte order mark announces."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"the configuration cannot be read: {error.strerror}", where=path, hint="check the path"
-        ) from error
-    encoding = next((name for mark, name in BOMS.items() if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"the configuration is not UTF-8 (byte 0x{data[error.start]:02x})",
-            where=f"{path}:{line}",
-            hint="save the file as UTF-8",
-        ) from error
 
 
 def _kind(value: object) -> str:

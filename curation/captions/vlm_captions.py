@@ -29,6 +29,7 @@ from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import decode_video
+from uniavgen.shards.text_files import read_text
 
 STAGE = "caption"
 """Value of `failures.stage`."""
@@ -67,7 +68,7 @@ def load_prompt(config: CaptionConfig) -> tuple[str, str]:
     if shipped.is_file():
         text = shipped.read_text()
     elif path.is_file():
-        text = path.read_text(errors="replace")
+        text = read_text(path, "the prompt")
     else:
         raise UserError(
             "no such prompt", where=config.prompt, hint="name a text file, or talking_head", kind="no-prompt"

@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from uniavgen.shards.corpus.schema import schema
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.text_files import read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,7 +147,7 @@ def load_policy(name_or_path: str) -> Policy:
             hint=f"name a YAML file or one of: {', '.join(policy_names())}",
             kind="bad-policy",
         )
-    return parse_policy(path.read_text(errors="replace"), where=str(path))
+    return parse_policy(read_text(path, "the policy"), where=str(path))
 
 
 def parse_policy(text: str, *, where: str) -> Policy:

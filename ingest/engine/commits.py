@@ -19,7 +19,7 @@ from uniavgen.ingest.io.uris import Entry
 from uniavgen.ingest.records import DELETED, DELETED_MESSAGE, DUPLICATE, Failure, MeasuredRows, SourceRecord
 from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, printable
 
 UNREACHABLE = ("vanished", "unreadable", "unreachable", "no-room", "incomplete")
 """Failure kinds that say nothing about the content: an earlier measurement of it stays."""
@@ -29,6 +29,9 @@ CLIP_PREFIX = "clip:"
 
 CLIP_STAGES = ("cut",)
 """Steps of ingest in which a clip fails alone. Curation has rows of its own for clips."""
+
+BAD_LINE = "bad-line"
+"""Failure kind of a line in a list file that can name no file."""
 
 TABLES = ("sources", "clips", "failures")
 
@@ -108,7 +111,10 @@ class Committer:
                 work.failed += 1
             else:
                 source_id = (known["source_id"] or "") if known else ""
-                work.todo.append(SourceRecord(entry.uri, source_id, entry.stamp, entry.bytes))
+                problem = Failure("fetch", BAD_LINE, entry.problem) if entry.problem else None
+                work.todo.append(
+                    SourceRecord(entry.uri, source_id, entry.stamp, entry.bytes, problem, origin=entry.origin)
+                )
         return work
 
     def commit(self, records: list[SourceRecord]) -> None:
@@ -328,9 +334,12 @@ def failure_row(
     record: SourceRecord, failure: Failure, digest: str, attempts: int, uri: str
 ) -> dict[str, Any]:
     """The row of the failures table for a source, or for one of its clips."""
+    in_list = record.origin and failure.stage == "fetch" and failure.error_type != DUPLICATE
+    message = f"{failure.message} ({record.origin})" if in_list else failure.message
     return {
         "uri": uri,
         **vars(failure),
+        "message": printable(message),
         "attempts": attempts,
         "source_id": record.source_id,
         "stamp": record.stamp,

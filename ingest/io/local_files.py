@@ -9,6 +9,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from uniavgen.ingest.io.own_folders import own_folder_of, prune_own_folders
 from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos
 from uniavgen.shards.errors import UserError, printable
 from uniavgen.shards.uris import uri_of
@@ -18,7 +19,8 @@ def list_local(path: str) -> Listing:
     """What a path names: a file, a list file, a folder (recursive) or, where no file has this name, a glob
     pattern.
 
-    A file that is named directly is taken whatever its extension. Raises UserError (no-sources).
+    A file that is named directly is taken whatever its extension. What this program wrote is passed over: a
+    corpus is never its own input. Raises UserError (no-sources).
     """
     if not os.path.lexists(path) and glob.has_magic(path):
         return _list_pattern(path)
@@ -26,6 +28,8 @@ def list_local(path: str) -> Listing:
         raise UserError(
             "no such file or folder", where=printable(path), hint="check the path", kind="no-sources"
         )
+    if own := own_folder_of(path):
+        return Listing(passed_over={uri_of(path): own})
     if os.path.isdir(path):
         return _list_folder(path)
     if path.lower().endswith(".txt") and os.path.isfile(path):
@@ -40,22 +44,6 @@ def local_entry(path: str) -> Entry:
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         return Entry(uri_of(path) if "\0" not in path else path)
     return Entry(uri_of(path), f"{status.st_size}-{status.st_mtime_ns}", status.st_size)
-
-
-def read_list(path: str) -> list[str]:
-    """Lines of a list file; names with any bytes may be listed as they are on disk.
-
-    Raises UserError (no-sources).
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise UserError(
-            f"the list cannot be read: {error.strerror}",
-            where=printable(path),
-            hint="check the file and its permissions",
-            kind="no-sources",
-        ) from error
 
 
 def check_regular(path: str) -> None:
@@ -113,7 +101,9 @@ def _list_pattern(pattern: str) -> Listing:
     listing = Listing()
     root = pattern[: min(pattern.find(mark) for mark in "*?[" if mark in pattern)].rpartition("/")[0]
     for match in matches:
-        if os.path.isdir(match) and not os.path.islink(match):
+        if own := own_folder_of(match):
+            listing.passed_over[uri_of(match)] = own
+        elif os.path.isdir(match) and not os.path.islink(match):
             if "**" not in pattern:  # `**` matches a folder's files itself
                 inside = _list_folder(match)
                 listing.entries += inside.entries
@@ -127,6 +117,7 @@ def _list_pattern(pattern: str) -> Listing:
 
 def _list_folder(folder: str) -> Listing:
     listing, files = Listing(), 0
+    own: dict[str, str] = {}
 
     def on_error(error: OSError) -> None:
         if error.filename == folder:
@@ -139,10 +130,12 @@ def _list_folder(folder: str) -> Listing:
         listing.passed_over[uri_of(error.filename)] = f"a folder that cannot be listed: {error.strerror}"
 
     for root, folders, names in os.walk(folder, onerror=on_error):
+        own |= prune_own_folders(root, folders, names, top=root == folder)
         for name in [*names, *(name for name in folders if os.path.islink(os.path.join(root, name)))]:
             files += 1
             _add_file(os.path.join(root, name), folder, listing, any_name=False)
-    if not listing.entries:
+    listing.passed_over |= {uri_of(path): kind for path, kind in own.items()}
+    if not listing.entries and not own:
         raise no_videos(files, printable(folder))
     return listing
 
@@ -157,6 +150,9 @@ def _add_file(path: str, root: str, listing: Listing, any_name: bool) -> None:
             return
         if os.path.isdir(target):
             listing.passed_over[uri_of(path)] = "a link to a folder"
+            return
+        if own := own_folder_of(path):
+            listing.passed_over[uri_of(path)] = own
             return
     if not os.path.isfile(path):
         reason = "a broken link" if os.path.islink(path) else f"a {_file_type(os.lstat(path).st_mode)}"

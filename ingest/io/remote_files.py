@@ -16,6 +16,7 @@ from typing import IO, Any
 from urllib.parse import urljoin
 
 from uniavgen.ingest.config import SourceConfig
+from uniavgen.ingest.io.own_folders import CORPUS
 from uniavgen.ingest.io.uris import Entry, Listing, is_video_name, no_videos
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.uris import protocol_of
@@ -59,12 +60,15 @@ def list_remote(uri: str, config: SourceConfig) -> Listing:
     files = _matches(uri)
     if [entry.uri for entry in files] == [uri]:
         return Listing(lists=[uri]) if uri.lower().endswith(".txt") else Listing(files)
-    videos = [entry for entry in files if is_video_name(entry.uri)]
-    if not videos:
+    corpora = {
+        name.removesuffix("corpus.json") for entry in files if (name := entry.uri).endswith("/corpus.json")
+    }
+    outside = [entry for entry in files if not entry.uri.startswith(tuple(corpora))]
+    videos = [entry for entry in outside if is_video_name(entry.uri)]
+    if not videos and not corpora:
         raise no_videos(len(files), uri)
-    return Listing(
-        videos, passed_over={entry.uri: "not a video by its name" for entry in set(files) - set(videos)}
-    )
+    others = {entry.uri: "not a video by its name" for entry in set(outside) - set(videos)}
+    return Listing(videos, passed_over=others | dict.fromkeys(corpora, CORPUS))
 
 
 def remote_entries(uris: list[str]) -> list[Entry]:
@@ -85,14 +89,14 @@ def remote_entries(uris: list[str]) -> list[Entry]:
         return list(pool.map(entry, uris))
 
 
-def read_remote_list(uri: str) -> list[str]:
-    """Lines of a list file in a store. Raises UserError (no-sources)."""
+def read_remote_list(uri: str) -> bytes:
+    """The content of a list file in a store. Raises UserError (no-sources)."""
     store, path = _filesystem(uri)
     try:
-        text: str = store.cat_file(path).decode("utf-8")
+        content: bytes = store.cat_file(path)
+        return content
     except Exception as error:  # every store has its own errors
         raise UserError(f"the list cannot be read: {error}", where=uri, kind="no-sources") from error
-    return text.split("\n")
 
 
 def download(uri: str, target: IO[bytes], seconds: float, on_bytes: Callable[[int], None]) -> int:

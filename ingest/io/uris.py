@@ -27,6 +27,10 @@ class Entry:
     stamp: str = ""
     bytes: int | None = None
     """None where the store does not tell, or where there is no such file (reading it then raises)."""
+    problem: str = ""
+    """Why the source cannot be read, if that is known; it is not tried then."""
+    origin: str = ""
+    """The line of a list file that names it, for the message if it fails."""
 
 
 @dataclass

@@ -142,5 +142,5 @@ def test_every_file_name_survives_as_a_uri(name: bytes) -> None:
 @given(st.text())
 def test_printable_path_is_one_line_of_utf8(path: str) -> None:
     shown = printable(os.fsdecode(path.encode("utf-8", "surrogatepass")))
-    assert shown.encode("utf-8")
+    assert shown.encode("utf-8") or not path
     assert not set(shown) & {chr(code) for code in (*range(32), 127)}

@@ -220,7 +220,15 @@ REFUSED = {
 
 @pytest.mark.parametrize(("argument", "kind"), REFUSED.items())
 def test_refused_urls_raise_before_any_read(argument: str, kind: str, tmp_path: Path) -> None:
-    for named in (argument, str(touch(tmp_path / "list.txt", argument + "\n"))):
-        with pytest.raises(UserError) as caught:
-            find_sources([named])
-        assert caught.value.kind == kind
+    with pytest.raises(UserError) as caught:
+        find_sources([argument])
+    assert caught.value.kind == kind
+    touch(tmp_path / "a.mp4")
+    listing = str(touch(tmp_path / "list.txt", f"{argument}\na.mp4\n"))
+    if kind == "http-off":
+        with pytest.raises(UserError, match="allow_http"):
+            find_sources([listing])
+    else:  # fails alone
+        good, bad = find_sources([listing]).entries
+        assert (good.problem, bad.uri, bad.origin.split(" of ")[0]) == ("", argument, "line 1")
+        assert bad.problem
