@@ -29,7 +29,7 @@ class Entry:
     """None where the store does not tell, or where there is no such file (reading it then raises)."""
     problem: str = ""
     """Why the source cannot be read, if that is known; it is not tried then."""
-    origin: str = ""
+    origin: str = field(default="", compare=False)
     """The line of a list file that names it, for the message if it fails."""
 
 
