@@ -22,6 +22,7 @@ import numpy as np
 
 from uniavgen.ingest.config import DiarizationConfig
 from uniavgen.ingest.io.audio import AudioFile, split_at_pauses
+from uniavgen.ingest.models.lean_imports import lean_imports
 from uniavgen.ingest.models.speaker_embedding import (
     MIN_SPEECH_S,
     VoiceEncoder,
@@ -111,12 +112,17 @@ class EmbeddedDiarizer:
 
     def __init__(self, config: DiarizationConfig, device: str = "cpu") -> None:
         import torch
-        import whisperx
-        from pyannote.audio import Inference, Model
 
         self.config = config
-        self._encoder = VoiceEncoder(config, device)
-        model = Model.from_pretrained(Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin")
+        with lean_imports():
+            import lightning.pytorch.utilities.argparse  # noqa: F401  Lightning's migration reads it
+            import pyannote.audio.pipelines.utils
+            import pyannote.audio.utils.signal  # noqa: F401  used for every chunk
+            import whisperx
+            from pyannote.audio import Inference, Model
+
+            self._encoder = VoiceEncoder(config, device)
+            model = Model.from_pretrained(Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin")
         self._window_s = float(model.specifications.duration)
         self._receptive_field = model.receptive_field
         self._segment = Inference(

@@ -26,6 +26,7 @@ import numpy as np
 from uniavgen.ingest.config import TranscriptionConfig
 from uniavgen.ingest.io.audio import AudioFile, quietest_time
 from uniavgen.ingest.models.forced_alignment import word_aligner
+from uniavgen.ingest.models.lean_imports import lean_imports
 from uniavgen.ingest.models.speech_chunks import divide_speech
 from uniavgen.ingest.records import AUDIO_RATE, Passage, Span, SpokenWord
 from uniavgen.shards.errors import UserError
@@ -71,7 +72,8 @@ class Transcriber:
     def __init__(self, config: TranscriptionConfig, device: str = "cpu", threads: int = 1) -> None:
         os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # telemetry off: whisperx imports pyannote
         logging.getLogger("whisperx").setLevel(logging.ERROR)
-        from whisperx.asr import find_numeral_symbol_tokens, load_model
+        with lean_imports():
+            from whisperx.asr import find_numeral_symbol_tokens, load_model
 
         self.config = config
         self._model = _shared_encoding_model()(
