@@ -72,6 +72,16 @@ def task_at(seed: int, draw: int, mix: dict[Task, int]) -> Task:
     return cycle[draw % len(cycle)]
 
 
+def voice_is_used(task: Task, seed: int, step: int, dubbing_reference: float) -> bool:
+    """Whether a step of this task uses a reference voice, the same for all its samples.
+
+    `dubbing_reference`: share of steps with one where the task makes it optional.
+    """
+    if task.spec.reference_voice == "optional":
+        return uniform_for(seed, step, -1, "dubbing-reference") < dubbing_reference
+    return task.spec.reference_voice == "required"
+
+
 @lru_cache(maxsize=32)
 def _task_cycle(seed: int, mix: tuple[tuple[Task, int], ...]) -> tuple[Task, ...]:
     generator = generator_for(seed, "task-cycle")

@@ -63,14 +63,22 @@ class Generated:
 
 
 def conditions_from(sample: Sample, config: DataConfig, seed: int = 0) -> Conditions:
-    """All conditions of a sample, from a window chosen by the seed, cropped as in training."""
-    crop = crop_sample(sample, config, random_for(seed, 0, 0))
+    """All conditions of a sample, from a window chosen by the seed, cropped as in training.
+
+    Without a reference voice if the sample has no audio outside the window.
+    """
+    try:
+        crop = crop_sample(sample, config, random_for(seed, 0, 0), needs_voice=True)
+    except UserError as error:
+        if error.kind != "no-voice":
+            raise
+        crop = crop_sample(sample, config, random_for(seed, 0, 0))
     assert crop.reference_frame is not None
     return Conditions(
         crop.caption,
         crop.speech_text,
         crop.reference_frame[0],
-        crop.reference_waveform,
+        None if crop.voice_inside else crop.reference_waveform,
         crop.frames,
         crop.waveform,
     )

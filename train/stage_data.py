@@ -24,6 +24,7 @@ from uniavgen.train.data.loader import make_loader
 from uniavgen.train.data.stage_stream import Begun, begun_stage, open_stream, place_state
 from uniavgen.train.diagnostics.validation import Validation
 from uniavgen.train.engine.collectives import assert_same_on_all_ranks
+from uniavgen.train.flow_matching import task_at, voice_is_used
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class StageData:
         # a checkpoint without the entry was trained on latents encoded on line, which are of other windows
         latents = state.get("latents", "") if checkpoint is not None else None
         self.loader = make_loader(self.stream, config.data, stage, codecs, latents)
+        self.loader.needs_voice = lambda step: voice_is_used(
+            task_at(config.seed, step, stage.tasks), config.seed, step, config.objective.dubbing_reference
+        )
         self.validation: Validation | None = None
         if config.validation.every:
             order = self.read_order("val") if checkpoint is not None else None

@@ -70,6 +70,11 @@ class CachedWindow:
         """Whether a reference was taken from the window itself."""
         return bool(self.latents.reference_inside[self.window])
 
+    @property
+    def voice_inside(self) -> bool:
+        """Whether the reference voice may overlap the window; a cache does not tell which reference does."""
+        return self.reference_inside
+
     def tensor(self, name: str) -> torch.Tensor:
         """A member of the window as float32."""
         return torch.from_numpy(getattr(self.latents, name)[self.window].astype(np.float32))
@@ -96,7 +101,7 @@ class CachedWindows:
         """Digest of the cache."""
         return self.reader.cache.digest
 
-    def take(self, position: int, random: np.random.Generator) -> CachedWindow:
+    def take(self, position: int, random: np.random.Generator, *, needs_voice: bool = False) -> CachedWindow:
         """See Windows.
 
         A clip that the cache skipped raises UserError of the kind for which it was skipped.
@@ -110,10 +115,20 @@ class CachedWindows:
                 raise
             # shards that are written anew lose their latents
             if self._follow_shards():
-                return self.take(position, random)
+                return self.take(position, random, needs_voice=needs_voice)
             self.stream.error_budget.record_failure(key, error)
             raise
-        return CachedWindow(key, latents, int(random.integers(len(latents.start))))
+        drawn = int(random.integers(len(latents.start)))
+        if needs_voice and latents.reference_inside[drawn]:
+            outside = np.flatnonzero(~latents.reference_inside)
+            if not len(outside):
+                raise UserError(
+                    f"clip {key} has no cached window with a reference voice from outside of it",
+                    where=shard,
+                    kind="no-voice",
+                )
+            drawn = int(outside[drawn % len(outside)])
+        return CachedWindow(key, latents, drawn)
 
     def _shard_and_key(self, position: int) -> tuple[str, str]:
         """Raises UserError if the sample has no latents."""

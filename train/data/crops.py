@@ -24,7 +24,7 @@ from uniavgen.train.data.config import DataConfig
 REFERENCE_GAP = VIDEO_FPS // 2
 """Frames between the window and its reference frame, if the clip is long enough: 0.5 s."""
 SHORTEST_REFERENCE = VIDEO_FPS // 4
-"""With less reference audio (0.25 s, in frames) outside the window, the window itself is used."""
+"""With less reference audio (0.25 s, in frames) outside the window, the clip has no reference voice."""
 
 
 class Window(NamedTuple):
@@ -43,7 +43,8 @@ class Crop:
     frames uint8 [F, H, W, 3], reference_frame uint8 [1, H, W, 3] and face float32 [T, H/32, W/32] are None in
     audio-only work; waveform float32 [1500 F] and reference_waveform float32 [1500 Fr] are at 24 kHz. `start`
     is the first frame of the window, `reference_inside` says that a reference had to come from the window
-    itself, `bucket` is the number of the window's shape.
+    itself, `voice_inside` that the reference audio may overlap the window, so that no task may use it, and
+    `bucket` is the number of the window's shape.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Crop:
     reference_frame: np.ndarray | None = None
     face: np.ndarray | None = None
     reference_inside: bool = False
+    voice_inside: bool = False
     bucket: int = 0
 
 
@@ -65,12 +67,40 @@ def random_for(seed: int, step: int, index: int) -> np.random.Generator:
 
 
 def crop_sample(
-    sample: Sample, config: DataConfig, random: np.random.Generator, *, with_video: bool = True
+    sample: Sample,
+    config: DataConfig,
+    random: np.random.Generator,
+    *,
+    with_video: bool = True,
+    needs_voice: bool = False,
 ) -> Crop:
-    """Choose a random window and decode it. Raises UserError of kind `short-clip` or `damaged-sample`."""
-    start = int(random.integers(_count_starts(sample, config)))
+    """Choose a random window and decode it.
+
+    `needs_voice`: the window leaves room for a reference voice. Raises UserError of kind `short-clip`,
+    `no-voice` or `damaged-sample`.
+    """
+    starts = _count_starts(sample, config)
+    start = int(random.integers(starts))
+    if needs_voice:
+        start = start_beside_voice(start, starts - 1, config, sample.key)
     window = choose_window(sample.face.score, start, config, random)
     return cut_windows(sample, [window], config, with_video=with_video)[0]
+
+
+def start_beside_voice(start: int, last: int, config: DataConfig, key: str) -> int:
+    """The start in 0..last nearest to `start` that leaves audio for a reference voice outside the window.
+
+    Raises UserError of kind `no-voice` if there is none.
+    """
+    needed = min(SHORTEST_REFERENCE, config.reference_frames)
+    if last < needed:
+        raise UserError(
+            f"clip {key} has no audio outside the window of {config.frames} frames for a reference voice",
+            kind="no-voice",
+        )
+    if max(start, last - start) >= needed:
+        return start
+    return last if 2 * start >= last else 0
 
 
 def fixed_windows(sample: Sample, config: DataConfig) -> list[Window]:
@@ -118,7 +148,10 @@ def choose_reference_frame(score: np.ndarray, start: int, frames: int, random: n
 def choose_reference_audio(
     total: int, start: int, frames: int, wanted: int, random: np.random.Generator
 ) -> tuple[int, int]:
-    """(first frame, frames) of the reference audio: from the longer part outside the window, else inside."""
+    """(first frame, frames) of the reference audio: from the longer part outside the window, else inside.
+
+    Audio from inside belongs to no reference voice: `Crop.voice_inside`.
+    """
     parts = [(0, start), (start + frames, total - start - frames)]
     first, length = max(parts, key=lambda part: part[1])
     if length < min(SHORTEST_REFERENCE, wanted):
@@ -154,6 +187,7 @@ def _cut_audio(sample: Sample, waveform: np.ndarray, window: Window, config: Dat
         speech_text=words_in_window(sample.meta.transcript, sample.meta.words, window.start, config.frames),
         caption=sample.meta.caption,
         reference_inside=window.reference_frame in inside or window.reference_audio_start in inside,
+        voice_inside=window.reference_audio_start in inside,
     )
 
 
@@ -275,6 +309,7 @@ def crop_utterance(
         speech_text=speech_text,
         caption="",
         reference_inside=other is None,
+        voice_inside=other is None,
     )
 
 

@@ -36,7 +36,12 @@ log = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 16
 """Samples that are tried for one place of a batch before an error is raised. Heuristic."""
-REPLACED = {"short-clip": "short", "damaged-sample": "damaged", "gone-sample": "gone"}
+REPLACED = {
+    "short-clip": "short",
+    "no-voice": "no_voice",
+    "damaged-sample": "damaged",
+    "gone-sample": "gone",
+}
 """Kinds of errors for which a sample is replaced, and the names under which they are counted."""
 CAPTIONS_KEPT = 256
 """Captions whose features stay in host memory. Heuristic."""
@@ -53,12 +58,13 @@ class Stream(Protocol):
 
 
 class Windows(Protocol):
-    """Source of windows: each has `key`, `speech_text` and `reference_inside`, several make a batch."""
+    """Source of windows: each has `key`, `speech_text`, `reference_inside` and `voice_inside`, several make a
+    batch."""
 
-    def take(self, position: int, random: np.random.Generator) -> Any:
-        """A window of the sample at `position`.
+    def take(self, position: int, random: np.random.Generator, *, needs_voice: bool = False) -> Any:
+        """A window of the sample at `position`. `needs_voice`: with a reference voice from outside of it.
 
-        Raises UserError of kind `short-clip`, `damaged-sample` or `gone-sample`.
+        Raises UserError of kind `short-clip`, `no-voice`, `damaged-sample` or `gone-sample`.
         """
         ...
 
@@ -69,7 +75,7 @@ class Windows(Protocol):
 
 @dataclass
 class LoadedBatch:
-    """A batch, and counts: clips replaced (`short`, `damaged`, `gone`), `reference_inside`, `speech_cut`."""
+    """A batch, and counts: clips replaced (values of `REPLACED`), `reference_inside`, `speech_cut`."""
 
     batch: LatentBatch
     counts: Counter[str]
@@ -112,7 +118,8 @@ class BatchLoader:
 
     `batch`: positions of the stream per step. `replacement(position, attempt)`: position to try instead of
     one whose sample cannot be used. `latents`: digest of the cached latents that are read, "" if none.
-    `source`: one line for people that says where the latents come from.
+    `source`: one line for people that says where the latents come from. `needs_voice(step)`: whether the step
+    uses a reference voice; it must not overlap the window, so samples without another part are replaced.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class BatchLoader:
     ) -> None:
         self.stream, self.config, self.windows, self.batch = stream, config, windows, batch
         self.latents, self.source = latents, source
+        self.needs_voice: Callable[[int], bool] = lambda step: False
         self.replacement = replacement or (
             lambda position, attempt: replacement_position(position, attempt, len(stream))
         )
@@ -153,7 +161,7 @@ class BatchLoader:
         for attempt in count():
             position = self.replacement(first, attempt)
             try:
-                window = self.windows.take(position, random)
+                window = self.windows.take(position, random, needs_voice=self.needs_voice(step))
                 counts["reference_inside"] += window.reference_inside
                 return window
             except UserError as error:
@@ -164,7 +172,8 @@ class BatchLoader:
                 if reason == "gone":  # said once for all of them
                     continue
                 reasons.append(str(error))
-                log.log(logging.INFO if reason == "short" else logging.WARNING, "sample replaced: %s", error)
+                level = logging.WARNING if reason == "damaged" else logging.INFO
+                log.log(level, "sample replaced: %s", error)
             if len(reasons) == MAX_REPLACEMENTS:
                 raise UserError(
                     f"{MAX_REPLACEMENTS} samples in a row cannot be used; the last: {reasons[-1]}",
@@ -187,9 +196,10 @@ class EncodedWindows:
         self.stream, self.config, self.with_video = stream, config, codecs.video is not None
         self.encoder = CropEncoder(config, codecs)
 
-    def take(self, position: int, random: np.random.Generator) -> Crop:
+    def take(self, position: int, random: np.random.Generator, *, needs_voice: bool = False) -> Crop:
         """See Windows."""
-        return crop_sample(self.stream.sample_at(position), self.config, random, with_video=self.with_video)
+        sample = self.stream.sample_at(position)
+        return crop_sample(sample, self.config, random, with_video=self.with_video, needs_voice=needs_voice)
 
     def make_batch(self, windows: list[Crop]) -> LatentBatch:
         """See Windows."""
@@ -205,10 +215,11 @@ class BucketedWindows:
         self.stream = stream
         self.windows = [EncodedWindows(stream, data_for(config, shape), codecs) for shape in buckets.shapes]
 
-    def take(self, position: int, random: np.random.Generator) -> Crop:
+    def take(self, position: int, random: np.random.Generator, *, needs_voice: bool = False) -> Crop:
         """See Windows."""
         bucket = self.stream.sampler.bucket_at(position)
-        return replace(self.windows[bucket].take(position, random), bucket=bucket)
+        crop = self.windows[bucket].take(position, random, needs_voice=needs_voice)
+        return replace(crop, bucket=bucket)
 
     def make_batch(self, windows: list[Crop]) -> LatentBatch:
         """See Windows. All windows are of one step, so of one bucket."""
@@ -221,13 +232,16 @@ class UtteranceWindows:
     def __init__(self, stream: EmiliaStream, config: DataConfig, codecs: Codecs) -> None:
         self.stream, self.config, self.encoder = stream, config, CropEncoder(config, codecs)
 
-    def take(self, position: int, random: np.random.Generator) -> Crop:
+    def take(self, position: int, random: np.random.Generator, *, needs_voice: bool = False) -> Crop:
         """See Windows.
 
         Raises UserError of kind `damaged-sample` for the utterance or the reference of its speaker.
         """
         utterance = self.stream.sample_at(position)
-        return crop_utterance(utterance, self.stream.other_by_speaker(position, random), self.config, random)
+        other = self.stream.other_by_speaker(position, random)
+        if needs_voice and other is None:
+            raise UserError(f"the speaker of {utterance.key} has no other utterance", kind="no-voice")
+        return crop_utterance(utterance, other, self.config, random)
 
     def make_batch(self, windows: list[Crop]) -> LatentBatch:
         """See Windows."""

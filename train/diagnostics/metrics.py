@@ -23,7 +23,7 @@ LOSS_WINDOW = 10
 """Most steps over which the losses at start and end are averaged: one round of the paper's task mix."""
 TIME_BUCKETS = 5
 """Equal parts of the diffusion time 0..1, each with its own loss. Heuristic."""
-COUNTS = ("short", "damaged", "gone", "reference_inside", "speech_cut")
+COUNTS = ("short", "no_voice", "damaged", "gone", "reference_inside", "speech_cut")
 """Counts of the loader (`LoadedBatch.counts`)."""
 
 

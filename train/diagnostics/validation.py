@@ -64,9 +64,13 @@ class Validation:
             error_budget=config.data.damage,
         )
         windows = EncodedWindows(stream, config.data, codecs)
-        self.batch = (
-            BatchLoader(stream, config.data, windows, config.validation.clips).load(0, self.indices).batch
+        loader = BatchLoader(stream, config.data, windows, config.validation.clips)
+        # one batch serves every task
+        with_voice = any(
+            count and task.spec.reference_voice != "never" for task, count in stage.tasks.items()
         )
+        loader.needs_voice = lambda step: with_voice
+        self.batch = loader.load(0, self.indices).batch
 
     def losses(self, engine: Any) -> dict[str, float]:
         """`validation/<task>/<modality>` (mean over times) and `.../t<time>`, over the clips of all ranks."""

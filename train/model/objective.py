@@ -188,8 +188,8 @@ def draw_condition(
     share = low + (high - low) * flow_matching.uniform_for(draw.seed, draw.step, -1, "continuation")
     has_voice = batch.reference_mel.shape[2] > 0
     if task.spec.reference_voice == "optional":
-        drawn = flow_matching.uniform_for(draw.seed, draw.step, -1, "dubbing-reference")
-        has_voice = has_voice and drawn < objective.dubbing_reference
+        used = flow_matching.voice_is_used(task, draw.seed, draw.step, objective.dubbing_reference)
+        has_voice = has_voice and used
     latents = None if batch.video is None else batch.video.shape[2]
     return clip_condition(
         task, latents, batch.mel.shape[2], share=share, has_voice=has_voice, mels_per_frame=mels_per_frame

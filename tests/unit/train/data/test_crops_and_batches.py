@@ -15,6 +15,7 @@ from made_samples import encode_audio, level_of_frame, make_sample
 from texts import texts
 
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.read.sampler import Place
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio
 from uniavgen.shards.text import word_spans
@@ -213,6 +214,8 @@ def test_short_and_damaged_clips_are_replaced_and_counted() -> None:
     damaged = replace(make_sample("damaged", 20), video=b"no video")
 
     class Three:
+        place = Place()
+
         def __len__(self) -> int:
             return 3
 
@@ -228,6 +231,8 @@ def test_short_and_damaged_clips_are_replaced_and_counted() -> None:
 
 def test_stream_of_short_clips_only_raises_with_a_hint() -> None:
     class Short:
+        place = Place()
+
         def __len__(self) -> int:
             return 2
 
