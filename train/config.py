@@ -18,7 +18,7 @@ from uniavgen.shards.timing import latents_for_frames
 from uniavgen.train.codec.config import VIDEO_CHANNELS
 from uniavgen.train.data.config import DataConfig
 from uniavgen.train.diagnostics.config import HealthConfig, ValidationConfig
-from uniavgen.train.model.config import FaceConfig, ModelConfig
+from uniavgen.train.model.config import FaceConfig, ModelConfig, PretrainedConfig
 from uniavgen.train.tasks import PAPER_MIX, Task
 
 StageName = Literal["audio", "joint", "multitask"]
@@ -152,27 +152,6 @@ class SamplingConfig(_Frozen):
         return interval
 
 
-class PretrainedConfig(_Config):
-    """Wan checkpoints for a stage's branches, in the original or the diffusers layout."""
-
-    video: str = Field(
-        default="", description="safetensors file or folder for the video branch: Wan2.2-TI2V-5B; empty: none"
-    )
-    audio: str = Field(default="", description="the same for the audio branch, whose template is Wan2.1-1.3B")
-    skip: list[str] = Field(
-        default_factory=list,
-        description="name prefixes of parts that are initialised at random, because the checkpoint has "
-        "other shapes: for an audio branch from a Wan video model audio.patch_embedding, "
-        "audio.text_embedding and audio.head",
-    )
-
-    @property
-    def checkpoints(self) -> dict[str, str]:
-        """Branch -> checkpoint, without empty ones."""
-        named = {"video": self.video, "audio": self.audio}
-        return {branch: path for branch, path in named.items() if path}
-
-
 class StageConfig(_Config):
     """One training stage: parts, tasks, optimizer steps, and weights from the stage before."""
 
@@ -216,10 +195,24 @@ class StageConfig(_Config):
         default_factory=PretrainedConfig,
         description="checkpoints for branches that the stage before does not have",
     )
+    from_scratch: bool = Field(
+        default=True,
+        description="whether the video branch may start from random weights; false: stop unless `pretrained` "
+        "or the stage before gives it",
+    )
     emilia: EmiliaConfig = Field(
         default_factory=EmiliaConfig,
         description="audio shards that stage audio trains on instead of the corpus's clips",
     )
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> StageConfig:
+        if self.pretrained.export and self.takes_from:
+            raise ValueError(
+                f"stage {self.name} takes its weights from stage {self.takes_from} and from "
+                "pretrained.export: name one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_audio_shards(self) -> StageConfig:

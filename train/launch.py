@@ -24,6 +24,7 @@ from uniavgen.train.checkpoint.run_folder import RunFolder, changed_fields
 from uniavgen.train.checkpoint.run_lock import only_driver, only_trainer
 from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.engine.deepspeed_compat import import_lean
+from uniavgen.train.starting_weights import require_starting_weights
 
 if TYPE_CHECKING:
     from uniavgen.train.trainer import Job, MetricsFactory
@@ -161,6 +162,8 @@ def check_stage(
             hint=f"run first: uniavgen train {source}",
             kind="missing-stage",
         )
+    if not folder.steps():
+        require_starting_weights(config, stage_config)
     config.micro_batch(stage_config, config.workers)
     _check_data(config, stage_config, shards_dir, run_dir)
     return False

@@ -29,8 +29,9 @@ from uniavgen.train.checkpoint.resume import (
     random_file,
     random_state,
 )
-from uniavgen.train.checkpoint.run_folder import RunFolder, hand_over, restored
+from uniavgen.train.checkpoint.run_folder import KeyReport, RunFolder, hand_over, restored, take_weights
 from uniavgen.train.checkpoint.saving import save_checkpoint
+from uniavgen.train.checkpoint.trained_model import load_export
 from uniavgen.train.config import StageConfig, TrainConfig, lr_at
 from uniavgen.train.data.loader import LoadedBatch, prefetched
 from uniavgen.train.data.stage_stream import micro_batches
@@ -43,7 +44,7 @@ from uniavgen.train.engine.deepspeed_engine import StepGuard, create_engine, gat
 from uniavgen.train.engine.ema import Ema
 from uniavgen.train.flow_matching import Draw, task_at
 from uniavgen.train.model.family import family_of
-from uniavgen.train.model.parts import count_parameters, train_only
+from uniavgen.train.model.parts import count_parameters, part_of, train_only
 from uniavgen.train.planning import flops_by_step
 from uniavgen.train.stage_data import DataSource, StageData
 from uniavgen.train.tasks import Task
@@ -353,8 +354,11 @@ def build_model(job: Job, stage: StageConfig, rank: int) -> nn.Module:
     torch.manual_seed(job.config.seed)
     family = family_of(job.config.model)
     model = family.build(family.parts(stage.name))
-    report = hand_over(model, job.run_dir, stage.takes_from, stage.starts_fresh)
     pretrained = stage.pretrained
+    if pretrained.export:
+        report = take_export(model, Path(pretrained.export), list(pretrained.checkpoints))
+    else:
+        report = hand_over(model, job.run_dir, stage.takes_from, stage.starts_fresh)
     lines = report.lines() + family.load_pretrained(
         model, pretrained.checkpoints, pretrained.skip, report.taken
     )
@@ -368,6 +372,17 @@ def build_model(job: Job, stage: StageConfig, rank: int) -> nn.Module:
         RunFolder(job.run_dir, stage.name).write(key_report=lines)
         log.info("%s", "\n".join(lines))
     return model
+
+
+def take_export(model: nn.Module, folder: Path, others: Sequence[str]) -> KeyReport:
+    """Load an export into `model`, except the parts `others`, which come from other checkpoints.
+
+    Raises UserError if the export is damaged or does not fit.
+    """
+    parts = {name for name, _ in model.named_children()} - set(others)
+    exported = load_export(folder)[0].state_dict()
+    tensors = {name: value for name, value in exported.items() if part_of(name) in parts}
+    return take_weights(model, tensors, f"export {folder}", folder, others)
 
 
 def start_ema(engine: Any, decay: float, resumed: Resumption | None, folder: RunFolder) -> Ema | None:

@@ -60,10 +60,13 @@ def plan(
 def show_plan(config: TrainConfig, summary: dict[str, Any]) -> None:
     """Print the summary of `plan_training` as tables."""
     from uniavgen.orchestration.output import console
+    from uniavgen.train.starting_weights import describe_sources
 
     cluster, data = summary["cluster"], summary["data"]
     gpus = f"{cluster['gpus']} x {cluster['name']}"
     _show_parameters(summary["parameters"])
+    for stage, sources in summary["starts_from"].items():
+        console.print_line(f"stage {stage} starts: {describe_sources(sources)}")
     _show_memory(config, cluster)
     console.table(
         f"time on {gpus} at {cluster['mfu']:.0%} of {cluster['tflops']:g} TFLOP/s",

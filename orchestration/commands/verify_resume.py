@@ -115,7 +115,7 @@ def write_trial_config(settings: Config, stage: str, steps: int, home: Path) -> 
     import yaml
 
     trial = settings.train.stage(stage).model_copy(
-        update={"takes_from": None, "starts_fresh": [], "steps": 2 * steps}
+        update={"takes_from": None, "starts_fresh": [], "from_scratch": True, "steps": 2 * steps}
     )
     checkpoint = settings.train.checkpoint.model_copy(update={"every": steps, "keep": 2})
     update = {"stages": [trial], "checkpoint": checkpoint, "trace": True, "fixed_steps": 0}

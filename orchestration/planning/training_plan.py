@@ -22,6 +22,7 @@ from uniavgen.train.planning import (
     stage_parameters,
     usable,
 )
+from uniavgen.train.starting_weights import part_sources
 
 if TYPE_CHECKING:
     from uniavgen.train.config import StageConfig, TrainConfig
@@ -95,6 +96,7 @@ def plan_training(
         "command": "plan",
         "cluster": {"gpus": workers, **asdict(card), "mfu": mfu},
         "parameters": parameters_by_stage(config),
+        "starts_from": {stage.name: part_sources(config, stage) for stage in config.stages},
         "memory": memory,
         "fits": fits,
         "stages": [asdict(cost) for cost in costs],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniavgen.orchestration.output.console import format_value
 from uniavgen.train.checkpoint.run_folder import RunFolder
+from uniavgen.train.starting_weights import describe_sources, part_sources
 
 if TYPE_CHECKING:
     from uniavgen.train.config import StageConfig, TrainConfig
@@ -69,9 +70,9 @@ def stage_note(
     workers = "1 worker" if config.workers == 1 else f"{config.workers} workers"
     paragraphs = [
         f"**{f'ended: {error}' if error else _state(folder)}**",
-        f"Stage {name}, starts from {_initial_weights(stage)}; trains {parts} on {_task_mix(stage)}: "
-        f"{stage.steps} steps of {stage.batch} samples, lr {stage.lr:g}, {workers}, "
-        f"ZeRO {config.deepspeed.zero_stage}, {config.deepspeed.dtype}.",
+        f"Stage {name}. Weights: {describe_sources(part_sources(config, stage))}. "
+        f"Trains {parts} on {_task_mix(stage)}: {stage.steps} steps of {stage.batch} samples, "
+        f"lr {stage.lr:g}, {workers}, ZeRO {config.deepspeed.zero_stage}, {config.deepspeed.dtype}.",
         f"Data: {', '.join(f'`{folder}`' for folder in shards)}, corpus version `{version}`.",
     ]
     outcome = folder.read().get("outcome") if folder.done else None
@@ -95,7 +96,7 @@ def _stage_row(config: TrainConfig, stage: StageConfig, folder: RunFolder) -> tu
     size = f"{stage.steps} x {stage.batch}"
     return (
         stage.name,
-        _initial_weights(stage),
+        describe_sources(part_sources(config, stage)),
         data,
         _task_mix(stage),
         size,
@@ -110,18 +111,6 @@ def _state(folder: RunFolder) -> str:
         return "done"
     steps = folder.steps()
     return f"checkpoint at step {steps[-1]}" if steps else "training" if folder.read() else "waiting"
-
-
-def _initial_weights(stage: StageConfig) -> str:
-    pretrained = [
-        f"{part} from {path}"
-        for part, path in (("video", stage.pretrained.video), ("audio", stage.pretrained.audio))
-        if path
-    ]
-    return (
-        ", ".join(([f"stage {stage.takes_from}"] if stage.takes_from else []) + pretrained)
-        or "random weights"
-    )
 
 
 def _task_mix(stage: StageConfig) -> str:

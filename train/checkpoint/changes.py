@@ -16,7 +16,7 @@ from uniavgen.train.model.family import family_of
 
 TASK_MIXES = ("stage.tasks.", "objective.mix.")
 """Settings whose keys are chosen by the user: a new key is a change."""
-NO_MATTER = ("data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weights")
+NO_MATTER = ("stage.from_scratch", "data.prefetch", "data.codecs.vocoder", "data.codecs.vocoder_weights")
 """Settings of `settings_that_matter` on which no loss depends."""
 AT_START_ONLY = {
     "stage.takes_from": "the stage has its weights",

@@ -288,11 +288,21 @@ def hand_over(
     Raises UserError if the stage is not done, a weight is not in the model or has another shape there, or a
     weight of the model is neither taken nor under one of the prefixes in `starts_fresh`.
     """
-    names = list(model.state_dict())
     if source is None:
-        return KeyReport("", [], names)
-    tensors = load_weights(run_dir, source)
+        return KeyReport("", [], list(model.state_dict()))
+    where = RunFolder(run_dir, source).weights
+    return take_weights(model, load_weights(run_dir, source), f"stage {source}", where, starts_fresh)
+
+
+def take_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, where: Path, starts_fresh: Sequence[str]
+) -> KeyReport:
+    """Load weights into `model` and report every key; `source` and `where` say where they are from.
+
+    Raises UserError as `hand_over` does.
+    """
     current = model.state_dict()
+    names = list(current)
     unknown = [name for name in tensors if name not in current]
     misshapen = [
         f"{n} {tuple(t.shape)} into {tuple(current[n].shape)}"
@@ -308,13 +318,13 @@ def hand_over(
         if affected:
             listed = ", ".join(affected[:3]) + (", ..." if len(affected) > 3 else "")
             raise UserError(
-                f"{len(affected)} weights of stage {source} {problem}: {listed}",
-                where=RunFolder(run_dir, source).weights,
+                f"{len(affected)} weights of {source} {problem}: {listed}",
+                where=where,
                 hint="train with the same model configuration, or name the new parts in starts_fresh",
                 kind="weights-mismatch",
             )
     model.load_state_dict(tensors, strict=False)
-    return KeyReport(f"stage {source}", list(tensors), [name for name in names if name not in tensors])
+    return KeyReport(source, list(tensors), [name for name in names if name not in tensors])
 
 
 def finished(run_dir: str | Path, stage: str) -> RunFolder:

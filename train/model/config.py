@@ -236,3 +236,30 @@ class ModelConfig(_Config):
             dim=1536, layers=30, heads=12, ffn_dim=8960, in_channels=100, text_dim=512, rope_axes="time"
         )
         return cls(video=video, audio=audio, speech_text=SpeechTextConfig(dim=512, layers=4))
+
+
+class PretrainedConfig(_Config):
+    """Weights for the start of a stage: checkpoints of Wan for its branches, or an export of this package."""
+
+    video: str = Field(
+        default="",
+        description="safetensors file or folder for the video branch: Wan2.2-TI2V-5B, in the original or the "
+        "diffusers layout; empty: none",
+    )
+    audio: str = Field(default="", description="the same for the audio branch, whose template is Wan2.1-1.3B")
+    skip: list[str] = Field(
+        default_factory=list,
+        description="name prefixes of parts that are initialised at random, because the checkpoint has "
+        "other shapes: for an audio branch from a Wan video model audio.patch_embedding, "
+        "audio.text_embedding and audio.head",
+    )
+    export: str = Field(
+        default="",
+        description="folder that `uniavgen export` wrote: all parts of the model, except branches named here",
+    )
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Branch -> checkpoint, without empty ones."""
+        named = {"video": self.video, "audio": self.audio}
+        return {branch: path for branch, path in named.items() if path}

@@ -8,11 +8,17 @@ import torch
 from made_runs import SMALL_DATA, SMALL_MODEL
 from safetensors.torch import save_file
 
+from uniavgen.orchestration.config import load_config
 from uniavgen.shards.errors import UserError
-from uniavgen.train.config import PretrainedConfig, StageConfig, TrainConfig
+from uniavgen.train.checkpoint.run_folder import RunFolder
+from uniavgen.train.checkpoint.trained_model import export_weights
+from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.launch import check_stage
+from uniavgen.train.model.config import PretrainedConfig
 from uniavgen.train.model.dit import Branch
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.pretrained import load_branches, wan_state_dict
+from uniavgen.train.starting_weights import part_sources, require_starting_weights
 from uniavgen.train.trainer import Job, build_model
 
 
@@ -96,3 +102,67 @@ def test_incomplete_checkpoint_and_branch_loaded_twice_are_refused(
     del model.video
     with pytest.raises(UserError, match="has no such branch"):
         load_branches(model, {"video": str(folder)}, [])
+
+
+def test_paper_preset_asks_for_weights_of_the_video_branch(tmp_path: Path) -> None:
+    config = load_config("paper").train
+    with pytest.raises(UserError) as caught:
+        require_starting_weights(config, config.stage("joint"))
+    assert caught.value.kind == "random-weights"
+    assert "--set train.stages.1.pretrained.video=" in caught.value.hint
+    assert "--set train.stages.1.from_scratch=true" in caught.value.hint
+    wan = tmp_path / "wan"
+    for assignment in (f"train.stages.1.pretrained.video={wan}", "train.stages.1.from_scratch=true"):
+        wan.mkdir(exist_ok=True)
+        config = load_config("paper", assignments=[assignment]).train
+        for stage in config.stages:
+            require_starting_weights(config, stage)
+    wan.rmdir()
+    config = load_config("paper", assignments=[f"train.stages.1.pretrained.video={wan}"]).train
+    with pytest.raises(UserError, match=r"pretrained\.video of stage joint does not exist"):
+        require_starting_weights(config, config.stage("joint"))
+
+
+def test_stage_without_its_weights_is_refused_before_it_starts(tmp_path: Path) -> None:
+    stage = StageConfig(name="joint", from_scratch=False)
+    config = TrainConfig(model=SMALL_MODEL, data=SMALL_DATA, stages=[stage], workers=1)
+    with pytest.raises(UserError, match="would start from random weights"):
+        check_stage(config, "joint", tmp_path / "shards", tmp_path / "run")
+
+
+def test_part_sources_name_every_part() -> None:
+    config = load_config("paper", assignments=["train.stages.1.pretrained.video=/weights/wan"]).train
+    of_stage = {stage.name: part_sources(config, stage) for stage in config.stages}
+    assert of_stage == {
+        "audio": {"audio": "random weights", "speech_text": "random weights"},
+        "joint": {
+            "video": "checkpoint /weights/wan",
+            "audio": "stage audio",
+            "interactions": "random weights",
+            "speech_text": "stage audio",
+        },
+        "multitask": dict.fromkeys(("video", "audio", "interactions", "speech_text"), "stage joint"),
+    }
+
+
+def test_stage_starts_from_an_export(tmp_path: Path, checkpoint: tuple[Path, Branch]) -> None:
+    """All parts come from the export, a branch that is named beside it from its checkpoint."""
+    torch.manual_seed(11)
+    before, folder = DualBranch(SMALL_MODEL), RunFolder(tmp_path / "before", "joint")
+    folder.write(done=True, config=TrainConfig(model=SMALL_MODEL, data=SMALL_DATA).model_dump(mode="json"))
+    folder.write_weights(before.state_dict())
+    export_weights(tmp_path / "before", tmp_path / "export", "joint")
+    path, branch = checkpoint
+    for video, expected in (("", before.video), (str(path), branch)):
+        stage = StageConfig(
+            name="joint", pretrained=PretrainedConfig(export=str(tmp_path / "export"), video=video)
+        )
+        config = TrainConfig(model=SMALL_MODEL, data=SMALL_DATA, stages=[stage], workers=1, seed=3)
+        model = build_model(Job(config, "joint", "", str(tmp_path / f"run{bool(video)}")), stage, 0)
+        for name, value in before.state_dict().items():
+            if not name.startswith("video."):
+                assert torch.equal(model.state_dict()[name], value), name
+        for name, value in expected.state_dict().items():
+            torch.testing.assert_close(model.video.state_dict()[name], value, atol=0.02, rtol=0.01)
+    with pytest.raises(ValueError, match="name one"):
+        StageConfig(name="multitask", takes_from="joint", pretrained=PretrainedConfig(export="x"))

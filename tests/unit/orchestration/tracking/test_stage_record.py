@@ -175,14 +175,16 @@ def test_descriptions_hold_settings_state_and_outcome_of_stages(tmp_path: Path) 
         for line in training_note(config, tmp_path, "/corpus").splitlines()
         if line.startswith("| joint |")
     ]
+    weights = "video, interactions from random weights; audio, speech_text from stage audio"
     assert row == (
-        "| joint | stage audio | clips | joint | 40 x 4 | 0.001 | done "
+        f"| joint | {weights} | clips | joint | 40 x 4 | 0.001 | done "
         "| video 1.500 → 1.250, audio 2.000 → 1.000 |"
     )
     note = stage_note(config, "joint", tmp_path, ["s3://bucket/shards"], "cl4-so2")
     for text in (
         "**done**",
-        "starts from stage audio; trains all parts on joint: 40 steps of 4 samples, lr 0.001, ",
+        "audio, speech_text from stage audio. ",
+        "Trains all parts on joint: 40 steps of 4 samples, lr 0.001, ",
         "2 workers, ZeRO 2, fp32",
         "Data: `s3://bucket/shards`, corpus version `cl4-so2`.",
         "40 steps in 12 s, 3.21 samples/s, 1.5% of the time waiting for data. ",
