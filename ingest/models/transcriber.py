@@ -49,6 +49,10 @@ MAX_COMPRESSION_RATIO = 2.4
 CONFIDENT = 0.5
 """Probability of a language above which it is more likely than all others together."""
 
+SHORT_S = 5.0
+"""Length of speech below which a language with a lower probability is not believed. Heuristic: of 3 s of
+English Whisper made Danish."""
+
 
 def whisper_model_path(config: TranscriptionConfig) -> str:
     """The model that WhisperX loads: a folder of registered weights, a folder of the user, or a name on the
@@ -103,7 +107,8 @@ class Transcriber:
         encodings = {
             label: self._encode(audio, chunk, self.config.encoder_pad_s) for label, chunk in longest.items()
         }
-        languages = self._languages(encodings)
+        seconds = {label: chunk.end_s - chunk.start_s for label, chunk in longest.items()}
+        languages = self._languages(encodings, seconds)
         passages: list[Passage] = []
         words: list[SpokenWord] = []
         for chunk in chunks:
@@ -136,7 +141,9 @@ class Transcriber:
         features = log_mel_spectrogram(waveform[:N_SAMPLES], n_mels=mels, padding=max(0, padding))
         return self._model.encode(features[:, : features.shape[1] // 2 * 2])  # the encoder halves the frames
 
-    def _languages(self, encodings: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    def _languages(
+        self, encodings: Mapping[str, Any], seconds: Mapping[str, float]
+    ) -> dict[str, tuple[str, float]]:
         """The language of each speaker and its probability; a configured language has the probability that
         Whisper gives it.
         """
@@ -147,7 +154,7 @@ class Transcriber:
         if self.config.language:
             fixed = self.config.language
             return {label: (fixed, dict(each).get(fixed, 0.0)) for label, each in ranked.items()}
-        return choose_languages(ranked)
+        return choose_languages(ranked, seconds)
 
     def _passage(
         self, audio: AudioFile, chunk: Span, encoded: Any, language: str, probability: float
@@ -204,19 +211,22 @@ def speech_chunks(audio: AudioFile, turns: Sequence[Span], max_s: float) -> list
     )
 
 
-def choose_languages(ranked: Mapping[str, Sequence[tuple[str, float]]]) -> dict[str, tuple[str, float]]:
+def choose_languages(
+    ranked: Mapping[str, Sequence[tuple[str, float]]], seconds: Mapping[str, float]
+) -> dict[str, tuple[str, float]]:
     """Language of each speaker with its probability, from Whisper's (language, probability), likeliest first.
 
-    Little speech is easily taken for another language. So a speaker whose likeliest language has a
-    probability below `CONFIDENT` has the likeliest of those that are confident for others in the source.
+    `seconds` is the length of speech in which each was detected. Little speech is easily taken for another
+    language. So a speaker with less than `SHORT_S`, whose likeliest language has a probability below
+    `CONFIDENT`, has the likeliest of those that are confident for others in the source.
     """
     confident = {each[0][0] for each in ranked.values() if each[0][1] >= CONFIDENT}
-    return {
-        label: each[0]
-        if each[0][1] >= CONFIDENT or not confident
-        else max((pair for pair in each if pair[0] in confident), key=lambda pair: pair[1], default=each[0])
-        for label, each in ranked.items()
-    }
+    chosen = {}
+    for label, each in ranked.items():
+        unsure = each[0][1] < CONFIDENT and seconds[label] < SHORT_S
+        shared = [pair for pair in each if pair[0] in confident] if unsure else []
+        chosen[label] = max(shared, key=lambda pair: pair[1], default=each[0])
+    return chosen
 
 
 def words_of_pieces(text: str, pieces: Sequence[Mapping[str, Any]], seconds: float) -> list[SpokenWord]:

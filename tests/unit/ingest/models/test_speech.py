@@ -141,10 +141,13 @@ def test_language_is_chosen_for_each_speaker() -> None:
         "english": [("en", 0.9), ("de", 0.05)],
         "says little": [("cy", 0.3), ("en", 0.25), ("de", 0.1)],
     }
-    chosen = choose_languages(ranked)
+    seconds = {"german": 20.0, "english": 9.0, "says little": 1.0}
+    chosen = choose_languages(ranked, seconds)
     assert chosen == {"german": ("de", 0.97), "english": ("en", 0.9), "says little": ("en", 0.25)}
+    much = choose_languages(ranked, seconds | {"says little": 12.0})
+    assert much["says little"] == ("cy", 0.3)
     alone = {"says little": ranked["says little"]}
-    assert choose_languages(alone) == {"says little": ("cy", 0.3)}
+    assert choose_languages(alone, seconds) == {"says little": ("cy", 0.3)}
 
 
 @pytest.fixture(scope="module")
