@@ -23,6 +23,7 @@ from uniavgen.shards.corpus.deletion import add_tombstones, rewrite_table
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.latents.cache import LATENTS_LOCK, delete_latents
+from uniavgen.shards.uris import local_path, uri_of
 
 JOURNAL = ".forgetting.json"
 
@@ -61,16 +62,17 @@ def find_source(corpus: Corpus, name: str) -> Target:
 
     Raises UserError if none or several match.
     """
-    absolute = os.path.abspath(name)
+    uri = uri_of(name)
     rows = corpus.query(
         "SELECT source_id, uri FROM sources UNION SELECT source_id, uri FROM failures"
     ).to_pylist()
     rows = [row for row in rows if row["source_id"]]
-    exact = {row["source_id"] for row in rows if row["uri"] in (name, absolute)}
+    exact = {row["source_id"] for row in rows if row["uri"] in (name, uri)}
     by_prefix_or_file_name = {
         row["source_id"]
         for row in rows
-        if row["source_id"].startswith(name) or row["uri"].rpartition("/")[2] == name
+        if row["source_id"].startswith(name)
+        or (local_path(row["uri"]) or row["uri"]).rpartition("/")[2] == name
     }
     sources = exact or by_prefix_or_file_name
     if len(sources) != 1:

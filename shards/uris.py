@@ -67,9 +67,9 @@ def check_table_path(folder: Path) -> None:
     found = _TABLES_REFUSE.search(os.path.realpath(folder))
     if found:
         raise UserError(
-            f"the corpus's path contains {printable(found[0])!r}, which the table library cannot open",
+            f'the path of the corpus contains "{printable(found[0])}", which the table library cannot open',
             where=printable(str(folder)),
-            hint=r"name a path without [ ] | ^ \ control characters and % before two hex digits, "
+            hint=r"name a path without [ ] | ^ \, control characters, or % before two hex digits, "
             "or make it a link to such a folder",
             kind="bad-path",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,8 @@ def training_note(config: TrainConfig, run_dir: Path, corpus: str, error: str = 
         "state",
         "losses on fixed draws",
     )
-    command = f"uniavgen train all --corpus {corpus} --run {run_dir} --config configuration.yaml"
+    named = ["--corpus", str(corpus), "--run", str(run_dir), "--config", "configuration.yaml"]
+    command = shlex.join(["uniavgen", "train", "all", *named])
     paragraphs = [
         f"**ended: {error}**" if error else "",
         f"Training in `{run_dir}` on corpus `{corpus}`. "
