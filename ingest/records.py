@@ -122,7 +122,7 @@ class Probe:
     transfer: str = ""
     """Transfer function of high dynamic range: `smpte2084` (PQ) or `arib-std-b67` (HLG); else ""."""
     mono: str = "mix"
-    """How two channels become one: `mix`, `left`, `right`, or `difference` (they are in opposite phase)."""
+    """How channels become one: `mix`, one of `left`, `right`, `center`, or `difference` (opposite phase)."""
     channel_correlation: float | None = None
     """Correlation of left and right, -1..1; None for other than two channels, or where one is silent."""
     frame_sizes: int = 1

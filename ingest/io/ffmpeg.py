@@ -19,13 +19,9 @@ from functools import lru_cache
 from typing import IO, Any
 
 from uniavgen.ingest.config import LimitConfig
-from uniavgen.ingest.io.containers import DEMUXERS
+from uniavgen.ingest.io.containers import DEMUXERS, SEEK_MARGIN_S
 from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError, printable
-
-SEEK_MARGIN_S = 10.0
-"""A seek starts this far before the wanted time and drops frames exactly: in some containers a seek lands
-seconds off."""
 
 OUT_OF_MEMORY = ("Cannot allocate memory", "pthread_create() failed", "ff_frame_thread_encoder_init failed")
 """Messages of ffmpeg at its memory limit."""

@@ -16,7 +16,9 @@ import numpy as np
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.audio import AudioFile
-from uniavgen.ingest.io.ffmpeg import SEEK_MARGIN_S, graph_child, open_input, open_input_at, run_graph
+from uniavgen.ingest.io.channels import MIXES
+from uniavgen.ingest.io.containers import SEEK_MARGIN_S
+from uniavgen.ingest.io.ffmpeg import graph_child, open_input, open_input_at, run_graph
 from uniavgen.ingest.records import AUDIO_RATE, Probe
 from uniavgen.shards.errors import UserError, printable
 from uniavgen.shards.timing import VIDEO_FPS
@@ -135,9 +137,10 @@ def shown_video(source: Any, probe: Probe) -> Any:
     """The input's video in one size, deinterlaced where needed (bwdif, one frame for a pair of fields)."""
     video = source[str(probe.video_stream)]
     if probe.frame_sizes > 1:
-        size = probe.width, probe.height
-        video = video.filter("scale", *size, force_original_aspect_ratio="decrease", eval="frame")
-        video = video.filter("pad", *size, x=-1, y=-1, eval="frame").filter("setsar", "1")
+        width, height = probe.width, probe.height
+        fitted = f"min({width},2*round({height}*dar/2))", f"min({height},2*round({width}/dar/2))"
+        video = video.filter("scale", *fitted, eval="frame")
+        video = video.filter("pad", width, height, x=-1, y=-1, eval="frame").filter("setsar", "1")
     if probe.interlaced_ratio >= INTERLACED:
         parity = "tff" if probe.top_field_first else "bff"
         video = video.filter("bwdif", mode="send_frame", parity=parity)
@@ -174,10 +177,10 @@ def whole_audio(source: Any, probe: Probe) -> Any:
 
 
 def one_channel(source: Any, probe: Probe) -> Any:
-    """The input's audio, made mono here where the plain mix of two channels would lose it."""
+    """The input's audio, made mono here where the plain mix of its channels would lose it."""
     audio = source[str(probe.audio_stream)]
-    mixes = {"left": "val(0)", "right": "val(1)", "difference": "0.5*val(0)-0.5*val(1)"}
-    return audio if probe.mono == "mix" else audio.filter("aeval", exprs=mixes[probe.mono], c="mono")
+    # `<` is `=` for gains that sum to 1; ffmpeg-python escapes `=`, which `pan` does not undo
+    return audio if probe.mono == "mix" else audio.filter("pan", f"mono|c0<{MIXES[probe.mono]}")
 
 
 def constant_rate_video(video: Any, clock_s: float, fps: int) -> Any:

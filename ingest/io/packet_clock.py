@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniavgen.shards.errors import UserError
+
 BACKWARD_S = 0.1
 """A packet that starts this much before the end of the last one is on another clock. ffmpeg's value."""
 
@@ -23,8 +25,8 @@ SAME_JUMP_S = 2.0
 OVERLAP_S = 1.0
 """One stream alone that goes back by less than this overlaps itself: its timestamps are right. Heuristic."""
 
-MAX_JUMPS = 10_000
-"""Jumps that are recorded of one stream; a hostile file may have one at every packet."""
+MAX_JUMPS = 1000
+"""Most jumps of one stream; a hostile file may have one at every packet."""
 
 OUTLIER_PACKETS = 5
 """A stream that is back on its old clock after at most this many packets has not jumped. Heuristic."""
@@ -40,6 +42,17 @@ class Jump:
     packet: int
     before_s: float
     after_s: float
+    positions: tuple[int, int] = (0, 0)
+    """Byte positions of the packets before and after it; equal where they are unknown."""
+
+    def is_with(self, other: Jump) -> bool:
+        """Whether two streams may jump at the same place of the file."""
+        return self.positions[0] < other.positions[1] and other.positions[0] < self.positions[1]
+
+    def resembles(self, other: Jump) -> bool:
+        """Whether two streams jump between about the same times."""
+        shifts = other.before_s - self.before_s, other.after_s - self.after_s
+        return max(map(abs, shifts)) < SAME_JUMP_S
 
 
 class StreamClock:
@@ -54,15 +67,25 @@ class StreamClock:
         self.ends: list[float] = []
         """Presentation start and end of each part."""
         self._next_s: float | None = None
+        self._position = 0
         self._before_jump: tuple[int, float] | None = None
 
-    def add(self, pts_s: float | None, dts_s: float | None, duration_s: float) -> None:
-        """Add the next packet. One without any timestamp only counts."""
-        number = self.count
+    def add(
+        self, pts_s: float | None, dts_s: float | None, duration_s: float, position: int | None = None
+    ) -> None:
+        """Add the next packet. One without any timestamp continues the last one.
+
+        Raises UserError (decode-failed) after too many jumps.
+        """
+        number, last_position = self.count, self._position
         self.count += 1
+        self._position = max(last_position, position or 0)
         shown = pts_s if pts_s is not None else dts_s
         decoded = dts_s if dts_s is not None or self.reorders else pts_s
         if shown is None:
+            if self._next_s is not None:
+                self._next_s += duration_s
+                self.ends[-1] = max(self.ends[-1], self._next_s)
             return
         if decoded is None:
             if self.starts:
@@ -78,9 +101,14 @@ class StreamClock:
                 self.starts.pop()
                 self.ends.pop()
                 self._before_jump = None
-            elif len(self.jumps) < MAX_JUMPS:
+            else:
+                if len(self.jumps) == MAX_JUMPS:
+                    raise UserError(
+                        f"timestamps jump more than {MAX_JUMPS} times", hint="remux it", kind="decode-failed"
+                    )
                 self._before_jump = number, self._next_s
-                self.jumps.append(Jump(number, self.ends[-1], shown))
+                positions = last_position, self._position
+                self.jumps.append(Jump(number, self.ends[-1], shown, positions))
                 self._open_part(shown)
         self.starts[-1] = min(self.starts[-1], shown)
         self.ends[-1] = max(self.ends[-1], shown + duration_s)
@@ -156,18 +184,18 @@ def repair_clock(clocks: dict[int, StreamClock]) -> ClockRepair:
 
 
 def _shared_jumps(clocks: dict[int, StreamClock]) -> list[dict[int, int]]:
-    """Jumps that every stream makes to about the same time, in order: stream index -> number of its jump."""
+    """Jumps that every stream makes at the same place, in order: stream index -> number of its jump."""
     groups: list[dict[int, int]] = []
     first, *others = sorted(clocks, key=lambda index: len(clocks[index].jumps))
     searched = dict.fromkeys(others, 0)
     for number, jump in enumerate(clocks[first].jumps):
         group = {first: number}
         for index in others:
-            for candidate in range(searched[index], len(clocks[index].jumps)):
-                other = clocks[index].jumps[candidate]
-                if max(abs(other.after_s - jump.after_s), abs(other.before_s - jump.before_s)) < SAME_JUMP_S:
-                    group[index] = candidate
-                    break
+            left = range(searched[index], len(clocks[index].jumps))
+            here = [other for other in left if clocks[index].jumps[other].is_with(jump)]
+            here = here or [other for other in left if clocks[index].jumps[other].resembles(jump)]
+            if here:
+                group[index] = here[0]
         if len(group) == len(clocks):
             groups.append(group)
             searched |= {index: group[index] + 1 for index in others}

@@ -26,8 +26,8 @@ GRACE_S = 10.0
 LOWEST_BYTES_PER_S = 12_500
 """Bit rate (100 kbit/s) from which a file's size bounds its length."""
 
-FLAC_BYTES_PER_S = 8 * 2 * 48_000
-"""Most that a second of repaired audio takes: 8 channels of 16 bit."""
+FLAC_BYTES_PER_S = 2 * 192_000
+"""Most that a second of repaired audio takes: one channel of 16 bit."""
 
 _lock = threading.Lock()
 _running: tuple[int, subprocess.Popen[str]] | None = None
@@ -47,7 +47,7 @@ def probe_video(path: str, limits: LimitConfig, audio_track: str = "") -> Probe:
     seconds = limits.decode_seconds + limits.decode_factor * min(longest_s, limits.max_duration_s)
     request = {"video_stream": facts["video_stream"], "audio_candidates": candidates, "bytes": facts["bytes"]}
     whole = _ask("scan", path, limits, seconds, **request)
-    whole.pop("silent")
+    whole.pop("sounding_s")
     largest = whole.pop("largest")
     if whole["frame_sizes"] > 1 and largest:
         facts["width"], facts["height"] = _shown_size(largest, turned)
@@ -63,6 +63,7 @@ def repair_video(path: str, probe: Probe, target: Path, limits: LimitConfig) -> 
         "target": str(part),
         "video_stream": probe.video_stream,
         "audio_stream": probe.audio_stream,
+        "mono": probe.mono,
         # FLAC may be larger than what it was decoded from
         "target_bytes": 2 * (probe.bytes or 0) + round(probe.duration_s * FLAC_BYTES_PER_S) + 2**20,
     }
@@ -78,7 +79,9 @@ def repair_video(path: str, probe: Probe, target: Path, limits: LimitConfig) -> 
 def repaired_facts(probe: Probe) -> Probe:
     """Facts of the repaired copy of a file."""
     audio = 1 if probe.audio_stream >= 0 else -1
-    return replace(probe, video_stream=0, audio_stream=audio, start_s=None, streams=(), repairs=())
+    return replace(
+        probe, video_stream=0, audio_stream=audio, start_s=None, mono="mix", streams=(), repairs=()
+    )
 
 
 def _check_length(path: str, duration_s: float, limits: LimitConfig) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 
 from uniavgen.ingest.io.containers import demuxer_options
 from uniavgen.ingest.io.repair import write_repaired
-from uniavgen.ingest.io.scan import scan, silent
-from uniavgen.ingest.io.stream_choice import choose_video, rank_audio
+from uniavgen.ingest.io.scan import scan, seeks_right
+from uniavgen.ingest.io.stream_choice import choose_video, is_secondary, rank_audio
 from uniavgen.ingest.records import StreamInfo
 from uniavgen.shards.errors import UserError
 
@@ -38,6 +38,10 @@ OUT_OF_MEMORY = {
     "error": "opening needs more memory than its limit; raise limits.memory_gb",
     "kind": "memory",
 }
+
+MAX_TRIED_TRACKS, SPARSE = 8, 0.05
+"""Audio tracks that are tried for sound, and the share of the length with sound from which one is taken.
+Heuristic."""
 
 FIELD_CHECKS = (0.25, 0.6)
 """Positions, as shares of the duration, at which interlacing is checked: beginnings are often black.
@@ -73,8 +77,7 @@ def describe(path: str, request: dict[str, Any]) -> dict[str, Any]:
         facts |= {
             "streams": [vars(stream) for stream in streams if stream.kind in ("video", "audio", "subtitle")],
             "video_stream": chosen.index,
-            "audio_candidates": [stream.index for stream in audios if not request["audio_track"]]
-            or [stream.index for stream in audios[:1]],
+            "audio_candidates": [stream.index for stream in _candidates(audios, request["audio_track"])],
             "has_audio": bool(audios),
             "bytes": os.stat(path).st_size,
             "duration_s": _duration(container, container.streams[chosen.index]),
@@ -87,25 +90,29 @@ def describe(path: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def read_through(path: str, request: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `Probe` that need the whole file."""
-    facts: dict[str, Any] = {}
-    candidates = request["audio_candidates"]
-    for first in range(max(1, len(candidates))):
+    video = request["video_stream"]
+    scans: list[dict[str, Any]] = []
+    for audio in request["audio_candidates"] or [-1]:
         with _opened(path, request) as container:
-            facts = scan(container, request["video_stream"], candidates[first:])
-            audio = facts["audio_stream"]
+            facts = scan(container, video, audio)
             facts["audio_codec"] = container.streams[audio].codec_context.name if audio >= 0 else ""
-            facts["bit_rate"] = _bit_rate(container, request["video_stream"], request["bytes"], facts)
-        if not silent(facts):
-            return facts
-    if len(candidates) > 1:  # all are silent: the best by its flags
-        return read_through(path, request | {"audio_candidates": candidates[:1]})
-    return facts
+            facts["bit_rate"] = _bit_rate(container, video, request["bytes"], facts)
+        scans.append(facts)
+        if facts["sounding_s"] > SPARSE * facts["duration_s"]:
+            break
+    # all are nearly silent: the one with most sound, or the best by its flags
+    facts = max(scans, key=lambda each: float(each["sounding_s"]))
+    if not facts["repairs"] and not seeks_right(lambda: _opened(path, request), facts, video):
+        facts |= {"repairs": ["seeking"], "start_s": None}
+    return {name: value for name, value in facts.items() if name not in ("keyframes", "keyframe_gap_s")}
 
 
 def repair(path: str, request: dict[str, Any]) -> dict[str, Any]:
     """Write the repaired copy to `request["target"]`."""
     options = demuxer_options(request["max_pixels"])
-    write_repaired(path, request["target"], options, request["video_stream"], request["audio_stream"])
+    write_repaired(
+        path, request["target"], options, request["video_stream"], request["audio_stream"], request["mono"]
+    )
     return {}
 
 
@@ -145,12 +152,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _stream_info(stream: Any) -> StreamInfo:
     context = stream.codec_context
     disposition = int(stream.disposition)
+    language = stream.metadata.get("language", "")
     return StreamInfo(
         stream.index,
         stream.type,
         context.name if context is not None else "",
-        stream.metadata.get("language", "").replace("und", ""),
-        stream.metadata.get("title", ""),
+        language if language != "und" else "",
+        stream.metadata.get("title") or stream.metadata.get("handler_name", ""),
         bool(disposition & 1),
         tuple(flag.name for flag in type(stream.disposition) if flag.value > 1 and disposition & flag.value),
         getattr(context, "width", 0) or 0,
@@ -160,11 +168,17 @@ def _stream_info(stream: Any) -> StreamInfo:
 
 
 def _related_audio(container: Any, video: int) -> int | None:
-    """The audio stream of the video's programme in a transport stream, which may hold several programmes."""
-    if container.format.name != "mpegts":
+    """An audio stream of the video's programme, in a transport stream that may hold several."""
+    if container.format.name != "mpegts" or len(container.streams.video) < 2:
         return None
     best = container.streams.best("audio", related=container.streams[video])
     return best.index if best is not None else None
+
+
+def _candidates(audios: list[StreamInfo], wanted: str) -> list[StreamInfo]:
+    """Audio streams of which the first with sound is taken: those of the best rank, or the one named."""
+    main = [stream for stream in audios if not is_secondary(stream)] or audios
+    return audios[:1] if wanted else main[:MAX_TRIED_TRACKS]
 
 
 def _frame_facts(container: Any, index: int, max_pixels: int) -> dict[str, Any]:

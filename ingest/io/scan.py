@@ -6,16 +6,27 @@ Audio is decoded. Of the video only some keyframes are. This takes about one per
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from uniavgen.ingest.io.channels import ChannelPower
+from uniavgen.ingest.io.containers import SEEK_MARGIN_S
 from uniavgen.ingest.io.packet_clock import StreamClock, repair_clock
 
-KEYFRAME_EVERY_S = 2.0
+KEYFRAME_EVERY_S = 1.0
 """Time between two keyframes whose size is checked. Heuristic: adaptive senders change it for longer."""
+
+MAX_FORMS = 1000
+"""Different sizes and formats of frames that are told apart."""
+
+MAX_KEYFRAMES = 20_000
+"""Keyframes that are remembered; a file in which each frame is one has as many in ten minutes."""
+
+SEEK_SHARES = (0.0, 0.4, 0.95)
+"""Where seeking is tried, as shares of the length. Heuristic."""
 
 EARLY_S = 0.1
 """A change of the audio format before this time is the decoder's own start."""
@@ -23,33 +34,13 @@ EARLY_S = 0.1
 LENGTH_TOLERANCE_S = 0.5
 """Where the container's length is this close to that of the streams, it is kept."""
 
-SILENT_POWER = 1e-7
-"""Mean power of a second below which a channel is silent (-70 dBFS)."""
 
-ONE_SIDED = 1e-3
-"""Power of the weaker channel over that of the louder one, below which only the louder one is used (-30 dB).
-Heuristic."""
+def scan(container: Any, video: int, audio: int) -> dict[str, Any]:
+    """Fields of a `Probe` that need the whole file, and `sounding_s`, `largest` and `keyframes`.
 
-OPPOSITE = -0.7
-"""Correlation of left and right below which a second is in opposite phase. Heuristic."""
-
-SECONDS_IN_PHASE = 0.2
-"""Share of the seconds that are in phase, and of those that are opposite, from which neither mix is right.
-Heuristic."""
-
-
-def scan(container: Any, video: int, audios: Sequence[int]) -> dict[str, Any]:
-    """Fields of a `Probe` that need the whole file.
-
-    `audios` are audio streams, best first; the first with sound is taken.
+    `audio` is -1 where there is none.
     """
-    result = _ScanPass(container, video, audios[0] if audios else -1)
-    return result.facts(container)
-
-
-def silent(facts: dict[str, Any]) -> bool:
-    """Whether the audio stream of a scan holds no sound."""
-    return bool(facts["silent"])
+    return _ScanPass(container, video, audio).facts(container)
 
 
 class _ScanPass:
@@ -59,31 +50,52 @@ class _ScanPass:
         self.video, self.audio = video, audio
         self.clocks = {index: StreamClock(index == video) for index in (video, audio) if index >= 0}
         self.file_end_s = 0.0
-        self.sizes: dict[tuple[int, int], int] = {}
+        self.sizes: list[tuple[int, int]] = []
+        self._forms: set[tuple[Any, ...]] = set()
         self.formats: list[tuple[str, int]] = []
         self.channels = ChannelPower()
+        self.keyframes: dict[float, int] = {}
+        """Hash of each keyframe by its time."""
+        self.keyframe_gap_s = 0.0
+        self._keyframe_s: float | None = None
         self._checked_s = -KEYFRAME_EVERY_S
         container.streams[video].codec_context.skip_frame = "NONKEY"
-        for packet in packets(container):
-            self._add(packet)
+        for timed in timed_packets(container, audio):
+            self._add(timed)
         for frame in _decoded(container.streams[video], None):
-            self.sizes.setdefault((frame.width, frame.height), len(self.sizes))
+            self._add_size(frame)
 
-    def _add(self, packet: Any) -> None:
+    def _add(self, timed: TimedPacket) -> None:
+        packet, shown = timed.packet, timed.shown_s
         stream = packet.stream
-        pts, dts, duration = packet_times(packet)
-        shown = pts if pts is not None else dts
         if shown is not None and stream.type in ("video", "audio", "subtitle"):
-            self.file_end_s = max(self.file_end_s, shown + duration)
+            self.file_end_s = max(self.file_end_s, shown + timed.duration_s)
         if stream.index not in self.clocks:
             return
-        self.clocks[stream.index].add(pts, dts, duration)
-        if stream.index == self.audio:
-            for frame in _decoded(stream, packet):
-                self._add_audio(frame)
-        elif packet.is_keyframe and self._is_due(shown):
-            for frame in _decoded(stream, packet):
-                self.sizes.setdefault((frame.width, frame.height), len(self.sizes))
+        timed.add_to(self.clocks[stream.index])
+        for frame in timed.frames:
+            self._add_audio(frame)
+        if stream.index == self.video and packet.is_keyframe:
+            self._add_keyframe(packet, shown)
+
+    def _add_keyframe(self, packet: Any, shown: float | None) -> None:
+        if shown is not None:
+            if self._keyframe_s is not None:
+                self.keyframe_gap_s = max(self.keyframe_gap_s, shown - self._keyframe_s)
+            self._keyframe_s = shown
+            if len(self.keyframes) < MAX_KEYFRAMES:
+                self.keyframes[shown] = keyframe_hash(packet)
+        if self._is_due(shown):
+            for frame in _decoded(packet.stream, packet):
+                self._add_size(frame)
+
+    def _add_size(self, frame: Any) -> None:
+        aspect = getattr(frame, "sample_aspect_ratio", None) or 1
+        size = round(frame.width * float(aspect)), frame.height
+        form = *size, frame.format.name, int(frame.color_range)
+        if form not in self._forms and len(self._forms) < MAX_FORMS:
+            self._forms.add(form)
+            self.sizes.append(size)
 
     def _is_due(self, shown: float | None) -> bool:
         if shown is None or abs(shown - self._checked_s) < KEYFRAME_EVERY_S:
@@ -125,10 +137,12 @@ class _ScanPass:
             "audio_stream": self.audio,
             "mono": mono,
             "channel_correlation": correlation,
-            "frame_sizes": max(1, len(self.sizes)),
+            "frame_sizes": max(1, len(self._forms)),
             "largest": max(self.sizes, key=lambda size: size[0] * size[1], default=None),
             "repairs": repairs,
-            "silent": self.channels.is_silent(),
+            "sounding_s": self.channels.sounding_s,
+            "keyframes": self.keyframes,
+            "keyframe_gap_s": self.keyframe_gap_s,
         }
 
     def _declared_s(self, container: Any, zero_s: float) -> float:
@@ -148,62 +162,42 @@ class _ScanPass:
         return 0.0 if by_others else whole
 
 
-class ChannelPower:
-    """Power of left and right and their product, second by second."""
+def seeks_right(opened: Callable[[], Any], facts: dict[str, Any], video: int) -> bool:
+    """Whether a decoder that seeks finds what one finds that reads from the beginning.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._rows: list[np.ndarray] = []
-        self._sum, self._count = np.zeros(3), 0
-        self._stereo = True
-
-    def add(self, frame: Any) -> None:
-        samples = _as_float(frame)
-        self.seconds += samples.shape[1] / max(1, frame.sample_rate)
-        left, right = samples[0], samples[1 if len(samples) == 2 else 0]
-        self._stereo = self._stereo and len(samples) == 2
-        self._sum += (left @ left, right @ right, left @ right)
-        self._count += samples.shape[1]
-        if self._count >= frame.sample_rate:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._count:
-            self._rows.append(self._sum / self._count)
-        self._sum, self._count = np.zeros(3), 0
-
-    def _powers(self) -> np.ndarray:
-        self._flush()
-        return np.array(self._rows).reshape(-1, 3)
-
-    def is_silent(self) -> bool:
-        powers = self._powers()
-        return not len(powers) or bool(powers[:, :2].max() < SILENT_POWER)
-
-    def mono(self) -> tuple[str, float | None]:
-        """How to make one channel of two, and the correlation of left and right."""
-        return choose_mono(self._powers()) if self._stereo else ("mix", None)
-
-
-def choose_mono(powers: np.ndarray) -> tuple[str, float | None]:
-    """`mix`, `left`, `right` or `difference`, and the correlation, from [seconds, (left, right, product)].
-
-    The mix of a channel with silence is 6 dB low, and that of a channel with its inverse is silent.
+    Tries a few places. A seek must give a keyframe of known time and content, and audio, at most
+    `SEEK_MARGIN_S` after its target.
     """
-    loud = powers[powers[:, :2].max(axis=1) >= SILENT_POWER] if len(powers) else powers
-    if not len(loud):
-        return "mix", None
-    left, right, product = (float(value) for value in loud.sum(axis=0))
-    if min(left, right) < ONE_SIDED * max(left, right):
-        return ("left" if left > right else "right"), None
-    correlation = float(np.clip(product / np.sqrt(left * right), -1.0, 1.0))
-    each = loud[:, 2] / np.sqrt(np.maximum(loud[:, 0] * loud[:, 1], 1e-20))
-    both = (loud[:, :2].min(axis=1) >= ONE_SIDED * loud[:, :2].max(axis=1)).astype(bool)
-    opposite = float(((each < OPPOSITE) & both).mean())
-    in_phase = float(((each > 0) & both).mean())
-    if opposite >= SECONDS_IN_PHASE and in_phase >= SECONDS_IN_PHASE:
-        return ("left" if left >= right else "right"), correlation
-    return ("difference" if opposite > 0.5 else "mix"), correlation
+    span_s = facts["duration_s"] - SEEK_MARGIN_S
+    if span_s <= 0.0 or len(facts["keyframes"]) >= MAX_KEYFRAMES:
+        return True
+    for share in SEEK_SHARES:
+        with opened() as container:
+            if is_discontinuous(container) and facts["keyframe_gap_s"] > SEEK_MARGIN_S - 1.0:
+                return False  # a seek does not look for keyframes
+            latest_s = (container.start_time or 0) / 1e6 + share * span_s + SEEK_MARGIN_S
+            container.seek(int((latest_s - SEEK_MARGIN_S) * 1e6))
+            if not _arrives(container, facts["keyframes"], video, facts["audio_stream"], latest_s):
+                return False
+    return True
+
+
+def _arrives(container: Any, keyframes: dict[float, int], video: int, audio: int, latest_s: float) -> bool:
+    """Whether the next packets hold a known keyframe, and audio, before `latest_s`."""
+    wanted = {index for index in (video, audio) if index >= 0}
+    for number, packet in enumerate(packets(container, *wanted)):
+        pts_s, dts_s, _ = _times(packet)
+        shown = pts_s if pts_s is not None else dts_s
+        index = packet.stream.index
+        if index not in wanted or shown is None or (index == video and not packet.is_keyframe):
+            continue
+        if shown > latest_s or (index == video and keyframes.get(shown) != keyframe_hash(packet)):
+            return False
+        wanted.remove(index)
+        if not wanted or number > MAX_KEYFRAMES:
+            return True
+    # at the end of the file a stream may have no packet left
+    return video not in wanted
 
 
 def packets(container: Any, *indices: int) -> Iterator[Any]:
@@ -219,14 +213,50 @@ def packets(container: Any, *indices: int) -> Iterator[Any]:
         return
 
 
-def packet_times(packet: Any) -> tuple[float | None, float | None, float]:
-    """Presentation time, decoding time and duration of a packet in seconds."""
+@dataclass(frozen=True)
+class TimedPacket:
+    """A packet with its times in seconds, and its decoded frames if it is of the audio stream."""
+
+    packet: Any
+    pts_s: float | None
+    dts_s: float | None
+    duration_s: float
+    frames: list[Any]
+
+    @property
+    def shown_s(self) -> float | None:
+        return self.pts_s if self.pts_s is not None else self.dts_s
+
+    def add_to(self, clock: StreamClock) -> None:
+        clock.add(self.pts_s, self.dts_s, self.duration_s, self.packet.pos)
+
+
+def timed_packets(container: Any, audio: int, *indices: int) -> Iterator[TimedPacket]:
+    """Packets as `packets` gives them. Those of stream `audio` are decoded.
+
+    A transport stream has one timestamp for several frames of audio. The demuxer gives the others one by the
+    sample rate of the stream's start, and no position: these times are left out.
+    """
+    has_positions = False
+    for packet in packets(container, *indices):
+        pts_s, dts_s, duration_s = _times(packet)
+        frames: list[Any] = []
+        if packet.stream.index == audio:
+            frames = list(_decoded(packet.stream, packet))
+            duration_s = sum(frame.samples / (frame.sample_rate or 1) for frame in frames) or duration_s
+            has_positions = has_positions or packet.pos is not None
+            if has_positions and packet.pos is None:
+                pts_s = dts_s = None
+        yield TimedPacket(packet, pts_s, dts_s, duration_s, frames)
+
+
+def _times(packet: Any) -> tuple[float | None, float | None, float]:
     base = float(packet.time_base)
-    duration = (packet.duration or 0) * base
-    if not duration and packet.stream.type == "video" and packet.stream.average_rate:
-        duration = float(1 / packet.stream.average_rate)
-    pts, dts = (None if time is None else time * base for time in (packet.pts, packet.dts))
-    return pts, dts, duration
+    duration_s = (packet.duration or 0) * base
+    if not duration_s and packet.stream.type == "video" and packet.stream.average_rate:
+        duration_s = float(1 / packet.stream.average_rate)
+    pts_s, dts_s = (None if time is None else time * base for time in (packet.pts, packet.dts))
+    return pts_s, dts_s, duration_s
 
 
 def is_discontinuous(container: Any) -> bool:
@@ -234,23 +264,16 @@ def is_discontinuous(container: Any) -> bool:
     return bool(container.format.flags & 0x0200)
 
 
+def keyframe_hash(packet: Any) -> int:
+    """A number that tells a file's keyframes apart."""
+    return zlib.crc32(bytes(packet))
+
+
 def _decoded(stream: Any, packet: Any) -> Iterator[Any]:
     import av
 
     with suppress(av.error.FFmpegError, EOFError):
         yield from stream.codec_context.decode(packet)
-
-
-def _as_float(frame: Any) -> np.ndarray:
-    """float32 [channels, n] of decoded audio."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, len(frame.layout.channels)).T
-    if samples.dtype.kind == "f":
-        return np.asarray(samples, np.float32)
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
-    return samples.astype(np.float32) / float(-np.iinfo(samples.dtype).min)
 
 
 def _start(stream: Any) -> float | None:

@@ -13,14 +13,18 @@ from uniavgen.shards.errors import UserError
 
 SECONDARY_ROLES = frozenset(
     {
-        *("comment", "visual_impaired", "descriptions", "karaoke", "lyrics", "clean_effects", "dub"),
+        *("comment", "visual_impaired", "hearing_impaired", "descriptions", "dub"),
+        *("karaoke", "lyrics", "clean_effects"),
         *("non_diegetic", "dependent", "attached_pic", "timed_thumbnails", "still_image", "metadata"),
     }
 )
 """Dispositions (libavformat's names) of streams that only accompany the main one."""
 
-SECONDARY_TITLES = re.compile(r"comment|descri|\bAD\b|karaoke", re.IGNORECASE)
-"""Titles of such streams in files whose muxer wrote no disposition. Heuristic."""
+SECONDARY_TITLES = re.compile(r"(?i:com+ent|kom+ent|des[ck]ri|impaired|karaoke)|\bAD\b")
+"""Titles of such streams in files whose muxer wrote no disposition, in several languages. Heuristic."""
+
+TINY = 0.25
+"""A video with less than this share of the largest one's pixels is a preview. Heuristic."""
 
 LANGUAGES = {
     "ar": "ara",
@@ -74,14 +78,16 @@ def is_secondary(stream: StreamInfo) -> bool:
 
 
 def choose_video(streams: Sequence[StreamInfo]) -> StreamInfo | None:
-    """The main video stream: not secondary, flagged as default, with the most pixels, first in the file."""
+    """The main video stream: not secondary, not tiny, flagged as default, largest, first in the file."""
     videos = [stream for stream in streams if stream.kind == "video" and stream.codec]
+    main = [stream for stream in videos if not is_secondary(stream)] or videos
+    largest = max((_pixels(stream) for stream in main), default=0)
     return min(
-        videos,
+        main,
         key=lambda stream: (
-            is_secondary(stream),
+            _pixels(stream) < TINY * largest,
             not stream.default,
-            -stream.width * stream.height,
+            -_pixels(stream),
             stream.index,
         ),
         default=None,
@@ -91,12 +97,11 @@ def choose_video(streams: Sequence[StreamInfo]) -> StreamInfo | None:
 def rank_audio(
     streams: Sequence[StreamInfo], wanted: str = "", related: int | None = None
 ) -> list[StreamInfo]:
-    """Audio streams, best first: not secondary, flagged as default, of the video's programme, first in the
-    file.
+    """Audio streams, best first: not secondary, in the video's programme, flagged as default, first in file.
 
-    `related` is the stream that belongs to the video's programme (in a transport stream with several). With
-    `wanted` the list has only the streams that it names: a number that counts from 0 among the audio streams,
-    or a language (`en`, `eng`). Raises UserError (no-audio-track) where it names none.
+    `related` is a stream of the video's programme, in a file with several. With `wanted` the list has only
+    the streams that it names: a number from 0 among the audio streams, or a language (`en`, `eng`). Raises
+    UserError (no-audio-track) where it names none.
     """
     audios = [stream for stream in streams if stream.kind == "audio" and stream.codec]
     if wanted and audios:
@@ -113,11 +118,15 @@ def rank_audio(
         audios,
         key=lambda stream: (
             is_secondary(stream),
-            not stream.default,
             related is not None and stream.index != related,
+            not stream.default,
             stream.index,
         ),
     )
+
+
+def _pixels(stream: StreamInfo) -> int:
+    return stream.width * stream.height
 
 
 def _is_named(stream: StreamInfo, position: int, wanted: str) -> bool:

@@ -43,7 +43,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "video_stream": "integer",  # index of the stream that was measured and cut
         "audio_stream": "integer",  # -1: none
         "transfer": "text",  # of high dynamic range: smpte2084 (PQ), arib-std-b67 (HLG); else empty
-        "mono": "text",  # how two channels became one: mix, left, right, difference
+        "mono": "text",  # how channels became one: mix, left, right, center, difference
         "language": "text",  # that most of the speech is in
         "passages": "passages",  # what was transcribed at once, with its speaker and language
     },

@@ -166,7 +166,7 @@ def check_decoding(path: Path, probed: Probe, folder: Path) -> None:
     else:
         assert len(frames) <= 20 * 16
         assert {max(frame.shape[:2]) for frame in frames} == {48}
-    audio = result_or_error(decode_audio, str(path), 1, folder / "audio", limits)
+    audio = result_or_error(decode_audio, str(path), probed, folder / "audio", limits)
     assert audio.kind == "decode-failed" if isinstance(audio, UserError) else audio.duration_s <= 20
 
 
