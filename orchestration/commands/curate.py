@@ -150,14 +150,30 @@ def explain_clip(root: Path, settings: Config, policy_name: str | None, clip: st
     columns = ("rule", "verdict", "values", "requires that")
     console.table(f"clip {clip} under policy {policy.name}", columns, rows)
     failed = [row["rule"] for row in verdicts if row["verdict"] in ("failed", "missing")]
-    console.console.print(f"rejected, first by [bold]{failed[0]}[/]" if failed else "[bold]kept[/]")
+    reason = failed[0] if failed else _reason_after_rules(corpus, policy, clip)
+    passes = "" if failed else "passes every rule; "
+    console.console.print(f"{passes}rejected, first by [bold]{reason}[/]" if reason else "[bold]kept[/]")
     return {
         "command": "curate",
         "question": "explain",
         "clip": clip,
         "policy": policy.name,
         "rules": verdicts,
+        "reason": reason,
     }
+
+
+def _reason_after_rules(corpus: Corpus, policy: Policy, clip: str) -> str:
+    """Why this policy's decisions reject a clip that passes its rules: a duplicate, or its split; else empty.
+
+    `clip`: an id or its beginning.
+    """
+    import pyarrow.compute as pc
+
+    decisions = corpus.read("decisions", ["clip_id", "reason", "policy_digest"])
+    of_clip = pc.starts_with(decisions["clip_id"], pattern=clip)
+    rows = decisions.filter(of_clip).to_pylist()
+    return next((str(row["reason"]) for row in rows if row["policy_digest"] == policy.digest), "")
 
 
 def show_sensitivity(root: Path, settings: Config, policy_name: str | None) -> dict[str, Any]:
@@ -210,11 +226,12 @@ def _show_summary(summary: CurationSummary, val_share: float) -> None:
     if len(rows) > 1:
         lost = format_span((summary.hours - summary.kept_hours) * 3600)
         rows.append(("all rejected", summary.clips - summary.kept, lost, ""))
-    console.table(
-        f"policy {summary.policy}: rejected clips by first reason",
-        ("reason", "clips", "time", "because"),
-        rows,
-    )
+    if rows:
+        console.table(
+            f"policy {summary.policy}: rejected clips by first reason",
+            ("reason", "clips", "time", "because"),
+            rows,
+        )
     console.console.print(
         f"kept [bold]{summary.kept}[/] of {summary.clips} clips, {format_span(summary.kept_hours * 3600)} of "
         f"{format_span(summary.hours * 3600)}; train {summary.train}, val {summary.val} "

@@ -64,6 +64,20 @@ def test_curate_decides_the_same(release: ReleaseOutput, corpus: Path) -> None:
     assert old == new
 
 
+def test_curate_anew_gives_the_same_verdicts(release: ReleaseOutput, corpus: Path) -> None:
+    """Without the decisions of 0.3.0 the split is made by the new rules, which lose no clip."""
+    shutil.rmtree(corpus / "decisions")
+    uniavgen("curate", "--corpus", corpus, "--policy", release.policy, *SPLIT, *release.tracking)
+    columns = "clip_id, kept, reason, failed_rules, policy_digest"
+    old, new = (
+        Corpus.open(path).query(f"SELECT {columns} FROM decisions ORDER BY clip_id").to_pylist()
+        for path in (release.corpus, corpus)
+    )
+    assert old == new
+    splits = Corpus.open(corpus).query("SELECT DISTINCT split FROM decisions WHERE kept").to_pylist()
+    assert {row["split"] for row in splits} == {"train", "val"}
+
+
 def test_shard_writes_the_same_bytes(release: ReleaseOutput, corpus: Path) -> None:
     shutil.rmtree(corpus / "shards")
     uniavgen("shard", "--corpus", corpus, *release.tracking)

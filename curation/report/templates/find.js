@@ -8,31 +8,52 @@ const found = { rows: [], total: 0, shown: PAGE_SIZE, request: 0 };
 /* --- decisions by hand, kept in this browser until they are copied into a policy file --- */
 
 const HAND_KEY = `hand:${DATA.root}:${DATA.policy}`;
+let decider = "";
 try {
   for (const entry of JSON.parse(localStorage.getItem(HAND_KEY) || "[]")) hand.set(entry.clip, entry);
-  byId("hand-who").value = localStorage.getItem("hand-who") || "";
+  decider = localStorage.getItem("hand-who") || "";
 } catch {
   /* storage is off in some views: decisions then last as long as the page */
 }
 
-function decide(clip, decision) {
-  const known = hand.get(clip);
-  if (known && known.decision === decision) hand.delete(clip);
-  else {
-    const who = byId("hand-who").value.trim() || "me";
-    const why = prompt(`Why ${decision} clip ${clip}?`, known ? known.why : "");
-    if (why === null) return;
-    hand.set(clip, { clip, decision, who, why: why.trim() || "not stated" });
-  }
+/* Sets or, without a decision, removes the decision on a clip. */
+function decide(clip, decision, why) {
+  if (decision) hand.set(clip, { clip, decision, who: decider, why });
+  else hand.delete(clip);
   try {
     localStorage.setItem(HAND_KEY, JSON.stringify([...hand.values()]));
-    localStorage.setItem("hand-who", byId("hand-who").value);
+    localStorage.setItem("hand-who", decider);
   } catch {
     /* see above */
   }
   document.querySelectorAll(`[data-actions="${clip}"]`).forEach(showActions);
   showYield();
-  byId("hand-count").textContent = hand.size ? `${plural(hand.size, "clip")} decided by hand` : "";
+  showHandCount();
+}
+
+function showHandCount() {
+  byId("hand-count").textContent = hand.size
+    ? ` · ${plural(hand.size, "clip")} decided by hand: see the policy file above`
+    : "";
+}
+
+/* Asks on a card who decides and why. */
+function askWhy(bar, decision) {
+  const who = element("input", { placeholder: "your name", value: decider, ariaLabel: "your name" }),
+    why = element("input", { placeholder: `why ${decision} it?`, ariaLabel: "why" }),
+    save = element("button", { textContent: `save: ${decision}` });
+  const saveBoth = () => {
+    const empty = [who, why].find(input => !input.value.trim());
+    if (empty) return empty.focus();
+    decider = who.value.trim();
+    decide(bar.dataset.actions, decision, why.value.trim());
+  };
+  save.addEventListener("click", saveBoth);
+  for (const input of [who, why])
+    input.addEventListener("keydown", event => event.key === "Enter" && saveBoth());
+  showActions(bar);
+  bar.append(element("div", { className: "ask" }, who, why, save));
+  (decider ? why : who).focus();
 }
 
 /* --- buttons on every card --- */
@@ -56,7 +77,9 @@ function showActions(bar) {
   const decideButton = decision => {
     const button = element("button", { textContent: decision, title: `${decision} this clip by hand` });
     button.setAttribute("aria-pressed", String(Boolean(known) && known.decision === decision));
-    button.addEventListener("click", () => decide(clip, decision));
+    button.addEventListener("click", () =>
+      known && known.decision === decision ? decide(clip, "") : askWhy(bar, decision),
+    );
     return button;
   };
   bar.replaceChildren(
@@ -308,6 +331,6 @@ document.querySelectorAll("[data-actions]").forEach(showActions);
 document
   .querySelectorAll(".clip video")
   .forEach(video => video.addEventListener("error", () => (byId("elsewhere").hidden = false)));
-byId("hand-count").textContent = hand.size ? `${plural(hand.size, "clip")} decided by hand` : "";
+showHandCount();
 showYield();
 find();

@@ -9,7 +9,8 @@ import pytest
 from uniavgen.curation.config import SplitConfig
 from uniavgen.curation.policy.decisions import BOTH_SIDES, decide, decided_policy
 from uniavgen.curation.policy.rules import load_policy, parse_policy
-from uniavgen.orchestration.commands.curate import split_warnings
+from uniavgen.orchestration.commands.curate import explain_clip, split_warnings
+from uniavgen.orchestration.config import Config
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
 
@@ -105,6 +106,10 @@ def test_every_rejected_clip_is_in_the_summary(make_corpus: Make, make_clip: Mak
         "duplicate": 1,
     }
     assert sum(row.clips for row in summary.rejected) == summary.clips - summary.kept
+    assert sum(row.hours for row in summary.rejected) == pytest.approx(summary.hours - summary.kept_hours)
+    reasons = {row["clip_id"]: row["reason"] for row in corpus.read("decisions").to_pylist()}
+    for clip, reason in reasons.items():
+        assert explain_clip(corpus.root, Config(), None, clip)["reason"] == reason.removeprefix("missing: ")
     assert summary.val_hours == pytest.approx(2 / 3600)
 
 

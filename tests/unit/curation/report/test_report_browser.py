@@ -309,8 +309,13 @@ def test_decisions_by_hand_are_part_of_the_policy_file(page: Browser, corpus: Co
     rejected = ids_found(page)[0]
     choose(page, "decision", "rejected")
     kept = ids_found(page)[0]
-    page.read("window.prompt = () => 'seen it'; document.getElementById('hand-who').value = 'anna'")
-    page.read(f"decide('{rejected}', 'reject'), decide('{kept}', 'keep')")
+    ask = "document.querySelector('#find-clips .ask')"
+    page.click("#find-clips .actions button[title^=keep]")
+    page.read(f"{ask}.lastElementChild.click()")
+    assert page.read("hand.size") == 0, "a decision has a name and a reason"
+    page.read(f"[...{ask}.querySelectorAll('input')].forEach((box, i) => box.value = ['anna', 'seen it'][i])")
+    page.read(f"{ask}.lastElementChild.click()")
+    page.read(f"decide('{rejected}', 'reject', 'seen it')")
     policy = parse_policy(page.read("document.getElementById('yaml').textContent"), where="the page")
     assert [(d.clip, d.who, d.why) for d in policy.keep] == [(kept, "anna", "seen it")]
     assert [d.clip for d in policy.reject] == [rejected]
