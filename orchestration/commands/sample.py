@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from uniavgen.orchestration.config import Config
-    from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.sample import Sample
 
 
@@ -102,7 +101,7 @@ def sample_video(
     if task not in tasks:
         raise UsageError(f"unknown task {task!r}", hint=f"one of: {', '.join(tasks)}")
     data = trained_config(run_dir)[1].data
-    source = _find_sample(Corpus.open(root), clip)
+    source = find_sample(str(Corpus.open(root).root / "shards"), clip)
     conditions = conditions_from(source, data, seed)
     replaced: dict[str, Any] = {
         "speech": overrides.text,
@@ -152,14 +151,33 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError("the image cannot be read", where=path, hint="give a PNG or JPEG file") from error
 
 
-def _find_sample(corpus: Corpus, clip: str | None) -> Sample:
-    """The clip of that id, from either split; the first of val for None."""
+def find_sample(shards: str, clip: str | None) -> Sample:
+    """The clip of that id, from either split; the first of val for None. One of the splits may be empty.
+
+    Raises UserError if there is no such clip.
+    """
+    from uniavgen.shards.errors import UserError
     from uniavgen.shards.read.stream import SampleStream
 
-    val = SampleStream(str(corpus.root / "shards"), "val")
-    if clip is None or clip in val.keys:
-        return val.sample_by_key(clip or val.keys[0])
-    return SampleStream(str(corpus.root / "shards"), "train").sample_by_key(clip)
+    if clip is None:
+        val = SampleStream(shards, "val")
+        return val.sample_by_key(val.keys[0])
+    errors = []
+    for split in ("val", "train"):
+        try:
+            stream = SampleStream(shards, split)
+        except UserError as error:
+            errors.append(error)
+            continue
+        if clip in stream.keys:
+            return stream.sample_by_key(clip)
+    if len(errors) == 2:
+        raise errors[0]
+    raise UserError(
+        f"no sample {clip} in train or val",
+        where=shards,
+        hint=f"leave --clip out, or name one of these: {', '.join(stream.keys[:3])}",
+    )
 
 
 def _record_video(path: Path, run_dir: Path, settings: Config) -> None:

@@ -28,6 +28,12 @@ class TrackingConfig(BaseModel):
         "empty: none",
     )
 
+    @property
+    def is_chosen(self) -> bool:
+        """Whether a tracker is named, so that it is not only the default in the current folder."""
+        default = type(self).model_fields["folder"].default
+        return bool(self.uri or os.environ.get("MLFLOW_TRACKING_URI")) or self.folder != default
+
     def resolved_uri(self) -> str:
         """The tracking URI in use: `uri`, $MLFLOW_TRACKING_URI, or a SQLite file in `folder`."""
         return (

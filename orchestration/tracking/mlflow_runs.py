@@ -222,10 +222,11 @@ def system_metrics(run: Run | None, interval_s: float) -> Iterator[None]:
 def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | None = None) -> Run:
     """Continue the run that `home`/tracking.json names, else create one and name it there.
 
-    Raises UserError if the tracking store cannot be reached.
+    Where no tracker is chosen, the one in tracking.json is used, from any current folder. Raises UserError if
+    the tracking store cannot be reached.
     """
-    uri = config.resolved_uri()
     note = home / "tracking.json"
+    uri = parent.uri if parent else _noted_uri(config, note) or config.resolved_uri()
     try:
         client, known = _client(uri), _read_note(note)
         if known.get("uri") == uri and _exists(client, str(known.get("run_id"))):
@@ -248,6 +249,13 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
     unfinished.write_text(json.dumps({"uri": uri, "run_id": run.id}) + "\n")
     os.replace(unfinished, note)
     return run
+
+
+def _noted_uri(config: TrackingConfig, note: Path) -> str:
+    """The tracker that a note names, unless another one is chosen or its database is gone; else empty."""
+    uri = str(_read_note(note).get("uri") or "")
+    database = sqlite_path(uri) if uri else None
+    return "" if config.is_chosen or (database and not database.is_file()) else uri
 
 
 def training_runs_on(config: TrackingConfig, corpus_root: Path) -> list[dict[str, str]]:

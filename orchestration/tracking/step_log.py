@@ -1,12 +1,14 @@
 """Metrics of a stage: first a line in `metrics.jsonl`, then MLflow.
 
 The first training rank writes one line per call: step, time, values. `metrics.sent` holds how many bytes of
-the file MLflow has. A thread sends the lines, so training never waits for the tracker. Lines that were not
-sent when the process ended are sent by the next one (`Backlog.send`).
+the file each MLflow run has, so that another tracker gets all of them. A thread sends the lines, so training
+never waits for the tracker. Lines that were not sent when the process ended are sent by the next one
+(`Backlog.send`).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
@@ -38,7 +40,7 @@ class Backlog:
 
     @property
     def offset_file(self) -> Path:
-        """The file with the number of bytes of the log that were sent."""
+        """The file with the number of bytes of the log that were sent, by run."""
         return self.log.with_suffix(".sent")
 
     def send(self) -> int:
@@ -47,20 +49,39 @@ class Backlog:
         Raises what MLflow raises; lines sent before the error count as sent.
         """
         count = 0
-        while (batch := read_rows(self.log, self._offset(), BATCH)).end > self._offset():
+        while (batch := read_rows(self.log, self.offset(), BATCH)).end > self.offset():
             if batch.damaged:
                 print(f"warning: {batch.damaged} damaged lines of {self.log} are skipped", flush=True)
             self.run.metrics_of_steps(
                 [(row.pop("step"), row.pop("time", time.time()), row) for row in batch.rows]
             )
             unfinished = self.offset_file.with_suffix(".part")
-            unfinished.write_text(str(batch.end))
+            marks = self._marks() | {self._target: batch.end}
+            unfinished.write_text(json.dumps(marks) + "\n")
             os.replace(unfinished, self.offset_file)
             count += len(batch.rows)
         return count
 
-    def _offset(self) -> int:
-        return int(self.offset_file.read_text()) if self.offset_file.is_file() else 0
+    @property
+    def _target(self) -> str:
+        return f"{self.run.uri} {self.run.id}"
+
+    def offset(self) -> int:
+        """Bytes of the log that the run has."""
+        return self._marks().get(self._target, 0)
+
+    def _marks(self) -> dict[str, int]:
+        """Bytes that were sent, by run. Until 0.4 the file held one number, of the run in tracking.json."""
+        try:
+            content = json.loads(self.offset_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        if isinstance(content, dict):
+            return {str(target): int(count) for target, count in content.items()}
+        note = self.log.with_name("tracking.json")
+        # a note that is younger than the mark names another run
+        known = note.is_file() and note.stat().st_mtime <= self.offset_file.stat().st_mtime
+        return {self._target: int(content)} if known else {}
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_backlog_continues_where_it_stopped_and_waits_for_the_end_of_a_line(tmp_
     client = MlflowClient(run.uri)
     assert history(client, run, "loss/total") == {1: 2.0, 2: 1.0}
     assert history(client, run, "system/cpu_utilization_percentage")
-    assert os.path.getsize(log) == int(backlog.offset_file.read_text())
+    assert list(json.loads(backlog.offset_file.read_text()).values()) == [os.path.getsize(log)]
 
 
 def test_incomplete_line_is_skipped_by_backlog_and_next_process(tmp_path: Path) -> None:
@@ -156,3 +156,37 @@ def test_smoothing_continues_from_the_log_of_an_earlier_process(tmp_path: Path) 
     log.write_text('{"step": 1, "smoothed/loss/total": 3.0}\n{"step": 2, "smoothed/loss/total": 2.5}\n')
     assert read_smoothed(log) == {"loss/total": 2.5}
     assert read_smoothed(tmp_path / "none") == {}
+
+
+def test_another_tracker_gets_all_metrics_and_the_first_one_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a chosen tracker the note in the folder is followed, from any current folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home, log = tmp_path / "home", tmp_path / "home" / "metrics.jsonl"
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    for step, config in enumerate((TrackingConfig(), TrackingConfig(), TrackingConfig(folder="other")), 1):
+        with open_run(config, home, "stage") as run:
+            StepLogger(None, log)()(step, {"loss": float(step)})
+            sent = Backlog(run, log).send()
+        runs.append((run, sent))
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    (first, _), (again, _), (other, _) = runs
+    assert again == first
+    assert [sent for _, sent in runs] == [1, 1, 3]
+    assert history(MlflowClient(first.uri), first, "loss") == {1: 1.0, 2: 2.0}
+    assert history(MlflowClient(other.uri), other, "loss") == {1: 1.0, 2: 2.0, 3: 3.0}
+    assert not (tmp_path / "elsewhere" / "mlflow").exists()
+
+
+def test_mark_of_an_old_release_belongs_to_the_noted_run(tmp_path: Path) -> None:
+    run, log = Run("sqlite:///a.db", "1"), tmp_path / "metrics.jsonl"
+    backlog, note = Backlog(run, log), tmp_path / "tracking.json"
+    note.write_text("{}")
+    backlog.offset_file.write_text("57")
+    os.utime(note, (1, 1))
+    assert backlog.offset() == 57
+    os.utime(backlog.offset_file, (0, 0))  # the note was replaced after the mark
+    assert backlog.offset() == 0
