@@ -23,6 +23,10 @@ ARRAYS = ConfigDict(arbitrary_types_allowed=True)
 AUDIO_RATE = 16_000
 """Sample rate of speech analysis in Hz; Whisper, pyannote and ECAPA use it."""
 
+SEEK_MARGIN_S = 10.0
+"""A seek starts this far before the wanted time and drops frames exactly: in some containers a seek lands
+seconds off."""
+
 DUPLICATE = "duplicate"
 """Failure kind of a source whose content another source has."""
 

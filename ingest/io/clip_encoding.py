@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 
 from uniavgen.ingest.config import CutConfig, LimitConfig
-from uniavgen.ingest.io.containers import SEEK_MARGIN_S
 from uniavgen.ingest.io.ffmpeg import open_input_at, run_graph
-from uniavgen.ingest.io.media import constant_rate_video, exact_span, one_channel, scaled, shown_video
-from uniavgen.ingest.records import Probe
+from uniavgen.ingest.io.filters import (
+    constant_rate_video,
+    exact_span,
+    one_channel,
+    scaled,
+    shown_video,
+)
+from uniavgen.ingest.records import SEEK_MARGIN_S, Probe
 from uniavgen.shards.errors import UserError, printable
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, samples_for_frames
 

@@ -19,8 +19,8 @@ from functools import lru_cache
 from typing import IO, Any
 
 from uniavgen.ingest.config import LimitConfig
-from uniavgen.ingest.io.containers import DEMUXERS, SEEK_MARGIN_S
-from uniavgen.ingest.records import Probe
+from uniavgen.ingest.io.uris import DEMUXERS
+from uniavgen.ingest.records import SEEK_MARGIN_S, Probe
 from uniavgen.shards.errors import UserError, printable
 
 OUT_OF_MEMORY = ("Cannot allocate memory", "pthread_create() failed", "ff_frame_thread_encoder_init failed")

@@ -21,10 +21,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from uniavgen.ingest.io.containers import demuxer_options
 from uniavgen.ingest.io.repair import write_repaired
 from uniavgen.ingest.io.scan import scan, seeks_right
 from uniavgen.ingest.io.stream_choice import choose_video, is_secondary, rank_audio
+from uniavgen.ingest.io.uris import DEMUXERS
 from uniavgen.ingest.records import StreamInfo
 from uniavgen.shards.errors import UserError
 
@@ -109,7 +109,7 @@ def read_through(path: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def repair(path: str, request: dict[str, Any]) -> dict[str, Any]:
     """Write the repaired copy to `request["target"]`."""
-    options = demuxer_options(request["max_pixels"])
+    options = _demuxer_options(request["max_pixels"])
     write_repaired(
         path, request["target"], options, request["video_stream"], request["audio_stream"], request["mono"]
     )
@@ -119,10 +119,15 @@ def repair(path: str, request: dict[str, Any]) -> dict[str, Any]:
 TASKS = {"describe": describe, "scan": read_through, "repair": repair}
 
 
+def _demuxer_options(max_pixels: int) -> dict[str, str]:
+    """Options that refuse other protocols, other containers and larger frames."""
+    return {"protocol_whitelist": "file", "format_whitelist": DEMUXERS, "max_pixels": str(max_pixels)}
+
+
 def _opened(path: str, request: dict[str, Any]) -> Any:
     import av
 
-    return av.open(f"file:{path}", mode="r", options=demuxer_options(request["max_pixels"]))
+    return av.open(f"file:{path}", mode="r", options=_demuxer_options(request["max_pixels"]))
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

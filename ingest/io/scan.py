@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniavgen.ingest.io.channels import ChannelPower
-from uniavgen.ingest.io.containers import SEEK_MARGIN_S
 from uniavgen.ingest.io.packet_clock import StreamClock, repair_clock
+from uniavgen.ingest.records import SEEK_MARGIN_S
 
 KEYFRAME_EVERY_S = 1.0
 """Time between two keyframes whose size is checked. Heuristic: adaptive senders change it for longer."""

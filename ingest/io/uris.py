@@ -15,6 +15,10 @@ MEDIA_EXTENSIONS = frozenset(
 )
 """Extensions of the files that are taken from a folder. A file named explicitly is always taken."""
 
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf"
+"""libavformat's names of the containers that are opened: not `hls`, `concat`, `image2` and others that open
+more files."""
+
 
 @dataclass(frozen=True)
 class Entry:
