@@ -98,8 +98,8 @@ def decide(
     """
     deletions = read_tombstones(corpus.root).deletions
     decisions, summary = compute_decisions(corpus, policy, split, duplicates)
+    _store_policy(corpus, policy)
     if summary.written:
-        _store_policy(corpus, policy)
         with corpus.writing():
             if read_tombstones(corpus.root).deletions != deletions:
                 raise UserError(
@@ -156,7 +156,7 @@ def decided_policy(corpus: Corpus) -> Policy:
         raise UserError(
             "the policy of the decisions is missing", where=path, hint="decide again: uniavgen curate"
         )
-    return policy_from(json.loads(path.read_text()), where=str(path))
+    return policy_from(json.loads(path.read_text(encoding="utf-8")), where=str(path))
 
 
 def explain_reason(reason: str, policy: Policy) -> str:
@@ -255,10 +255,14 @@ def _count_left_val(before: pa.Table, after: pa.Table) -> int:
 
 
 def _store_policy(corpus: Corpus, policy: Policy) -> None:
+    """Store the policy under its digest. Its words can have changed although its decisions are the same."""
     path = corpus.root / "policies" / f"{policy.digest}.json"
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(policy.document(), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(policy.document(), indent=1, ensure_ascii=False) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 

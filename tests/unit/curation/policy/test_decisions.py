@@ -134,3 +134,13 @@ def test_clips_that_leave_val_are_counted_and_said(make_corpus: Make, make_clip:
     assert (joined.train, joined.val, joined.left_val) == (3, 0, 1)
     assert any("moved from val to train" in line for line in split_warnings(joined, 0.5))
     assert decide(corpus, load_policy("default"), split).left_val == 0
+
+
+def test_changed_words_of_a_policy_are_stored(make_corpus: Make, make_clip: Make) -> None:
+    corpus = make_corpus([make_clip("s", 2.0 * i, "p") for i in range(2)])
+    clip = corpus.read("clips").to_pylist()[0]["clip_id"]
+    text = "extends: default\nrules: []\nkeep: [{clip: %s, who: %s, why: it is fine}]\n"
+    assert decide(corpus, parse_policy(text % (clip, "anna"), where="mine")).written
+    again = decide(corpus, parse_policy(text % (clip, "eve"), where="mine"))
+    assert not again.written
+    assert decided_policy(corpus).keep[0].who == "eve"
