@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from uniavgen.curation.policy.what_if import clips_for
 from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.timing import VIDEO_FPS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -157,6 +159,33 @@ def decided_policy(corpus: Corpus) -> Policy:
             "the policy of the decisions is missing", where=path, hint="decide again: uniavgen curate"
         )
     return policy_from(json.loads(path.read_text(encoding="utf-8")), where=str(path))
+
+
+@dataclass(frozen=True)
+class WindowFit:
+    """Kept train clips that are at least as long as a training window of `frames`."""
+
+    name: str
+    frames: int
+    clips: int
+    hours: float
+    share: float
+    """Of the hours of all kept train clips."""
+
+
+def fit_windows(corpus: Corpus, windows: Mapping[str, int]) -> list[WindowFit]:
+    """How much of train fits each window (frames at 16 fps, by name). Training cannot use shorter clips."""
+    fits = []
+    for name, frames in windows.items():
+        (row,) = corpus.query(
+            f"""SELECT count(*) FILTER (fits) AS clips, coalesce(sum(hours) FILTER (fits), 0) AS hours,
+            coalesce(sum(hours), 0) AS total FROM (SELECT (end_s - start_s) / 3600 AS hours,
+                round((end_s - start_s) * {VIDEO_FPS}) >= {frames:d} AS fits
+                FROM clips JOIN decisions USING (clip_id) WHERE kept AND split = '{TRAIN}')"""
+        ).to_pylist()
+        share = row["hours"] / row["total"] if row["total"] else 0.0
+        fits.append(WindowFit(name, frames, row["clips"], row["hours"], share))
+    return fits
 
 
 def explain_reason(reason: str, policy: Policy) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from uniavgen.orchestration.commands.common import CorpusOption, command
 
 if TYPE_CHECKING:
-    from uniavgen.curation.policy.decisions import CurationSummary
+    from uniavgen.curation.policy.decisions import CurationSummary, WindowFit
     from uniavgen.curation.policy.rules import Policy
     from uniavgen.orchestration.config import Config
     from uniavgen.orchestration.tracking.mlflow_runs import Run
@@ -69,7 +70,7 @@ def curate(
 
 def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) -> dict[str, Any]:
     """Decide every clip by a policy, print what was rejected and record it in MLflow."""
-    from uniavgen.curation.policy.decisions import decide
+    from uniavgen.curation.policy.decisions import decide, fit_windows
     from uniavgen.curation.policy.rules import load_policy
     from uniavgen.orchestration.tracking.corpus_run import corpus_version, record_in_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
@@ -78,6 +79,8 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
     policy = load_policy(policy_name or settings.curate.policy)
     summary = decide(corpus, policy, settings.curate.split, settings.curate.duplicates)
     _show_summary(summary, settings.curate.split.val_share)
+    fits = fit_windows(corpus, preset_windows())
+    _show_windows(fits)
     funnel = corpus.root / "policies" / f"funnel-{summary.policy_digest}.json"
     funnel.write_text(json.dumps([dataclasses.asdict(row) for row in summary.funnel], indent=1) + "\n")
 
@@ -98,7 +101,25 @@ def curate_corpus(root: Path, settings: Config, policy_name: str | None = None) 
         run.artifact(funnel, "funnel")
 
     record_in_corpus_run(corpus, settings.tracking, log)
-    return {"command": "curate", "corpus": str(corpus.root), **dataclasses.asdict(summary)}
+    windows = [dataclasses.asdict(fit) for fit in fits]
+    return {
+        "command": "curate",
+        "corpus": str(corpus.root),
+        **dataclasses.asdict(summary),
+        "windows": windows,
+    }
+
+
+def preset_windows() -> dict[str, int]:
+    """The shortest training window of each preset, in frames; presets of `ablate` train on other data."""
+    from uniavgen.orchestration.config import load_config, preset_names
+
+    windows = {}
+    for name in preset_names():
+        if not name.startswith("ablate"):
+            data = load_config(name).train.data
+            windows[name] = min([shape.frames for shape in data.buckets] or [data.frames])
+    return dict(sorted(windows.items(), key=lambda window: window[1]))
 
 
 def show_what_if(
@@ -239,6 +260,29 @@ def _show_summary(summary: CurationSummary, val_share: float) -> None:
     )
     for warning in split_warnings(summary, val_share):
         console.print_warning(warning)
+
+
+def _show_windows(fits: Sequence[WindowFit]) -> None:
+    """Print how much of train is long enough for each preset."""
+    from uniavgen.curation.report.templating import format_span
+    from uniavgen.orchestration.output import console
+    from uniavgen.shards.timing import VIDEO_FPS
+
+    rows = [
+        (
+            fit.name,
+            f"{fit.frames / VIDEO_FPS:.2f} s",
+            fit.clips,
+            format_span(fit.hours * 3600),
+            100 * fit.share,
+        )
+        for fit in fits
+    ]
+    console.table(
+        "train clips that are as long as a preset's window",
+        ("preset", "window", "clips", "time", "% of train"),
+        rows,
+    )
 
 
 def split_warnings(summary: CurationSummary, val_share: float) -> list[str]:

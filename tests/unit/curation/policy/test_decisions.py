@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from uniavgen.curation.config import SplitConfig
-from uniavgen.curation.policy.decisions import BOTH_SIDES, decide, decided_policy
+from uniavgen.curation.policy.decisions import BOTH_SIDES, decide, decided_policy, fit_windows
 from uniavgen.curation.policy.rules import load_policy, parse_policy
-from uniavgen.orchestration.commands.curate import explain_clip, split_warnings
+from uniavgen.orchestration.commands.curate import explain_clip, preset_windows, split_warnings
 from uniavgen.orchestration.config import Config
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -144,3 +144,22 @@ def test_changed_words_of_a_policy_are_stored(make_corpus: Make, make_clip: Make
     again = decide(corpus, parse_policy(text % (clip, "eve"), where="mine"))
     assert not again.written
     assert decided_policy(corpus).keep[0].who == "eve"
+
+
+def test_hours_that_fit_each_window_are_those_of_long_train_clips(make_corpus: Make, make_clip: Make) -> None:
+    clips = [make_clip(f"s{i}", 0.0, "p") for i in range(8)]
+    for i, clip in enumerate(clips):
+        clip |= {"end_s": 2.0 + i, "duration_s": 2.0 + i}
+    corpus = make_corpus(clips)
+    decide(corpus, parse_policy("rules: [{name: long, column: duration_s, min: 2.5, says: long}]", where="p"))
+    kept = {
+        row["clip_id"]
+        for row in corpus.read("decisions").to_pylist()
+        if row["kept"] and row["split"] == "train"
+    }
+    train = [clip["end_s"] for clip in clips if clip["clip_id"] in kept]
+    for fit in fit_windows(corpus, {"short": 16, "middle": 81, "long": 400}):
+        long = [seconds for seconds in train if seconds * 16 >= fit.frames]
+        assert (fit.clips, fit.hours) == (len(long), pytest.approx(sum(long) / 3600))
+        assert fit.share == pytest.approx(sum(long) / sum(train))
+    assert preset_windows()["paper"] == 81
