@@ -59,7 +59,7 @@ def waiting_sources(sources: list[str], corpus: Corpus, settings: Config) -> dic
     return {
         entry.uri: entry
         for entry in find_sources(sources, settings.ingest.sources).entries
-        if entry.uri not in known
+        if entry.uri not in known and not entry.problem
     }
 
 
