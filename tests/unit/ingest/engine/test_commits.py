@@ -360,3 +360,20 @@ def test_failed_clip_is_committed_before_its_source(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     commit(corpus, [with_failed_clip("a")[0]], "d1")
     assert counts(corpus) == (1, 2, 1)
+
+
+def test_bad_line_of_a_list_is_a_failure_row_with_its_number(tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "c")
+    bad = Entry("l.txt: line 3", problem="the line has a zero byte", origin="line 3 of l.txt")
+    committer = Committer(corpus, "d1")
+    work = committer.pending([bad], retry=False)
+    missing = SourceRecord(
+        "/m.mp4", failure=Failure("fetch", "vanished", "gone\udce9"), origin="line 4 of l.txt"
+    )
+    committer.commit([*work.todo, missing, record("a")])
+    rows = {row["uri"]: row for row in corpus.read("failures").to_pylist()}
+    assert rows["l.txt: line 3"]["message"] == "the line has a zero byte (line 3 of l.txt)"
+    assert rows["l.txt: line 3"]["error_type"] == "bad-line"
+    assert rows["/m.mp4"]["message"] == r"gone\xe9 (line 4 of l.txt)"
+    assert counts(corpus)[0] == 1
+    assert Committer(corpus, "d1").pending([bad], retry=False).failed == 1
