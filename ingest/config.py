@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+PACKAGED, ON_PATH = "packaged", "path"
+"""Values of `limits.ffmpeg`: the pinned ffmpeg of the imageio-ffmpeg wheel, the first one on PATH."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -35,7 +38,9 @@ class SourceConfig(_Section):
 
 
 class LimitConfig(_Section):
-    """Limits of one source. A source beyond a limit becomes a failure row that names the limit."""
+    """Limits of one source, and the program that works within them. A source beyond a limit becomes a failure
+    row that names the limit.
+    """
 
     probe_seconds: float = Field(20.0, gt=0, description="time limit of opening a file")
     decode_seconds: float = Field(
@@ -53,6 +58,12 @@ class LimitConfig(_Section):
         8.0, gt=0, description="resident memory of a worker, in GiB; beyond it the worker is ended"
     )
     decoder_threads: int = Field(2, ge=1, description="threads of one decoder process")
+    ffmpeg: str = Field(
+        PACKAGED,
+        min_length=1,
+        description="program that decodes and cuts: `packaged` (the pinned one), `path` (the first on PATH), "
+        "or a file; another version than the pinned one cuts all clips again",
+    )
 
 
 class ShotConfig(_Section):

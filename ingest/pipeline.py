@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from uniavgen.ingest.config import IngestConfig
-from uniavgen.ingest.engine.commits import Committer, cut_rows, disk_full
+from uniavgen.ingest.engine.commits import Committer, cut_rows
+from uniavgen.ingest.engine.machine_faults import Suspicion
 from uniavgen.ingest.engine.progress import FailureTotals, IngestSummary, LiveProgress, Progress
 from uniavgen.ingest.engine.ray_graph import finished_sources
 from uniavgen.ingest.engine.run_dir import is_running, make_run_dir, touch_alive
 from uniavgen.ingest.engine.step import StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
-from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+from uniavgen.ingest.ffmpeg_check import check_ffmpeg
 from uniavgen.ingest.io.sources import find_sources
 from uniavgen.ingest.measures.registry import step_graph
 from uniavgen.ingest.records import DUPLICATE, MeasuredRows, Probe, Proposals, SourceRecord
@@ -74,8 +75,8 @@ def ingest(
 
 
 def check_requirements(graph: StepGraph) -> None:
-    """Raise UserError for a missing ffmpeg or missing weights here, before every worker does."""
-    ffmpeg_path()
+    """Raise UserError for an ffmpeg that does not work, or missing weights, before every worker does."""
+    check_ffmpeg(graph.config.limits)
     for step in graph.steps:
         step.check(graph.config)
 
@@ -116,6 +117,7 @@ class _BatchedCommits:
         root = committer.corpus.root
         self._cache = StepCache(root)
         self._steps = [step(graph, run_dir, root) for step in graph.steps if step.on_demand]
+        self._suspicion = Suspicion(root)
         self._batch: list[SourceRecord] = []
         self._batch_started = time.monotonic()
 
@@ -124,16 +126,18 @@ class _BatchedCommits:
         config = self._graph.config
         for record in records:
             if record is not None:
-                if record.failure is not None and record.failure.error_type == "no-space":
-                    self._commit()
-                    raise disk_full(self._committer.corpus)
                 record.load_result = self._load_result
-                self._batch.append(record)
+                try:
+                    self._batch += self._suspicion.admit(record)
+                except UserError:
+                    self._commit()
+                    raise
             self._live.tick()
             touch_alive(self._run_dir)
             is_late = time.monotonic() - self._batch_started >= config.commit_seconds
             if self._batch and (is_late or len(self._batch) >= config.commit_sources):
                 self._commit()
+        self._batch += self._suspicion.end()
         self._commit()
 
     def _load_result(self, record: SourceRecord, kind: type) -> Any:

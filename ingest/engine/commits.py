@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniavgen.ingest.engine.clip_files import ClipFiles
+from uniavgen.ingest.engine.machine_faults import disk_full
 from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.io.uris import Entry
 from uniavgen.ingest.records import DELETED, DELETED_MESSAGE, DUPLICATE, Failure, MeasuredRows, SourceRecord
 from uniavgen.shards.corpus.deletion import read_tombstones
 from uniavgen.shards.corpus.tables import Corpus
-from uniavgen.shards.errors import UserError, printable
+from uniavgen.shards.errors import printable
 
 UNREACHABLE = ("vanished", "unreadable", "unreachable", "no-room", "incomplete")
 """Failure kinds that say nothing about the content: an earlier measurement of it stays."""
@@ -141,7 +142,7 @@ class Committer:
         except Exception as error:  # every layer of the table library has its own exceptions
             if "No space left" not in str(error):
                 raise
-            raise disk_full(self.corpus) from error
+            raise disk_full(self.corpus.root) from error
 
     def delete_uncommitted(self, is_alive: Callable[[str], bool]) -> None:
         """Delete media files that a dead run cut for sources it never committed."""
@@ -345,9 +346,3 @@ def failure_row(
         "stamp": record.stamp,
         "digest": digest,
     }
-
-
-def disk_full(corpus: Corpus) -> UserError:
-    return UserError(
-        "the disk is full", where=corpus.root, hint="free some space and run again", kind="no-space"
-    )

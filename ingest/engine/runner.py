@@ -5,13 +5,13 @@ Results are stored under the keys of their steps and reused. An exception in a s
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from uniavgen.ingest.engine.machine_faults import machine_fault
 from uniavgen.ingest.engine.progress import Reporter, RunState
 from uniavgen.ingest.engine.step import FrameStep, Step, StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
@@ -104,9 +104,11 @@ class Runner:
     def _measure(self, step: Step, missing: Sequence[Step], record: SourceRecord) -> None:
         """Call a step within its limits, store the results, and report how it went."""
         started = time.perf_counter()
+        loaded = False
         try:
             for member in missing:
                 member.load()
+            loaded = True
             started = time.perf_counter()
             self._report.start_step(record.uri, step.name)
             memory_gb = self._graph.config.limits.step_memory_gb
@@ -117,7 +119,7 @@ class Runner:
                         key = self._key(record, member.name)
                         self._cache.save(record.source_id, member.name, key, results[member.name])
         except Exception as error:  # a defect of one source must not affect the others
-            record.failure = failure_of(error, step.name, record)
+            record.failure = failure_of(error, step.name, record, loading=not loaded)
         else:
             record.results.update({type(result): result for result in results.values()})
         seconds = {step.name: time.perf_counter() - started}
@@ -185,12 +187,13 @@ class Runner:
         return fetch_s + config.limits.step_seconds + config.limits.step_factor * video_s
 
 
-def failure_of(error: Exception, step: str, record: SourceRecord) -> Failure:
-    """The failure that an exception in a step means for its source."""
-    if "No space left on device" in str(error) or (
-        isinstance(error, OSError) and error.errno == errno.ENOSPC
-    ):
-        return Failure(step, "no-space", f"{step} failed: {error}")
+def failure_of(error: Exception, step: str, record: SourceRecord, *, loading: bool = False) -> Failure:
+    """The failure that an exception in a step means for its source. `loading`: it came before the source was
+    touched, while models were loaded, so it is the machine's.
+    """
+    fault = machine_fault(error, local_path(record.uri), loading=loading)
+    if fault:
+        return Failure(step, fault, f"{step} failed: {error}".strip())
     if _is_missing(record.uri):
         message = f"the file no longer exists ({record.uri}); restore it and run with --retry"
         return Failure(step, "vanished", message)

@@ -75,6 +75,14 @@ class Step:
     def check(cls, config: IngestConfig) -> None:
         """Raise UserError if a file that the step needs is missing. Called once, before any worker starts."""
 
+    @classmethod
+    def program(cls, config: IngestConfig) -> str:
+        """The version of another program than the usual one, on which the result depends; "" for the usual.
+
+        Workers use the value of the process that started the run (`StepGraph.programs`).
+        """
+        return ""
+
     def load(self) -> None:
         """Load the models, unless they are loaded. Loading does not count against a source's time limit."""
 
@@ -153,7 +161,8 @@ class StepGraph:
 
     def _key_of(self, step: type[Step], version: str) -> str:
         needed = [self._later_keys[need] for need in step.needs if need in self._later_keys]
-        return _digest([step.name, version, self._values_of(step), needed])
+        program = self.programs[step.name]
+        return _digest([step.name, version, self._values_of(step), needed, *([program] if program else [])])
 
     def _values_of(self, step: type[Step]) -> list[Any]:
         return [_setting(self._settings, path) for path in step.settings]
@@ -185,6 +194,11 @@ class StepGraph:
         for step in self.steps:
             before[step.name] = frozenset(step.needs).union(*(before[need] for need in step.needs))
         return before
+
+    @cached_property
+    def programs(self) -> dict[str, str]:
+        """`Step.program` of every step. Workers get these values with the graph."""
+        return {step.name: step.program(self.config) for step in self.steps}
 
     @cached_property
     def digest(self) -> str:

@@ -1,14 +1,15 @@
 """Run ffmpeg in a subprocess with wall-clock, CPU and memory limits, on one local file and never on the
 network.
 
-Raises UserError (kinds: no-ffmpeg, timeout, memory, no-space, and the kind that a caller names for a failed
-command).
+Raises UserError (kinds: no-ffmpeg, broken-ffmpeg, timeout, memory, no-space, and the kind that a caller names
+for a failed command).
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,9 +17,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import IO, Any
 
-from uniavgen.ingest.config import LimitConfig
+from uniavgen.ingest.config import ON_PATH, PACKAGED, LimitConfig
 from uniavgen.ingest.io.uris import DEMUXERS
 from uniavgen.ingest.records import SEEK_MARGIN_S, Probe
 from uniavgen.shards.errors import UserError, printable
@@ -31,22 +34,78 @@ NO_FRAME_BUFFER = "get_buffer() failed"
 "invalid"."""
 
 
-@lru_cache(maxsize=1)
-def ffmpeg_path() -> str:
-    """The ffmpeg on PATH, else the one in the imageio-ffmpeg wheel. Raises UserError where there is
-    neither.
-    """
-    on_path = shutil.which("ffmpeg")
-    if on_path:
-        return on_path
-    try:
-        import imageio_ffmpeg
+PINNED_VERSION = "9.0.2"
+"""Version of the pinned wheel's ffmpeg."""
 
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
+START_TIMEOUT_S = 60.0
+"""Seconds in which ffmpeg must say its version."""
+
+LOADER_CODES = (126, 127)
+"""Exit codes of the shell and of the dynamic loader for a program that cannot be started."""
+
+
+@lru_cache
+def ffmpeg_path(choice: str = PACKAGED) -> str:
+    """The ffmpeg of a configuration (`limits.ffmpeg`): the pinned one of the imageio-ffmpeg wheel, the first
+    on PATH, or a file.
+
+    PATH has no influence on the pinned one. Raises UserError (no-ffmpeg).
+    """
+    if choice == PACKAGED:
+        return _packaged_ffmpeg()
+    program = shutil.which("ffmpeg" if choice == ON_PATH else os.path.expanduser(choice))
+    if program is None:
         raise UserError(
-            "ffmpeg is missing", hint="install ffmpeg, or pip install imageio-ffmpeg", kind="no-ffmpeg"
-        ) from error
+            "there is no ffmpeg on PATH" if choice == ON_PATH else "this ffmpeg cannot be run",
+            where=os.environ.get("PATH", "") if choice == ON_PATH else choice,
+            hint="correct ingest.limits.ffmpeg; `packaged` is the one that is installed with uniavgen",
+            kind="no-ffmpeg",
+        )
+    return os.path.abspath(program)
+
+
+@lru_cache
+def ffmpeg_version(choice: str = PACKAGED) -> str:
+    """The version that an ffmpeg says of itself, as `9.0.2-17-g2a571b6068`. Raises UserError (no-ffmpeg,
+    broken-ffmpeg).
+    """
+    program = ffmpeg_path(choice)
+    try:
+        done = subprocess.run([program, "-version"], capture_output=True, timeout=START_TIMEOUT_S)
+        text = (done.stdout or done.stderr).decode("utf-8", "replace").strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        text = str(error)
+    match = re.match(r"ffmpeg version n?(\S+)", text)
+    if match is None:
+        raise UserError(
+            f"ffmpeg does not start: {text.splitlines()[0] if text else 'no message'}",
+            where=program,
+            hint="name a working one: --set ingest.limits.ffmpeg=packaged, or path, or a file",
+            kind="broken-ffmpeg",
+        )
+    return match[1]
+
+
+def ffmpeg_variant(limits: LimitConfig) -> str:
+    """The version of the configured ffmpeg; "" for the pinned one, with which clips are cut by default."""
+    version = ffmpeg_version(limits.ffmpeg)
+    return "" if version.split("-")[0] == PINNED_VERSION else f"ffmpeg {version}"
+
+
+def _packaged_ffmpeg() -> str:
+    # not imageio_ffmpeg.get_ffmpeg_exe(): it prefers IMAGEIO_FFMPEG_EXE, and takes the one on PATH if the
+    # wheel has none
+    package = find_spec("imageio_ffmpeg")
+    folders = package.submodule_search_locations if package else None
+    binaries = sorted(Path(folder) / "binaries" for folder in folders or ())
+    programs = [path for folder in binaries for path in sorted(folder.glob("ffmpeg-*"))]
+    if not programs:
+        raise UserError(
+            "ffmpeg is missing",
+            hint="pip install --force-reinstall imageio-ffmpeg, or name one: ingest.limits.ffmpeg=path",
+            kind="no-ffmpeg",
+        )
+    return str(programs[0])
 
 
 def open_input(path: str, probe: Probe, limits: LimitConfig, **options: Any) -> Any:
@@ -103,7 +162,7 @@ def graph_child(graph: Any, duration_s: float, limits: LimitConfig) -> Iterator[
     """A running ffmpeg. Its time limit grows with the seconds of video that it has to decode."""
     import ffmpeg
 
-    command: list[str] = ffmpeg.compile(graph, cmd=ffmpeg_path(), overwrite_output=True)
+    command: list[str] = ffmpeg.compile(graph, cmd=ffmpeg_path(limits.ffmpeg), overwrite_output=True)
     command = [command[0], "-hide_banner", "-loglevel", "error", "-nostdin", *command[1:]]
     with bounded_child(command, limits.decode_seconds + limits.decode_factor * duration_s, limits) as child:
         yield child
@@ -143,9 +202,11 @@ class Child:
         )
 
     def check(self, path: str, message: str, kind: str) -> None:
-        """Raise UserError if the child failed: no-space, memory, else `message` with the child's own and
-        `kind`.
+        """Raise UserError if the child failed: no-space, broken-ffmpeg, memory, else `message` with the
+        child's own and `kind`.
         """
+        if self.code in LOADER_CODES:
+            raise UserError(f"ffmpeg does not start: {self.message}", kind="broken-ffmpeg")
         if self.code and "No space left" in self.message:
             raise UserError("the disk is full", where=printable(path), kind="no-space")
         if self.out_of_memory:  # ffmpeg may drop the frames that found no memory and still exit with 0

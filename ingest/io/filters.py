@@ -69,14 +69,17 @@ def one_channel(source: Any, probe: Probe) -> Any:
 
 
 def constant_rate_video(video: Any, clock_s: float, fps: int) -> Any:
-    """Frames at a constant rate from timestamp `clock_s` on, with one extra copy of the last frame."""
+    """Frames at a constant rate from timestamp `clock_s` on, with a second of copies of the last frame.
+
+    Encoders drop repeated frames, also at the end of a video, where versions of ffmpeg then stop early.
+    """
     # AVTB: a container may count time in whole frames, in which the shift would be rounded
     shifted = (
         video.filter("settb", "AVTB")
         .filter("setpts", f"PTS-{clock_s:.6f}/TB")
         .filter("fps", fps=fps, start_time=0)
     )
-    return shifted.filter("tpad", stop=1, stop_mode="clone")
+    return shifted.filter("tpad", stop=fps, stop_mode="clone")
 
 
 def exact_audio(source: Any, probe: Probe, clock_s: float, rate: int, samples: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from uniavgen.ingest.config import CutConfig
+from uniavgen.ingest.config import CutConfig, IngestConfig
 from uniavgen.ingest.engine.clip_files import ClipFiles
 from uniavgen.ingest.engine.step import Step, StepGraph
 from uniavgen.ingest.io.audio import AudioFile
@@ -26,6 +27,7 @@ from uniavgen.ingest.io.clip_proof import (
     picture_cells,
     resampled,
 )
+from uniavgen.ingest.io.ffmpeg import PINNED_VERSION, ffmpeg_variant
 from uniavgen.ingest.io.media import decode_frames
 from uniavgen.ingest.measures.clip_parts import clip_face, clip_frames
 from uniavgen.ingest.measures.picture import THUMBNAIL_WIDTH, thumbnail
@@ -61,9 +63,25 @@ class CutStep(Step):
     result = CutMedia
     stored = False
 
+    @classmethod
+    def program(cls, config: IngestConfig) -> str:
+        return ffmpeg_variant(config.limits)
+
     def __init__(self, graph: StepGraph, run_dir: Path, corpus_root: Path) -> None:
         super().__init__(graph, run_dir, corpus_root)
         self._files = ClipFiles(corpus_root, run=run_dir.name)
+
+    def load(self) -> None:
+        """Check that this machine cuts with the ffmpeg with which the run was started."""
+        usual = f"ffmpeg {PINNED_VERSION}"
+        here, expected = self.program(self.config) or usual, self.graph.programs[self.name] or usual
+        if here != expected:
+            raise UserError(
+                f"{here} is here, the run was started with {expected}",
+                where=platform.node(),
+                hint="install the same version on every node",
+                kind="broken-ffmpeg",
+            )
 
     def measure(self, record: SourceRecord) -> CutMedia:
         rows = record.result(MeasuredRows).clips
@@ -162,14 +180,14 @@ class CutStep(Step):
 
     def _recipe(self, record: SourceRecord, row: dict[str, Any], framing: Framing) -> list[Any]:
         """Everything that the content of a clip's files depends on."""
-        variant = record.result(Probe).variant
+        variants = record.result(Probe).variant, self.graph.programs[self.name]
         return [
             row["start_s"],
             row["end_s"],
             asdict(framing),
             self.config.cut.model_dump(),
             self.version,
-            *([variant] if variant else []),
+            *(variant for variant in variants if variant),
         ]
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import unicodedata
-from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
 import regex
 
+from uniavgen.ingest.config import PACKAGED
 from uniavgen.ingest.engine.step import Step
 from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
@@ -64,7 +64,7 @@ class FingerprintStep(Step):
         audio = record.result(AudioFile).span(*sound_span(clip.start_s, clip.end_s))
         return ClipFingerprints(
             video_hash(record.result(VideoHashes).values, clip.start_s, clip.end_s),
-            sound_hash(audio),
+            sound_hash(audio, self.config.limits.ffmpeg),
             text_hash(clip.text),
             clip_face_embedding(record.result(FacesSeen).vectors, clip_face(record, index)),
         )
@@ -83,15 +83,10 @@ def sound_span(start_s: float, end_s: float) -> tuple[float, float]:
     return start_s, max(end_s, start_s + MIN_SOUND_S)
 
 
-@lru_cache(maxsize=1)
-def fingerprinting_ffmpeg() -> str | None:
-    """An ffmpeg with chromaprint: the one on PATH, else imageio-ffmpeg's; None if neither has it."""
-    candidates = [ffmpeg_path()]
-    with suppress(ImportError, RuntimeError):
-        import imageio_ffmpeg
-
-        candidates.append(str(imageio_ffmpeg.get_ffmpeg_exe()))
-    for ffmpeg in candidates:
+@lru_cache
+def fingerprinting_ffmpeg(choice: str = PACKAGED) -> str | None:
+    """An ffmpeg with chromaprint: the configured one, else the packaged one; None if neither has it."""
+    for ffmpeg in dict.fromkeys((ffmpeg_path(choice), ffmpeg_path())):
         command = [ffmpeg, "-hide_banner", "-h", "muxer=chromaprint"]
         done = subprocess.run(command, capture_output=True, timeout=_CHROMAPRINT_SECONDS)
         if b"Muxer chromaprint" in done.stdout:
@@ -99,13 +94,13 @@ def fingerprinting_ffmpeg() -> str | None:
     return None
 
 
-def sound_hash(pcm: np.ndarray) -> list[int] | None:
+def sound_hash(pcm: np.ndarray, ffmpeg_choice: str = PACKAGED) -> list[int] | None:
     """Chromaprint's items of int16 audio [n] at 16 kHz mono, 0 to 2^32 - 1; empty for silence or below 2.7 s.
 
     None if no ffmpeg of this machine has chromaprint. Raises UserError (fingerprint-failed) if chromaprint
     fails.
     """
-    ffmpeg = fingerprinting_ffmpeg()
+    ffmpeg = fingerprinting_ffmpeg(ffmpeg_choice)
     if ffmpeg is None:
         return None
     if len(pcm) < SOUND_ITEM_REACH_S * AUDIO_RATE or np.abs(pcm.astype(np.int32)).max() < SILENT:
