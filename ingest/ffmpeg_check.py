@@ -29,8 +29,8 @@ MIN_VERSION = (5, 1)
 
 FEATURES = {
     "filters": (
-        "aeval aformat apad aresample asetnsamples asetpts atrim bwdif crop format fps pad scale "
-        "setpts setsar settb split tonemap tpad trim zscale"
+        "aeval apad aresample asetnsamples asetpts atrim bwdif crop format fps pad scale "
+        "setpts setsar settb split tonemap tpad zscale"
     ),
     "encoders": "flac libx264 pcm_s16le rawvideo",
     "muxers": "flac matroska mp4 rawvideo s16le",
@@ -90,8 +90,9 @@ def examine_ffmpeg(limits: LimitConfig) -> FfmpegReport:
     try:
         with tempfile.TemporaryDirectory(prefix="uniavgen-ffmpeg-") as folder:
             self_test(Path(folder), LimitConfig(ffmpeg=limits.ffmpeg))  # the limits of sources may be tight
-    except UserError as error:
-        return FfmpegReport(path, version, (), f"{error.what} (self-test)")
+    except (UserError, OSError) as error:
+        reason = error.what if isinstance(error, UserError) else str(error)
+        return FfmpegReport(path, version, (), f"{reason} (self-test)")
     return FfmpegReport(path, version)
 
 

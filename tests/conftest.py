@@ -1,6 +1,7 @@
 """Fixtures of a small corpus with real tables and media (H.264, FLAC, face.npz), made without ingest."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,18 @@ from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus, clip_id
 from uniavgen.shards.sample import FaceTrack
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
+
+
+def pytest_configure() -> None:
+    """Let UNIAVGEN_TEST_FFMPEG=/usr/bin/ffmpeg name another ffmpeg for every test that names none itself."""
+    if choice := os.environ.get("UNIAVGEN_TEST_FFMPEG"):
+        from uniavgen.ingest.config import IngestConfig, LimitConfig
+
+        LimitConfig.model_fields["ffmpeg"].default = choice
+        LimitConfig.model_rebuild(force=True)
+        IngestConfig.model_fields["limits"].default = LimitConfig()
+        IngestConfig.model_rebuild(force=True)
+        assert IngestConfig().limits.ffmpeg == choice
 
 
 @pytest.hookimpl(tryfirst=True)

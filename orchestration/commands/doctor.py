@@ -16,6 +16,7 @@ import typer
 from uniavgen.orchestration.commands.common import CheckFailed, command
 
 if TYPE_CHECKING:
+    from uniavgen.ingest.config import LimitConfig
     from uniavgen.orchestration.config import Config
 
 PACKAGES = (
@@ -72,7 +73,7 @@ def check_machine(settings: Config, *, show_all: bool = False) -> dict[str, Any]
     """
     from uniavgen.orchestration.output import console
 
-    findings = [*_machine(), *_programs(), *_packages(), *_weights(settings)]
+    findings = [*_machine(), *_programs(settings), *_packages(), *_weights(settings)]
     missing = [finding for finding in findings if finding.needed and not finding.ok]
     optional = [finding for finding in findings if not finding.needed and not finding.ok]
     in_order = [finding for finding in findings if finding.ok]
@@ -137,19 +138,14 @@ def _machine() -> list[Finding]:
     ]
 
 
-def _programs() -> list[Finding]:
-    from uniavgen.ingest.io.ffmpeg import ffmpeg_path
-    from uniavgen.shards.errors import UserError
-
-    try:
-        ffmpeg, ok = ffmpeg_path(), True
-    except UserError as error:
-        ffmpeg, ok = str(error), False
+def _programs(settings: Config) -> list[Finding]:
+    choice = settings.ingest.limits.ffmpeg
+    ffmpeg = _ffmpeg(settings.ingest.limits)
     compiler = shutil.which("g++")
     ninja = shutil.which("ninja")
     return [
-        Finding("program", "ffmpeg", ok, ffmpeg, "pip install imageio-ffmpeg, or put ffmpeg on PATH"),
-        _chromaprint(has_ffmpeg=ok),
+        ffmpeg,
+        _chromaprint(choice, has_ffmpeg=ffmpeg.ok),
         Finding(
             "program",
             "g++",
@@ -165,10 +161,24 @@ def _programs() -> list[Finding]:
     ]
 
 
-def _chromaprint(*, has_ffmpeg: bool) -> Finding:
+def _ffmpeg(limits: LimitConfig) -> Finding:
+    """The configured ffmpeg, checked by use: its path, version and what it lacks."""
+    from uniavgen.ingest.ffmpeg_check import examine_ffmpeg
+    from uniavgen.shards.errors import UserError
+
+    hint = "--set ingest.limits.ffmpeg=packaged, or pip install --force-reinstall imageio-ffmpeg"
+    try:
+        report = examine_ffmpeg(limits)
+    except UserError as error:
+        return Finding("program", "ffmpeg", False, str(error), hint)
+    found = f"{limits.ffmpeg} ({report.path}), {report.problem or f'version {report.version}'}"
+    return Finding("program", "ffmpeg", not report.problem, found, hint)
+
+
+def _chromaprint(choice: str, *, has_ffmpeg: bool) -> Finding:
     from uniavgen.ingest.measures.fingerprint import fingerprinting_ffmpeg
 
-    ffmpeg = fingerprinting_ffmpeg() if has_ffmpeg else None
+    ffmpeg = fingerprinting_ffmpeg(choice) if has_ffmpeg else None
     hint = "pip install imageio-ffmpeg: without chromaprint, duplicates are found by their frames only"
     return Finding(
         "program",

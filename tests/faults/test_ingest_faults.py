@@ -20,8 +20,9 @@ import pytest
 from made_videos import speaking_face
 
 from uniavgen.ingest import pipeline
-from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.config import IngestConfig, LimitConfig
 from uniavgen.ingest.engine.progress import IngestSummary, Progress
+from uniavgen.ingest.ffmpeg_check import check_ffmpeg
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.measures.registry import STEPS
 from uniavgen.ingest.pipeline import ingest as run_ingest
@@ -273,6 +274,31 @@ def test_source_over_memory_limit_fails_and_can_be_retried(videos: Path, tmp_pat
     assert run_ingest([source], root).skipped_failed == 1
     assert run_ingest([source], root, retry=True).sources == 1
     assert len(Corpus.open(root).read("failures")) == 0
+
+
+def test_broken_ffmpeg_stops_the_run_and_charges_no_source(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper, broken = tmp_path / "ffmpeg", tmp_path / "broken"
+    lost = "echo ffmpeg: error while loading shared libraries: libx264.so >&2; exit 127"
+    wrapper.write_text(f'#!/bin/sh\n[ -e {broken} ] && {{ {lost}; }}\nexec "{ffmpeg_path()}" "$@"\n')
+    wrapper.chmod(0o755)
+    root, config = tmp_path / "corpus", IngestConfig(limits=LimitConfig(ffmpeg=str(wrapper)))
+
+    def break_after_check(limits: LimitConfig) -> None:
+        check_ffmpeg(limits)
+        broken.touch()
+
+    monkeypatch.setattr(pipeline, "check_ffmpeg", break_after_check)
+    good = [str(videos / "spoken0.mp4"), str(videos / "silent.mp4")]
+    with pytest.raises(UserError, match="this machine cannot measure: .*libx264.so.*no source was charged"):
+        run_ingest(good, root, config)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="ffmpeg"):
+        run_ingest(good, root, config)
+    assert len(Corpus.open(root).read("failures")) == 0
+    broken.unlink()
+    assert run_ingest(good, root, config).sources == 2
 
 
 def test_full_disk_is_one_error_and_next_run_completes(

@@ -21,6 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from uniavgen.ingest.io.ffmpeg import ffmpeg_path
+
 ROOT = Path(__file__).resolve().parents[3]
 MORE_SCENES = (
     (("joe", "astronaut", (2, 4)),),
@@ -79,12 +81,9 @@ def in_own_process(side: str, folder: Path, limit: int) -> dict[str, Any]:
     """Figures of one side; `wall_s` is the wall time of its process."""
     binaries = folder / "bin"
     binaries.mkdir(parents=True, exist_ok=True)
-    if not shutil.which("ffmpeg"):  # the plain script's libraries call it by name
-        import imageio_ffmpeg
-
-        (binaries / "ffmpeg").unlink(missing_ok=True)
-        (binaries / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
-    path = os.pathsep.join([os.environ["PATH"], str(binaries), str(Path(sys.executable).parent)])
+    (binaries / "ffmpeg").unlink(missing_ok=True)
+    (binaries / "ffmpeg").symlink_to(ffmpeg_path())  # the plain script's libraries call it by name
+    path = os.pathsep.join([str(binaries), os.environ["PATH"], str(Path(sys.executable).parent)])
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--limit", str(limit)]
     started, busy = time.perf_counter(), busy_core_seconds()
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}

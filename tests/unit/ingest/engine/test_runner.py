@@ -64,6 +64,8 @@ def test_stored_results_are_reused(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), "no-space"),
         (UserError("decoding failed: No space left on device", kind="decode-failed"), "no-space"),
         (PermissionError("not yours"), "PermissionError"),
+        (PermissionError(errno.EACCES, "not yours", "/dev/shm"), "machine-fault"),
+        (ImportError("libGL.so.1: cannot open shared object file"), "machine-fault"),
         (ZeroDivisionError("by zero"), "ZeroDivisionError"),
     ],
 )

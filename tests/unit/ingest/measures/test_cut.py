@@ -145,6 +145,8 @@ RATES = {
     "30.flv": ("-c:v", "flv", "-c:a", "libmp3lame", "-ar", "44100"),
     "15.asf": ("-c:v", "wmv2", "-c:a", "wmav2"),
     "10.ogv": ("-c:v", "libtheora", "-c:a", "libvorbis"),
+    # its encoder drops repeated frames, also the last ones
+    "10/1.ogv": ("-g", "100", "-c:v", "libtheora", "-c:a", "libvorbis"),
     # ten bits a sample, marked as high dynamic range
     "25.mkv": (
         "-pix_fmt",
