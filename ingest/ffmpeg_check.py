@@ -29,7 +29,7 @@ MIN_VERSION = (5, 1)
 
 FEATURES = {
     "filters": (
-        "aeval apad aresample asetnsamples asetpts atrim bwdif crop format fps pad scale "
+        "aeval apad aresample asetnsamples asetpts asplit atrim bwdif crop format fps pad scale "
         "setpts setsar settb split tonemap tpad zscale"
     ),
     "encoders": "flac libx264 pcm_s16le rawvideo",
