@@ -29,7 +29,7 @@ MIN_VERSION = (5, 1)
 
 FEATURES = {
     "filters": (
-        "aeval apad aresample asetnsamples asetpts asplit atrim bwdif crop format fps pad scale "
+        "apad aresample asetnsamples asetpts asplit atrim bwdif crop format fps pad pan scale "
         "setpts setsar settb split tonemap tpad zscale"
     ),
     "encoders": "flac libx264 pcm_s16le rawvideo",
