@@ -82,6 +82,7 @@ def find_sources(arguments: list[str], config: SourceConfig | None = None) -> So
 
 def _listed(name: str, config: SourceConfig, remote: bool) -> Listing:
     """The videos of a list file. A remote list may only name files of its own store."""
+    name = name if remote else os.path.abspath(name)
     folder = None if remote else os.path.dirname(name)
     lines = parse_list(read_remote_list(name)) if remote else read_list(name)
     named = [line for line in lines if not is_comment(line, folder)]
