@@ -140,8 +140,15 @@ class SamplingConfig(_Frozen):
         gt=0,
         description="s of the times t = s u / (1 + (s - 1) u). Undisclosed; 1 is even, Wan 2.2 TI2V uses 5.",
     )
-    continuation_latents: int = Field(
-        default=1, ge=1, description="Video latents that continuation gets when sampling."
+    continuation_share: float = Field(
+        default=0.35,
+        gt=0,
+        lt=1,
+        description="Share of the clip that continuation gets; within objective.continuation_min and _max, "
+        "with which it is trained.",
+    )
+    continuation_latents: int | None = Field(
+        default=None, ge=1, description="Video latents that continuation gets, instead of the share."
     )
 
     @field_validator("interval")

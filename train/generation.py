@@ -126,7 +126,13 @@ class ClipGenerator:
         fitted = fit_conditions(conditions, task, data)
         batch = encode_conditions(fitted, task, data, self.codecs).to(self.device)
         video, mel = self.family.sample(
-            self.model, batch, task, sampling or SamplingConfig(), seed, on_step=on_step
+            self.model,
+            batch,
+            task,
+            sampling or SamplingConfig(),
+            seed,
+            objective=self.config.objective,
+            on_step=on_step,
         )
         assert video is not None
         assert self.codecs.video is not None

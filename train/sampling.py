@@ -32,15 +32,17 @@ def sample(
     seed: int,
     *,
     sample_indices: tuple[int, ...] | None = None,
+    gap: int = 0,
     on_step: Callable[[int, int], None] | None = None,
     mels_per_frame: Fraction = MELS_PER_FRAME,
 ) -> tuple[Tensor | None, Tensor]:
     """Video latents [B, 48, T, h, w] (None without video) and mels [B, 100, L] of the full clip.
 
     The task's given part is read from `video` and `mel` of the batch; otherwise only their shapes matter
-    (zeros will do). Noise is a function of the seed and of each sample's index (0, 1, .. if None), not of the
-    other samples in the batch. `on_step(done, steps)` reports progress. Raises UserError for conditions that
-    do not fit, and for an empty speech text where speech is generated.
+    (zeros will do). `gap`: empty positions between references and clip, as the model was trained with
+    (`objective.reference_gap`). Noise is a function of the seed and of each sample's index (0, 1, .. if
+    None), not of the other samples in the batch. `on_step(done, steps)` reports progress. Raises UserError
+    for conditions that do not fit, and for an empty speech text where speech is generated.
     """
     validate_batch(batch, mels_per_frame)
     if "audio" in task.spec.generates and not bool(batch.speech_mask.any(dim=1).all()):
@@ -57,7 +59,7 @@ def sample(
     )
     times = time_grid(config.steps, config.shift)
     for step, (now, after) in enumerate(pairwise(times)):
-        velocities = guided_velocities(model, batch, condition, states, now, config)
+        velocities = guided_velocities(model, batch, condition, states, now, config, gap=gap)
         states = tuple(euler(x, u, now, after) for x, u in zip(states, velocities, strict=True))  # type: ignore[assignment]
         if on_step is not None:
             on_step(step + 1, config.steps)
@@ -71,13 +73,16 @@ def sample(
 def sampling_condition(
     batch: LatentBatch, task: Task, config: SamplingConfig, mels_per_frame: Fraction = MELS_PER_FRAME
 ) -> ClipCondition:
-    """The clean part of the clips: a continuation begins with `config.continuation_latents` video latents."""
+    """The clean part of the clips: a continuation begins with `config.continuation_share` of them."""
     latents = None if batch.video is None else batch.video.shape[2]
+    share = config.continuation_share
+    if config.continuation_latents and latents:
+        share = config.continuation_latents / latents
     return clip_condition(
         task,
         latents,
         batch.mel.shape[2],
-        share=config.continuation_latents / latents if latents else 0.5,
+        share=share,
         has_voice=batch.reference_mel.shape[2] > 0,
         mels_per_frame=mels_per_frame,
     )
@@ -100,16 +105,18 @@ def guided_velocities(
     states: Velocities,
     t: float,
     config: SamplingConfig,
+    *,
+    gap: int = 0,
 ) -> Velocities:
     """Velocities of both clips at time t: u0 + s (u - u0) in the interval (one pass each), else u."""
     times = _times(batch, t)
-    video, audio = build_inputs(batch, condition, _with_audio(states), times)
+    video, audio = build_inputs(batch, condition, _with_audio(states), times, gap=gap)
     u = _clip_velocities(model(video, audio), batch)
     if config.guidance == "none" or not config.interval[0] <= t <= config.interval[1]:
         return u
     if config.guidance == "text" or config.empty_text:
         batch = _without_text(batch)
-        video, audio = build_inputs(batch, condition, _with_audio(states), times)
+        video, audio = build_inputs(batch, condition, _with_audio(states), times, gap=gap)
     if config.guidance == "text":
         u0 = _clip_velocities(model(video, audio), batch)
     else:

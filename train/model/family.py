@@ -88,9 +88,13 @@ class ModelFamily(Protocol):
         config: SamplingConfig,
         seed: int,
         *,
+        objective: ObjectiveConfig,
         on_step: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
-        """Video latents (None without a video) and mels of the full clip, given parts included."""
+        """Video latents (None without a video) and mels of the full clip, given parts included.
+
+        `objective`: that of the training; its layout of references is used.
+        """
         ...
 
     def parameter_counts(self) -> dict[str, int]:

@@ -73,11 +73,12 @@ class UniAVGen:
         config: SamplingConfig,
         seed: int,
         *,
+        objective: ObjectiveConfig,
         on_step: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         from uniavgen.train.sampling import sample
 
-        return sample(model, batch, task, config, seed, on_step=on_step)
+        return sample(model, batch, task, config, seed, gap=objective.reference_gap, on_step=on_step)
 
     def parameter_counts(self) -> dict[str, int]:
         return dict(_count_parameters(self.config))

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.batch import BranchInput, DualOutput, LatentBatch
-from uniavgen.train.config import SamplingConfig
+from uniavgen.train.batch import REFERENCE, BranchInput, DualOutput, LatentBatch
+from uniavgen.train.config import ObjectiveConfig, SamplingConfig
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dual_branch import DualBranch
 from uniavgen.train.model.objective import Model
-from uniavgen.train.sampling import guide, sample, time_grid
+from uniavgen.train.sampling import guide, sample, sampling_condition, time_grid
 from uniavgen.train.tasks import Task
 
 MakeBatch = Callable[..., LatentBatch]
@@ -196,3 +196,32 @@ def test_time_grid_runs_from_1_to_0_and_shift_keeps_ends() -> None:
     assert shifted[0] == 1
     assert shifted[-1] == 0
     assert all(s > e for s, e in zip(shifted[1:-1], (0.75, 0.5, 0.25), strict=True))
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+def test_references_stand_where_training_put_them(gap: int, make_batch: MakeBatch) -> None:
+    """In every pass, guided or not: positions before the clip end `gap` before it."""
+    starts: set[tuple[int, int]] = set()
+
+    def recorded(video: BranchInput, audio: BranchInput | None, **named: object) -> DualOutput:
+        assert audio is not None
+        for data in (video, audio):
+            reference = data.layout[0]
+            assert reference.role == REFERENCE
+            starts.add((reference.start + reference.length, data.layout[1].start))
+        return two_gaussians(video, audio, **named)  # type: ignore[arg-type]
+
+    sample(recorded, make_batch(), Task.REFERENCE, SamplingConfig(steps=2), seed=0, gap=gap)
+    assert starts == {(-gap, 0)}
+
+
+def test_continuation_is_sampled_from_a_share_it_is_trained_on(make_batch: MakeBatch) -> None:
+    config, trained = SamplingConfig(), ObjectiveConfig()
+    assert trained.continuation_min <= config.continuation_share <= trained.continuation_max
+    for latents in (5, 21):
+        condition = sampling_condition(make_batch(latents=latents), Task.CONTINUATION, config)
+        assert condition.latents == round(0.35 * latents)
+    fixed = sampling_condition(
+        make_batch(latents=21), Task.CONTINUATION, SamplingConfig(continuation_latents=3)
+    )
+    assert fixed.latents == 3
