@@ -119,8 +119,9 @@ def _clips_graph(
 
     source, first_clock_s = open_input_at(path, probe, clips[0].start_s, limits)
     videos = _branches(shown_video(source, probe), "split", len(clips))
+    # one thread for each encoder: several clips are encoded at a time
     h264 = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": cut.crf, "preset": cut.preset}
-    options = {**h264, "movflags": "+faststart", "threads": limits.decoder_threads, "map_metadata": -1}
+    options = {**h264, "movflags": "+faststart", "threads": 1, "map_metadata": -1}
     lossless = {"acodec": "flac", "sample_fmt": "s16", "ac": 1, "ar": SAMPLE_RATE, "map_metadata": -1}
     audios = []
     if probe.has_audio:

@@ -59,6 +59,12 @@ NOISE = 0.05
 SMALL_WIDTH = 96
 """Width in pixels to which a clip's frames are scaled before their cells are measured."""
 
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+"""The crop that is none."""
+
+MIN_CELLS = 2
+"""A crop that holds fewer cells than this in a row or column is not told apart by them."""
+
 INSIDE = 0.1
 """Share of a cell that may lie outside the crop of a clip."""
 
@@ -217,6 +223,20 @@ def clip_pictures(path: Path, crop: tuple[float, float, float, float]) -> ClipPi
     if not cells:
         raise UserError("the cut has no frame", where=path, kind="cut-failed")
     return ClipPictures(np.array(index), np.array(cells, np.float32), rows, columns)
+
+
+def is_resolved(crop: tuple[float, float, float, float]) -> bool:
+    """Whether the grid of the source has enough cells inside a crop."""
+    columns = min((crop[2] - crop[0]) * CELLS_ACROSS, (crop[3] - crop[1]) * CELLS_DOWN)
+    return columns >= MIN_CELLS + 1
+
+
+def cropped(frame: np.ndarray, crop: tuple[float, float, float, float]) -> np.ndarray:
+    """The part of a frame [H, W, 3] that a crop shows."""
+    height, width = frame.shape[:2]
+    x0, y0 = int(crop[0] * width), int(crop[1] * height)
+    x1, y1 = max(x0 + 1, round(crop[2] * width)), max(y0 + 1, round(crop[3] * height))
+    return frame[y0:y1, x0:x1]
 
 
 def _cells_inside(start: float, end: float, cells: int) -> tuple[slice, float, float]:

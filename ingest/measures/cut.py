@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from uniavgen.ingest.io.audio import AudioFile
 from uniavgen.ingest.io.clip_encoding import ClipEncode, Framing, check_lengths, encode_clips, shared_passes
 from uniavgen.ingest.io.clip_proof import (
     SEARCH_S,
+    WHOLE,
     clip_pictures,
     clip_sound,
     compare_pictures,
     compare_sound,
+    cropped,
+    is_resolved,
+    luma_of,
     picture_cells,
     resampled,
 )
@@ -145,24 +150,32 @@ class CutStep(Step):
             sound = record.result(AudioFile).span(clip.start_s - SEARCH_S, clip.end_s + SEARCH_S)
             analysed = resampled(sound.astype(np.float32) / 32768, AUDIO_RATE)
             reasons.append(compare_sound(clip_sound(clip.flac), analysed).fault)
-        pictures = clip_pictures(clip.mp4, clip.framing.crop)
-        first = round(clip.start_s * VIDEO_FPS)
-        reasons.append(compare_pictures(pictures, self._analysed_cells(record), first).fault)
+        cells, crop, first = self._analysed_cells(record, clip)
+        reasons.append(compare_pictures(clip_pictures(clip.mp4, crop), cells, first).fault)
         if any(reasons):
             what = "; ".join(reason for reason in reasons if reason)
             raise UserError(what, where=printable(record.uri), kind="clip-differs")
 
-    def _analysed_cells(self, record: SourceRecord) -> np.ndarray:
-        """Cells of every frame as the analysis decoded it, uint8 [F, 9, 16]."""
-        frames = record.result(FrameTable)
+    def _analysed_cells(
+        self, record: SourceRecord, clip: ClipEncode
+    ) -> tuple[np.ndarray, tuple[float, float, float, float], int]:
+        """Cells of frames as the analysis decodes them, uint8 [n, 9, 16]; the part of the picture that they
+        cover which the clip shows; and which of the frames is the clip's first.
+        """
+        frames, crop, first = record.result(FrameTable), clip.framing.crop, round(clip.start_s * VIDEO_FPS)
+        playable, limits = record.result(PlayableCopy), self.config.limits
+        if not is_resolved(crop):  # cells of the crop alone
+            side = self.config.faces.analysis_side
+            decoded = decode_frames(playable.path, playable.probe, side, 1, None, limits)
+            wanted = islice(decoded, max(0, first - 1), first + clip.frames + 1)
+            own = np.array([picture_cells(luma_of(cropped(frame, crop))) for frame in wanted], np.uint8)
+            return own, WHOLE, min(first, 1)
         if frames.cells is None:  # measured by release 0.3.0
-            playable, limits = record.result(PlayableCopy), self.config.limits
             decoded = decode_frames(playable.path, playable.probe, THUMBNAIL_WIDTH, 1, None, limits)
             cells = [picture_cells(thumbnail(frame)) for frame in decoded]
-            frames = replace(frames, cells=np.array(cells, np.uint8))
-            record.results[FrameTable] = frames
+            frames = record.results[FrameTable] = replace(frames, cells=np.array(cells, np.uint8))
         assert frames.cells is not None
-        return frames.cells
+        return frames.cells, crop, first
 
     def _clip_failure(self, record: SourceRecord, row: dict[str, Any], error: UserError) -> Failure:
         span = f"{row['start_s']:.2f} to {row['end_s']:.2f} s of {printable(record.uri)}"

@@ -63,14 +63,23 @@ def analysed_record(path: Path, probe: Probe, playable: Path, folder: Path) -> S
 
 
 def run_cut_step(
-    record: SourceRecord, spans: Sequence[tuple[float, float]], corpus: Path, **settings: Any
+    record: SourceRecord,
+    spans: Sequence[tuple[float, float]],
+    corpus: Path,
+    boxes: np.ndarray | None = None,
+    **settings: Any,
 ) -> dict[tuple[float, float], str]:
-    """Cut the spans as clips of the record into the corpus; the failure message of each that failed."""
+    """Cut the spans as clips of the record into the corpus; the failure message of each that failed.
+
+    `boxes` float32 [N, 4] of the face in the first N frames; without it no face was seen.
+    """
     rows = [
         {"clip_id": clip_id(record.source_id, *span), "start_s": span[0], "end_s": span[1]} for span in spans
     ]
-    empty = {name: np.zeros(0, np.int32) for name in FaceTable.__dataclass_fields__}
-    faces = FaceTable(**empty | {"box": np.zeros((0, 4)), "oval": np.zeros((0, 36, 2))})
+    boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
+    columns = dict.fromkeys(FaceTable.__dataclass_fields__, np.zeros(len(boxes), np.float32))
+    columns |= {"frame": np.arange(len(boxes)), "track": np.zeros(len(boxes), np.int32)}
+    faces = FaceTable(**columns | {"box": boxes, "oval": np.zeros((len(boxes), 36, 2), np.float32)})
     none = np.zeros(0, np.int16)
     for result in (
         MeasuredRows(rows, {}),

@@ -8,11 +8,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clip_cutting import analysed_record, run_cut_step
 from timed_videos import LIMITS, run_ffmpeg, timed_base, without_stream_facts
 
+from uniavgen.ingest.config import CutConfig
+from uniavgen.ingest.io.clip_proof import (
+    WHOLE,
+    clip_pictures,
+    compare_pictures,
+    cropped,
+    is_resolved,
+    luma_of,
+    picture_cells,
+)
+from uniavgen.ingest.io.media import decode_frames
 from uniavgen.ingest.io.probe_client import probe_video
+from uniavgen.ingest.measures.cut import choose_framing
 from uniavgen.ingest.records import PlayableCopy, Probe, SourceRecord
 
 H264 = ("-c:v", "libx264", "-qp", "8", "-g", "25", "-pix_fmt", "yuv420p")
@@ -173,7 +186,7 @@ def test_planted_fault_is_caught_by_the_comparison_alone(
     plant = make(base, tmp_path)
     file, probe = plant.analysed
     record = analysed_record(file, probe, file, tmp_path)
-    record.results[PlayableCopy] = PlayableCopy(*map_path(plant.cut))
+    record.results[PlayableCopy] = PlayableCopy(str(plant.cut[0]), plant.cut[1])
     spans = [*plant.right, *plant.wrong]
     failed = run_cut_step(record, spans, tmp_path / "corpus")
     assert set(failed) == set(plant.wrong)
@@ -184,10 +197,6 @@ def test_planted_fault_is_caught_by_the_comparison_alone(
     if make not in (restarting, jumping):
         right = analysed_record(file, probe, file, tmp_path)
         assert not run_cut_step(right, spans, tmp_path / "right")
-
-
-def map_path(file: tuple[Path, Probe]) -> tuple[str, Probe]:
-    return str(file[0]), file[1]
 
 
 def record_of(path: Path, folder: Path) -> SourceRecord:
@@ -230,3 +239,19 @@ def test_clip_that_cannot_be_cut_costs_itself_alone(base: Path, tmp_path: Path) 
     assert "16.50 to 19.50 s of" in message
     assert [reason.error_type for reason in record.clip_failures.values()] == ["cut-failed"]
     assert len([*(tmp_path / "corpus" / "media").rglob("*.flac")]) == 2
+
+
+def test_crop_smaller_than_the_cells_is_compared_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    video = "testsrc2=s=1280x720:r=25:d=5,scroll=horizontal=0.003"
+    run_ffmpeg("-f", "lavfi", "-i", video, *H264, path)
+    box = np.tile(np.array([0.47, 0.45, 0.52, 0.55], np.float32), (48, 1))
+    settings = {"crop": "face", "crop_faces": 1.5, "crop_aspect": 1.0}
+    assert not run_cut_step(record_of(path, tmp_path), [(1.0, 3.0)], tmp_path / "corpus", box, **settings)
+    crop = choose_framing(1280, 720, box, CutConfig(crop="face", crop_faces=1.5)).crop
+    assert not is_resolved(crop)
+    frames = np.stack(list(decode_frames(str(path), probed(path), 512, 1, None, LIMITS)))
+    cells = np.array([picture_cells(luma_of(cropped(frame, crop))) for frame in frames])
+    (clip,) = (tmp_path / "corpus" / "media").rglob("*.mp4")
+    faults = [compare_pictures(clip_pictures(clip, WHOLE), cells, first).fault for first in (16, 0, 32)]
+    assert [bool(fault) for fault in faults] == [False, True, True]
