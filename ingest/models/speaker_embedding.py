@@ -70,8 +70,8 @@ class VoiceEncoder:
 
 
 def without_subnormals(weights: Any) -> Any:
-    """The tensor with subnormal numbers set to 0: they are too small to change a sum, and a CPU takes many times
-    longer to multiply them. In some of ECAPA's layers up to 4 % of the weights are subnormal.
+    """The tensor with subnormal numbers set to 0: they are too small to change a sum, and a CPU takes many
+    times longer to multiply them. In some of ECAPA's layers up to 4 % of the weights are subnormal.
     """
     import torch
 
