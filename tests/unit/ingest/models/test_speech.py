@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from paths import MEDIA
 from texts import SENTENCES, texts
 
-from uniavgen.ingest.config import TranscriptionConfig
+from uniavgen.ingest.config import LimitConfig, TranscriptionConfig
 from uniavgen.ingest.io.audio import AudioFile
+from uniavgen.ingest.io.media import decode_audio
+from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.ingest.measures.transcribe import word_signals
 from uniavgen.ingest.models.forced_alignment import (
     Wav2Vec2Aligner,
@@ -87,6 +90,29 @@ def test_planted_words_and_their_start_times_are_recognised(tmp_path: Path, tran
         found = word_signals(Proposal(passage.start_s, passage.end_s, "", inside), passage, turns)
         assert (found["repeated_ratio"], found["stock_phrase"]) == (0, 0)
         assert found["unvoiced_word_ratio"] < 0.1  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MEDIA.is_dir(), reason=f"the development videos are not here ({MEDIA})")
+def test_english_after_russian_starts_at_its_first_word(tmp_path: Path, transcriber: Transcriber) -> None:
+    parts = []
+    for name, seconds in (("russian_speech_hevc.mp4", 9.95), ("studio_english_16khz.mp4", 12.4)):
+        probe = probe_video(str(MEDIA / name), LimitConfig())
+        audio = decode_audio(str(MEDIA / name), probe, tmp_path / f"{name}.s16", LimitConfig())
+        parts.append(audio.span(0.0, seconds))
+    joined = saved(tmp_path, np.concatenate(parts))
+    change_s = len(parts[0]) / AUDIO_RATE
+    turns = [Span(0, change_s, "first"), Span(change_s, joined.duration_s, "second")]
+    passages, words = transcriber.transcribe(joined, turns)
+    assert [(p.language, p.speaker) for p in passages] == [("ru", "first"), ("en", "second")]
+    assert passages[0].text.startswith("Всем привет")
+    assert passages[1].text.startswith("If your goal is")
+    by_speaker = {label: [w for w in words if w.speaker == label] for label in ("first", "second")}
+    for passage in passages:
+        assert Proposal(0, 1, "", by_speaker[passage.speaker]).text == passage.text
+    # as one speaker, whose language is detected once, the English is lost
+    one = [Span(turn.start_s, turn.end_s, "both") for turn in turns]
+    assert "goal" not in " ".join(p.text for p in transcriber.transcribe(joined, one)[0])
 
 
 def _noises(seconds: float = 3.0) -> dict[str, np.ndarray]:
