@@ -175,3 +175,10 @@ def test_next_command_can_be_pasted_into_a_shell(sources: list[str]) -> None:
     assert typed == ["uniavgen", "ingest", *sources, "--corpus", "my corpus", "--retry"]
     assert "uniavgen curate --corpus 'my corpus' && uniavgen report" in hints[1]
     assert next_steps(IngestSummary(), sources, "c") == []
+
+
+def test_failed_clips_are_named_and_can_be_retried() -> None:
+    summary = IngestSummary(sources=1, clips=2, failed_clips={"abc": "its sound is not the analysed one"})
+    assert "1 clips failed" in ingest_display.headline(summary)
+    assert "failed clips" in next_steps(summary, ["a.mp4"], "c")[0]
+    assert "--retry" in next_steps(IngestSummary(skipped_done=1, skipped_failed_clips=3), ["a.mp4"], "c")[0]
