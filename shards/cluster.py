@@ -36,6 +36,9 @@ CONNECT_TIMEOUT_S = 10.0
 MAX_TEMP_LENGTH = 35
 """Characters of Ray's temporary folder. Its sockets are 72 characters longer; the system allows 107."""
 
+MIN_TEMP_BYTES = 64 * 2**20
+"""Free space that Ray needs for its logs and sockets. Heuristic."""
+
 SHORT_TEMP = "/tmp"
 """Parent of Ray's temporary folder if TMPDIR is too long."""
 
@@ -65,8 +68,13 @@ def ray_running() -> Iterator[None]:
     if address:
         options["runtime_env"] = {"env_vars": environment}
     else:
-        if folder := short_temp_folder():
+        folder = short_temp_folder()
+        if folder:
             options["_temp_dir"] = folder
+        check_temp_space(folder or _temp_folder())
+        # a small /dev/shm, as in containers: Ray then keeps its objects in the temporary folder, and would
+        # refuse to on machines with much memory; the rows of ingest are small
+        os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
         # at least 2 CPUs: what ingest's pools and the two training workers of the defaults reserve together
         options |= {"address": "local", "num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
         options["runtime_env"] = {
@@ -123,12 +131,34 @@ def _why_silent(host: str, port: int, timeout: float) -> str:
     return "" if len(answer) > 3 and answer[3] == 4 else "another program listens there"
 
 
+def check_temp_space(folder: str) -> None:
+    """Raise UserError if Ray cannot write its files below `folder`; Ray itself times out without a reason."""
+    existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK | os.X_OK):
+        problem = "cannot be written"
+    elif free < MIN_TEMP_BYTES:
+        problem = f"has {free // 2**20} MiB free, {MIN_TEMP_BYTES // 2**20} are needed"
+    else:
+        return
+    raise UserError(
+        f"the folder for temporary files {problem}",
+        where=folder,
+        hint="free space there, or set TMPDIR to another folder",
+        kind="no-temp-space",
+    )
+
+
+def _temp_folder() -> str:
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_TEMP
+
+
 def short_temp_folder() -> str | None:
     """A folder for Ray's files if that of TMPDIR is too long for its sockets; None if it is short enough.
 
     Raises UserError if RAY_TMPDIR is too long, or no short folder can be written.
     """
-    configured = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_TEMP
+    configured = _temp_folder()
     if len(configured) + len("/ray") <= MAX_TEMP_LENGTH:
         return None
     folder = Path(SHORT_TEMP) / f"ray-{os.getuid()}"

@@ -72,3 +72,15 @@ def test_long_temporary_folder_is_replaced_by_a_short_one(
         cluster.short_temp_folder()
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert cluster.short_temp_folder() is None
+
+
+def test_temporary_folder_without_room_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.check_temp_space(str(tmp_path / "not" / "made yet"))
+    monkeypatch.setattr(cluster, "MIN_TEMP_BYTES", 2**70)
+    with pytest.raises(UserError, match="has .* MiB free, .* set TMPDIR to another folder"):
+        cluster.check_temp_space(str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be written"):
+        cluster.check_temp_space(str(tmp_path))
