@@ -24,8 +24,8 @@ from uniavgen.ingest.records import AUDIO_RATE, Probe
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 
-MIN_VERSION = (5, 1)
-"""Oldest version under which the tests of decoding and cutting pass (Debian 12 has 5.1.9)."""
+MIN_VERSION = (9, 0)
+"""Oldest version that is accepted. 5.1.9 (Debian 12) and 7.0.2 cut some containers up to a frame late."""
 
 FEATURES = {
     "filters": (
