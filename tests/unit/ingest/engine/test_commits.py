@@ -338,7 +338,7 @@ def test_clip_that_fails_under_other_settings_leaves_the_corpus(tmp_path: Path) 
     committer.commit([with_failed_clip("a", 0)[0]])
     committer.commit([with_failed_clip("a", 2)[0]])
     assert counts(corpus) == (1, 2, 1)
-    committer.commit([record("a", failure=LOST)])
+    commit(corpus, [record("a", failure=LOST)], "d3")
     assert counts(corpus) == (0, 0, 1)
     assert corpus.read("failures")["uri"].to_pylist() == ["/videos/a.mp4"]
 
