@@ -47,15 +47,20 @@ class Config(BaseModel):
 def load_config(preset: str = "tiny", file: Path | None = None, assignments: Sequence[str] = ()) -> Config:
     """Compose the configuration. Raises UserError for a bad file, UsageError for a bad preset or `--set`."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     composed: DictConfig = OmegaConf.create(Config().model_dump(mode="json"))
     for path in (preset_file(preset), file):
         if path:
             composed = _with_file(composed, path)
-    config = None
     for assignment in assignments:
-        config = _assign(composed, assignment)
-    return config or Config.model_validate(OmegaConf.to_container(composed, resolve=True))
+        _assign(composed, assignment)
+    try:  # all at once: some settings fit only together
+        return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
+    except ValidationError as error:
+        raise UsageError(_first_problem(error), where="--set") from error
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split()), where="--set") from error
 
 
 def preset_names() -> list[str]:
@@ -107,8 +112,8 @@ def _with_file(composed: DictConfig, path: Path) -> DictConfig:
     return merged  # type: ignore[return-value]
 
 
-def _assign(composed: DictConfig, assignment: str) -> Config:
-    """Apply one `--set` and validate the result. Raises UsageError for a wrong one."""
+def _assign(composed: DictConfig, assignment: str) -> None:
+    """Apply one `--set`, not yet validated. Raises UsageError for one that cannot be read."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -121,9 +126,6 @@ def _assign(composed: DictConfig, assignment: str) -> Config:
         if section and isinstance(value, dict):
             _prepare_merge(OmegaConf.select(composed, key), value, section)
         OmegaConf.update(composed, key, value, merge=section is not None, force_add=True)
-        return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
-    except ValidationError as error:
-        raise UsageError(_first_problem(error), where="--set") from error
     except UserError as error:
         raise UsageError(error.what, where=error.where, hint=error.hint) from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -180,6 +182,9 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{key}: {problem['msg']} (got {problem.get('input')!r})"
+        got = problem.get("input")
+        of_section = isinstance(got, dict) and problem["type"] == "value_error"
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" + ("" if of_section else f" (got {got!r})")
     question = nearest_key(key)
     return f"unknown setting {key}" + (f", {question}" if question else "")

@@ -102,6 +102,18 @@ def test_mapping_in_a_file_replaces_the_mapping(text: str, tmp_path: Path) -> No
     assert mapping == {"dubbing": 1}
 
 
+def test_settings_that_fit_only_together_are_validated_together() -> None:
+    pair = ["train.data.height=96", "train.data.width=96"]
+    config = load_config(assignments=pair)
+    assert (config.train.data.height, config.train.data.width) == (96, 96)
+    text = ["train.data.codecs.caption=umt5", "train.model.video.text_dim=4096"]
+    assert load_config(assignments=text).train.model.video.text_dim == 4096
+    with pytest.raises(UsageError) as caught:
+        load_config(assignments=text[:1])
+    assert "captions of umt5 are 4096 wide" in str(caught.value)
+    assert "got" not in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_assigned_mapping_replaces_and_assigned_section_is_merged() -> None:
     train = load_config(assignments=["train.stages.2.tasks={joint: 1}", "train.stages.1={steps: 3}"]).train
     assert train.stages[2].tasks == {"joint": 1}
