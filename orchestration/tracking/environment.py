@@ -30,7 +30,7 @@ def environment_tags() -> dict[str, str]:
 
 
 def code_version() -> str:
-    """The release and, in a git checkout, the commit: `0.4.0+1a2b3c4-dirty`."""
+    """The release and, in a git checkout, the commit: `0.5.0+1a2b3c4-dirty`."""
     folder = Path(__file__).parent
     try:
         done = subprocess.run(
