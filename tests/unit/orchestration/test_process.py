@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SLEEPER = """
-import sys, time
+import signal, sys, time
 import typer
 from uniavgen.orchestration.commands.common import run_command
 from uniavgen.orchestration.process import exit_at_signals
@@ -19,6 +19,7 @@ def body(settings):
     print("running", flush=True)
     time.sleep(60)
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 exit_at_signals()
 if sys.argv[1:]:
     print("starting", flush=True)

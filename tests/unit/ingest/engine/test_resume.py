@@ -84,8 +84,14 @@ def measure(
     return record, state, graph
 
 
-def stored(record: SourceRecord, folders: tuple[Path, Path], graph: StepGraph, step: str, kind: type) -> Any:
-    found = StepCache(folders[1]).load(record.source_id, step, graph.keys[step], kind)
+def stored(record: SourceRecord, folders: tuple[Path, Path], graph: StepGraph, kind: type) -> Any:
+    cache = StepCache(folders[1])
+
+    def result_of(kind: type) -> Any:
+        name = graph.step_of(kind)
+        return cache.load(record.source_id, name, graph.key(name, result_of), kind)
+
+    found = result_of(kind)
     assert found is not None
     return found
 
@@ -97,7 +103,7 @@ def test_only_missing_results_are_measured(
     kept = [step.name for step in graph.steps if step.stored]
     assert {name: state.totals()[name].done for name in kept} == dict.fromkeys(kept, 1)
     assert set(calls) == {name for _, name in MODELS}
-    rows = stored(first, folders, graph, "measure", MeasuredRows).clips
+    rows = stored(first, folders, graph, MeasuredRows).clips
     assert rows
     unmeasured = {name for name in SIGNALS if rows[0][name] is None}
     assert unmeasured == {"channel_correlation", "syncnet_confidence", "syncnet_distance"}
@@ -111,16 +117,13 @@ def test_only_missing_results_are_measured(
     assert {name: state.totals()[name].reused for name in kept} == dict.fromkeys(kept, 1)
 
     # other sync settings: sync and the rows, no model, no decoding, no cut
-    before = stored(first, folders, graph, "sync", SyncMeasures)
+    before = stored(first, folders, graph, SyncMeasures)
     _, state, changed = measure(video, folders, sync={"max_shift_ms": 400})
     assert not calls
     assert {name for name in kept if state.totals()[name].done} == {"sync", "fingerprint", "measure"}
-    after = stored(first, folders, changed, "sync", SyncMeasures)
+    after = stored(first, folders, changed, SyncMeasures)
     assert len(after.clips) == len(before.clips)
-    assert (
-        stored(first, folders, changed, "measure", MeasuredRows).clips[0]["sync_curve"]
-        == after.clips[0].curve
-    )
+    assert stored(first, folders, changed, MeasuredRows).clips[0]["sync_curve"] == after.clips[0].curve
     assert {path: path.stat().st_mtime_ns for path in cut} == cut
 
     # other cut settings: clips are cut, nothing is measured
@@ -139,12 +142,12 @@ def test_damaged_result_is_measured_again_with_equal_outcome(
     video: Path, folders: tuple[Path, Path], calls: Counter[str]
 ) -> None:
     record, _, graph = measure(video, folders)
-    before = stored(record, folders, graph, "faces", FacesSeen)
+    before = stored(record, folders, graph, FacesSeen)
     (path,) = StepCache(folders[1]).folder(record.source_id).glob("faces.*.npz")
     path.write_bytes(path.read_bytes()[:-50])
     calls.clear()
     measure(video, folders)
     assert set(calls) == {"landmarks", "decode_frames"}
     np.testing.assert_array_equal(
-        stored(record, folders, graph, "faces", FacesSeen).faces.lip_gap, before.faces.lip_gap
+        stored(record, folders, graph, FacesSeen).faces.lip_gap, before.faces.lip_gap
     )
