@@ -111,7 +111,8 @@ def test_settings_that_fit_only_together_are_validated_together() -> None:
     with pytest.raises(UsageError) as caught:
         load_config(assignments=text[:1])
     assert "captions of umt5 are 4096 wide" in str(caught.value)
-    assert "got" not in str(caught.value) and "\n" not in str(caught.value)
+    assert "got" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_assigned_mapping_replaces_and_assigned_section_is_merged() -> None:
