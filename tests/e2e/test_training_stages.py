@@ -94,9 +94,9 @@ def test_three_stages_train_and_are_recorded_in_mlflow(
     parent = runs.pop("training run")
     note = parent.data.tags["mlflow.note.content"]
     for row in (
-        "| audio | random weights | audio shards |",
-        "| joint | stage audio | clips |",
-        "| multitask | stage joint | clips |",
+        "| audio | audio, speech_text from random weights | audio shards |",
+        "| joint | video, interactions from random weights; audio, speech_text from stage audio | clips |",
+        "| multitask | video, audio, speech_text, interactions from stage joint | clips |",
     ):
         (line,) = [line for line in note.splitlines() if line.startswith(row)]
         assert "| done |" in line
