@@ -11,11 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Signal:
-    """One measurement of a clip. `step` names the ingest step whose result it is computed from."""
+    """One measurement of a clip. `step` names the ingest step whose result it is computed from.
+
+    An `added` signal is newer than release 0.3.0: samples leave it out where it was not measured, so the
+    shards of an older corpus stay as they are.
+    """
 
     unit: str
     meaning: str
     step: str
+    added: bool = False
 
 
 SIGNALS: dict[str, Signal] = {
@@ -123,12 +128,16 @@ SIGNALS: dict[str, Signal] = {
         "0..1", "share of the source's frames with comb artefacts of interlacing", "probe"
     ),
     "hdr": Signal(
-        "0 or 1", "1 if the source has high dynamic range (PQ or HLG), which was tone-mapped", "probe"
+        "0 or 1",
+        "1 if the source has high dynamic range (PQ or HLG), which was tone-mapped",
+        "probe",
+        added=True,
     ),
     "channel_correlation": Signal(
         "-1..1",
         "correlation of the source's left and right audio channel; -1: they are in opposite phase",
         "probe",
+        added=True,
     ),
     "black_ratio": Signal("0..1", "share of frames that are nearly black", "picture"),
     "frozen_ratio": Signal("0..1", "share of frames equal to the frame before", "picture"),

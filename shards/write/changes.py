@@ -163,11 +163,16 @@ def sample_meta(row: Mapping[str, Any], caption: CaptionFunction) -> SampleMeta:
             "words": row["words"] or [],
             "caption": text,
             "caption_model": model,
-            # NaN becomes None
-            "signals": {name: row[name] if row[name] == row[name] else None for name in SIGNALS},
+            "signals": _sample_signals(row),
             "versions": dict(row["versions"] or ()),
         }
     )
+
+
+def _sample_signals(row: Mapping[str, Any]) -> dict[str, float | None]:
+    # NaN becomes None
+    values = {name: row[name] if row[name] == row[name] else None for name in SIGNALS}
+    return {name: value for name, value in values.items() if value is not None or not SIGNALS[name].added}
 
 
 def pack(samples: Sequence[ShardSample], config: ShardConfig) -> list[list[ShardSample]]:
