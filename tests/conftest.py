@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from uniavgen.shards.corpus.signals import SIGNALS
 from uniavgen.shards.corpus.tables import Corpus, clip_id
@@ -17,7 +18,12 @@ from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 
 
 def pytest_configure() -> None:
-    """Let UNIAVGEN_TEST_FFMPEG=/usr/bin/ffmpeg name another ffmpeg for every test that names none itself."""
+    """No example has a time limit: the first one imports libraries, and machines are loaded.
+
+    UNIAVGEN_TEST_FFMPEG=/usr/bin/ffmpeg names another ffmpeg for every test that names none itself.
+    """
+    settings.register_profile("uniavgen", deadline=None)
+    settings.load_profile("uniavgen")
     if choice := os.environ.get("UNIAVGEN_TEST_FFMPEG"):
         from uniavgen.ingest.config import IngestConfig, LimitConfig
 
