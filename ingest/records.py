@@ -55,7 +55,7 @@ class SpokenWord:
     score: float
     speaker: str = ""
     gap: str = " "
-    """What stands before it in its passage: white space, or nothing in scripts without spaces."""
+    """White space before it in its passage; empty in scripts without spaces."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def find_words(text: str, words: Sequence[str]) -> list[tuple[int, int]] | None:
 
 
 def word_gaps(text: str, words: Sequence[str]) -> list[str]:
-    """What stands in the text before each word; by the script if they are not words of this text."""
+    """The white space before each word in the text; by the script if they are not words of this text."""
     spans = find_words(text, words)
     if spans is None:
         return [script_gap(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
@@ -125,7 +125,7 @@ def script_gap(before: str, after: str) -> str:
 
 
 def join_words(words: Iterable[str], gaps: Iterable[str]) -> str:
-    """Words with what stands before each of them, without white space at the ends."""
+    """Words joined with the white space before each of them, without white space at the ends."""
     return "".join(gap + word for gap, word in zip(gaps, words, strict=True)).strip()
 
 

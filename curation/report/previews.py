@@ -114,7 +114,7 @@ def _encode_audio(audio: av.container.InputContainer, out: av.container.OutputCo
 
 
 def timed_words(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A clip's words: `text`, `gap` (what stands before it in the transcript), `start`, `end` in seconds from
+    """A clip's words: `text`, `gap` (white space before it in the transcript), `start`, `end` in seconds from
     the clip's start.
     """
     words = row.get("words") or []

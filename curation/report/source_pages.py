@@ -108,7 +108,7 @@ def make_timeline(
     """The timeline's data in short lists, times in seconds of the source.
 
     `speakers` by falling speech time; `turns` [speaker, start, end], `words` [text, start, end, speaker or
-    -1, score, what stands before it], `shots` [start, end], `tracks` [track, start, end, height px], `clips`
+    -1, score, white space before it], `shots` [start, end], `tracks` [track, start, end, height px], `clips`
     dicts with the sync `curve` in percent every `curve_step_ms` and `signals` in the order of `SIGNALS`.
     """
     turns, words = source["turns"] or [], source["words"] or []

@@ -20,7 +20,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 
 CELLS_ACROSS, CELLS_DOWN = 16, 9
-"""The grid whose mean brightness stands for a picture."""
+"""Rows and columns of the cells of a frame. Frames are compared by the mean brightness of their cells."""
 
 RATE = 8000
 """Sample rate of the compared sound in Hz."""
@@ -63,7 +63,7 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 """The crop that is none."""
 
 MIN_CELLS = 2
-"""A crop that holds fewer cells than this in a row or column is not told apart by them."""
+"""Crops with fewer cells than this in a row or column are too small to compare by cells."""
 
 INSIDE = 0.1
 """Share of a cell that may lie outside the crop of a clip."""

@@ -20,7 +20,7 @@ KEYFRAME_EVERY_S = 1.0
 """Time between two keyframes whose size is checked. Heuristic: adaptive senders change it for longer."""
 
 MAX_FORMS = 1000
-"""Different sizes and formats of frames that are told apart."""
+"""Largest number of different frame sizes and formats that are recorded."""
 
 MAX_KEYFRAMES = 20_000
 """Keyframes that are remembered; a file in which each frame is one has as many in ten minutes."""

@@ -123,7 +123,7 @@ def text_hash(transcript: str) -> int | None:
     """64-bit simhash (Charikar 2002) of a transcript's three-word shingles, signed; None without words.
 
     Case, punctuation and spaces do not count. One changed word of twenty changes about 10 bits, another text
-    about 32. In scripts without spaces characters stand for words.
+    about 32. In scripts without spaces each character counts as a word.
     """
     words = [
         word

@@ -23,7 +23,7 @@ const rules = T.rules.map((rule, i) => ({
   enabled: true,
 }));
 const exact = T.clips === T.total;
-/* decisions by hand, by clip id; the rule that stands for them is replaced by them; where a clip is in the
+/* decisions by hand, by clip id; they replace the rule `rejected-by-hand`. Where a clip is in the
    sample */
 const BY_HAND = rules.findIndex(rule => rule.name === "rejected-by-hand");
 const hand = new Map(DATA.hand.map(entry => [entry.clip, entry]));

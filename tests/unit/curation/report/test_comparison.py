@@ -74,7 +74,9 @@ def test_corpora_are_compared_and_absent_clips_count(
     decide(second, load_policy("default"))
     other = find_comparable(corpus, Config(), str(second.root))
     answer = compared(corpus, other)
-    assert answer["name"] == f"corpus {second.root.resolve()}", "folders of one name are told apart by path"
+    assert answer["name"] == f"corpus {second.root.resolve()}", (
+        "two folders with one name are shown with their paths"
+    )
     assert {row["label"]: (row["here"], row["there"]) for row in answer["totals"]}["clips"] == (CLIPS, 30)
     both, here, there = (row["clips"] for row in answer["overlap"])
     kept = corpus.read("decisions").to_pylist()
