@@ -104,3 +104,11 @@ def without_stream_facts(probe: Probe) -> Probe:
         video_stream=0,
         audio_stream=1,
     )
+
+
+def two_tracks(base: Path, path: Path, other: str, *dispositions: str) -> Path:
+    """The video of `base` with two audio tracks: `other`, a source of lavfi, before its own."""
+    inputs = ("-i", base, "-f", "lavfi", "-t", 18, "-i", other)
+    streams = ("-map", "0:v", "-map", "1:a", "-map", "0:a")
+    run_ffmpeg(*inputs, *streams, "-c:v", "copy", "-c:a", "aac", *dispositions, path)
+    return path

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from timed_videos import LIMITS, Analysed, run_ffmpeg, timed_base
+from timed_videos import LIMITS, Analysed, run_ffmpeg, timed_base, two_tracks
 
 from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.shards.errors import UserError
@@ -221,26 +221,6 @@ def test_frame_size_that_changes_in_mid_stream_keeps_frames_and_audio(
         for found in (video.analysis(start_s), video.cut(start_s)):
             assert found.video_s == pytest.approx(start_s, abs=0.2), (start_s, found)
             assert found.audio_s == pytest.approx(start_s, abs=0.05)
-
-
-def two_tracks(base: Path, path: Path, other: str, *dispositions: str) -> Path:
-    inputs = ("-i", base, "-f", "lavfi", "-t", 18, "-i", other)
-    run_ffmpeg(
-        *inputs,
-        "-map",
-        "0:v",
-        "-map",
-        "1:a",
-        "-map",
-        "0:a",
-        "-c:v",
-        "copy",
-        "-c:a",
-        "aac",
-        *dispositions,
-        path,
-    )
-    return path
 
 
 TRACKS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_cutting import analysed_record, run_cut_step
-from timed_videos import LIMITS, run_ffmpeg, timed_base, without_stream_facts
+from timed_videos import LIMITS, run_ffmpeg, timed_base, two_tracks, without_stream_facts
 
 from uniavgen.ingest.config import CutConfig
 from uniavgen.ingest.io.clip_proof import (
@@ -77,22 +77,7 @@ def jumping(base: Path, folder: Path) -> Plant:
 
 def other_track(base: Path, folder: Path) -> Plant:
     """The commentary is cut, the main track was analysed."""
-    path = folder / "two.mkv"
-    inputs = ("-i", base, "-f", "lavfi", "-t", 18, "-i", "sine=f=300")
-    run_ffmpeg(
-        *inputs,
-        "-map",
-        "0:v",
-        "-map",
-        "1:a",
-        "-map",
-        "0:a",
-        "-c",
-        "copy",
-        "-disposition:a:1",
-        "default",
-        path,
-    )
+    path = two_tracks(base, folder / "two.mkv", "sine=f=300", "-disposition:a:1", "default")
     probe = probed(path)
     assert probe.audio_stream == 2
     return Plant((path, probe), (path, replace(probe, audio_stream=1)), ((1.0, 3.0), (13.0, 15.0)), "sound")
