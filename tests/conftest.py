@@ -34,6 +34,12 @@ def pytest_configure() -> None:
         assert IngestConfig().limits.ffmpeg == choice
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test go first, so that no worker is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
     """Give speechbrain's placeholders of missing packages the `__file__` that hypothesis reads."""
