@@ -1,8 +1,9 @@
 """A Wan transformer of diffusers and our branch with the same random weights (CPU, fp32)."""
 
-from typing import Any
+from __future__ import annotations
 
-import diffusers
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
@@ -11,11 +12,16 @@ from uniavgen.train.model.config import BranchConfig
 from uniavgen.train.model.dit import Branch
 from uniavgen.train.model.pretrained import branch_key
 
+if TYPE_CHECKING:
+    import diffusers
+
 
 def wan_pair(
     shape: dict[str, Any], text_dim: int, text_len: int
 ) -> tuple[Branch, diffusers.WanTransformer3DModel]:
     """`shape`: in_channels, heads, dim, ffn_dim and layers; patches are Wan's."""
+    import diffusers
+
     torch.manual_seed(0)
     wan = diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2),

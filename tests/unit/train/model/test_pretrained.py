@@ -1,9 +1,11 @@
 """Wan checkpoints in real layouts, at small width: every key is loaded or reported."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +14,9 @@ from uniavgen.shards.errors import UserError
 from uniavgen.train.model.config import BranchConfig, ModelConfig, SpeechTextConfig
 from uniavgen.train.model.dit import Branch
 from uniavgen.train.model.pretrained import build_model, initialise, load_branch, wan_state_dict
+
+if TYPE_CHECKING:
+    import diffusers
 
 VIDEO = BranchConfig(
     dim=48, layers=2, heads=2, ffn_dim=64, in_channels=48, patch=(2, 2), text_dim=20, text_len=8
@@ -22,6 +27,8 @@ CONFIG = ModelConfig(video=VIDEO, audio=AUDIO, speech_text=SpeechTextConfig(dim=
 
 @pytest.fixture
 def wan() -> diffusers.WanTransformer3DModel:
+    import diffusers
+
     torch.manual_seed(0)
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2,
