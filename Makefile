@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 INSTALL := orchestration/install
 # mypy follows folders, not the installed mapping of names: one folder of links shows it the package as it is installed
 TYPES_LINKS := mkdir -p .types/uniavgen && ln -sfn $(addprefix ../../,$(wildcard uniavgen/*.py uniavgen/py.typed) curation ingest orchestration shards train) .types/uniavgen/
+# slow files first (tests/conftest.py), which xdist would reorder
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint types format ui clean
+.PHONY: help install demo test coverage bench lint types format ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +24,11 @@ $(STAMP): pyproject.toml $(INSTALL)/constraints.txt $(INSTALL)/install.sh
 demo: install ## the whole road on a small real corpus: videos -> corpus -> shards -> model -> sampled video
 	@$(BIN)/uniavgen demo
 
-test: install ## every test, a file per core, with what it covers
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+test: install ## every test, a file per core
+	@$(PYTEST)
+
+coverage: install ## every test, and the lines that none runs (slower)
+	@$(PYTEST) --cov --cov-report=term:skip-covered
 
 bench: install ## the ingest engine beside a plain script, on 26 made videos (about half an hour on two cores)
 	@$(BIN)/python tests/benchmarks/ingest/compare.py --folder bench-output
