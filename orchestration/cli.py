@@ -31,6 +31,8 @@ COMMANDS = {
     "verify-resume": "Prove that an interrupted training loses nothing.",
     "sample": "Generate a video with sound from a trained model.",
     "export": "Write a trained model as safetensors with a model card.",
+    "run": "Run a plan file: every step that has something to do, in order.",
+    "status": "Show what a corpus, a run or a plan is doing, from any shell.",
     "ablate": "Repeat the paper's ablations on a small synthetic data set.",
     "submit": "Run a command as a Ray job on a cluster.",
     "settings": "Print every setting with its value and meaning, as YAML.",
@@ -38,6 +40,8 @@ COMMANDS = {
     "ui": "Open MLflow on the runs recorded here; Ctrl-C ends it.",
 }
 """Commands and their summaries, in the order of use. `a-b` is the function `a_b` in `commands/a_b.py`."""
+ROOMS = {"run": "plan_runs", "status": "plan_runs"}
+"""Folders of the commands that lie with what they use, instead of in `commands`."""
 
 USAGE = "Usage: uniavgen COMMAND [OPTIONS]"
 HELP = f"""{USAGE}
@@ -80,7 +84,8 @@ def typer_app(name: str) -> typer.Typer:
     import typer
 
     function = name.replace("-", "_")
-    module = importlib.import_module(f"uniavgen.orchestration.commands.{function}")
+    room = ROOMS.get(name, "commands")
+    module = importlib.import_module(f"uniavgen.orchestration.{room}.{function}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(getattr(module, function))
     return app

@@ -1,14 +1,16 @@
 """The configuration of every command: sections of the floors, composed from preset, file and `--set`.
 
 Each section is defined beside the component that it configures; this module joins them. Order, later
-overrides earlier: defaults in code (the `tiny` preset) -> `--preset NAME` -> `--config FILE` -> `--set
-a.b=c`. Sections are merged key by key. Everything else is replaced, mappings such as `tasks` included.
+overrides earlier: defaults in code (the `tiny` preset) -> `--preset NAME` -> `settings` of a plan file ->
+`--config FILE` -> `--set a.b=c`. Sections are merged key by key. Everything else is replaced, mappings such as `tasks` included.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -44,21 +46,41 @@ class Config(BaseModel):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 
-def load_config(preset: str = "tiny", file: Path | None = None, assignments: Sequence[str] = ()) -> Config:
-    """Compose the configuration. Raises UserError for a bad file, UsageError for a bad preset or `--set`."""
+@dataclass(frozen=True)
+class Layer:
+    """Settings that stand in a part of a file: below the keys `location`."""
+
+    settings: dict[Any, Any]
+    path: Path
+    location: tuple[str, ...] = ()
+
+
+def load_config(
+    preset: str = "tiny",
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    layers: Sequence[Layer] = (),
+) -> Config:
+    """Compose the configuration: preset, `layers`, file, assignments.
+
+    Raises UserError for a bad file or layer, UsageError for a bad preset or `--set`.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     composed: DictConfig = OmegaConf.create(Config().model_dump(mode="json"))
-    for path in (preset_file(preset), file):
-        if path:
-            composed = _with_file(composed, path)
+    from_preset = preset_file(preset)
+    composed = _with_layer(composed, Layer(read_mapping(from_preset), from_preset))
+    for layer in layers:
+        composed = _with_layer(composed, layer)
+    if file:
+        composed = _with_layer(composed, Layer(read_mapping(file), file))
     for assignment in assignments:
         _assign(composed, assignment)
     try:  # all at once: some settings fit only together
         return Config.model_validate(OmegaConf.to_container(composed, resolve=True))
     except ValidationError as error:
-        raise UsageError(_first_problem(error), where="--set") from error
+        raise UsageError(first_problem(error), where="--set") from error
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split()), where="--set") from error
 
@@ -92,20 +114,20 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def _with_file(composed: DictConfig, path: Path) -> DictConfig:
-    """The settings with those of a file over them, validated. Raises UserError naming file and line."""
+def _with_layer(composed: DictConfig, layer: Layer) -> DictConfig:
+    """The settings with those of a layer over them, validated. Raises UserError naming file and line."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    layer = read_mapping(path)
+    path, settings = layer.path, copy.deepcopy(layer.settings)
     try:
-        _prepare_merge(composed, layer, Config)
-        merged = OmegaConf.merge(composed, layer)
+        _prepare_merge(composed, settings, Config)
+        merged = OmegaConf.merge(composed, settings)
         Config.model_validate(OmegaConf.to_container(merged, resolve=True))
     except ValidationError as error:
-        location = error.errors()[0]["loc"]
+        location = (*layer.location, *error.errors()[0]["loc"])
         raise UserError(
-            _first_problem(error), where=f"{path}{line_of(path, location)}", hint="correct the file"
+            first_problem(error), where=f"{path}{line_of(path, location)}", hint="correct the file"
         ) from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split()), where=path, hint="correct the file") from error
@@ -177,7 +199,7 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first validation problem in one line, with the most similar key for an unknown one."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])

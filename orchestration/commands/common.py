@@ -85,15 +85,24 @@ def run_command(
     json_: bool,
 ) -> None:
     """Compose the settings, call `body`, print the summary. Every error becomes one line and an exit code."""
+
+    def with_settings() -> dict[str, Any]:
+        from uniavgen.orchestration.config import load_config
+
+        return body(load_config(preset, file, assignments or []))
+
+    run_body(with_settings, json_)
+
+
+def run_body(body: Callable[[], dict[str, Any]], json_: bool) -> None:
+    """Call `body` and print the summary. Every error becomes one line and an exit code."""
     from uniavgen.orchestration.process import raise_at_signals
     from uniavgen.shards.errors import Stopped, Terminated, UsageError, UserError
 
     failed = False
     try:
         raise_at_signals()
-        from uniavgen.orchestration.config import load_config
-
-        summary = body(load_config(preset, file, assignments or []))
+        summary = body()
     except CheckFailed as error:
         summary, failed = error.summary, True
     except UsageError as error:

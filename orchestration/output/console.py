@@ -71,10 +71,15 @@ def progress(label: str, total: int | None = None) -> Iterator[ProgressBar]:
 @contextmanager
 def timed_section(label: str, seconds: dict[str, float]) -> Iterator[None]:
     """Print a heading, run the block, and store its duration in `seconds[label]`."""
-    console.rule(f"[bold]{escape(label)}", align="left")
+    print_heading(label)
     started = time.monotonic()
     yield
     seconds[label] = round(time.monotonic() - started, 1)
+
+
+def print_heading(text: str) -> None:
+    """Print a line across the console, above what a step prints."""
+    console.rule(f"[bold]{escape(text)}", align="left")
 
 
 def print_line(text: str, style: str | None = None) -> None:

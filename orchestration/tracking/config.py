@@ -28,6 +28,10 @@ class TrackingConfig(BaseModel):
         "empty: none",
     )
 
+    parent: str = Field(
+        "", description="id of the MLflow run that runs are put below; `uniavgen run` sets that of its plan"
+    )
+
     @property
     def is_chosen(self) -> bool:
         """Whether a tracker is named, so that it is not only the default in the current folder."""

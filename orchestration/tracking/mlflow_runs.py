@@ -222,8 +222,9 @@ def system_metrics(run: Run | None, interval_s: float) -> Iterator[None]:
 def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | None = None) -> Run:
     """Continue the run that `home`/tracking.json names, else create one and name it there.
 
-    Where no tracker is chosen, the one in tracking.json is used, from any current folder. Raises UserError if
-    the tracking store cannot be reached.
+    Where no tracker is chosen, the one in tracking.json is used, from any current folder. A run without
+    `parent` is put below `config.parent`, if that is set. Raises UserError if the tracking store cannot be
+    reached.
     """
     note = home / "tracking.json"
     uri = parent.uri if parent else _noted_uri(config, note) or config.resolved_uri()
@@ -231,10 +232,12 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
         client, known = _client(uri), _read_note(note)
         if known.get("uri") == uri and _exists(client, str(known.get("run_id"))):
             client.update_run(known["run_id"], status="RUNNING")
+            if config.parent and parent is None:
+                client.set_tag(known["run_id"], "mlflow.parentRunId", config.parent)
             return Run(uri, known["run_id"])
         tags = {"mlflow.runName": name, **environment_tags()}
-        if parent:
-            tags["mlflow.parentRunId"] = parent.id
+        if above := parent.id if parent else config.parent:
+            tags["mlflow.parentRunId"] = above
         run = Run(uri, client.create_run(experiment_id(config), tags=tags).info.run_id)
     except UserError:
         raise

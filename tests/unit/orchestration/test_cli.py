@@ -29,6 +29,8 @@ COMMANDS = (
     "verify-resume",
     "sample",
     "export",
+    "run",
+    "status",
     "ablate",
     "submit",
     "settings",
