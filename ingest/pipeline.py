@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from uniavgen.ingest.engine.commits import Committer, cut_rows
 from uniavgen.ingest.engine.machine_faults import Suspicion
 from uniavgen.ingest.engine.progress import FailureTotals, IngestSummary, LiveProgress, Progress
 from uniavgen.ingest.engine.ray_graph import finished_sources
-from uniavgen.ingest.engine.run_dir import is_running, make_run_dir, touch_alive
+from uniavgen.ingest.engine.run_dir import PROGRESS_FILE, is_running, make_run_dir, touch_alive
 from uniavgen.ingest.engine.step import StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.ffmpeg_check import check_ffmpeg
@@ -27,6 +28,7 @@ from uniavgen.ingest.records import DUPLICATE, MeasuredRows, Probe, Proposals, S
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.heartbeat import Heartbeat
 
 __all__ = ["IngestSummary", "Progress", "ingest"]
 
@@ -89,8 +91,9 @@ def _measure(
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
     root = committer.corpus.root
-    with make_run_dir(root) as run_dir, ray_running():
-        live = LiveProgress(list(graph.by_name), committer.contents, len(todo), summary, on_progress)
+    with make_run_dir(root) as run_dir, Heartbeat(run_dir / PROGRESS_FILE) as beat, ray_running():
+        reported = _with_heartbeat(beat, on_progress)
+        live = LiveProgress(list(graph.by_name), committer.contents, len(todo), summary, reported)
         # the longest first, so that the last ones to end are short
         todo = sorted(todo, key=lambda record: -(record.bytes or 0))
         records = finished_sources(todo, graph, run_dir, root, live.run_state)
@@ -99,6 +102,23 @@ def _measure(
         summary.step_seconds = {name: step.seconds for name, step in summary.steps.items() if step.seconds}
         committer.delete_uncommitted(lambda run: run != run_dir.name and is_running(root, run))
         committer.compact()
+
+
+def _with_heartbeat(
+    beat: Heartbeat, on_progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None]:
+    """A receiver of progress that also writes it to the heartbeat."""
+    work_began_s: float | None = None
+
+    def receive(progress: Progress) -> None:
+        nonlocal work_began_s
+        if work_began_s is None and any(step.seconds for step in progress.steps):
+            work_began_s = progress.elapsed_s
+        beat.update(progress=asdict(progress), work_began_s=work_began_s)
+        if on_progress is not None:
+            on_progress(progress)
+
+    return receive
 
 
 class _BatchedCommits:

@@ -40,7 +40,7 @@ COMMANDS = {
     "ui": "Open MLflow on the runs recorded here; Ctrl-C ends it.",
 }
 """Commands and their summaries, in the order of use. `a-b` is the function `a_b` in `commands/a_b.py`."""
-ROOMS = {"run": "plan_runs", "status": "plan_runs"}
+ROOMS = {"run": "plan_runs", "status": "status"}
 """Folders of the commands that lie with what they use, instead of in `commands`."""
 
 USAGE = "Usage: uniavgen COMMAND [OPTIONS]"

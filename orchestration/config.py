@@ -2,7 +2,8 @@
 
 Each section is defined beside the component that it configures; this module joins them. Order, later
 overrides earlier: defaults in code (the `tiny` preset) -> `--preset NAME` -> `settings` of a plan file ->
-`--config FILE` -> `--set a.b=c`. Sections are merged key by key. Everything else is replaced, mappings such as `tasks` included.
+`--config FILE` -> `--set a.b=c`. Sections are merged key by key. Everything else is replaced, mappings such
+as `tasks` included.
 """
 
 from __future__ import annotations

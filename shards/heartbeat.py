@@ -1,4 +1,4 @@
-"""A file that says which process works on a folder, since when, and how far it is; read from any shell or node.
+"""A file that says which process works on a folder, since when, and how far it is, for any shell or node.
 
 The process rewrites it every few seconds. On the same machine a reader asks the system for the process; on
 another machine a process that was silent for `SILENT_S` counts as dead. Clocks of the machines must agree.

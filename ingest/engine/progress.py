@@ -265,7 +265,7 @@ class LiveProgress:
         known: dict[str, str],
         total: int,
         summary: IngestSummary,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[Progress], None],
     ) -> None:
         """`known` maps source_id -> URI of the corpus; `total` is the number of sources of this run."""
         import ray
@@ -299,8 +299,6 @@ class LiveProgress:
         import ray
 
         self._reported = time.monotonic()
-        if self._on_progress is None:
-            return
         self._on_progress(
             Progress(
                 done=self._done,

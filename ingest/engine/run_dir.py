@@ -1,7 +1,8 @@
 """Temporary directory of one ingest run, and whether the run that owns a directory is still alive.
 
-    .work/<host>-<random>/         decoded audio and frames, downloaded sources, watchdog markers
-    .work/<host>-<random>/alive    locked by the run's driver while it lives, and touched by it every minute
+    .work/<host>-<random>/                 decoded audio and frames, downloaded sources, watchdog markers
+    .work/<host>-<random>/progress.json    heartbeat with the progress, for `uniavgen status`
+    .work/<host>-<random>/alive            locked by the run's driver while it lives, touched every minute
 
 It lies on the corpus's disk, which every machine of a cluster sees. Names are never reused, unlike process
 numbers.
@@ -23,6 +24,7 @@ from uniavgen.shards.errors import UserError
 
 RUNS_FOLDER = ".work"
 ALIVE_FILE = "alive"
+PROGRESS_FILE = "progress.json"
 
 TOUCH_S = 60.0
 """Seconds between two touches of the alive file."""

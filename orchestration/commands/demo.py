@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +21,16 @@ if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
     from uniavgen.orchestration.demo.score import DemoScore
     from uniavgen.orchestration.demo.truth import DemoTruth
+    from uniavgen.orchestration.plan_runs.plan_file import Plan
 
 MIN_DISK_GIB = 2
+SECTIONS = {
+    "2/6 ingest: measure every video": ("ingest",),
+    "3/6 curate, shard, report": ("curate", "shard", "report"),
+    "4/6 train: audio, joint, multitask": ("train",),
+    "5/6 sample: generate a video with modality-aware guidance": ("sample",),
+}
+"""Steps of the plan by the line of the results that shows their seconds."""
 
 
 def demo(
@@ -51,56 +58,58 @@ def demo(
 
 
 def run_demo(folder: Path, settings: Config) -> dict[str, Any]:
-    """Make or reuse everything in `folder`, print the results. Raises UserError if the disk is full."""
-    from uniavgen.orchestration.commands.curate import curate_corpus
-    from uniavgen.orchestration.commands.ingest import ingest_corpus
-    from uniavgen.orchestration.commands.report import report_corpus
-    from uniavgen.orchestration.commands.sample import sample_video
-    from uniavgen.orchestration.commands.shard import shard_corpus
-    from uniavgen.orchestration.commands.train import train_stages
+    """Make or reuse everything in `folder`, print the results. Raises UserError if the disk is full.
+
+    All steps between making the videos and scoring are a plan (`demo_plan`): what did not change is skipped,
+    and its summary is that of the run before.
+    """
     from uniavgen.orchestration.demo.score import score
     from uniavgen.orchestration.output.console import timed_section
-    from uniavgen.shards.cluster import ray_running
+    from uniavgen.orchestration.plan_runs.runner import run_plan
+    from uniavgen.orchestration.plan_runs.steps import Job
     from uniavgen.shards.corpus.tables import Corpus
-    from uniavgen.train.checkpoint.run_folder import RunFolder
 
     _check_disk(folder)
     settings = settings.model_copy(deep=True)
     settings.curate.split.people_by = ["voice"]  # all people of the demo have the same face
-    videos, corpus, run = folder / "videos", folder / "corpus", folder / "run"
     seconds: dict[str, float] = {}
     started = time.monotonic()
     with timed_section("1/6 build: make videos with known truth, good ones and bad ones", seconds):
-        truth = _build_videos(videos)
-    # one Ray for all steps, unless every step is done
-    with nullcontext() if RunFolder(run, settings.train.stages[-1].name).done else ray_running():
-        with timed_section("2/6 ingest: measure every video", seconds):
-            ingested = ingest_corpus([str(videos)], corpus, settings)
-        with timed_section("3/6 curate, shard, report", seconds):
-            curated = curate_corpus(corpus, settings)
-            sharded = shard_corpus(corpus, settings)
-            page = report_corpus(corpus, settings)["page"]
-        with timed_section("4/6 train: audio, joint, multitask", seconds):
-            trained = train_stages("all", corpus, run, settings)
-    with timed_section("5/6 sample: generate a video with modality-aware guidance", seconds):
-        sampled = sample_video(run, corpus, settings, task="joint")
+        truth = _build_videos(folder / "videos")
+    steps = run_plan(Job(demo_plan(folder), settings))["steps"]
+    for section, names in SECTIONS.items():
+        seconds[section] = round(sum(steps[name]["seconds"] for name in names), 1)
     with timed_section("6/6 score: compare the measurements with the truth", seconds):
-        measured = score(Corpus.open(corpus), truth)
+        measured = score(Corpus.open(folder / "corpus"), truth)
     total = time.monotonic() - started
-    _show_results(seconds, total, ingested, measured)
-    _show_outputs(folder, settings, {"report": page, "video": sampled["movie"]})
+    summaries = {name: step["summary"] for name, step in steps.items()}
+    _show_results(seconds, total, summaries["ingest"], measured)
+    files = {"report": summaries["report"]["page"], "video": summaries["sample"]["movie"]}
+    _show_outputs(folder, settings, files)
     return {
         "command": "demo",
         "seconds": seconds,
         "total_seconds": round(total, 1),
-        "ingest": ingested,
-        "curate": curated,
-        "shard": sharded,
-        "train": trained,
-        "sample": sampled,
+        "steps": {name: step["action"] for name, step in steps.items()},
+        **summaries,
         "score": measured.as_dict(),
-        "report": page,
+        "report": files["report"],
     }
+
+
+def demo_plan(folder: Path) -> Plan:
+    """The plan of the demo, in `folder`. Paths of settings are relative to the current folder, as typed."""
+    from uniavgen.orchestration.plan_runs.plan_file import Plan, Steps, anchored
+
+    names = [name for names in SECTIONS.values() for name in names]
+    plan = Plan(
+        name="demo",
+        home=Path.cwd(),
+        folder=folder.absolute(),
+        sources=[str(folder / "videos")],
+        steps=Steps.model_validate({name: {} for name in names}),
+    )
+    return anchored(plan, Path.cwd() / "demo.yaml")
 
 
 def _check_disk(folder: Path) -> None:

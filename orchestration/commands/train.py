@@ -104,8 +104,9 @@ def train_stages(
     from uniavgen.shards.cluster import ray_running
     from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.errors import UsageError
+    from uniavgen.shards.heartbeat import Heartbeat
     from uniavgen.train.checkpoint.run_folder import RunFolder
-    from uniavgen.train.checkpoint.run_lock import only_driver
+    from uniavgen.train.checkpoint.run_lock import ALIVE_FILE, only_driver
     from uniavgen.train.launch import check_stages
 
     stages = [entry.name for entry in settings.train.stages]
@@ -126,7 +127,7 @@ def train_stages(
         settings.tracking, run_dir, f"training {run_dir.name}", partial(_log_configuration, settings), note
     )
     results = []
-    with only_driver(run_dir), recorded(parent), workers:
+    with only_driver(run_dir), Heartbeat(run_dir / ALIVE_FILE), recorded(parent), workers:
         for name in names:
             if not (folder := RunFolder(run_dir, name)).done:
                 folder.write(corpus_version=corpus_version(corpus))

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,11 @@ _width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
 console = Console(stderr=True, highlight=False, soft_wrap=True, width=_width)
 
 
+Observer = Callable[[str, float, float | None], None]
+"""Gets label, done and total of a progress line."""
+_observers: list[Observer] = []
+
+
 class ProgressBar:
     """A progress line. On a terminal it is redrawn; in a log it is printed once, at its end."""
 
@@ -44,13 +49,30 @@ class ProgressBar:
     def update(self, done: int, total: int | None = None, *, label: str | None = None) -> None:
         """Set the count; `None` keeps the total or the label."""
         self._view.update(self._task, completed=done, total=total, description=label)
+        self._tell()
 
     def advance(self) -> None:
         self._view.advance(self._task)
+        self._tell()
+
+    def _tell(self) -> None:
+        task = self._view.tasks[self._task]
+        for observer in _observers:
+            observer(task.description, task.completed, task.total)
 
     def print_warning(self, text: str) -> None:
         """Print a line above the progress line."""
         self._view.console.print(text, style="yellow", markup=False)
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Call `observer` at every change of a progress line while the block runs."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
 
 
 @contextmanager

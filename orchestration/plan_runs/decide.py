@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from uniavgen.orchestration.plan_runs.state import Finished, Fingerprint, PlanState
+from uniavgen.orchestration.plan_runs.state import Fingerprint, Finished, PlanState
 from uniavgen.orchestration.plan_runs.steps import MISSING, Job, Step, code_digest, step_settings
 from uniavgen.shards.errors import UsageError
 
@@ -126,7 +126,7 @@ def _why_unfinished(last: Mapping[str, Any]) -> str:
     at = format_time(float(last["time"]))
     if last["event"] == "start":
         return f"interrupted, it had begun {at}"
-    if last["event"] in ("failed", "stopped"):
+    if last["event"] in ("failed", "stopped", "skipped"):
         return f"{last['event']} {at}: {last.get('message', '')}"
     return "its record is missing"
 

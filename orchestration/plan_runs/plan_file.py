@@ -143,7 +143,9 @@ def read_plan(path: Path) -> Plan:
         plan = Plan.model_validate(content)
     except ValidationError as error:
         where = f"{path}{line_of(path, error.errors()[0]['loc'])}"
-        raise UserError(first_problem(error), where=where, hint="correct the plan", kind="bad-plan") from error
+        raise UserError(
+            first_problem(error), where=where, hint="correct the plan", kind="bad-plan"
+        ) from error
     if plan.steps.ingest and not plan.sources:
         raise UserError(
             "the plan has the step ingest and names no source",
@@ -175,7 +177,11 @@ def anchored(plan: Plan, path: Path) -> Plan:
 
 
 def plan_settings(
-    plan: Plan, path: Path, preset: str | None = None, file: Path | None = None, assignments: Sequence[str] = ()
+    plan: Plan,
+    path: Path,
+    preset: str | None = None,
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
 ) -> Config:
     """The settings of a plan: preset, `settings`, --config, --set; later overrides earlier.
 

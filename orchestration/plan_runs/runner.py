@@ -7,7 +7,7 @@ moment leaves at most one step to run again, and the commands themselves repeat 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, chdir
 from functools import partial
 from pathlib import Path
@@ -57,25 +57,14 @@ def run_plan(
         chdir(job.plan.home),
     ):
         stored = state.store_plan(resolved(job.plan, job.settings), version)
-        parent = Record(
-            job.settings.tracking,
-            state.folder,
-            f"plan {job.plan.name}",
-            lambda run: None,
-            partial(plan_note, job, state, steps),
-        )
         state.log("run", plan=str(stored), steps=[step.name for step in chosen], code_version=version)
-        with recorded(parent), ExitStack() as ray:
+        note = partial(plan_note, job, state, steps)
+        parent = Record(job.settings.tracking, state.folder, f"plan {job.plan.name}", lambda run: None, note)
+        with recorded(parent):
             if run := parent.run:
                 job = _below(job, run)
                 _log_plan(run, stored)
-            results = {}
-            for number, step in enumerate(chosen):
-                later = any(other.uses_ray for other in chosen[number + 1 :])
-                if not (step.uses_ray or later):
-                    ray.close()  # what it holds is free for the steps that are left
-                share = ray if step.uses_ray and later else None
-                results[step.name] = _run_step(step, job, state, beat, share, parent)
+            results = run_steps(job, chosen, state, beat, partial(_log_seconds, parent))
         state.log("end")
     _show_results(job, results)
     return {
@@ -87,8 +76,32 @@ def run_plan(
     }
 
 
+def run_steps(
+    job: Job,
+    chosen: Sequence[Step],
+    state: PlanState,
+    beat: Heartbeat,
+    on_done: Callable[[str, float], None] = lambda step, seconds: None,
+) -> dict[str, dict[str, Any]]:
+    """Run these steps in order, each if it has to. `on_done` gets the name and the seconds of each that ran.
+
+    Steps on Ray share one Ray, which ends behind the last of them.
+    """
+    results = {}
+    with ExitStack() as ray:
+        for number, step in enumerate(chosen):
+            later = any(other.uses_ray for other in chosen[number + 1 :])
+            if not (step.uses_ray or later):
+                ray.close()  # what it holds is free for the steps that are left
+            share = ray if step.uses_ray and later else None
+            results[step.name] = result = _run_step(step, job, state, beat, share)
+            if result["action"] == "done":
+                on_done(step.name, result["seconds"])
+    return results
+
+
 def _run_step(
-    step: Step, job: Job, state: PlanState, beat: Heartbeat, ray: ExitStack | None, parent: Record
+    step: Step, job: Job, state: PlanState, beat: Heartbeat, ray: ExitStack | None
 ) -> dict[str, Any]:
     """Run one step, or skip it. Returns action, reason, seconds and summary.
 
@@ -100,6 +113,8 @@ def _run_step(
         console.print_line(f"{step.name}: skipped, {decision.reason}", style="dim")
         record = state.finished(step.name)
         summary = record.summary if record else {}
+        if record is None and state.last_event(step.name).get("message") != decision.reason:
+            state.log("skipped", step.name, message=decision.reason)
         return {"action": "skipped", "reason": decision.reason, "seconds": 0.0, "summary": summary}
     console.print_heading(f"{step.name}: {decision.reason}")
     state.log("start", step.name, reason=decision.reason)
@@ -108,7 +123,8 @@ def _run_step(
     try:
         if ray is not None:
             _start_ray(ray)
-        summary = step.run(job)
+        with console.observed(_progress_to(beat, step.name)):
+            summary = step.run(job)
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         message = console.first_line(error)
@@ -118,10 +134,21 @@ def _run_step(
     record = Finished(time.time(), seconds, depends, step.outputs(job), summary)
     state.write_finished(step.name, record)
     state.log("done", step.name, seconds=seconds)
-    if parent.run:
-        _log_seconds(parent.run, step.name, seconds)
-        parent.describe()
     return {"action": "done", "reason": decision.reason, "seconds": seconds, "summary": summary}
+
+
+def _progress_to(beat: Heartbeat, step: str) -> console.Observer:
+    """An observer of progress lines that writes count and rate to the heartbeat."""
+    since = time.time()
+    began: dict[str, tuple[float, float]] = {}  # label of a line, without numbers -> its first count and time
+
+    def observe(label: str, done: float, total: float | None) -> None:
+        now = time.monotonic()
+        first, at = began.setdefault(label.partition(":")[0], (done, now))
+        rate = (done - first) / (now - at) if done > first and now > at else None
+        beat.update(step=step, since=since, label=label, done=done, total=total, rate=rate)
+
+    return observe
 
 
 def plan_note(job: Job, state: PlanState, steps: Sequence[Step], error: str = "") -> str:
@@ -156,11 +183,14 @@ def _log_plan(run: Run, stored: Path) -> None:
         run.artifact(stored, "plans")
 
 
-def _log_seconds(run: Run, step: str, seconds: float) -> None:
+def _log_seconds(parent: Record, step: str, seconds: float) -> None:
+    """Record the duration of a step in the plan's run, and bring its description up to date."""
     from uniavgen.orchestration.tracking.mlflow_runs import warn_on_error
 
-    with warn_on_error(f"the seconds of step {step}"):
-        run.metrics({f"seconds/{step}": seconds})
+    if parent.run:
+        with warn_on_error(f"the seconds of step {step}"):
+            parent.run.metrics({f"seconds/{step}": seconds})
+        parent.describe()
 
 
 def _start_ray(stack: ExitStack) -> None:
@@ -175,7 +205,5 @@ def _kind(error: BaseException) -> str:
 
 
 def _show_results(job: Job, results: dict[str, dict[str, Any]]) -> None:
-    rows = [
-        (name, result["action"], result["seconds"], result["reason"]) for name, result in results.items()
-    ]
+    rows = [(name, result["action"], result["seconds"], result["reason"]) for name, result in results.items()]
     console.table(f"plan {job.plan.name}", ("step", "what", "seconds", "reason"), rows)

@@ -1,11 +1,11 @@
 """The records of a plan in its state folder. Everything is replaced by rename or appended line by line.
 
-    plan/plan.lock          held by the command that runs the plan
-    plan/alive.json         its heartbeat: the step that runs, and since when
-    plan/steps/<step>.json  what the last finished run of a step depended on, wrote and returned
-    plan/journal.jsonl      one line for each start and end of a run or a step
-    plan/runs/<time>.yaml   the resolved plan of each run
-    plan/tracking.json      the MLflow run
+plan/plan.lock          held by the command that runs the plan
+plan/alive.json         its heartbeat: the step that runs, and since when
+plan/steps/<step>.json  what the last finished run of a step depended on, wrote and returned
+plan/journal.jsonl      one line for each start and end of a run or a step
+plan/runs/<time>.yaml   the resolved plan of each run
+plan/tracking.json      the MLflow run
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def _run_train(job: Job) -> dict[str, Any]:
     )
     if not any(stage["ran"] for stage in summary["stages"]):
         console.print_line(
-            "every stage was finished before; to train on changed shards or code, name another `run` in the plan"
+            "every stage was finished before; to train on other shards, name another `run` in the plan"
         )
     return summary
 

@@ -134,9 +134,12 @@ def test_mlflow_has_runs_inputs_metrics_and_artifacts(demo: Demo) -> None:
     experiment = client.get_experiment_by_name("uniavgen")
     assert experiment is not None
     runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"corpus build", "training run", "stage audio", "stage joint", "stage multitask"}
+    stages = {"stage audio", "stage joint", "stage multitask"}
+    assert set(runs) == {"plan demo", "corpus build", "training run"} | stages
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     corpus, parent = runs["corpus build"], runs["training run"]
+    for run in (corpus, parent):
+        assert run.data.tags["mlflow.parentRunId"] == runs["plan demo"].info.run_id
     assert corpus.data.metrics["corpus/clips"] > 20
     assert corpus.data.params["policy_digest"]
     assert {item.path for item in client.list_artifacts(corpus.info.run_id)} == {"funnel", "report", "shards"}
@@ -192,9 +195,8 @@ def test_second_run_changes_nothing(demo: Demo) -> None:
     before = {path: path.stat().st_mtime_ns for path in (demo.corpus / "shards").iterdir()}
     versions = Corpus.open(demo.corpus).versions()
     again = uniavgen("demo", "--folder", demo.folder)
-    assert again["ingest"]["sources"] == 0
-    assert again["ingest"]["failures"] == {}
-    assert all(not stage["ran"] for stage in again["train"]["stages"])
+    assert set(again["steps"].values()) == {"skipped"}
+    assert again["score"] == demo.summary["score"]
     assert Corpus.open(demo.corpus).versions() == versions
     after = {path: path.stat().st_mtime_ns for path in (demo.corpus / "shards").iterdir()}
     assert {path: at for path, at in after.items() if path.suffix == ".tar"} == {

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 DRIVER_LOCK = ".train.lock"
 """Lock file of the driver, in the run folder."""
+ALIVE_FILE = ".train.alive.json"
+"""Heartbeat of the driver, in the run folder."""
 RANK_LOCK = ".rank.lock"
 """Lock file of the first training rank, in a stage's folder."""
 RANK_WAIT_S = 120.0
