@@ -133,12 +133,10 @@ class Plan(BaseModel):
 
 def read_plan(path: Path) -> Plan:
     """Read a plan file and make its paths absolute. Raises UserError that names file and line."""
-    content = read_mapping(path)
-    steps = content.get("steps")
-    if isinstance(steps, list):  # names without options
-        content["steps"] = {name: {} for name in steps}
-    elif isinstance(steps, dict):
-        content["steps"] = {name: {} if options is None else options for name, options in steps.items()}
+    content = {name: value for name, value in read_mapping(path).items() if value is not None}
+    content["steps"] = _step_options(content.get("steps", {}), path)
+    if not content["steps"]:
+        del content["steps"]
     try:
         plan = Plan.model_validate(content)
     except ValidationError as error:
@@ -154,6 +152,24 @@ def read_plan(path: Path) -> Plan:
             kind="bad-plan",
         )
     return anchored(plan, path)
+
+
+def _step_options(steps: Any, path: Path) -> Any:
+    """Options by step, from a mapping, or from a list of names and of mappings of one name each."""
+    if isinstance(steps, list):
+        pairs = [
+            pair for item in steps for pair in (item.items() if isinstance(item, dict) else [(item, {})])
+        ]
+        names = [str(name) for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), "")
+        if twice:
+            raise UserError(
+                f"the step {twice} is listed twice", where=path, hint="list it once", kind="bad-plan"
+            )
+        steps = {str(name): options for name, options in pairs}
+    if isinstance(steps, dict):
+        return {name: {} if options is None else options for name, options in steps.items()}
+    return steps
 
 
 def anchored(plan: Plan, path: Path) -> Plan:
@@ -187,12 +203,9 @@ def plan_settings(
 
     MLflow's default folder lies in the plan's `folder`. Raises as `load_config` does.
     """
-    tracker = f"tracking.folder={plan.folder / 'mlflow'}"
-    named = "folder" in (plan.settings.get("tracking") or {}) or file is not None
-    layer = Layer(plan.settings, path, ("settings",))
-    return load_config(
-        preset or plan.preset, file, [*([] if named else [tracker]), *assignments], layers=[layer]
-    )
+    tracker = Layer({"tracking": {"folder": str(plan.folder / "mlflow")}}, path)
+    of_plan = Layer(plan.settings, path, ("settings",))
+    return load_config(preset or plan.preset, file, assignments, layers=[tracker, of_plan])
 
 
 def resolved(plan: Plan, settings: Config) -> dict[str, Any]:

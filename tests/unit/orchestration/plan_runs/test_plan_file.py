@@ -31,6 +31,14 @@ def test_paths_start_from_the_plan_file_whatever_the_current_folder(tmp_path: Pa
     assert plan.steps.train is None
 
 
+def test_steps_are_a_mapping_or_a_list_of_names_and_mappings(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, "steps: [{curate: {policy: fine-tune}}, shard, report:]"))
+    assert plan == read_plan(write(tmp_path, "steps: {shard: {}, report:, curate: {policy: fine-tune}}"))
+    assert plan.steps.curate is not None
+    assert plan.steps.curate.policy == "fine-tune"
+    assert plan.steps.train is None
+
+
 def test_a_plan_without_steps_has_all_of_them(tmp_path: Path) -> None:
     plan = read_plan(write(tmp_path, "sources: [raw]"))
     assert all(plan.steps.options(step.name) is not None for step in STEPS)
@@ -46,6 +54,11 @@ def test_a_plan_without_steps_has_all_of_them(tmp_path: Path) -> None:
         ("sources: [raw]\nsettings:\n  curate: {policy: 1, polic: 2}", 3, "polic"),
         ("sources: [raw]\nsources: [other]", 2, "twice"),
         ("- ingest", None, "mapping"),
+        ("steps: [curate, curate]", None, "twice"),
+        ("steps: [[curate]]", 1, "steps"),
+        ("steps: 3", 1, "steps"),
+        ("sources: raw", 1, "sources"),
+        ("steps: [curate]\nsettings: {tracking: 3}", 2, "tracking"),
         ("steps: [ingest]", None, "names no source"),
         ("sources: [raw]\nplan_version: 2", 2, "plan_version"),
     ],
