@@ -58,7 +58,7 @@ def test_a_plan_without_steps_has_all_of_them(tmp_path: Path) -> None:
         ("steps: [[curate]]", 1, "steps"),
         ("steps: 3", 1, "steps"),
         ("sources: raw", 1, "sources"),
-        ("steps: [curate]\nsettings: {tracking: 3}", 2, "tracking"),
+        ("steps: [curate]\nsettings: {tracking: 3}", None, "tracking"),
         ("steps: [ingest]", None, "names no source"),
         ("sources: [raw]\nplan_version: 2", 2, "plan_version"),
     ],
