@@ -87,7 +87,7 @@ def run_steps(
 
     Steps on Ray share one Ray, which ends behind the last of them.
     """
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     with ExitStack() as ray:
         for number, step in enumerate(chosen):
             later = any(other.uses_ray for other in chosen[number + 1 :])

@@ -7,7 +7,7 @@ looking at them takes less than a second for a corpus of any size.
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from contextlib import chdir

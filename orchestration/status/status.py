@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,19 +44,20 @@ def status(
     def body() -> dict[str, Any]:
         from uniavgen.shards.errors import UsageError
 
-        given = [name for name, path in (("corpus", corpus), ("run", run), ("plan", plan)) if path]
+        named = {"corpus": corpus, "run": run, "plan": plan}
+        given = [(kind, path) for kind, path in named.items() if path]
         if len(given) != 1:
             raise UsageError("name one of them", where="--corpus, --run, --plan")
         if watch and json_:
             raise UsageError("give one of them", where="--watch, --json", hint="--json prints one answer")
-        look, show = _reader(given[0], corpus or run or plan)
+        look, show = _reader(*given[0])
         return _watch(look, show) if watch else _once(look, show)
 
     run_body(body, json_)
 
 
 def _reader(
-    kind: str, path: Path | None
+    kind: str, path: Path
 ) -> tuple[Callable[[], dict[str, Any]], Callable[[Mapping[str, Any]], None]]:
     """What reads the status, and what prints it."""
     from uniavgen.orchestration.status import page
@@ -63,12 +65,11 @@ def _reader(
     from uniavgen.orchestration.status.plan_status import plan_status
     from uniavgen.orchestration.status.run_status import run_status
 
-    assert path is not None
     if kind == "corpus":
-        return lambda: corpus_status(path), page.show_corpus
+        return partial(corpus_status, path), page.show_corpus
     if kind == "run":
-        return lambda: run_status(path), page.show_run
-    return lambda: plan_status(path), page.show_plan
+        return partial(run_status, path), page.show_run
+    return partial(plan_status, path), page.show_plan
 
 
 def _once(look: Callable[[], dict[str, Any]], show: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
