@@ -22,7 +22,7 @@ from uniavgen.shards.errors import UserError
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
 
-CODE_FILES = ("*.py", "*.yaml", "*.txt", "*.html")
+CODE_FILES = ("*.py", "*.yaml", "*.txt", "*.html", "*.js", "*.css")
 MISSING = "missing"
 """Identity of a file or folder that is not there."""
 
