@@ -27,7 +27,7 @@ from uniavgen.ingest.measures.registry import step_graph
 from uniavgen.ingest.records import DUPLICATE, MeasuredRows, Probe, Proposals, SourceRecord
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.corpus.tables import Corpus
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, choice_hint
 from uniavgen.shards.heartbeat import Heartbeat
 
 __all__ = ["IngestSummary", "Progress", "ingest"]
@@ -53,9 +53,7 @@ def ingest(
     started = time.perf_counter()
     graph = step_graph(config or IngestConfig())
     if step and step not in graph.by_name:
-        raise UserError(
-            f"there is no step {step!r}", hint=f"name one of: {', '.join(graph.by_name)}", kind="no-step"
-        )
+        raise UserError(f"there is no step {step!r}", hint=choice_hint(step, graph.by_name), kind="no-step")
     listed = find_sources(sources, graph.config.sources)
     corpus = Corpus.create(corpus_root)
     committer = Committer(corpus, graph.digest)

@@ -5,7 +5,6 @@ The overview, the version and a misspelt name are answered before Typer is impor
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from uniavgen import __version__
 from uniavgen.orchestration.process import exit_at_signals, prepare_environment
+from uniavgen.shards.errors import nearest_name
 
 if TYPE_CHECKING:
     import typer
@@ -83,15 +83,19 @@ def typer_app(name: str) -> typer.Typer:
     """The Typer application of one command of `COMMANDS`."""
     import typer
 
+    from uniavgen.orchestration.commands.common import with_local_paths
+
     function = name.replace("-", "_")
     room = ROOMS.get(name, "commands")
     module = importlib.import_module(f"uniavgen.orchestration.{room}.{function}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(getattr(module, function))
+    app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(
+        with_local_paths(getattr(module, function))
+    )
     return app
 
 
 def nearest(name: str) -> str:
     """A question that names the command with the most similar name; "" if none is similar."""
-    similar = difflib.get_close_matches(name, COMMANDS, n=1)
-    return f"; did you mean {similar[0]}?" if similar else ""
+    question = nearest_name(name, COMMANDS)
+    return question and f"; {question}"

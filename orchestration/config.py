@@ -9,7 +9,6 @@ as `tasks` included.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from uniavgen.ingest.config import IngestConfig
 from uniavgen.orchestration.config_yaml import line_of, parse_value, read_mapping
 from uniavgen.orchestration.tracking.config import TrackingConfig
 from uniavgen.shards.config import ShardConfig
-from uniavgen.shards.errors import UsageError, UserError
+from uniavgen.shards.errors import UsageError, UserError, choice_hint, nearest_name
 from uniavgen.train.ablation.config import AblateConfig
 from uniavgen.train.config import SamplingConfig, TrainConfig
 
@@ -95,23 +94,23 @@ def preset_file(name: str) -> Path:
     """The file of a preset. Raises UsageError, which lists the known ones, for any other name."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        raise UsageError(f"unknown preset {name!r}", hint=f"known: {', '.join(preset_names())}")
+        raise UsageError(f"unknown preset {name!r}", hint=choice_hint(name, preset_names()))
     return path
 
 
-def nearest_key(key: str) -> str:
+def nearest_key(key: str, model: type[BaseModel] = Config) -> str:
     """`did you mean KEY?` with the most similar setting; "" if none is similar."""
-    similar = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.4)
-    return f"did you mean {similar[0]}?" if similar else ""
+    return nearest_name(key, known_keys(model), cutoff=0.4)
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Dotted names of all sections and settings."""
     keys = []
     for name, field in model.model_fields.items():
-        keys.append(f"{prefix}{name}")
+        key = f"{prefix}{field.alias or name}"
+        keys.append(key)
         if section := _section_type(field.annotation):
-            keys += known_keys(section, f"{prefix}{name}.")
+            keys += known_keys(section, f"{key}.")
     return keys
 
 
@@ -200,8 +199,8 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first validation problem in one line, with the most similar key for an unknown one."""
+def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> str:
+    """The first validation problem in one line, with the most similar key of `model` for an unknown one."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
@@ -209,5 +208,5 @@ def first_problem(error: ValidationError) -> str:
         of_section = isinstance(got, dict) and problem["type"] == "value_error"
         message = problem["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" + ("" if of_section else f" (got {got!r})")
-    question = nearest_key(key)
+    question = nearest_key(key, model)
     return f"unknown setting {key}" + (f", {question}" if question else "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -68,6 +70,19 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.code = 128 + number
+
+
+def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`did you mean NAME?` with the most similar known name; "" if none is similar."""
+    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {similar[0]}?" if similar else ""
+
+
+def choice_hint(name: str, known: Iterable[str]) -> str:
+    """The hint for an unknown name: the most similar known one, then all of them."""
+    known = list(known)
+    question = nearest_name(name, known)
+    return f"{question} one of: {', '.join(known)}".strip()
 
 
 def _rebuild(cls: type[UserError], what: str, named: dict[str, Any]) -> UserError:

@@ -11,9 +11,11 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_to_bytes
 
-from uniavgen.shards.errors import UserError, printable
+from uniavgen.shards.errors import UsageError, UserError, printable
 
 _PROTOCOL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_URL_AS_PATH = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
+"""The beginning of a URL, also after `pathlib` has made `s3:/bucket` of `s3://bucket`."""
 _TABLES_REFUSE = re.compile(r"[\x00-\x1f\x7f\[\]|^\\]|%[0-9a-fA-F]{2}")
 """What deltalake 1.6 cannot have in the path of a table, whether it is percent-encoded or not: it panics on
 the brackets, the bar and the caret, and decodes a backslash or a % with two hex digits a second time."""
@@ -46,6 +48,26 @@ def protocol_of(uri: str) -> str:
     """`s3`, `http`, ... in lower case; "" for a plain path."""
     match = _PROTOCOL.match(uri)
     return match[1].lower() if match else ""
+
+
+def local_folder(path: str | Path, what: str) -> Path:
+    """The path, or that of a file:// URI. `what`: the option or setting that names it.
+
+    Raises UsageError (remote-path) for any other URL: as a path it would name a folder `./s3:`.
+    """
+    match = _URL_AS_PATH.match(str(path))
+    if not match:
+        return Path(path)
+    rest = str(path)[match.end() :]
+    if match[1].lower() == "file":
+        return Path(os.fsdecode(b"/" + unquote_to_bytes(rest)))
+    raise UsageError(
+        f"{what} has to be a local path: {match[1]}:// is not supported here",
+        where=f"{match[1]}://{rest}",
+        hint="name a folder of a disk that all machines see; `ingest` reads sources from object stores, and "
+        "`shard --to` and `train.data.shards` take shards there",
+        kind="remote-path",
+    )
 
 
 def check_utf8(path: Path, what: str) -> None:
@@ -100,6 +122,15 @@ def sqlite_uri(path: Path) -> str:
     """
     encoded = str(path).replace("%", "%25").replace("?", "%3F")
     return f"{_SQLITE[encoded != str(path)]}{encoded}"
+
+
+def absolute_sqlite_uri(uri: str) -> str:
+    """The URL with the absolute path of its SQLite file, if it names one by a relative path."""
+    path = sqlite_path(uri)
+    if path is None or any(uri.startswith(f"{prefix}/") for prefix in _SQLITE):
+        return uri
+    _, mark, options = uri.partition("?")
+    return f"{sqlite_uri(path)}{mark}{options}"
 
 
 def sqlite_path(uri: str) -> Path | None:

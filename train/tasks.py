@@ -12,7 +12,7 @@ from enum import Enum, StrEnum
 from fractions import Fraction
 from typing import Literal, assert_never
 
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UsageError, UserError, choice_hint
 from uniavgen.shards.timing import MELS_PER_FRAME, frames_for_latents, mels_for_frames
 
 Modality = Literal["video", "audio"]
@@ -132,11 +132,11 @@ PAPER_MIX: dict[Task, int] = {
 
 
 def task_named(name: str) -> Task:
-    """The task of that name. Raises UserError listing the names otherwise."""
+    """The task of that name. Raises UsageError listing the names otherwise."""
     for task in Task:
         if task.value == name:
             return task
-    raise UserError(f"unknown task {name!r}", hint=f"tasks: {', '.join(Task)}", kind="unknown-task")
+    raise UsageError(f"unknown task {name!r}", hint=choice_hint(name, Task), kind="unknown-task")
 
 
 def describe_tasks() -> str:

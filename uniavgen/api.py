@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniavgen.shards.errors import UserError
+from uniavgen.shards.uris import local_folder
 
 if TYPE_CHECKING:
     import duckdb
@@ -157,7 +158,7 @@ class Run:
     """The folder of a training run, or a model that `uniavgen export` wrote (then only `generate` works)."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+        self.path = local_folder(path, "the run").absolute()
         self._generator: ClipGenerator | None = None
         if not self.path.is_dir():
             raise UserError("no training run here", where=path, hint="train one: uniavgen train all")

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from uniavgen.shards.corpus.schema import schema
-from uniavgen.shards.errors import UserError
+from uniavgen.shards.errors import UserError, nearest_name
 from uniavgen.shards.text_files import read_text
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def load_policy(name_or_path: str) -> Policy:
         raise UserError(
             "no such policy",
             where=name_or_path,
-            hint=f"name a YAML file or one of: {', '.join(policy_names())}",
+            hint=f"{nearest_name(name_or_path, policy_names())} name a YAML file or one of: "
+            f"{', '.join(policy_names())}".strip(),
             kind="bad-policy",
         )
     return parse_policy(read_text(path, "the policy"), where=str(path))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uniavgen.orchestration.commands.common import ConfigOption, JsonOption, SetOption, run_command
+from uniavgen.shards.errors import UsageError, choice_hint
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
@@ -39,6 +40,7 @@ MEASURES = {
 }
 """Measures of the tables and their headings."""
 
+PRESETS = ("quick", "full")
 JUDGEMENTS = ("reproduced", "undecided", "reversed")
 
 
@@ -60,9 +62,13 @@ def ablate(
     """
 
     def body(settings: Config) -> dict[str, Any]:
+        if preset not in PRESETS:
+            raise UsageError(
+                f"unknown preset {preset!r}", where="--preset", hint=choice_hint(preset, PRESETS)
+            )
         return run_ablation(run, settings)
 
-    run_command(body, f"ablate-{preset}", config, set_, json_)
+    run_command(body, f"ablate-{preset}" if preset in PRESETS else "tiny", config, set_, json_)
 
 
 def run_ablation(run_dir: Path, settings: Config) -> dict[str, Any]:
@@ -82,7 +88,12 @@ def run_ablation(run_dir: Path, settings: Config) -> dict[str, Any]:
     planned = experiments(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = locked(run_dir / ".lock", "another ablation runs in this folder")
-    with lock, open_run(settings.tracking, run_dir, f"ablation {run_dir.name}") as parent:
+    name = settings.tracking.run_name("ablation", run_dir)
+    note = (
+        f"The paper's ablations on synthetic data: {len(planned)} experiments in `{run_dir}`, each a run "
+        "below this one. The artifact `ablation/index.html` compares them with the paper."
+    )
+    with lock, open_run(settings.tracking, run_dir, name, note) as parent:
         parent.params(flatten(config.model_dump(mode="json"), "ablate."))
         trained = _run_missing(planned.values(), run_dir, settings, parent)
         results = {each.key: _read_result(run_dir, each) for each in planned.values()}
@@ -181,9 +192,12 @@ def _record(entry: Experiment, run_dir: Path, settings: Config, parent: Run) -> 
     from uniavgen.orchestration.tracking.mlflow_runs import flatten, open_run
 
     result = _read_result(run_dir, entry)
-    with open_run(
-        settings.tracking, _result_folder(run_dir, entry.key), f"ablation {entry.key}", parent=parent
-    ) as child:
+    note = (
+        f"One training with seed {entry.training.seed} and its measurements on {entry.clips} clips. All its "
+        "settings are parameters of this run; `loss/` is its loss curve."
+    )
+    folder = _result_folder(run_dir, entry.key)
+    with open_run(settings.tracking, folder, f"ablation {entry.key}", note, parent=parent) as child:
         child.params(flatten(entry.model_dump(mode="json", exclude={"training": {"begins_with"}})))
         for point in result["curve"]:
             child.metrics(

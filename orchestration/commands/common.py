@@ -6,6 +6,7 @@ by signal N.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable
@@ -33,6 +34,9 @@ PresetOption = Annotated[
     str, typer.Option("--preset", help="Settings to start from: tiny, laptop or paper.", metavar="NAME")
 ]
 CorpusOption = Annotated[Path, typer.Option("--corpus", help="Corpus folder.", metavar="DIR")]
+NameOption = Annotated[
+    str, typer.Option("--name", help="Name in MLflow; default: kind and folder.", metavar="NAME")
+]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the training run.", metavar="DIR")]
 
 COMMON_OPTIONS = {
@@ -77,6 +81,33 @@ def command(body: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     return run
 
 
+def with_local_paths(function: Callable[..., None]) -> Callable[..., None]:
+    """The function of a command, whose path options take file:// URIs and refuse other URLs in one line."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        from uniavgen.shards.errors import UsageError
+        from uniavgen.shards.uris import local_folder
+
+        try:
+            checked = {
+                name: local_folder(value, f"--{name.strip('_')}") if isinstance(value, Path) else value
+                for name, value in values.items()
+            }
+        except UsageError as error:
+            refusal = error
+        else:
+            function(**checked)
+            return
+
+        def refuse() -> dict[str, Any]:
+            raise refusal
+
+        run_body(refuse, values["json_"])
+
+    return run
+
+
 def run_command(
     body: Callable[[Config], dict[str, Any]],
     preset: str,
@@ -95,44 +126,49 @@ def run_command(
 
 
 def run_body(body: Callable[[], dict[str, Any]], json_: bool) -> None:
-    """Call `body` and print the summary. Every error becomes one line and an exit code."""
+    """Call `body` and print the summary. Every error becomes one line and an exit code.
+
+    With `json_` stdout gets exactly one JSON document: the summary, or `error` and `exit_code`.
+    """
+    from uniavgen.orchestration.output.console import summary_on_stdout
     from uniavgen.orchestration.process import raise_at_signals
+
+    with summary_on_stdout(json_) as print_summary:
+        try:
+            raise_at_signals()
+            summary, code = body(), 0
+        except CheckFailed as error:
+            summary, code = error.summary, 1
+        except (Exception, KeyboardInterrupt) as error:
+            if _is_unexpected(error) and os.environ.get("UNIAVGEN_TRACE"):
+                raise
+            text, code = describe_error(error)
+            typer.echo(text, err=True)
+            summary = {"error": text.removeprefix("error: "), "exit_code": code}
+        print_summary(summary)
+    if code:
+        raise typer.Exit(code)
+
+
+def describe_error(error: BaseException) -> tuple[str, int]:
+    """The line that a user reads, and the exit code."""
     from uniavgen.shards.errors import Stopped, Terminated, UsageError, UserError
 
-    failed = False
-    try:
-        raise_at_signals()
-        summary = body()
-    except CheckFailed as error:
-        summary, failed = error.summary, True
-    except UsageError as error:
-        raise _exit(f"error: {error}", 2) from None
-    except Stopped as error:
-        raise _exit(str(error), error.code) from None
-    except UserError as error:
-        raise _exit(f"error: {error}", 1) from None
-    except KeyboardInterrupt as error:
-        code = error.code if isinstance(error, Terminated) else 130
-        raise _exit(INTERRUPTED, code) from None
-    except OSError as error:
+    if isinstance(error, Stopped):
+        return str(error), error.code
+    if isinstance(error, UserError):
+        return f"error: {error}", 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, error.code if isinstance(error, Terminated) else 130
+    if isinstance(error, OSError):
         place = error.filename or "system"
-        text = f"error: {error.strerror or error} ({place}); check path, permissions and disk space"
-        raise _exit(text, 1) from None
-    except Exception as error:
-        if os.environ.get("UNIAVGEN_TRACE"):
-            raise
-        first = (str(error).strip().splitlines() or ["no message"])[0][:300]
-        text = f"error: unexpected {type(error).__name__}: {first}; set UNIAVGEN_TRACE=1 to see the traceback"
-        raise _exit(text, 1) from None
-    if json_:
-        from uniavgen.orchestration.output.console import emit_json
-
-        emit_json(summary)
-    if failed:
-        raise typer.Exit(1)
+        return f"error: {error.strerror or error} ({place}); check path, permissions and disk space", 1
+    first = (str(error).strip().splitlines() or ["no message"])[0][:300]
+    hint = "set UNIAVGEN_TRACE=1 to see the traceback"
+    return f"error: unexpected {type(error).__name__}: {first}; {hint}", 1
 
 
-def _exit(text: str, code: int) -> typer.Exit:
-    """Print a line on stderr; the exception that ends the program with `code`."""
-    typer.echo(text, err=True)
-    return typer.Exit(code)
+def _is_unexpected(error: BaseException) -> bool:
+    from uniavgen.shards.errors import UserError
+
+    return not isinstance(error, UserError | OSError | KeyboardInterrupt)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, command
+from uniavgen.orchestration.commands.common import CheckFailed, CorpusOption, NameOption, command
 
 if TYPE_CHECKING:
     from uniavgen.ingest.engine.progress import IngestSummary
@@ -40,6 +40,7 @@ def ingest(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if any source or clip failed.")
     ] = False,
+    name: NameOption = "",
 ) -> dict[str, Any]:
     """Measure raw videos and cut clips into a corpus.
 
@@ -50,6 +51,7 @@ def ingest(
     """
     from uniavgen.shards.errors import UsageError
 
+    settings.tracking.name = name or settings.tracking.name
     if stage:
         typer.echo("warning: --stage is now called --step", err=True)
         step = step or stage

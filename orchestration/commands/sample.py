@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uniavgen.orchestration.commands.common import CorpusOption, RunOption, command
-from uniavgen.train.tasks import describe_tasks
+from uniavgen.train.tasks import describe_tasks, task_named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,19 +87,15 @@ def sample_video(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Generate a video, write it, and store it as an artifact. Raises UsageError for an unknown task."""
+    task_named(task)  # before the imports, which take seconds
     from rich.markup import escape
 
     from uniavgen.orchestration.output import console
     from uniavgen.orchestration.output.video_file import write_video
     from uniavgen.shards.corpus.tables import Corpus
-    from uniavgen.shards.errors import UsageError
     from uniavgen.train.checkpoint.trained_model import trained_config
     from uniavgen.train.generation import choose_device, conditions_from, generate
-    from uniavgen.train.tasks import Task
 
-    tasks = [entry.value for entry in Task]
-    if task not in tasks:
-        raise UsageError(f"unknown task {task!r}", hint=f"one of: {', '.join(tasks)}")
     data = trained_config(run_dir)[1].data
     source = find_sample(str(Corpus.open(root).root / "shards"), clip)
     conditions = conditions_from(source, data, seed)
@@ -187,6 +183,11 @@ def _record_video(path: Path, run_dir: Path, settings: Config) -> None:
     fail_fast()
     with (
         warn_on_error(f"the video; it is in {path}"),
-        open_run(settings.tracking, run_dir, f"training {run_dir.name}") as run,
+        open_run(
+            settings.tracking,
+            run_dir,
+            settings.tracking.run_name("training", run_dir),
+            f"Videos generated with the model in `{run_dir}`. Its training is not recorded in this store.",
+        ) as run,
     ):
         run.artifact(path, "samples")

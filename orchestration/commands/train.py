@@ -21,6 +21,7 @@ from uniavgen.orchestration.commands.common import (
     ConfigOption,
     CorpusOption,
     JsonOption,
+    NameOption,
     RunOption,
     SetOption,
     run_command,
@@ -52,6 +53,7 @@ def train(
         bool,
         typer.Option("--accept-changes", help="Continue a stage although its settings were changed."),
     ] = False,
+    name: NameOption = "",
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -78,6 +80,7 @@ def train(
 
         if not size_is_known:
             raise UsageError("name the size to train", where="--preset", hint=f"one of: {PRESETS}")
+        settings.tracking.name = name or settings.tracking.name
         label = f"preset {preset or 'tiny'}" + (f" and {config}" if config else "")
         return train_stages(stage, corpus, run, settings, accept_changes=accept_changes, label=label)
 
@@ -97,21 +100,22 @@ def train_stages(
 
     `label` says where the settings come from; it is printed with the size of the model.
     """
+    from uniavgen.shards.errors import UsageError, choice_hint
+
+    stages = [entry.name for entry in settings.train.stages]
+    if stage != "all" and stage not in stages:  # before the imports, which take seconds
+        raise UsageError(f"unknown stage {stage!r}", hint=choice_hint(stage, [*stages, "all"]))
     from uniavgen.orchestration.output import console
     from uniavgen.orchestration.tracking.corpus_run import corpus_version
     from uniavgen.orchestration.tracking.run_notes import training_note
     from uniavgen.orchestration.tracking.stage_record import Record, recorded
     from uniavgen.shards.cluster import ray_running
     from uniavgen.shards.corpus.tables import Corpus
-    from uniavgen.shards.errors import UsageError
     from uniavgen.shards.heartbeat import Heartbeat
     from uniavgen.train.checkpoint.run_folder import RunFolder
     from uniavgen.train.checkpoint.run_lock import ALIVE_FILE, only_driver
     from uniavgen.train.launch import check_stages
 
-    stages = [entry.name for entry in settings.train.stages]
-    if stage != "all" and stage not in stages:
-        raise UsageError(f"unknown stage {stage!r}", hint=f"one of: {', '.join(stages)}, all")
     names = stages if stage == "all" else [stage]
     # stages on Emilia's audio shards read no clip: the corpus, which names the run's data, may be empty
     audio_only = all(settings.train.stage(name).emilia.shards for name in names)
@@ -123,9 +127,8 @@ def train_stages(
         console.print_line(f"training with {label}: {describe_size(settings.train, names)}")
     workers = nullcontext() if done else ray_running()  # finished stages need no workers
     note = partial(training_note, settings.train, run_dir, str(root))
-    parent = Record(
-        settings.tracking, run_dir, f"training {run_dir.name}", partial(_log_configuration, settings), note
-    )
+    run_name = settings.tracking.run_name("training", run_dir)
+    parent = Record(settings.tracking, run_dir, run_name, partial(_log_configuration, settings), note)
     results = []
     with only_driver(run_dir), Heartbeat(run_dir / ALIVE_FILE), recorded(parent), workers:
         for name in names:
@@ -225,7 +228,8 @@ def _train_stage(
     shards = stage.emilia.shards or [url]
     log_inputs = partial(_log_stage_inputs, parent, corpus, version, settings, stage, shards)
     note = partial(stage_note, settings.train, name, run_dir, shards, version)
-    child = StageRecord(settings.tracking, run_dir / name, f"stage {name}", log_inputs, note, parent)
+    run_name = f"stage {name} of {parent.name.removeprefix('training ')}"
+    child = StageRecord(settings.tracking, run_dir / name, run_name, log_inputs, note, parent)
     with recorded(child) as record:
         done = RunFolder(run_dir, name).done
         with (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -141,6 +144,46 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_REASON]
 
 
-def emit_json(document: dict[str, Any]) -> None:
-    """Print the summary as one JSON object on stdout."""
-    print(json.dumps(document, default=str, sort_keys=True))
+@contextmanager
+def summary_on_stdout(wanted: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield the function that prints a command's summary on stdout, as one JSON document, if it is `wanted`.
+
+    Then whatever else is written to stdout goes to stderr: by libraries, their C code and child processes,
+    until the process ends. Where a notebook or a test has replaced `sys.stdout`, until the block ends.
+    """
+    if not wanted or sys.stdout is None:  # None: the shell closed it
+        yield lambda document: None
+        return
+    stdout, replaced = sys.stdout, sys.stdout is not sys.__stdout__
+    stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield partial(_print_json, stdout if replaced else os.fdopen(kept, "w", closefd=False))
+    finally:
+        if replaced:
+            os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print_json(out: TextIO, document: dict[str, Any]) -> None:
+    print(to_json(document), file=out, flush=True)
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """A summary as strict JSON in one line: NaN and infinities become null, other objects their text."""
+    return json.dumps(_plain(document), sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and not getattr(value, "shape", ()):  # a number of numpy or torch
+        value = value.item()
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from uniavgen.orchestration.plan_runs.state import Fingerprint, Finished, PlanState
 from uniavgen.orchestration.plan_runs.steps import MISSING, Job, Step, code_digest, step_settings
-from uniavgen.shards.errors import UsageError
+from uniavgen.shards.errors import UsageError, choice_hint
 
 MAX_NAMED = 3
 """Changed settings that a reason names."""
@@ -33,9 +33,7 @@ def select(
     names = [step.name for step in planned]
     for option, name in [*(("--only", name) for name in only), ("--from", start), ("--until", until)]:
         if name and name not in names:
-            raise UsageError(
-                f"the plan has no step {name!r}", where=option, hint=f"its steps: {', '.join(names)}"
-            )
+            raise UsageError(f"the plan has no step {name!r}", where=option, hint=choice_hint(name, names))
     if only and (start or until):
         raise UsageError("give --only, or --from and --until", where="--only")
     first = names.index(start) if start else 0

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uniavgen.orchestration.config import Layer, first_problem, load_config
 from uniavgen.orchestration.config_yaml import line_of, read_mapping
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.uris import protocol_of
+from uniavgen.shards.uris import local_folder, protocol_of
 
 if TYPE_CHECKING:
     from uniavgen.orchestration.config import Config
@@ -142,7 +142,7 @@ def read_plan(path: Path) -> Plan:
     except ValidationError as error:
         where = f"{path}{line_of(path, error.errors()[0]['loc'])}"
         raise UserError(
-            first_problem(error), where=where, hint="correct the plan", kind="bad-plan"
+            first_problem(error, Plan), where=where, hint="correct the plan", kind="bad-plan"
         ) from error
     if plan.steps.ingest and not plan.sources:
         raise UserError(
@@ -220,5 +220,9 @@ def resolved(plan: Plan, settings: Config) -> dict[str, Any]:
 
 
 def _below(folder: Path, path: Path) -> Path:
-    """A path that starts from a folder if it is relative, without `.` and `..`."""
-    return Path(os.path.normpath(folder / Path(os.path.expanduser(path))))
+    """A path that starts from a folder if it is relative, without `.` and `..`.
+
+    Raises UsageError for a URL of an object store.
+    """
+    local = local_folder(os.path.expanduser(path), "a folder of a plan")
+    return Path(os.path.normpath(folder / local))

@@ -59,7 +59,9 @@ def run_plan(
         stored = state.store_plan(resolved(job.plan, job.settings), version)
         state.log("run", plan=str(stored), steps=[step.name for step in chosen], code_version=version)
         note = partial(plan_note, job, state, steps)
-        parent = Record(job.settings.tracking, state.folder, f"plan {job.plan.name}", lambda run: None, note)
+        tracking = job.settings.tracking
+        run_name = tracking.run_name(f"plan {job.plan.name} in", job.plan.folder)
+        parent = Record(tracking, state.folder, run_name, lambda run: None, note)
         with recorded(parent):
             if run := parent.run:
                 job = _below(job, run)
@@ -171,8 +173,8 @@ def plan_note(job: Job, state: PlanState, steps: Sequence[Step], error: str = ""
 
 
 def _below(job: Job, run: Run) -> Job:
-    """The job with settings that put the MLflow runs of its commands below `run`."""
-    tracking = job.settings.tracking.model_copy(update={"uri": run.uri, "parent": run.id})
+    """The job with settings that put the MLflow runs of its commands below `run`, with their own names."""
+    tracking = job.settings.tracking.model_copy(update={"uri": run.uri, "parent": run.id, "name": ""})
     return Job(job.plan, job.settings.model_copy(update={"tracking": tracking}))
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniavgen.shards.errors import UsageError, UserError
+from uniavgen.shards.errors import UsageError, UserError, choice_hint
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 from uniavgen.train.planning import (
     PEAK_TFLOPS,
@@ -115,11 +115,10 @@ def find_gpu(text: str) -> Gpu:
     try:
         memory_gib, tflops, bandwidth = (float(part) for part in text.split(","))
     except ValueError:
-        known = ", ".join(GPUS)
         raise UsageError(
             f"unknown GPU {text!r}",
             where="--gpu",
-            hint=f"one of: {known}; or memory in GiB, dense bf16 TFLOP/s and GB/s, as 24,165,1008",
+            hint=f"{choice_hint(text, GPUS)}; or memory in GiB, dense bf16 TFLOP/s and GB/s, as 24,165,1008",
         ) from None
     if min(memory_gib, tflops, bandwidth) <= 0:
         raise UsageError(f"a GPU's numbers must be above 0, got {text!r}", where="--gpu")

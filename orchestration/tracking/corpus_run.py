@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from uniavgen.orchestration.output.console import format_value
 from uniavgen.orchestration.tracking.mlflow_runs import Run, fail_fast, open_run, warn_on_error
 
 if TYPE_CHECKING:
@@ -20,9 +21,33 @@ def record_in_corpus_run(corpus: Corpus, tracking: TrackingConfig, log: Callable
     fail_fast()
     with (
         warn_on_error(f"this command on {corpus.root.name}"),
-        open_run(tracking, corpus.root, "corpus build") as run,
+        open_run(tracking, corpus.root, tracking.run_name("corpus", corpus.root), corpus_note(corpus)) as run,
     ):
         log(run)
+        run.describe(lambda error: corpus_note(corpus, error))
+
+
+def corpus_note(corpus: Corpus, error: str = "") -> str:
+    """Description of a corpus's run: what the corpus holds now. `error`: what ended the command."""
+    counts = (
+        "SELECT (SELECT count(*) FROM sources) AS sources, (SELECT count(*) FROM clips) AS clips, "
+        "(SELECT sum(duration_s) FROM sources) AS source_s, "
+        "(SELECT sum(end_s - start_s) FROM clips) AS clip_s, "
+        "(SELECT count(*) FROM decisions WHERE kept) AS kept"
+    )
+    totals = corpus.query(counts).to_pylist()[0]
+    kinds = corpus.query("SELECT error_type, count(*) AS n FROM failures GROUP BY 1 ORDER BY 2 DESC, 1")
+    failed = ", ".join(f"{row['error_type']} {row['n']}" for row in kinds.to_pylist()) or "none"
+    hours = {name: format_value((totals[name] or 0.0) / 3600) for name in ("source_s", "clip_s")}
+    paragraphs = [
+        f"**ended: {error}**" if error else "",
+        f"Corpus `{corpus.root}`, version `{corpus_version(corpus)}`.",
+        f"{totals['sources']:,} sources ({hours['source_s']} h), {totals['clips']:,} clips "
+        f"({hours['clip_s']} h), {totals['kept']:,} of them kept. Failures: {failed}.",
+        "One run for all commands on this corpus. Artifacts: the report page, the funnel of the policy, the "
+        "manifest of the shards.",
+    ]
+    return "\n\n".join(part for part in paragraphs if part)
 
 
 def corpus_version(corpus: Corpus) -> str:

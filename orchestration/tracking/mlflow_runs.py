@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from uniavgen.orchestration.output import console
 from uniavgen.orchestration.tracking.environment import environment_tags
 from uniavgen.shards.errors import Stopped, UserError
-from uniavgen.shards.uris import local_path, sqlite_path, sqlite_uri
+from uniavgen.shards.uris import absolute_sqlite_uri, local_path, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -33,6 +33,15 @@ MAX_TAG_LENGTH = 5000
 """Characters of a tag that every MLflow server accepts."""
 MAX_PARAM_LENGTH = 6000
 """Characters of a parameter's value (MLflow's limit)."""
+
+NOTE = "mlflow.note.content"
+"""Tag that MLflow shows as the description of a run, as Markdown."""
+
+MODEL_NOTE = (
+    "Joint audio-video generators trained by uniavgen. Each version is the weights of one finished stage; "
+    "the alias of a stage's name points to its newest version."
+)
+"""Description of the registered model."""
 
 REQUEST_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 """Environment variable of MLflow's client: seconds until a request fails."""
@@ -84,13 +93,16 @@ class Run:
         for start in range(0, len(logged), 1000):  # MLflow's limit
             _client(self.uri).log_batch(self.id, metrics=logged[start : start + 1000])
 
-    def register_model(self, name: str, weights: Path, alias: str) -> int:
-        """Upload weights as the next version of model `name`, point `alias` to it, return the version."""
+    def register_model(self, name: str, weights: Path, alias: str, note: str) -> int:
+        """Upload weights as the next version of model `name`, point `alias` to it, return the version.
+
+        `note`: description of the version, as Markdown.
+        """
         from mlflow.exceptions import MlflowException
 
         client = _client(self.uri)
         try:
-            client.create_registered_model(name)
+            client.create_registered_model(name, description=MODEL_NOTE)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -98,7 +110,9 @@ class Run:
         with upload_timeout():
             client.log_artifact(self.id, str(weights), folder)
         source = f"{client.get_run(self.id).info.artifact_uri}/{folder}"
-        version = client.create_model_version(name, source, self.id, tags={"stage": alias}).version
+        version = client.create_model_version(
+            name, source, self.id, tags={"stage": alias}, description=note[:MAX_TAG_LENGTH]
+        ).version
         client.set_registered_model_alias(name, alias, version)
         return int(version)
 
@@ -112,7 +126,7 @@ class Run:
         """Replace the description (Markdown on top of the page) with `note(message)`; "" without an error."""
         message = str(error) or type(error).__name__ if error else ""
         with warn_on_error("a run's description"):
-            self.tags({"mlflow.note.content": note(message)[:MAX_TAG_LENGTH]})
+            self.tags({NOTE: note(message)[:MAX_TAG_LENGTH]})
 
     def text(self, text: str, name: str) -> None:
         """Store a text as an artifact of that name."""
@@ -219,9 +233,10 @@ def system_metrics(run: Run | None, interval_s: float) -> Iterator[None]:
                 monitor.finish()
 
 
-def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | None = None) -> Run:
+def open_run(config: TrackingConfig, home: Path, name: str, note: str, *, parent: Run | None = None) -> Run:
     """Continue the run that `home`/tracking.json names, else create one and name it there.
 
+    `note`: description of a new run, as Markdown. A run that is continued gets the name if one was chosen.
     Where no tracker is chosen, the one in tracking.json is used, from any current folder. A run without
     `parent` is put below `config.parent`, if that is set. Raises UserError if the tracking store cannot be
     reached.
@@ -230,12 +245,12 @@ def open_run(config: TrackingConfig, home: Path, name: str, *, parent: Run | Non
     uri = parent.uri if parent else _noted_uri(config, note) or config.resolved_uri()
     try:
         client, known = _client(uri), _read_note(note)
-        if known.get("uri") == uri and _exists(client, str(known.get("run_id"))):
-            client.update_run(known["run_id"], status="RUNNING")
+        if _same_store(known.get("uri"), uri) and _exists(client, str(known.get("run_id"))):
+            client.update_run(known["run_id"], status="RUNNING", name=name if config.name else None)
             if config.parent and parent is None:
                 client.set_tag(known["run_id"], "mlflow.parentRunId", config.parent)
             return Run(uri, known["run_id"])
-        tags = {"mlflow.runName": name, **environment_tags()}
+        tags = {"mlflow.runName": name, NOTE: note[:MAX_TAG_LENGTH], **environment_tags()}
         if above := parent.id if parent else config.parent:
             tags["mlflow.parentRunId"] = above
         run = Run(uri, client.create_run(experiment_id(config), tags=tags).info.run_id)
@@ -259,6 +274,11 @@ def _noted_uri(config: TrackingConfig, note: Path) -> str:
     uri = str(_read_note(note).get("uri") or "")
     database = sqlite_path(uri) if uri else None
     return "" if config.is_chosen or (database and not database.is_file()) else uri
+
+
+def _same_store(noted: object, uri: str) -> bool:
+    """Whether a note names this store. Notes until 0.5 may name SQLite files by relative paths."""
+    return noted == uri or (isinstance(noted, str) and absolute_sqlite_uri(noted) == uri)
 
 
 def training_runs_on(config: TrackingConfig, corpus_root: Path) -> list[dict[str, str]]:
@@ -304,7 +324,7 @@ def _source_uri(source: str) -> str:
 
 
 def experiment_id(config: TrackingConfig) -> str:
-    """Id of the configured experiment, created if missing. SQLite keeps artifacts in `config.folder`."""
+    """Id of the configured experiment, created if missing."""
     from mlflow.exceptions import MlflowException
 
     uri = config.resolved_uri()
@@ -312,11 +332,10 @@ def experiment_id(config: TrackingConfig) -> str:
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment:
         return str(experiment.experiment_id)
-    store = (Path(config.folder).absolute() / "artifacts").as_uri() if sqlite_path(uri) else None
     # without this tag MLflow's page shows the runs as evaluations of a language model
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
-        return str(client.create_experiment(config.experiment, store, tags=tags))
+        return str(client.create_experiment(config.experiment, config.artifacts_uri(), tags=tags))
     except MlflowException:  # another process created it meanwhile
         experiment = client.get_experiment_by_name(config.experiment)
         if experiment is None:

@@ -43,7 +43,11 @@ class Record:
             return self.run
         with warn_on_error(self.label):
             self.run = open_run(
-                self.config, self.home, self.name, parent=self.parent.run if self.parent else None
+                self.config,
+                self.home,
+                self.name,
+                self.note(""),
+                parent=self.parent.run if self.parent else None,
             )
             self.log_inputs(self.run)
             self.run.describe(self.note)
@@ -108,7 +112,7 @@ class StageRecord(Record):
             model = self.config.registered_model
             # a tracker that was down when the stage ended has no version yet
             if model and (result.ran or not run.has_registered_model(model)):
-                run.register_model(model, result.weights, stage)
+                run.register_model(model, result.weights, stage, self.note(""))
 
     def log_validation_videos(self, folder: Path) -> None:
         """Store the stage's validation videos as artifacts."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from uniavgen.shards.corpus.schema import KEYS, schema
 from uniavgen.shards.errors import UserError, printable
-from uniavgen.shards.uris import check_table_path, exact_pattern, table_file, table_uri
+from uniavgen.shards.uris import check_table_path, exact_pattern, local_folder, table_file, table_uri
 
 if TYPE_CHECKING:
     import duckdb
@@ -101,7 +101,7 @@ class Corpus:
         Raises UserError for another version, a folder with other files, missing access rights, or a path that
         tables cannot have.
         """
-        path = Path(root).absolute()
+        path = local_folder(root, "the corpus").absolute()
         check_table_path(path)
         marker = path / "corpus.json"
         if marker.exists():
@@ -129,7 +129,7 @@ class Corpus:
 
         Raises UserError if there is none, it has another version, or tables cannot have its path.
         """
-        path = Path(root).absolute()
+        path = local_folder(root, "the corpus").absolute()
         check_table_path(path)
         marker = path / "corpus.json"
         if not marker.is_file():

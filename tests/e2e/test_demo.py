@@ -134,28 +134,36 @@ def test_mlflow_has_runs_inputs_metrics_and_artifacts(demo: Demo) -> None:
     experiment = client.get_experiment_by_name("uniavgen")
     assert experiment is not None
     runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
-    stages = {"stage audio", "stage joint", "stage multitask"}
-    assert set(runs) == {"plan demo", "corpus build", "training run"} | stages
+    name = demo.folder.name
+    stages = {f"stage {stage} of {name}/run" for stage in ("audio", "joint", "multitask")}
+    plan = next(run for run_name, run in runs.items() if run_name.startswith("plan demo in "))
+    assert set(runs) == {plan.info.run_name, f"corpus {name}/corpus", f"training {name}/run"} | stages
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    corpus, parent = runs["corpus build"], runs["training run"]
+    assert all(run.data.tags["mlflow.note.content"] for run in runs.values())
+    corpus, parent = runs[f"corpus {name}/corpus"], runs[f"training {name}/run"]
     for run in (corpus, parent):
-        assert run.data.tags["mlflow.parentRunId"] == runs["plan demo"].info.run_id
+        assert run.data.tags["mlflow.parentRunId"] == plan.info.run_id
     assert corpus.data.metrics["corpus/clips"] > 20
     assert corpus.data.params["policy_digest"]
     assert {item.path for item in client.list_artifacts(corpus.info.run_id)} == {"funnel", "report", "shards"}
     for stage in ("audio", "joint", "multitask"):
-        run = runs[f"stage {stage}"]
+        run = runs[f"stage {stage} of {name}/run"]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [
             run.data.params["corpus_version"]
         ]
         assert {"loss/total", "lr", "grad_norm", "time/samples_per_s", "lambda_m"} <= set(run.data.metrics)
     lambdas = [
-        metric.value for metric in client.get_metric_history(runs["stage joint"].info.run_id, "lambda_m")
+        metric.value
+        for metric in client.get_metric_history(runs[f"stage joint of {name}/run"].info.run_id, "lambda_m")
     ]
     assert lambdas[0] == pytest.approx(0.1)
     assert lambdas[-1] == pytest.approx(0)
-    tasks = {key.split("/")[1] for key in runs["stage multitask"].data.metrics if key.startswith("task/")}
+    tasks = {
+        key.split("/")[1]
+        for key in runs[f"stage multitask of {name}/run"].data.metrics
+        if key.startswith("task/")
+    }
     assert tasks == {"joint", "reference", "continuation", "dubbing", "audio-driven"}
     assert [item.path for item in client.list_artifacts(parent.info.run_id, "samples")]
 

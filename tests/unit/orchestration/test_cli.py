@@ -1,13 +1,16 @@
 """The command line in a subprocess: help, version, exit codes, one line for every mistake."""
 
+import inspect
 import json
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hostile_folder import make_hostile_folder
+from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
 from uniavgen import __version__
@@ -189,6 +192,137 @@ def test_mistake_is_one_line_and_leaves_no_file(
         assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
     new = {path.relative_to(tmp_path).as_posix() for path in set(tmp_path.rglob("*")) - before}
     assert {name for name in new if not name.startswith("mlflow")} == set()
+
+
+HEAVY = (
+    *("torch", "ray", "mlflow", "deepspeed", "transformers", "pyannote", "whisperx", "mediapipe", "cv2"),
+    *("duckdb", "deltalake", "pyarrow", "pandas", "av", "scipy", "diffusers"),
+)
+TYPOS = {
+    ("trian", "all"): "did you mean train?",
+    ("train", "all", "--corpsu", "c"): "--corpus",
+    ("train", "jiont", "--corpus", "c", "--run", "r", "--preset", "tiny"): "did you mean joint?",
+    ("train", "all", "--corpus", "c", "--run", "r", "--preset", "tinny"): "did you mean tiny?",
+    ("train", "all", "--corpus", "c", "--run", "r", "--preset", "tiny", "--set", "train.sed=1"): "train.seed",
+    ("sample", "--corpus", "c", "--run", "r", "--task", "dubing"): "did you mean dubbing?",
+    ("curate", "--corpus", "c", "--policy", "defualt"): "did you mean default?",
+    ("ingest", "v.mp4", "--corpus", "c", "--retry", "--step", "transcrib"): "did you mean transcribe?",
+    ("ingest", "v.mp4", "--corpus", "c", "--set", "ingest.speech.asr_modell=x"): "ingest.speech.asr_model",
+    ("plan", "--gpu", "h100"): "did you mean h100-80g?",
+    ("settings", "train.deepsped"): "train.deepspeed",
+    ("ablate", "--run", "r", "--preset", "ful"): "did you mean full?",
+    ("submit", "--", "ingset", "v.mp4"): "did you mean ingest?",
+    ("run", "plan.yaml", "--only", "trian"): "did you mean train?",
+    ("run", "plan.yaml", "--preset", "laptpo"): "did you mean laptop?",
+    ("run", "wrong.yaml"): "did you mean steps.curate?",
+}
+ANSWER = """
+import contextlib, io, json, sys
+from uniavgen.orchestration.cli import main
+
+typos, heavy = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))
+for words in typos:
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, errors.getvalue(), sorted(heavy & set(sys.modules))]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, list[str]]]:
+    """Exit code, text and heavy modules of every typo, all from one process."""
+    folder = tmp_path_factory.mktemp("typos")
+    Corpus.create(folder / "c")
+    (folder / "v.mp4").write_bytes(b"not opened")
+    (folder / "plan.yaml").write_text("sources: [v.mp4]\n")
+    (folder / "wrong.yaml").write_text("sources: [v.mp4]\nsteps: [ingest, cruate]\n")
+    arguments = [json.dumps(list(TYPOS)), json.dumps(HEAVY)]
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER, *arguments], capture_output=True, text=True, cwd=folder, timeout=120
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(TYPOS), done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["c", "plan.yaml", "v.mp4", "wrong.yaml"]
+    return {typo: tuple(line) for typo, line in zip(TYPOS, lines, strict=True)}
+
+
+@pytest.mark.parametrize("typo", TYPOS, ids=" ".join)
+def test_typo_is_answered_with_the_nearest_name_before_heavy_imports(
+    typo: tuple[str, ...], answers: dict[tuple[str, ...], tuple[int, str, list[str]]]
+) -> None:
+    code, text, heavy = answers[typo]
+    assert code in (1, 2)
+    assert TYPOS[typo] in text
+    assert heavy == []
+
+
+def path_options() -> list[tuple[str, str, list[str]]]:
+    """Command, path option, and words that give every other required option."""
+    found = []
+    for command in COMMANDS:
+        function = cli.typer_app(command).registered_commands[0].callback
+        assert function is not None
+        parameters = inspect.signature(function, eval_str=True).parameters
+        words, paths = {}, []
+        for name, parameter in parameters.items():
+            kind, about = get_args(parameter.annotation)
+            option = (*(getattr(about, "param_decls", None) or ()), f"--{name}")[0]
+            words[name] = [] if isinstance(about, ArgumentInfo) else [option]
+            required = parameter.default is inspect.Parameter.empty
+            if Path in (kind, *get_args(kind)):
+                paths.append(name)
+            elif not required:
+                del words[name]
+                continue
+            words[name].append("x")
+        for path in paths:
+            others = [
+                word
+                for name, given in words.items()
+                if name != path and parameters[name].default is inspect.Parameter.empty
+                for word in given
+            ]
+            found.append((command, " ".join(words[path][:-1]), others))
+    return found
+
+
+def test_every_command_with_a_folder_is_among_the_path_options() -> None:
+    options = {(command, option) for command, option, _ in path_options()}
+    assert options >= {
+        ("ingest", "--corpus"),
+        ("train", "--run"),
+        ("run", ""),
+        ("export", "--out"),
+        ("ui", "--folder"),
+    }
+    assert {command for command, option in options if option == "--config"} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/made/by/hand", "GS://bucket", "hdfs://host:9/x"])
+@pytest.mark.parametrize(
+    ("command", "option", "others"), path_options(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_path_option_refuses_urls_in_one_line_and_makes_no_folder(
+    command: str, option: str, others: list[str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.typer_app(command), [*others, *([option] if option else []), url])
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert f"{url.partition(':')[0]}:// is not supported here ({url})" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_uri_is_a_local_path(tmp_path: Path) -> None:
+    Corpus.create(tmp_path / "my corpus")
+    uri = (tmp_path / "my corpus").as_uri()
+    assert "%20" in uri
+    done = CliRunner().invoke(cli.typer_app("status"), ["--corpus", uri, "--json"])
+    assert json.loads(done.stdout)["corpus"] == str(tmp_path / "my corpus")
 
 
 def test_doctor_prints_one_json_object() -> None:

@@ -15,9 +15,16 @@ from sqlalchemy import create_engine, text
 from tests.factories.hostile_names import HOSTILE_NAMES, TABLES_OPEN, TABLES_REFUSE
 from uniavgen.shards.corpus.deletion import rewrite_table
 from uniavgen.shards.corpus.tables import Corpus
-from uniavgen.shards.errors import UserError, printable
+from uniavgen.shards.errors import UsageError, UserError, printable
 from uniavgen.shards.store import Store
-from uniavgen.shards.uris import local_path, sqlite_path, sqlite_uri, uri_of
+from uniavgen.shards.uris import (
+    absolute_sqlite_uri,
+    local_folder,
+    local_path,
+    sqlite_path,
+    sqlite_uri,
+    uri_of,
+)
 
 
 def rows(*names: str) -> list[dict[str, object]]:
@@ -144,3 +151,44 @@ def test_printable_path_is_one_line_of_utf8(path: str) -> None:
     shown = printable(os.fsdecode(path.encode("utf-8", "surrogatepass")))
     assert shown.encode("utf-8") or not path
     assert not set(shown) & {chr(code) for code in (*range(32), 127)}
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), min_size=1
+    )
+)
+def test_local_folder_decodes_file_uris_and_keeps_paths(names: list[str]) -> None:
+    path = Path("/", *names)
+    assert local_folder(path.as_uri(), "--run") == path
+    assert local_folder(Path(path.as_uri()), "--run") == path  # pathlib makes file:/ of file:///
+    assert local_folder(path, "--run") == path
+    assert local_folder(f"./{names[0]}", "--run") == Path(names[0])
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a b", "s3:///bucket", "gs://b", "HTTPS://host/x", "abfs+x://y"])
+def test_local_folder_refuses_other_urls_also_after_pathlib(url: str) -> None:
+    for spelling in (url, Path(url)):
+        with pytest.raises(UsageError, match="has to be a local path") as caught:
+            local_folder(spelling, "--corpus")
+        assert caught.value.kind == "remote-path"
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "absolute"),
+    [
+        ("sqlite:///a/b.db", "sqlite:///{here}/a/b.db"),
+        ("sqlite:///b.db?timeout=3", "sqlite:///{here}/b.db?timeout=3"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("sqlite:////a/b.db?timeout=3", "sqlite:////a/b.db?timeout=3"),
+        ("sqlite://", "sqlite://"),
+        ("postgresql://host/b.db", "postgresql://host/b.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_relative_sqlite_url_becomes_absolute_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, absolute: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_sqlite_uri(uri) == absolute.format(here=tmp_path)

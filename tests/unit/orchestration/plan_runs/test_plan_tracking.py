@@ -19,7 +19,7 @@ def recording(step: Step, home: str) -> Step:
     """The step, which also writes to the MLflow run in a folder, as commands do."""
 
     def run(job: Job) -> dict[str, Any]:
-        with open_run(job.settings.tracking, job.plan.folder / home, home) as child:
+        with open_run(job.settings.tracking, job.plan.folder / home, home, "") as child:
             child.metrics({"done": 1.0})
         return step.run(job)
 
@@ -31,7 +31,7 @@ def test_runs_of_the_steps_are_below_the_run_of_the_plan_old_ones_too(tmp_path: 
     (tmp_path / "sources" / "a").write_text("a")
     job = tiny_job(tmp_path)
     job.settings.tracking.folder = str(tmp_path / "mlflow")
-    with open_run(job.settings.tracking, tmp_path / "old", "old"):  # before there was a plan
+    with open_run(job.settings.tracking, tmp_path / "old", "old", ""):  # before there was a plan
         pass
     copy, join, count = tiny_steps()
     steps = (recording(copy, "old"), recording(join, "new"), count)
@@ -42,10 +42,11 @@ def test_runs_of_the_steps_are_below_the_run_of_the_plan_old_ones_too(tmp_path: 
     experiment = client.get_experiment_by_name("uniavgen")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"plan tiny", "old", "new"}
-    plan = runs["plan tiny"]
+    name = f"plan tiny in {'/'.join(tmp_path.parts[-2:])}"
+    assert set(runs) == {name, "old", "new"}
+    plan = runs[name]
     parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
-    assert parents == {"plan tiny": None, "old": plan.info.run_id, "new": plan.info.run_id}
+    assert parents == {name: None, "old": plan.info.run_id, "new": plan.info.run_id}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert set(plan.data.metrics) == {"seconds/ingest", "seconds/curate", "seconds/shard"}
     assert "| shard | done |" in plan.data.tags["mlflow.note.content"]

@@ -119,6 +119,7 @@ def test_weights_are_registered_once_by_the_next_command_if_the_tracker_missed_t
     assert again.run
     versions = MlflowClient(again.run.uri).search_model_versions("name='uniavgen'")
     assert [(version.version, version.run_id) for version in versions] == [(1, again.run.id)]
+    assert versions[0].description == "so far: "
 
 
 @pytest.mark.parametrize(

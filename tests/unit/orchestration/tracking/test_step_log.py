@@ -85,7 +85,7 @@ def test_server_that_was_down_gets_every_metric_once_it_answers(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     home, port, log = tmp_path / "mlflow", free_port(), tmp_path / "metrics.jsonl"
     before = open_run(
-        TrackingConfig(folder=str(home)), tmp_path / "home", "opened before the server went down"
+        TrackingConfig(folder=str(home)), tmp_path / "home", "opened before the server went down", ""
     )
     run = Run(f"http://127.0.0.1:{port}", before.id)
     on_metrics, started = StepLogger(run, log)(), time.monotonic()
@@ -106,13 +106,16 @@ def test_server_that_was_down_gets_every_metric_once_it_answers(
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(b"weights")
         with open_run(
-            TrackingConfig(uri=uri, experiment="served"), tmp_path / "other", "stage joint"
+            TrackingConfig(uri=uri, experiment="served"), tmp_path / "other", "stage joint", ""
         ) as served:
-            assert [served.register_model("generator", weights, alias) for alias in ("audio", "joint")] == [
-                1,
-                2,
+            aliases = ("audio", "joint")
+            versions = [
+                served.register_model("generator", weights, alias, f"is {alias}") for alias in aliases
             ]
-        assert client.get_model_version_by_alias("generator", "joint").run_id == served.id
+            assert versions == [1, 2]
+        newest = client.get_model_version_by_alias("generator", "joint")
+        assert (newest.run_id, newest.description) == (served.id, "is joint")
+        assert client.get_registered_model("generator").description.startswith("Joint audio-video")
         assert [item.path for item in client.list_artifacts(served.id, "model-joint")] == [
             "model-joint/model.safetensors"
         ]
@@ -122,7 +125,7 @@ def test_server_that_was_down_gets_every_metric_once_it_answers(
 
 def test_backlog_continues_where_it_stopped_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
-    with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage") as run:
+    with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage", "") as run:
         backlog = Backlog(run, log)
         assert backlog.send() == 0
         log.write_text(
@@ -143,7 +146,7 @@ def test_backlog_continues_where_it_stopped_and_waits_for_the_end_of_a_line(tmp_
 def test_incomplete_line_is_skipped_by_backlog_and_next_process(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "smoothed/loss/total": 3.0, "loss/total": 3.0}\n{"step": 2, "ti')
-    with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage") as run:
+    with open_run(TrackingConfig(folder=str(tmp_path / "mlflow")), tmp_path / "home", "stage", "") as run:
         StepLogger(None, log)()(3, {"loss/total": 3.0})
         assert Backlog(run, log).send() == 2
         assert Backlog(run, log).send() == 0
@@ -167,7 +170,7 @@ def test_another_tracker_gets_all_metrics_and_the_first_one_continues(
     monkeypatch.chdir(tmp_path)
     runs = []
     for step, config in enumerate((TrackingConfig(), TrackingConfig(), TrackingConfig(folder="other")), 1):
-        with open_run(config, home, "stage") as run:
+        with open_run(config, home, "stage", "") as run:
             StepLogger(None, log)()(step, {"loss": float(step)})
             sent = Backlog(run, log).send()
         runs.append((run, sent))
