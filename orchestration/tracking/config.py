@@ -23,8 +23,8 @@ class TrackingConfig(BaseModel):
     )
     folder: str = Field(
         "mlflow",
-        description="folder of mlflow.db and artifacts if `uri` is empty; of artifacts if `uri` is a database "
-        "other than SQLite",
+        description="folder of mlflow.db and artifacts if `uri` is empty; of artifacts if `uri` is "
+        "a database other than SQLite",
     )
     experiment: str = Field("uniavgen", description="MLflow experiment of all runs")
     name: str = Field(
