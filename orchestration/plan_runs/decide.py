@@ -130,7 +130,7 @@ def _why_unfinished(last: Mapping[str, Any]) -> str:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [name for name in before | now if before.get(name, ABSENT) != now.get(name, ABSENT)]
+    return [name for name in {**before, **now} if before.get(name, ABSENT) != now.get(name, ABSENT)]
 
 
 def _shown(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from uniavgen.orchestration.status.run_status import run_status
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.heartbeat import Beat, read_beat
 
+STEP_NAMES = [step.name for step in STEPS]
 DETAILS = {"ingest": "corpus", "train": "run"}
 """Steps whose own status is shown while they run."""
 
@@ -32,7 +33,7 @@ def find_plan(path: Path) -> Plan:
     )
 
 
-def plan_status(path: Path, names: Sequence[str] = tuple(step.name for step in STEPS)) -> dict[str, Any]:
+def plan_status(path: Path, names: Sequence[str] = STEP_NAMES) -> dict[str, Any]:
     """Each step of a plan: state, seconds, done and left; alive or dead and since when.
 
     `path`: a plan file, or the folder of a plan. `names`: the steps that there are.

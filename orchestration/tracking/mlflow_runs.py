@@ -233,10 +233,12 @@ def system_metrics(run: Run | None, interval_s: float) -> Iterator[None]:
                 monitor.finish()
 
 
-def open_run(config: TrackingConfig, home: Path, name: str, note: str, *, parent: Run | None = None) -> Run:
+def open_run(
+    config: TrackingConfig, home: Path, name: str, description: str, *, parent: Run | None = None
+) -> Run:
     """Continue the run that `home`/tracking.json names, else create one and name it there.
 
-    `note`: description of a new run, as Markdown. A run that is continued gets the name if one was chosen.
+    `description`: of a new run, as Markdown. A run that is continued gets the name if one was chosen.
     Where no tracker is chosen, the one in tracking.json is used, from any current folder. A run without
     `parent` is put below `config.parent`, if that is set. Raises UserError if the tracking store cannot be
     reached.
@@ -250,7 +252,7 @@ def open_run(config: TrackingConfig, home: Path, name: str, note: str, *, parent
             if config.parent and parent is None:
                 client.set_tag(known["run_id"], "mlflow.parentRunId", config.parent)
             return Run(uri, known["run_id"])
-        tags = {"mlflow.runName": name, NOTE: note[:MAX_TAG_LENGTH], **environment_tags()}
+        tags = {"mlflow.runName": name, NOTE: description[:MAX_TAG_LENGTH], **environment_tags()}
         if above := parent.id if parent else config.parent:
             tags["mlflow.parentRunId"] = above
         run = Run(uri, client.create_run(experiment_id(config), tags=tags).info.run_id)
