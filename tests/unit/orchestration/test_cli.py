@@ -207,8 +207,15 @@ TYPOS = {
     ("sample", "--corpus", "c", "--run", "r", "--task", "dubing"): "did you mean dubbing?",
     ("curate", "--corpus", "c", "--policy", "defualt"): "did you mean default?",
     ("ingest", "v.mp4", "--corpus", "c", "--retry", "--step", "transcrib"): "did you mean transcribe?",
-    ("ingest", "v.mp4", "--corpus", "c", "--set", "ingest.speech.asr_modell=x"): "ingest.speech.asr_model",
-    ("plan", "--gpu", "h100"): "did you mean h100-80g?",
+    (
+        "ingest",
+        "v.mp4",
+        "--corpus",
+        "c",
+        "--set",
+        "ingest.transcription.modell=x",
+    ): "ingest.transcription.model",
+    ("plan", "--gpu", "h100-80"): "did you mean h100-80g?",
     ("settings", "train.deepsped"): "train.deepspeed",
     ("ablate", "--run", "r", "--preset", "ful"): "did you mean full?",
     ("submit", "--", "ingset", "v.mp4"): "did you mean ingest?",
@@ -301,19 +308,19 @@ def test_every_command_with_a_folder_is_among_the_path_options() -> None:
     assert {command for command, option in options if option == "--config"} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/made/by/hand", "GS://bucket", "hdfs://host:9/x"])
 @pytest.mark.parametrize(
     ("command", "option", "others"), path_options(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_path_option_refuses_urls_in_one_line_and_makes_no_folder(
-    command: str, option: str, others: list[str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, option: str, others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    url = "s3://bucket/made/by/hand"
     done = CliRunner().invoke(cli.typer_app(command), [*others, *([option] if option else []), url])
     assert done.exit_code == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert f"{url.partition(':')[0]}:// is not supported here ({url})" in done.stderr
+    assert f"s3:// is not supported here ({url})" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
