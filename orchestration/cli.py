@@ -26,7 +26,9 @@ COMMANDS = {
     "cache-latents": "Encode the shards once, so that training skips the codecs.",
     "report": "Write the corpus report: funnel, signals, playable clips.",
     "forget": "Delete a source or a person from corpus and shards, for good.",
+    "export-corpus": "Write the samples in the layouts of other trainers.",
     "plan": "Estimate memory, time and cost of a training.",
+    "bill": "Forecast hours, storage and price of a large data set.",
     "train": "Train a stage, or all stages, with DeepSpeed on Ray Train.",
     "verify-resume": "Prove that an interrupted training loses nothing.",
     "sample": "Generate a video with sound from a trained model.",
@@ -40,7 +42,7 @@ COMMANDS = {
     "ui": "Open MLflow on the runs recorded here; Ctrl-C ends it.",
 }
 """Commands and their summaries, in the order of use. `a-b` is the function `a_b` in `commands/a_b.py`."""
-ROOMS = {"run": "plan_runs", "status": "status"}
+ROOMS = {"run": "plan_runs", "status": "status", "bill": "planning", "export-corpus": "output"}
 """Folders of the commands that lie with what they use, instead of in `commands`."""
 
 USAGE = "Usage: uniavgen COMMAND [OPTIONS]"

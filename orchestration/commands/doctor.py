@@ -73,7 +73,13 @@ def check_machine(settings: Config, *, show_all: bool = False) -> dict[str, Any]
     """
     from uniavgen.orchestration.output import console
 
-    findings = [*_machine(), *_programs(settings), *_packages(), *_weights(settings)]
+    findings = [
+        *_machine(),
+        *_programs(settings),
+        *_packages(),
+        *_weights(settings),
+        *_restrictions(settings),
+    ]
     missing = [finding for finding in findings if finding.needed and not finding.ok]
     optional = [finding for finding in findings if not finding.needed and not finding.ok]
     in_order = [finding for finding in findings if finding.ok]
@@ -227,6 +233,17 @@ def _weights(settings: Config) -> list[Finding]:
             hint = "" if chosen else f"--set train.data.codecs.{key}={name}"
             findings.append(Finding("optional weights", name, chosen, found, hint, needed=False))
     return findings
+
+
+def _restrictions(settings: Config) -> list[Finding]:
+    """Models and data that the settings name and whose licence restricts their use."""
+    from uniavgen.orchestration.planning.restrictions import ingest_restrictions, training_restrictions
+
+    found = [*ingest_restrictions(settings.ingest), *training_restrictions(settings.train)]
+    hint = "see docs/licences.md before commercial use"
+    return [
+        Finding("licence", each.setting, False, f"{each.what}: {each.licence}", hint, False) for each in found
+    ]
 
 
 def _can_load(library: str) -> bool:

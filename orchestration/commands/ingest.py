@@ -124,7 +124,9 @@ def measure_sources(
     """Run ingest with its display. Returns the summary and `IngestDisplay.history`."""
     from uniavgen.ingest.pipeline import ingest
     from uniavgen.orchestration.output.ingest_display import IngestDisplay
+    from uniavgen.orchestration.planning.restrictions import ingest_restrictions, warn
 
+    warn(ingest_restrictions(settings.ingest))
     with IngestDisplay() as display:
         summary = ingest(sources, root, settings.ingest, on_progress=display.update, retry=retry, step=step)
     return summary, display.history

@@ -106,6 +106,7 @@ def train_stages(
     if stage != "all" and stage not in stages:  # before the imports, which take seconds
         raise UsageError(f"unknown stage {stage!r}", hint=choice_hint(stage, [*stages, "all"]))
     from uniavgen.orchestration.output import console
+    from uniavgen.orchestration.planning.restrictions import training_restrictions, warn
     from uniavgen.orchestration.tracking.corpus_run import corpus_version
     from uniavgen.orchestration.tracking.run_notes import training_note
     from uniavgen.orchestration.tracking.stage_record import Record, recorded
@@ -124,6 +125,7 @@ def train_stages(
         settings.train, names, _shards_url(corpus, settings), run_dir, accept_changes=accept_changes
     )
     if not done:
+        warn(training_restrictions(settings.train))
         console.print_line(f"training with {label}: {describe_size(settings.train, names)}")
     workers = nullcontext() if done else ray_running()  # finished stages need no workers
     note = partial(training_note, settings.train, run_dir, str(root))

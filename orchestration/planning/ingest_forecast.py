@@ -90,10 +90,8 @@ def sampled_sources(corpus: Corpus, entries: Iterable[Entry], policy: str) -> li
                 clips=len(of_source),
                 clip_s=sum(clip["end_s"] - clip["start_s"] for clip in of_source),
                 kept_s=sum(clip["end_s"] - clip["start_s"] for clip in of_source if clip["clip_id"] in kept),
-                media_bytes=sum(_media_bytes(corpus, clip["clip_id"]) for clip in of_source),
-                stored_bytes=_folder_bytes(
-                    corpus.root / "measured" / row["source_id"][:2] / row["source_id"]
-                ),
+                media_bytes=sum(media_bytes(corpus, clip["clip_id"]) for clip in of_source),
+                stored_bytes=folder_bytes(corpus.root / "measured" / row["source_id"][:2] / row["source_id"]),
                 step_seconds=dict(row["step_seconds"] or ()),
             )
         )
@@ -137,8 +135,8 @@ def corpus_totals(corpus: Corpus, policy: str) -> dict[str, float]:
             length for clip, length in zip(clips["clip_id"].to_pylist(), lengths, strict=True) if clip in kept
         )
         / 3600,
-        "media_gb": _folder_bytes(corpus.root / "media") / 1e9,
-        "stored_gb": _folder_bytes(corpus.root / "measured") / 1e9,
+        "media_gb": folder_bytes(corpus.root / "media") / 1e9,
+        "stored_gb": folder_bytes(corpus.root / "measured") / 1e9,
     }
 
 
@@ -260,10 +258,10 @@ def _write(corpus: Corpus, document: dict[str, Any]) -> None:
     os.replace(unfinished, corpus.root / FORECAST_NAME)
 
 
-def _media_bytes(corpus: Corpus, clip: str) -> int:
+def media_bytes(corpus: Corpus, clip: str) -> int:
     paths = (corpus.media_path(clip, extension) for extension in ("mp4", "flac", "face.npz"))
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def _folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

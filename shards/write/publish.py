@@ -63,7 +63,7 @@ def publish_shards(
                 shards.parent / LATENTS_LOCK, "another run computes latents here, publishes or deletes them"
             ),
         ):
-            _remember(shards.parent, store.files.unstrip_protocol(store.root))
+            remember_copy(shards.parent, store.files.unstrip_protocol(store.root))
             return _publish(shards, store, url, on_progress or (lambda done, total: None), started)
     except UserError:
         raise
@@ -83,7 +83,7 @@ def published(corpus: Path) -> list[str]:
         ) from error
 
 
-def _remember(corpus: Path, url: str) -> None:
+def remember_copy(corpus: Path, url: str) -> None:
     """Record a URL before anything is sent, because a failed copy has files too."""
     urls = sorted({*published(corpus), url})
     replace_file(corpus / PUBLISHED, (json.dumps(urls, indent=0) + "\n").encode())
