@@ -24,7 +24,7 @@ COMMANDS = {
     "caption": "Describe the kept clips with a vision-language model.",
     "shard": "Write the kept clips as WebDataset shards.",
     "cache-latents": "Encode the shards once, so that training skips the codecs.",
-    "report": "Write the corpus report: funnel, signals, playable clips.",
+    "report": "Write the page of a corpus or of a training run.",
     "forget": "Delete a source or a person from corpus and shards, for good.",
     "export-corpus": "Write the samples in the layouts of other trainers.",
     "plan": "Estimate memory, time and cost of a training.",

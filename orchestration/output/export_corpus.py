@@ -40,7 +40,7 @@ def export_corpus(
     corpus: CorpusOption,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", metavar="DIR")],
 ) -> dict[str, Any]:
-    """Write the samples of the shards in the layouts of other trainers.
+    """Write the samples in the layouts of other trainers.
 
     One folder for LTX-2, diffusion-pipe, SimpleTuner and Hugging Face datasets: a video with its audio, and a
     caption, for each sample, and the files that each of them reads. The same command continues, and removes

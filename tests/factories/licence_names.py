@@ -36,9 +36,9 @@ def licence_of(package: str) -> str:
     """`MIT`, `BSD-3-Clause`, `Apache-2.0 OR BSD-2-Clause`, ...; "" if the package does not say."""
     found = distribution(package)
     about = found.metadata
-    if expression := about["License-Expression"]:
+    if expression := about.get("License-Expression"):
         return str(expression)
-    text = (about["License"] or "").strip()
+    text = (about.get("License") or "").strip()
     classifiers = [
         line.split(" :: ")[-1] for line in about.get_all("Classifier") or () if line.startswith("License")
     ]
