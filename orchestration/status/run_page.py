@@ -98,6 +98,7 @@ def write_run_page(run_dir: Path) -> Path:
         stages=stages,
         videos=videos_of(run_dir.absolute(), path.parent),
     )
+    path.parent.mkdir(exist_ok=True)
     replace_file(path, html.encode("utf-8", "backslashreplace"))
     return path
 
