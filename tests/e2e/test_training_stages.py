@@ -81,7 +81,8 @@ def test_three_stages_train_and_are_recorded_in_mlflow(
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    arguments = ("train", "all", "--corpus", corpus.root, "--run", tmp_path / "run", "--config", config_file)
+    folders = ("--corpus", corpus.root, "--run", tmp_path / "run")
+    arguments = ("train", "all", *folders, "--config", config_file, "--name", "baseline")
     done = {stage["stage"]: stage for stage in uniavgen(*arguments)["stages"]}
     assert list(done) == ["audio", "joint", "multitask"]
     assert {name: stage["steps"] for name, stage in done.items()} == {"audio": 4, "joint": 2, "multitask": 2}
@@ -90,8 +91,9 @@ def test_three_stages_train_and_are_recorded_in_mlflow(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     (experiment,) = [entry for entry in client.search_experiments() if entry.name == "uniavgen"]
     runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert sorted(runs) == ["stage audio", "stage joint", "stage multitask", "training run"]
-    parent = runs.pop("training run")
+    parent = runs.pop("baseline")
+    assert sorted(runs) == [f"stage {stage} of baseline" for stage in ("audio", "joint", "multitask")]
+    runs = {name.removesuffix(" of baseline"): run for name, run in runs.items()}
     note = parent.data.tags["mlflow.note.content"]
     for row in (
         "| audio | audio, speech_text from random weights | audio shards |",
