@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from uniavgen.orchestration.status.page import ago, by_kind, process_line
+from uniavgen.orchestration.status.page import by_kind, clock, process_line
 from uniavgen.orchestration.status.run_status import run_status, stage_folders
 from uniavgen.shards.atomic_files import replace_file
 from uniavgen.shards.jsonl import read_rows
@@ -116,7 +116,7 @@ def stage_row(stage: Mapping[str, Any]) -> tuple[str, ...]:
         f"{stage['left']:,}",
         _number(stage["steps_per_s"]),
         _number(stage["loss"]),
-        "–" if checkpoint is None else f"step {checkpoint}, {ago(stage['checkpoint_at'])}",
+        "–" if checkpoint is None else f"step {checkpoint}, {clock(stage['checkpoint_at'])}",
         by_kind(stage["events"]),
     )
 
