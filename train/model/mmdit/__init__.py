@@ -1,0 +1,1 @@
+"""Video to audio: a multimodal diffusion transformer (MMAudio, AudioGen-Omni)."""
