@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel
 
 from uniavgen.train.model.config import ModelConfig
+from uniavgen.train.model.mmdit.config import MMDiTConfig
+from uniavgen.train.model.mmdit.family import MMDiTFamily
 from uniavgen.train.model.uniavgen import UniAVGen
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ class ModelFamily(Protocol):
         ...
 
 
-FAMILIES: dict[type[BaseModel], type[ModelFamily]] = {ModelConfig: UniAVGen}
+FAMILIES: dict[type[BaseModel], type[ModelFamily]] = {ModelConfig: UniAVGen, MMDiTConfig: MMDiTFamily}
 """Configuration class -> the family that it configures."""
 
 
