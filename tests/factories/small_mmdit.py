@@ -14,10 +14,7 @@ LATENTS = 25
 def small_mmaudio(**changes: object) -> MMDiTConfig:
     """MMAudio's structure at width 16, with narrow inputs."""
     config = mmaudio("mmaudio-small-16k")
-    streams = tuple(
-        stream.model_copy(update={"channels": 6, "tokens": 5})
-        for stream in config.streams
-    )
+    streams = tuple(stream.model_copy(update={"channels": 6, "tokens": 5}) for stream in config.streams)
     update = {
         "dim": 16,
         "heads": 2,
@@ -71,7 +68,9 @@ def filled(config: MMDiTConfig, seed: int = 0) -> MMDiT:
     return model
 
 
-def made_conditions(config: MMDiTConfig, samples: int = 2, latents: int = LATENTS, seed: int = 1) -> Conditions:
+def made_conditions(
+    config: MMDiTConfig, samples: int = 2, latents: int = LATENTS, seed: int = 1
+) -> Conditions:
     """Random features for every input of a model."""
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}
@@ -91,4 +90,6 @@ def made_batch(config: MMDiTConfig, samples: int = 2, latents: int = LATENTS, se
     """Random latents and every input."""
     generator = torch.Generator().manual_seed(seed + 1000)
     latent = torch.randn(samples, config.channels, latents, generator=generator)
-    return SoundBatch([f"clip-{i}" for i in range(samples)], latent, made_conditions(config, samples, latents, seed))
+    return SoundBatch(
+        [f"clip-{i}" for i in range(samples)], latent, made_conditions(config, samples, latents, seed)
+    )

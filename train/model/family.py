@@ -21,12 +21,10 @@ from uniavgen.train.model.uniavgen import UniAVGen
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from uniavgen.train.batch import LatentBatch
-    from uniavgen.train.config import ObjectiveConfig, SamplingConfig, StageConfig
+    from uniavgen.train.config import StageConfig
     from uniavgen.train.data.config import DataConfig
     from uniavgen.train.flow_matching import Draw
     from uniavgen.train.model.memory import Activations
-    from uniavgen.train.tasks import Task
 
 
 class Objective(Protocol):
@@ -42,16 +40,17 @@ class Objective(Protocol):
     def losses(
         self,
         model: Callable[..., Any],
-        batch: LatentBatch,
-        task: Task,
+        batch: Any,
+        task: Any,
         draw: Draw,
         weights: Mapping[str, float],
         details: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Scalars of one micro-batch: `total`, whose gradient trains, and one loss for each modality or term.
 
-        Means over samples. A name in `weights` that is absent weighs 0. The same parameters are in the graph
-        for every task. `details` receives what the means hide, such as the loss of each sample.
+        `batch` is of the family's own kind, `LatentBatch` for UniAVGen. Means over samples. A name in
+        `weights` that is absent weighs 0. The same parameters are in the graph for every task. `details`
+        receives what the means hide, such as the loss of each sample.
         """
         ...
 
@@ -78,19 +77,22 @@ class ModelFamily(Protocol):
         """
         ...
 
-    def objective(self, config: ObjectiveConfig, stage: StageConfig, *, checkpointing: bool) -> Objective:
-        """The loss of a stage. `checkpointing`: recompute activations in the backward pass."""
+    def objective(self, config: Any, stage: StageConfig, *, checkpointing: bool) -> Objective:
+        """The loss of a stage. `config`: the family's own settings, `ObjectiveConfig` for UniAVGen.
+
+        `checkpointing`: recompute activations in the backward pass.
+        """
         ...
 
     def sample(
         self,
         model: nn.Module,
-        batch: LatentBatch,
-        task: Task,
-        config: SamplingConfig,
+        batch: Any,
+        task: Any,
+        config: Any,
         seed: int,
         *,
-        objective: ObjectiveConfig,
+        objective: Any,
         on_step: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         """Video latents (None without a video) and mels of the full clip, given parts included.

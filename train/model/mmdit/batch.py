@@ -67,7 +67,11 @@ def validate_sound_batch(batch: SoundBatch, config: MMDiTConfig) -> None:
     Call it where batches are made: reading values on a GPU would wait for the GPU.
     """
     size = len(batch.keys)
-    if batch.latent.dim() != 3 or batch.latent.shape[:2] != (size, config.channels) or not batch.latent.numel():
+    if (
+        batch.latent.dim() != 3
+        or batch.latent.shape[:2] != (size, config.channels)
+        or not batch.latent.numel()
+    ):
         raise UserError(
             f"latent has shape {list(batch.latent.shape)}, expected [{size}, {config.channels}, N]",
             kind="bad-shape",

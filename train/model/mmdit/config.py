@@ -125,9 +125,7 @@ class MMDiTConfig(_Config):
     audio_activation: Activation = Field(
         default="selu", description="between the audio's projection and its MLP"
     )
-    audio_feed_forward: Literal["conv", "linear"] = Field(
-        default="conv", description="as that of a stream"
-    )
+    audio_feed_forward: Literal["conv", "linear"] = Field(default="conv", description="as that of a stream")
     streams: tuple[StreamConfig, ...] = Field(description="the inputs beside audio, in attention order")
     frame: FrameConfig | None = Field(default=None, description="the frame condition; none: no such input")
     condition_mlp: bool = Field(
@@ -148,8 +146,8 @@ class MMDiTConfig(_Config):
     positions: Literal["none", "all", "unaligned", "aligned"] = Field(
         default="aligned",
         description="rotary positions. aligned: streams with a rate by time, so that equal times have equal "
-        "phase, others none (PAAPI); unaligned: streams with a rate by index; all: all streams, those without "
-        "a rate by index; none: none",
+        "phase, others none (PAAPI); unaligned: streams with a rate by index; all: all streams, those "
+        "without a rate by index; none: none",
     )
     align_by: Literal["length", "rate"] = Field(
         default="length",

@@ -15,7 +15,7 @@ from uniavgen.train.model.mmdit.config import AUDIO, SYNC, MMDiTConfig
 
 @dataclass(frozen=True)
 class SoundShapes:
-    """Sizes of one sample's input: `audio` latents, tokens of each stream, and features of `sync`, by name."""
+    """Sizes of one sample's input: `audio` latents, tokens of each stream, features of `sync`, by name."""
 
     lengths: Mapping[str, int]
 
@@ -97,9 +97,7 @@ def activations(config: MMDiTConfig, shapes: SoundShapes, samples: int, item: in
     )
     fused = _kept(config, AUDIO, lengths[AUDIO], item)
     by_layer = (*[samples * joint] * (config.joint_layers - 1), samples * last)
-    ends = sum(
-        tokens * item * (config.dim * 2 + 4 * config.hidden) for tokens in shapes.lengths.values()
-    )
+    ends = sum(tokens * item * (config.dim * 2 + 4 * config.hidden) for tokens in shapes.lengths.values())
     widest = max(lengths.values())
     return Activations(
         components={"joint": sum(by_layer), "fused": samples * config.audio_layers * fused},
@@ -110,9 +108,7 @@ def activations(config: MMDiTConfig, shapes: SoundShapes, samples: int, item: in
     )
 
 
-def _kept(
-    config: MMDiTConfig, block: str, tokens: int, item: int, *, reads_only: bool = False
-) -> float:
+def _kept(config: MMDiTConfig, block: str, tokens: int, item: int, *, reads_only: bool = False) -> float:
     """Bytes that one block keeps: normalised inputs, q, k, v, attention's result, and the MLP's branches."""
     dim, modulated = config.dim, tokens if block == AUDIO and config.frame else 1
     # input and result of the normalisation in fp32, its modulated value; q, k before and after their

@@ -118,9 +118,7 @@ class MMDiTFamily:
     def zero_started(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The last convolution, and the modulation of each layer's audio."""
         names = {"final.conv.weight": "final"}
-        names |= {
-            f"joint.{i}.audio.modulation.weight": f"joint.{i}" for i in range(self.config.joint_layers)
-        }
+        names |= {f"joint.{i}.audio.modulation.weight": f"joint.{i}" for i in range(self.config.joint_layers)}
         names |= {f"fused.{i}.modulation.weight": f"fused.{i}" for i in range(self.config.audio_layers)}
         return {names[name]: p for name, p in model.named_parameters() if name in names and p.requires_grad}
 

@@ -159,9 +159,7 @@ class StreamBlock(nn.Module):
         rows: Tensor = self.modulation(condition)
         return rows.unbind(-2)
 
-    def before(
-        self, x: Tensor, rows: tuple[Tensor, ...], rope: Rope | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def before(self, x: Tensor, rows: tuple[Tensor, ...], rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the tokens."""
         qkv: tuple[Tensor, Tensor, Tensor] = self.attn(modulate(x, rows[0], rows[1]), rope)
         return qkv

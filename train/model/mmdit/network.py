@@ -154,7 +154,9 @@ class MMDiT(nn.Module):
         for stream in self.config.streams:
             by_name[stream.name] = self._stream(stream, conditions, samples, latents, device)
             seen[stream.name] = self._visible(stream, conditions, by_name[stream.name])
-        pooled = {name: pool(x, seen[name] if self.config.mask_padding else None) for name, x in by_name.items()}
+        pooled = {
+            name: pool(x, seen[name] if self.config.mask_padding else None) for name, x in by_name.items()
+        }
         frame = self._frame(conditions, samples, latents, device)
         if frame is not None:
             pooled[SYNC] = frame.mean(dim=1, keepdim=True)
@@ -174,9 +176,7 @@ class MMDiT(nn.Module):
             rope_tables(self.config, latents, lengths, torch.device(device)),
         )
 
-    def velocity(
-        self, latent: Tensor, t: Tensor, encoded: Encoded, *, checkpointing: bool = False
-    ) -> Tensor:
+    def velocity(self, latent: Tensor, t: Tensor, encoded: Encoded, *, checkpointing: bool = False) -> Tensor:
         """Velocity noise - data of normalised noisy latents [B, C, N] at t [B], 1 for noise.
 
         MMAudio's time is 1 - t and its velocity data - noise.
@@ -197,7 +197,12 @@ class MMDiT(nn.Module):
         return -self.final(x, final).transpose(1, 2)
 
     def _stream(
-        self, stream: StreamConfig, conditions: Conditions, samples: int, latents: int, device: torch.device | str
+        self,
+        stream: StreamConfig,
+        conditions: Conditions,
+        samples: int,
+        latents: int,
+        device: torch.device | str,
     ) -> Tensor:
         """Tokens [B, L, D] of a stream, from its stand-in where it is absent."""
         length = self.config.length(stream, self.config.grid.seconds(latents))
@@ -310,6 +315,8 @@ def with_frozen_inputs(model: MMDiT, **values: Tensor) -> MMDiT:
     for name, value in values.items():
         target = getattr(model.scale, name) if name in ("mean", "std") else model.inputs.empty[name].features
         if isinstance(target, nn.Parameter) or target.numel() != value.numel():
-            raise UserError(f"{name} of {list(value.shape)} is no frozen input of the model", kind="bad-shape")
+            raise UserError(
+                f"{name} of {list(value.shape)} is no frozen input of the model", kind="bad-shape"
+            )
         target.copy_(value.view_as(target))
     return model

@@ -41,8 +41,8 @@ class MMDiTObjective:
     ) -> dict[str, Tensor]:
         """`total` and `audio`, which are equal; `task` is not read: a batch says which inputs it has.
 
-        `model`: an `MMDiT`, or an engine whose `module` is one. `details` receives `audio` and `audio_time` of
-        each sample [B], and `tokens`.
+        `model`: an `MMDiT`, or an engine whose `module` is one. `details` receives `audio` and
+        `audio_time` of each sample [B], and `tokens`.
         """
         network: MMDiT = getattr(model, "module", model)  # type: ignore[assignment]
         data = network.scale.normalise(batch.latent)
@@ -128,9 +128,7 @@ def sample_latents(
     x = torch.stack(noise).to(device)
     given = model.encode(conditions, samples, latents, device)
     guided = config.guidance > 1
-    absent = (
-        model.encode(negative or Conditions({}, {}, {}), samples, latents, device) if guided else None
-    )
+    absent = model.encode(negative or Conditions({}, {}, {}), samples, latents, device) if guided else None
     for step, (now, after) in enumerate(pairwise(time_grid(config.steps, 1.0))):
         t = torch.full((samples,), now, device=device)
         u = model.velocity(x, t, given).float()

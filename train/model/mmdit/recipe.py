@@ -32,8 +32,8 @@ class SoundObjectiveConfig(_Config):
         default=0.0,
         ge=0,
         le=1,
-        description="share of samples trained without any input, beside `dropout` (MMAudio: 0; undisclosed for "
-        "AudioGen-Omni)",
+        description="share of samples trained without any input, beside `dropout` (MMAudio: 0; undisclosed "
+        "for AudioGen-Omni)",
     )
 
     @field_validator("dropout")

@@ -84,7 +84,9 @@ def test_moving_all_clocks_changes_no_attention() -> None:
 def test_attention_peaks_at_the_video_token_of_equal_time(positions: str, aligned: bool) -> None:
     """With equal queries and keys, audio j attends most to the video token nearest in time."""
     config = small_audiogen(positions=positions)
-    ropes = rope_tables(config, LATENTS, (("clip", 6), ("transcript", LATENTS), ("caption", 5)), torch.device("cpu"))
+    ropes = rope_tables(
+        config, LATENTS, (("clip", 6), ("transcript", LATENTS), ("caption", 5)), torch.device("cpu")
+    )
     assert ropes["audio"] is not None and ropes["clip"] is not None
     ones = torch.ones(1, 1, 1, 8)
     q = rotate(ones.expand(1, LATENTS, 1, 8), ropes["audio"])[0, :, 0]
@@ -106,7 +108,9 @@ def test_attention_peaks_at_the_video_token_of_equal_time(positions: str, aligne
 )
 def test_positions_choose_the_rotated_streams(positions: str, rotated: tuple[bool, ...]) -> None:
     config = small_audiogen(positions=positions)
-    ropes = rope_tables(config, LATENTS, (("clip", 6), ("transcript", LATENTS), ("caption", 5)), torch.device("cpu"))
+    ropes = rope_tables(
+        config, LATENTS, (("clip", 6), ("transcript", LATENTS), ("caption", 5)), torch.device("cpu")
+    )
 
     def turns(name: str, start: int, stop: int) -> bool:
         rope = ropes[name]

@@ -14,7 +14,9 @@ from uniavgen.train.model.mmdit.network import MMDiT
 from uniavgen.train.model.parts import train_only
 
 
-def released_shapes(dim: int = 16, hidden: int = 48, joint: int = 2, fused: int = 2) -> dict[str, tuple[int, ...]]:
+def released_shapes(
+    dim: int = 16, hidden: int = 48, joint: int = 2, fused: int = 2
+) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of a released file at small width, listed by hand."""
 
     def mlp(name: str, kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -28,7 +30,11 @@ def released_shapes(dim: int = 16, hidden: int = 48, joint: int = 2, fused: int 
         keys = layer(f"{name}.attn.qkv", 3 * dim, dim)
         keys |= {f"{name}.attn.{n}.weight": (dim // 2,) for n in ("q_norm", "k_norm")}
         keys |= layer(f"{name}.adaLN_modulation.1", (2 if pre_only else 6) * dim, dim)
-        return keys if pre_only else keys | layer(f"{name}.linear1", dim, dim, *kernel) | mlp(f"{name}.ffn", kernel)
+        return (
+            keys
+            if pre_only
+            else keys | layer(f"{name}.linear1", dim, dim, *kernel) | mlp(f"{name}.ffn", kernel)
+        )
 
     keys = {"latent_mean": (1, 1, 3), "latent_std": (1, 1, 3), "empty_string_feat": (5, 6)}
     keys |= {"empty_clip_feat": (1, 6), "empty_sync_feat": (1, 5), "sync_pos_emb": (1, 1, 4, 5)}
@@ -71,7 +77,9 @@ def test_every_released_key_has_a_place_and_no_other(state: dict[str, Tensor], t
 
 def test_training_checkpoint_gives_its_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
     model = MMDiT(small_mmaudio())
-    load_released(model, saved(tmp_path, {"it": 3, "weights": state, "optimizer": {}, "scheduler": {}, "ema": {}}))
+    load_released(
+        model, saved(tmp_path, {"it": 3, "weights": state, "optimizer": {}, "scheduler": {}, "ema": {}})
+    )
     assert torch.equal(model.scale.mean, state["latent_mean"])
 
 
@@ -135,7 +143,10 @@ def test_export_returns_the_same_model(config: object, tmp_path: Path) -> None:
         save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / name)
     loaded, missing = family.load_export(tmp_path)
     assert missing == []
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
 
 
 def test_audiogen_starts_audio_and_video_from_mmaudio(state: dict[str, Tensor], tmp_path: Path) -> None:

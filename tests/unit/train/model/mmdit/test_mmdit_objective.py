@@ -61,7 +61,11 @@ def test_joint_drop_removes_all_inputs() -> None:
 
 def test_defaults_are_the_published_recipe() -> None:
     objective, sampling = SoundObjectiveConfig(), SoundSamplingConfig()
-    assert (objective.timestep.distribution, objective.timestep.mean, objective.timestep.std) == ("logit-normal", 0, 1)
+    assert (objective.timestep.distribution, objective.timestep.mean, objective.timestep.std) == (
+        "logit-normal",
+        0,
+        1,
+    )
     assert (objective.dropout["video"], objective.dropout["text"]) == (0.1, 0.1)
     assert (sampling.steps, sampling.guidance) == (25, 4.5)
 

@@ -26,7 +26,9 @@ def state(model: MMDiT) -> dict[str, Array]:
 
 def assert_close(ours: torch.Tensor, expected: Array) -> None:
     """Equal within 1e-5 of the largest value, or of 1."""
-    assert np.abs(ours.detach().double().numpy() - expected).max() < TOLERANCE * max(1.0, np.abs(expected).max())
+    assert np.abs(ours.detach().double().numpy() - expected).max() < TOLERANCE * max(
+        1.0, np.abs(expected).max()
+    )
 
 
 def random_tokens(*lengths: int, seed: int = 3) -> list[torch.Tensor]:
@@ -107,7 +109,10 @@ def test_missing_inputs_are_the_empty_features(model: MMDiT, state: dict[str, Ar
 def test_last_layer_reads_the_global_condition(model: MMDiT) -> None:
     """The released weights need it; the frame condition gives another velocity."""
     conditions = made_conditions(model.config)
-    latent, t = torch.randn(2, 3, LATENTS, generator=torch.Generator().manual_seed(7)), torch.tensor([0.3, 0.3])
+    latent, t = (
+        torch.randn(2, 3, LATENTS, generator=torch.Generator().manual_seed(7)),
+        torch.tensor([0.3, 0.3]),
+    )
     seen: list[torch.Tensor] = []
     hook = model.final.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
     by_global = model(latent, t, conditions)
