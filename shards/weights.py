@@ -349,6 +349,17 @@ REGISTRY: dict[str, Weights] = {
         hub="hf://sentence-transformers/all-MiniLM-L6-v2",
         licence="Apache-2.0",
     ),
+    "g2p-en": Weights(
+        "pronunciation of English words that are not in the dictionary",
+        (
+            WeightFile(
+                "checkpoint20.npz",
+                (("g2p-en==2.1.0", "g2p_en/checkpoint20.npz"),),
+                "b8af35e4596d8dd5836dfd3fe9b2ba4f97b9c311efe8879544cbcfcbd566d8c6",
+            ),
+        ),
+        licence="Apache-2.0",
+    ),
     "piper-joe": Weights(
         "demo voice (Piper, US English)",
         (

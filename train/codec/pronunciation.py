@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-PHONEMES = tuple(
-    ["AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"]
-)
+_CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
+_VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
+VOWELS = frozenset(_VOWELS.split())
+PHONEMES = tuple(sorted(f"{_CONSONANTS} {_VOWELS}".split()))
 """The 39 phonemes of CMUdict."""
 
-VOWELS = frozenset(["AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"])
 GRAPHEMES = ("<pad>", "<unk>", "</s>", *string.ascii_lowercase)
 OUTPUTS = (
     "<pad>",

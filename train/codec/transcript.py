@@ -1,7 +1,7 @@
 """Transcripts and lyrics as symbol ids of one vocabulary for graphemes and phonemes. Imports no torch.
 
-AudioGen-Omni (arXiv 2508.00733) encodes both, without durations; its vocabulary is undisclosed. Ours: 0 is the
-filler, then 256 bytes, a word boundary, 39 phonemes, 3 marks of the kind of speech and 8 of the language.
+AudioGen-Omni (arXiv 2508.00733) encodes both, without durations; its vocabulary is undisclosed. Ours: 0 is
+the filler, then 256 bytes, a word boundary, 39 phonemes, 3 marks of the kind of speech and 8 of the language.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def test_attention_peaks_at_the_video_token_of_equal_time(positions: str, aligne
     ropes = rope_tables(
         config, LATENTS, (("clip", 6), ("transcript", LATENTS), ("caption", 5)), torch.device("cpu")
     )
-    assert ropes["audio"] is not None and ropes["clip"] is not None
+    assert ropes["audio"] is not None
+    assert ropes["clip"] is not None
     ones = torch.ones(1, 1, 1, 8)
     q = rotate(ones.expand(1, LATENTS, 1, 8), ropes["audio"])[0, :, 0]
     k = rotate(ones.expand(1, 6, 1, 8), ropes["clip"])[0, :, 0]

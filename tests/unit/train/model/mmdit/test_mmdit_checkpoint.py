@@ -151,7 +151,7 @@ def test_export_returns_the_same_model(config: object, tmp_path: Path) -> None:
 
 def test_audiogen_starts_audio_and_video_from_mmaudio(state: dict[str, Tensor], tmp_path: Path) -> None:
     model = MMDiT(small_audiogen())
-    skip = [name for name in ("inputs.streams.transcript", "inputs.streams.caption", "inputs.transcript")]
+    skip = ["inputs.streams.transcript", "inputs.streams.caption", "inputs.transcript"]
     skip += ["inputs.empty.transcript", "inputs.empty.caption", "pools.streams", "empty_string_feat"]
     skip += ["text_input_proj", "text_cond_proj", "clip_cond_proj", "global_cond_mlp"]
     load_released(model, saved(tmp_path, state), skip=skip)
