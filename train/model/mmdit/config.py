@@ -22,6 +22,11 @@ AUDIO, SYNC = "audio", "sync"
 Activation = Literal["none", "selu", "silu"]
 
 
+def exact(number: Fraction | float) -> Fraction:
+    """The decimal number that was meant: 0.8 as 4/5, so that 0.8 s at 31.25 Hz are 25 latents and not 26."""
+    return Fraction(number).limit_denominator(1_000_000)
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +45,7 @@ class AudioGrid(_Config):
 
     def latents(self, seconds: Fraction | float) -> int:
         """Latents that cover `seconds`, rounded up (8 s: 250 at 16 kHz, 345 at 44.1 kHz)."""
-        return math.ceil(Fraction(seconds) * self.rate)
+        return math.ceil(exact(seconds) * self.rate)
 
     def samples(self, latents: int) -> int:
         """Waveform samples of `latents`: a multiple of hop * stride, so 353280 and not 352800 for 345."""
@@ -98,7 +103,7 @@ class FrameConfig(_Config):
 
     def length(self, seconds: Fraction | float) -> int:
         """Features of a video of `seconds` (8 s: 192). Raises UserError below one segment."""
-        frames = int(Fraction(seconds) * self.fps)
+        frames = int(exact(seconds) * self.fps)
         if frames < self.segment_frames:
             raise UserError(
                 f"a video of {float(seconds):.2f} s has {frames} frames at {self.fps} fps, a segment needs "
@@ -230,7 +235,7 @@ class MMDiTConfig(_Config):
             return self.grid.latents(seconds)
         if stream.rate is None:
             return stream.tokens
-        tokens = int(Fraction(seconds) * Fraction(stream.rate))
+        tokens = int(exact(seconds) * exact(stream.rate))
         if not tokens:
             raise UserError(
                 f"{float(seconds):.3f} s are shorter than one token of {stream.name} ({stream.rate:g} Hz)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -103,7 +104,7 @@ class MMDiTFamily:
 
     def sample_shapes(self, data: DataConfig, stage: object, *, with_voice: bool = False) -> SoundShapes:
         """Lengths of all inputs for the duration of the data's window."""
-        return SoundShapes(self.config.lengths(data.frames / VIDEO_FPS))
+        return SoundShapes(self.config.lengths(Fraction(data.frames, VIDEO_FPS)))
 
     def forward_flops(self, shapes: SoundShapes) -> float:
         return forward_flops(self.config, shapes)["total"]

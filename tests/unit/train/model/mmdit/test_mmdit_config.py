@@ -41,6 +41,7 @@ def test_parameter_counts_are_the_published_ones(name: str, millions: float, hid
         ("mmaudio-small-16k", 8, {"audio": 250, "clip": 64, "text": 77, "sync": 192}),
         ("mmaudio-large-44k", 8, {"audio": 345, "clip": 64, "text": 77, "sync": 192}),
         ("mmaudio-small-16k", 5, {"audio": 157, "clip": 40, "text": 77, "sync": 112}),
+        ("mmaudio-small-16k", 0.8, {"audio": 25, "clip": 6, "text": 77, "sync": 8}),
         ("mmaudio-small-16k", 7.99, {"audio": 250, "clip": 63, "text": 77, "sync": 184}),
     ],
 )
