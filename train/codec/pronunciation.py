@@ -27,9 +27,10 @@ OUTPUTS = (
     "<unk>",
     "<s>",
     "</s>",
-    *sorted(f"{p}{stress}" for p in PHONEMES for stress in (("0", "1", "2") if p in VOWELS else ("",))),
+    # the network also knows UW without stress
+    *sorted(["UW", *(f"{p}{stress}" for p in PHONEMES for stress in ("012" if p in VOWELS else ("",)))]),
 )
-"""Symbols of the network, in the order of its weights: vowels with stress."""
+"""Symbols of the network, in the order of its weights: vowels with stress, 74 in all."""
 
 MAX_PHONEMES = 20
 """Longest pronunciation that the network writes."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.codec.pronunciation import OUTPUTS, PHONEMES, dictionary, predict
+from uniavgen.train.codec.pronunciation import OUTPUTS, PHONEMES, Pronouncer, dictionary, predict
 from uniavgen.train.codec.transcript import BOUNDARY, FILLER, PHONEME_IDS, VOCABULARY, transcript_ids
 from uniavgen.train.model.mmdit.config import TRANSCRIPT_VOCABULARY
 
@@ -49,6 +49,17 @@ def test_bad_texts_are_one_line() -> None:
         transcript_ids("say {HH QQ}", 50)
     with pytest.raises(UserError, match="needs 8 symbols, the audio has 7 frames"):
         transcript_ids("abcdef", 7)
+
+
+def test_unknown_words_are_pronounced_by_the_network() -> None:
+    from uniavgen.shards import weights
+
+    if not weights.is_cached("g2p-en"):
+        pytest.skip("weights g2p-en are not in the cache: resolve them once to run this test")
+    pronounce = Pronouncer(weights.resolve("g2p-en") / "checkpoint20.npz")
+    assert pronounce("Zuckerberg") == ("Z", "AH", "K", "ER", "B", "ER", "G")
+    assert pronounce("hello") == dictionary()["hello"]
+    assert pronounce("42") == ()
 
 
 def test_network_equals_torchs_gru() -> None:
