@@ -154,7 +154,10 @@ def sync_at_latents(state: State, sync: Array, length: int) -> Array:
     segment = state["sync_pos_emb"][0, 0]
     sync = sync + np.concatenate([segment] * (len(sync) // len(segment)))
     x = swiglu(selu(affine(sync, state, "sync_input_proj.0")), state, "sync_input_proj.2")
-    return np.stack([x[min(len(x) - 1, int((i + 0.5) * len(x) / length))] for i in range(length)])
+    # PyTorch computes the place in fp32, which decides where it is a whole number
+    scale = np.float32(len(x)) / np.float32(length)
+    places = [int(np.floor((np.float32(i) + np.float32(0.5)) * scale)) for i in range(length)]
+    return np.stack([x[min(len(x) - 1, place)] for place in places])
 
 
 def conditions(

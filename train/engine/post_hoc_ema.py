@@ -44,7 +44,7 @@ def synthesis_weights(stored: Sequence[tuple[int, float]], at: int, sigma_rel: f
     updates, gammas = (np.array(column, dtype=float) for column in zip(*stored, strict=True))
     target = gamma_of(sigma_rel)
     matrix = _overlap(updates[:, None], gammas[:, None], updates[None], gammas[None])
-    goal = _overlap(updates, gammas, np.float64(at), np.float64(target))
+    goal = _overlap(updates, gammas, np.array([at]), np.array([target]))
     factors, *_ = np.linalg.lstsq(matrix, goal, rcond=None)
     return [float(factor) for factor in factors]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -344,14 +344,14 @@ def audiogen_omni(
     encoder = SpeechTextConfig(dim=min(dim, 512), layers=4, vocabulary=TRANSCRIPT_VOCABULARY)
     middles = ("text",) if caption_updates else ("text", "caption")
     video = _clip().model_copy(update={"pools_into": (AUDIO, *middles)})
-    middle = {"feed_forward": "linear", "pools_into": (AUDIO, "clip")}
+    middle: dict[str, Any] = {"feed_forward": "linear", "pools_into": (AUDIO, "clip")}
     transcript = StreamConfig(
         name="transcript",
         block="text",
         channels=encoder.dim,
         rate=float(GRID_16K.rate),
         ids=True,
-        **middle,  # type: ignore[arg-type]
+        **middle,
     )
     # a caption that is only read cannot share a block with the transcript
     caption = StreamConfig(
@@ -359,7 +359,7 @@ def audiogen_omni(
         block="text" if caption_updates else "caption",
         channels=caption_channels,
         updates=caption_updates,
-        **middle,  # type: ignore[arg-type]
+        **middle,
     )
     return MMDiTConfig(
         dim=dim,

@@ -313,7 +313,8 @@ def with_frozen_inputs(model: MMDiT, **values: Tensor) -> MMDiT:
     A stand-in is [tokens, channels], such as a text encoder's features of an empty text. Returns the model.
     """
     for name, value in values.items():
-        target = getattr(model.scale, name) if name in ("mean", "std") else model.inputs.empty[name].features
+        owner = model.scale if name in ("mean", "std") else model.inputs.empty[name]
+        target: Tensor = getattr(owner, name if owner is model.scale else "features")
         if isinstance(target, nn.Parameter) or target.numel() != value.numel():
             raise UserError(
                 f"{name} of {list(value.shape)} is no frozen input of the model", kind="bad-shape"

@@ -44,7 +44,7 @@ class MMDiTObjective:
         `model`: an `MMDiT`, or an engine whose `module` is one. `details` receives `audio` and
         `audio_time` of each sample [B], and `tokens`.
         """
-        network: MMDiT = getattr(model, "module", model)  # type: ignore[assignment]
+        network: MMDiT = getattr(model, "module", model)  # type: ignore[arg-type]
         data = network.scale.normalise(batch.latent)
         conditions = batch.conditions.without(drops_for(self.config, self.model, draw))
         times = [

@@ -1,14 +1,16 @@
 """The layout of MMAudio's released checkpoints: every key, and each way in which a file does not fit."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_mmdit import filled, made_batch, small_audiogen, small_mmaudio
 from torch import Tensor
 
 from uniavgen.shards.errors import UserError
-from uniavgen.train.model.mmdit.checkpoint import load_released, released_state
+from uniavgen.train.model.mmdit.checkpoint import load_released, released_name, released_state
 from uniavgen.train.model.mmdit.family import MMDiTFamily
 from uniavgen.train.model.mmdit.network import MMDiT
 from uniavgen.train.model.parts import train_only
@@ -85,9 +87,11 @@ def test_training_checkpoint_gives_its_weights(state: dict[str, Tensor], tmp_pat
 
 def test_each_missing_key_is_named(state: dict[str, Tensor], tmp_path: Path) -> None:
     model = MMDiT(small_mmaudio())
+    names = {released_name(model.config, name): name for name in model.state_dict()}
+    path = tmp_path / "incomplete.safetensors"
     for key in state:
-        path = saved(tmp_path, {name: value for name, value in state.items() if name != key})
-        with pytest.raises(UserError, match="1 weights of the model are not in the checkpoint"):
+        save_file({name: value for name, value in state.items() if name != key}, path)
+        with pytest.raises(UserError, match=f"1 weights .* not in the checkpoint: {re.escape(names[key])}"):
             load_released(model, path)
 
 

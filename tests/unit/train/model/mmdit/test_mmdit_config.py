@@ -11,9 +11,14 @@ from uniavgen.train.model.mmdit.config import (
     GRID_16K,
     GRID_44K,
     MMDiTConfig,
+    StreamConfig,
     audiogen_omni,
     mmaudio,
 )
+
+
+def changed(streams: tuple[StreamConfig, ...], **update: object) -> tuple[StreamConfig, ...]:
+    return tuple(stream.model_copy(update=update) for stream in streams)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +107,17 @@ def test_undisclosed_values_say_so() -> None:
             "needs a fixed number of tokens",
         ),
         (
-            {"streams": tuple(s.model_copy(update={"block": "text"}) for s in small_mmaudio().streams)},
+            {"streams": changed(small_mmaudio().streams, block="text", pools_into=())},
             "share the block text",
         ),
-        ({"streams": (small_audiogen().streams[1],), "frame": None}, "name the encoder"),
+        (
+            {
+                "streams": changed(small_audiogen().streams[1:2], pools_into=()),
+                "frame": None,
+                "transcript": None,
+            },
+            "name the encoder",
+        ),
     ],
 )
 def test_configuration_faults_name_the_field(change: dict[str, object], message: str) -> None:
