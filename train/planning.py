@@ -29,8 +29,16 @@ BUCKET_NUMBERS = 500_000_000
 """Numbers in the buffer in which ZeRO reduces gradients: DeepSpeed's default, which the trainer keeps."""
 MAX_LIVE_PARAMETERS = 1_000_000_000
 """Most parameters that ZeRO-3 holds gathered at once: DeepSpeed's default."""
-PEAK_TFLOPS = {"h100": 989.4, "h200": 989.4, "a100": 312.0}
-"""Dense bf16 peak by a part of the GPU's name (NVIDIA's data sheets, SXM)."""
+PEAK_TFLOPS = {
+    "h100": 989.4,
+    "h200": 989.4,
+    "a100": 312.0,
+    "l40s": 362.1,
+    "4090": 165.2,
+    "a10g": 70.0,
+    "a10": 125.0,
+}
+"""Dense bf16 peak by a part of the GPU's name; the first that fits counts (NVIDIA's data sheets, SXM)."""
 RESERVED_BYTES, FRAGMENTED_SHARE = 2 * 2**30, 0.05
 """Device memory that training cannot use: libraries and communication, and fragmentation. Heuristic."""
 
@@ -111,6 +119,14 @@ def flops_by_step(
     sampler = stream.sampler
     by_bucket = [sample_flops(config, stage, shape) for shape in stream.buckets.shapes]
     return lambda step: by_bucket[sampler.bucket_at(stream.place.position_at(step, sampler.batch))]
+
+
+def stage_operations(config: TrainConfig, stage: StageConfig) -> int:
+    """Operations that one micro-step of the stage launches."""
+    setting = config.deepspeed
+    return family_of(config.model).operations(
+        stage, half=setting.dtype != "fp32", checkpointing=setting.activation_checkpointing
+    )
 
 
 def stage_activations(config: TrainConfig, stage: StageConfig, samples: int) -> Activations:

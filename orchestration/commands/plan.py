@@ -24,10 +24,10 @@ def plan(
         str,
         typer.Option(
             "--gpu",
-            help="h100-80g, h200, a100-80g, or memory GiB, bf16 TFLOP/s and GB/s, as 24,165,1008.",
+            help="h100, h200, a100, l40s, 4090, a10, or memory GiB, bf16 TFLOP/s and GB/s, as 24,165,1008.",
             metavar="GPU",
         ),
-    ] = "h100-80g",
+    ] = "h100",
     mfu: Annotated[
         float | None,
         typer.Option(
@@ -35,6 +35,10 @@ def plan(
             help="Model FLOPs utilization: share of peak FLOP/s that is reached; default: 0.4.",
             metavar="SHARE",
         ),
+    ] = None,
+    usd_per_hour: Annotated[
+        float | None,
+        typer.Option("--usd-per-hour", min=0, help="Price of one GPU for an hour.", metavar="USD"),
     ] = None,
     corpus: Annotated[
         Path | None, typer.Option("--corpus", help="Corpus whose shards give the clip size.", metavar="DIR")
@@ -48,56 +52,103 @@ def plan(
 
     Everything is computed from the settings; nothing is run.
 
-    Example: uniavgen plan --preset paper --gpus 8 --gpu h200
+    Example: uniavgen plan --preset paper --gpus 8 --gpu h200 --usd-per-hour 3
     """
     from uniavgen.orchestration.planning.training_plan import plan_training
 
-    summary = plan_training(settings.train, gpus, gpu, mfu, corpus, clips)
+    summary = plan_training(settings.train, gpus, gpu, mfu, corpus, clips, usd_per_hour)
     show_plan(settings.train, summary)
     return summary
 
 
 def show_plan(config: TrainConfig, summary: dict[str, Any]) -> None:
-    """Print the summary of `plan_training` as tables."""
+    """Print the summary of `plan_training`: the answer first, then tables that explain it."""
     from uniavgen.orchestration.output import console
     from uniavgen.train.starting_weights import describe_sources
 
-    cluster, data = summary["cluster"], summary["data"]
-    gpus = f"{cluster['gpus']} x {cluster['name']}"
+    _show_answer(config, summary)
+    _show_time(summary)
+    _show_memory(config, summary["cluster"])
     _show_parameters(summary["parameters"])
     for stage, sources in summary["starts_from"].items():
         console.print_line(f"stage {stage} starts: {describe_sources(sources)}")
-    _show_memory(config, cluster)
+    data = summary["data"]
+    source = "measured on the corpus" if data["measured"] else "assumed; --corpus measures it"
+    console.print_line(f"data: {data['clips']:,} clips of {data['bytes_per_clip'] / 1e6:.2f} MB ({source})")
+    console.print_line(
+        f"storage: shards {data['shards_gb']:,.0f} GB; cached latents at most {data['latents_gb']:,.0f} GB "
+        f"({config.data.cached.windows} windows per clip)"
+    )
+    for stage, smallest in summary["smallest_cluster"].items():
+        console.print_line(f"smallest cluster for {stage}: {_describe_cluster(smallest['on_device'])}")
+        if smallest["with_offload"] != smallest["on_device"]:
+            console.print_line(f"  with offload: {_describe_cluster(smallest['with_offload'])}")
+    console.print_line("DeepSpeed's configuration of each stage: --json")
+
+
+def _show_answer(config: TrainConfig, summary: dict[str, Any]) -> None:
+    from uniavgen.orchestration.output import console
+
+    cluster, fits = summary["cluster"], summary["fits"]
+    gpus = f"{cluster['gpus']} x {cluster['name']}"
+    console.print_line(f"{_describe_bill(summary)} on {gpus}", style="bold")
+    if summary["with_cached_latents"] and any(stage["step"]["codecs"] for stage in summary["stages"]):
+        cached = _describe_bill(summary["with_cached_latents"])
+        console.print_line(f"with cached latents (uniavgen cache-latents): {cached}")
+    missing = [stage.name for stage in config.stages if not fits[stage.name]]
+    if missing:
+        console.print_warning(f"does not fit in memory: {', '.join(missing)}; see the tables below")
+    else:
+        console.print_line("every stage fits in memory as configured")
+
+
+def _describe_bill(bill: dict[str, Any]) -> str:
+    days, price = bill["days"], "" if bill["usd"] is None else f", {bill['usd']:,.0f} USD"
+    time = f"{days:.1f} days" if days >= 1 else f"{days * 24:.1f} hours"
+    return f"{time}, {bill['gpu_hours']:,.0f} GPU-hours{price}"
+
+
+def _show_time(summary: dict[str, Any]) -> None:
+    """Two tables: time of the stages, and seconds of a step by what it waits for."""
+    from uniavgen.orchestration.output import console
+
+    stages = summary["stages"]
     console.table(
-        f"time on {gpus} at {cluster['mfu']:.0%} of {cluster['tflops']:g} TFLOP/s",
-        ("stage", "steps", "batch", "TFLOP/sample", "s/step", "samples/s", "days", "GPU-hours", "data MB/s"),
+        "time",
+        ("stage", "steps", "s/step", "waits for", "samples/s", "MFU", "days", "GPU-h"),
         [
             (
                 cost["stage"],
                 cost["steps"],
-                cost["batch"],
-                cost["flops_per_sample"] / 1e12,
                 cost["step_s"],
+                cost["waits_for"],
                 cost["samples_per_s"],
+                f"{cost['mfu']:.0%}",
                 cost["days"],
                 cost["gpu_hours"],
-                cost["read_mb_s"],
             )
-            for cost in summary["stages"]
+            for cost in stages
         ],
     )
-    console.print_line(f"total: {summary['days']:.1f} days, {summary['gpu_hours']:,.0f} GPU-hours")
-    source = "measured on the corpus" if data["measured"] else "assumed; --corpus measures it"
-    console.print_line(
-        f"data: {data['clips']:,} clips of {data['bytes_per_clip'] / 1e6:.2f} MB ({source}); "
-        f"shards {data['shards_gb']:,.0f} GB; "
-        f"cached latents at most {data['latents_gb']:,.0f} GB ({config.data.cached.windows} windows per clip)"
+    parts = ("compute", "launches", "codecs", "optimizer", "loader")
+    console.table(
+        "seconds of a step, by part, and of the whole stage for its checkpoints and start",
+        ("stage", "compute", "launches", "codecs", "Adam", "loader", "saves", "start"),
+        [
+            (cost["stage"], *(cost["step"][part] for part in parts), cost["saving_s"], cost["start_s"])
+            for cost in stages
+        ],
     )
-    for stage, smallest in summary["smallest_cluster"].items():
-        on_gpu, offloaded = (_describe_cluster(smallest[name]) for name in ("on_device", "with_offload"))
-        console.print_line(f"smallest cluster for {stage}: {on_gpu}; with offload: {offloaded}")
-    console.print_line("DeepSpeed configuration of the last stage:")
-    console.console.print_json(data=summary["deepspeed"][config.stages[-1].name])
+    cluster = summary["cluster"]
+    operations = ", ".join(f"{cost['operations']:,}" for cost in stages)
+    reads = ", ".join(f"{cost['read_mb_s']:,.0f}" for cost in stages)
+    for line in (
+        f"compute: at {cluster['mfu']:.0%} of {cluster['tflops']:g} TFLOP/s",
+        f"launches: {operations} operations per micro-step",
+        f"loader: one thread beside each GPU; all read {reads} MB/s",
+        "not counted: communication between GPUs",
+    ):
+        console.print_line(line, style="dim")
 
 
 def _show_parameters(parameters: dict[str, Any]) -> None:
@@ -114,28 +165,17 @@ def _show_memory(config: TrainConfig, cluster: dict[str, Any]) -> None:
     from uniavgen.train.planning import in_gib, usable
 
     limit = usable(cluster["memory_gib"] * GIB)
-    columns = (
-        "ZeRO",
-        "weights",
-        "gradients",
-        "optimizer",
-        "other",
-        "activations",
-        "peak",
-        "activations, ckpt",
-        "peak, ckpt",
-        "fits",
-    )
+    columns = ("ZeRO", "weights", "grads", "Adam", "other", "activ.", "peak", "ckpt", "fits")
     for stage in config.stages:
         rows = [_memory_row(config, stage, cluster["gpus"], level, limit) for level in range(4)]
-        title = f"{stage.name}: GiB per GPU on {cluster['gpus']} x {cluster['name']}, {in_gib(limit)} usable"
-        console.table(title, columns, rows)
+        console.table(f"{stage.name}: GiB per GPU, {in_gib(limit)} usable", columns, rows)
     configured = "with" if config.deepspeed.activation_checkpointing else "without"
-    console.print_line(
-        "other: communication buffers and codecs; ckpt: with activation checkpointing, which computes "
-        f"activations twice; configured: ZeRO {config.deepspeed.zero_stage} {configured} checkpointing",
-        style="dim",
-    )
+    for line in (
+        "other: communication buffers and codecs; activ.: activations without checkpointing",
+        "ckpt: peak with activation checkpointing, which computes activations twice",
+        f"configured: ZeRO {config.deepspeed.zero_stage} {configured} checkpointing",
+    ):
+        console.print_line(line, style="dim")
 
 
 def _memory_row(
@@ -151,11 +191,10 @@ def _memory_row(
         plain.buffers + plain.codecs,
         plain.activations,
         plain.peak,
-        checkpointed.activations,
         checkpointed.peak,
     )
     fits = [plain.peak <= limit, checkpointed.peak <= limit]
-    verdict = "yes" if all(fits) else "without ckpt" if fits[0] else "with ckpt" if fits[1] else "no"
+    verdict = "yes" if all(fits) else "no ckpt" if fits[0] else "ckpt" if fits[1] else "no"
     return str(level), *(round(count / GIB, 1) for count in parts), verdict
 
 

@@ -9,16 +9,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniavgen.shards.errors import UsageError, UserError, choice_hint
+from uniavgen.orchestration.planning.cards import Gpu, find_gpu
+from uniavgen.orchestration.planning.step_time import (
+    StepTime,
+    gpu_machine,
+    saving_seconds,
+    starting_seconds,
+    step_time,
+)
+from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
 from uniavgen.train.planning import (
-    PEAK_TFLOPS,
     Memory,
     parameter_counts,
     sample_flops,
     setting_changes,
     smallest_cluster,
     stage_memory,
+    stage_operations,
     stage_parameters,
     usable,
 )
@@ -37,47 +45,41 @@ BITS_PER_PIXEL, AUDIO_BYTES_PER_S = 0.17, SAMPLE_RATE
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """Memory in GiB, dense bf16 peak in TFLOP/s, memory bandwidth in GB/s."""
-
-    name: str
-    memory_gib: float
-    tflops: float
-    bandwidth_gb_s: float
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("h100-80g", 79.6, PEAK_TFLOPS["h100"], 3350),
-        Gpu("h200", 140.4, PEAK_TFLOPS["h200"], 4800),
-        Gpu("a100-80g", 79.3, PEAK_TFLOPS["a100"], 2039),
-    )
-}
-"""From NVIDIA's data sheets (SXM modules); memory as the driver reports it."""
-
-
-@dataclass(frozen=True)
 class StageCost:
-    """Cost of one stage on the cluster: time by FLOPs and MFU, and the rate at which it reads data."""
+    """Time and cost of one stage. `step`: seconds of a step by part; `waits_for`: the part that decides."""
 
     stage: str
     steps: int
     batch: int
     samples_per_pass: int
+    cached: bool
     flops_per_sample: float
+    operations: int
+    step: StepTime
     step_s: float
-    optimizer_s: float
+    waits_for: str
+    mfu: float
     samples_per_s: float
+    saving_s: float
+    start_s: float
     days: float
     gpu_hours: float
     read_mb_s: float
 
 
 def plan_training(
-    config: TrainConfig, gpus: int | None, gpu: str, mfu: float | None, corpus: Path | None, clips: int | None
+    config: TrainConfig,
+    gpus: int | None,
+    gpu: str,
+    mfu: float | None,
+    corpus: Path | None,
+    clips: int | None,
+    usd_per_hour: float | None = None,
 ) -> dict[str, Any]:
-    """Compute everything as one summary. Raises UserError if a batch cannot be divided among the GPUs."""
+    """Compute everything as one summary. Raises UserError if a batch cannot be divided among the GPUs.
+
+    `usd_per_hour`: price of one GPU. Latents count as cached if the configuration requires them.
+    """
     card = find_gpu(gpu)
     workers = config.workers if gpus is None else gpus
     mfu = DEFAULT_MFU if mfu is None else mfu
@@ -85,44 +87,38 @@ def plan_training(
         raise UsageError(
             f"MFU is a share of the peak, 0 to 1, got {mfu}", where="--mfu", hint="for example --mfu 0.4"
         )
-    data = data_needs(config, corpus, clips)
-    memory = {stage.name: memory_table(config, stage, workers) for stage in config.stages}
-    costs = [stage_cost(config, stage, workers, card, mfu, data["bytes_per_clip"]) for stage in config.stages]
-    smallest = {stage.name: cluster_summary(config, stage, card) for stage in config.stages}
-    files = {stage.name: deepspeed_config(config, stage, workers) for stage in config.stages}
-    limit = usable(card.memory_gib * GIB)
-    fits = {stage.name: stage_memory(config, stage, workers).peak <= limit for stage in config.stages}
+    data, limit = data_needs(config, corpus, clips), usable(card.memory_gib * GIB)
+
+    def costs(cached: bool) -> list[StageCost]:
+        size = data["bytes_per_clip"]
+        return [stage_cost(config, stage, workers, card, mfu, size, cached=cached) for stage in config.stages]
+
+    required = config.data.latents == "require"
+    planned, fits = (
+        costs(required),
+        {s.name: stage_memory(config, s, workers).peak <= limit for s in config.stages},
+    )
     return {
         "command": "plan",
         "cluster": {"gpus": workers, **asdict(card), "mfu": mfu},
         "parameters": parameters_by_stage(config),
         "starts_from": {stage.name: part_sources(config, stage) for stage in config.stages},
-        "memory": memory,
+        "memory": {stage.name: memory_table(config, stage, workers) for stage in config.stages},
         "fits": fits,
-        "stages": [asdict(cost) for cost in costs],
-        "days": sum(cost.days for cost in costs),
-        "gpu_hours": sum(cost.gpu_hours for cost in costs),
+        "stages": [asdict(cost) for cost in planned],
+        **bill(planned, usd_per_hour),
+        "with_cached_latents": None if required else bill(costs(True), usd_per_hour),
         "data": data,
-        "smallest_cluster": smallest,
-        "deepspeed": files,
+        "smallest_cluster": {stage.name: cluster_summary(config, stage, card) for stage in config.stages},
+        "deepspeed": {stage.name: deepspeed_config(config, stage, workers) for stage in config.stages},
     }
 
 
-def find_gpu(text: str) -> Gpu:
-    """A GPU of `GPUS` by name, or one as `MEMORY_GIB,TFLOPS,GB_PER_S`. Raises UsageError otherwise."""
-    if text in GPUS:
-        return GPUS[text]
-    try:
-        memory_gib, tflops, bandwidth = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"unknown GPU {text!r}",
-            where="--gpu",
-            hint=f"{choice_hint(text, GPUS)}; or memory in GiB, dense bf16 TFLOP/s and GB/s, as 24,165,1008",
-        ) from None
-    if min(memory_gib, tflops, bandwidth) <= 0:
-        raise UsageError(f"a GPU's numbers must be above 0, got {text!r}", where="--gpu")
-    return Gpu("custom", memory_gib, tflops, bandwidth)
+def bill(costs: list[StageCost], usd_per_hour: float | None) -> dict[str, Any]:
+    """Days, GPU-hours and, with a price per GPU-hour, US dollars of the stages together."""
+    hours = sum(cost.gpu_hours for cost in costs)
+    price = None if usd_per_hour is None else hours * usd_per_hour
+    return {"days": sum(cost.days for cost in costs), "gpu_hours": hours, "usd": price}
 
 
 def parameters_by_stage(config: TrainConfig) -> dict[str, Any]:
@@ -147,27 +143,41 @@ def memory_table(config: TrainConfig, stage: StageConfig, workers: int) -> dict[
 
 
 def stage_cost(
-    config: TrainConfig, stage: StageConfig, workers: int, card: Gpu, mfu: float, clip_bytes: float
+    config: TrainConfig,
+    stage: StageConfig,
+    workers: int,
+    gpu: Gpu,
+    mfu: float,
+    clip_bytes: float,
+    *,
+    cached: bool,
 ) -> StageCost:
-    """Cost of a stage. Step time: FLOPs at `mfu` of the peak, at least one pass over the optimizer states."""
-    flops = sample_flops(config, stage)
-    trained = stage_parameters(config, stage)[1]
-    # 30 bytes per parameter: reads masters, moments and gradient; writes masters, moments and weights
-    optimizer_s = 30 * trained / (workers if config.deepspeed.zero_stage else 1) / (card.bandwidth_gb_s * 1e9)
-    step_s = max(flops * stage.batch / (workers * card.tflops * 1e12 * mfu), optimizer_s)
-    seconds = step_s * stage.steps
+    """Cost of a stage: its steps as `step_time` counts them, its checkpoints and its start.
+
+    `cached`: whether latents are read. Audio shards are always encoded on line.
+    """
+    cached = cached and not stage.emilia.shards
+    step = step_time(config, stage, workers, gpu_machine(gpu, mfu), cached=cached)
+    saving, start = saving_seconds(config, stage), starting_seconds(config, stage, cached=cached)
+    seconds, flops = step.total * stage.steps + saving + start, sample_flops(config, stage)
     return StageCost(
         stage=stage.name,
         steps=stage.steps,
         batch=stage.batch,
         samples_per_pass=config.micro_batch(stage, workers),
+        cached=cached,
         flops_per_sample=flops,
-        step_s=step_s,
-        optimizer_s=optimizer_s,
-        samples_per_s=stage.batch / step_s,
+        operations=stage_operations(config, stage),
+        step=step,
+        step_s=step.total,
+        waits_for=step.waits_for,
+        mfu=flops * stage.batch / (workers * gpu.tflops * 1e12 * step.total),
+        samples_per_s=stage.batch / step.total,
+        saving_s=saving,
+        start_s=start,
         days=seconds / DAY_S,
         gpu_hours=seconds * workers / 3600,
-        read_mb_s=stage.batch / step_s * clip_bytes / 1e6,
+        read_mb_s=stage.batch / step.total * clip_bytes / 1e6,
     )
 
 

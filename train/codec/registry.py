@@ -29,13 +29,14 @@ class CodecSpec(Generic[Load]):
     """One codec. `load` imports its module and loads it from a weights folder or hub id, "" for none.
 
     `needs_weights`: the user must name weights. `parameters`: published count, for memory planning. `width`:
-    width Dc of caption features.
+    width Dc of caption features. `flops`: to encode a pixel of a frame, or a token of a caption.
     """
 
     load: Load
     needs_weights: bool = False
     parameters: float = 0.0
     width: int = 0
+    flops: float = 0.0
 
 
 def _load_dct(weights: str, device: str) -> VideoCodec:
@@ -75,12 +76,12 @@ def _load_vocos(weights: str, mel: MelCodec, device: str) -> Vocoder:
 
 
 VIDEO_CODECS: Mapping[str, CodecSpec[Callable[[str, str], VideoCodec]]] = {
-    "dct": CodecSpec(_load_dct),
-    "wan2.2": CodecSpec(_load_wan, needs_weights=True, parameters=0.705e9),
+    "dct": CodecSpec(_load_dct, flops=288.0),
+    "wan2.2": CodecSpec(_load_wan, needs_weights=True, parameters=0.705e9, flops=3.51e6),
 }
 CAPTION_ENCODERS: Mapping[str, CodecSpec[Callable[[str, str], CaptionEncoder]]] = {
-    "minilm": CodecSpec(_load_minilm, parameters=22.7e6, width=384),
-    "umt5": CodecSpec(_load_umt5, needs_weights=True, parameters=5.68e9, width=4096),
+    "minilm": CodecSpec(_load_minilm, parameters=22.7e6, width=384, flops=21.3e6),
+    "umt5": CodecSpec(_load_umt5, needs_weights=True, parameters=5.68e9, width=4096, flops=9.26e9),
 }
 VOCODERS: Mapping[str, CodecSpec[Callable[[str, MelCodec, str], Vocoder]]] = {
     "griffin-lim": CodecSpec(_load_griffin_lim),

@@ -113,6 +113,10 @@ class ModelFamily(Protocol):
         """FLOPs of one sample's forward pass."""
         ...
 
+    def operations(self, stage: StageConfig, *, half: bool, checkpointing: bool) -> int:
+        """Operations that the forward and backward pass of one micro-batch launch; `half`: bf16 or fp16."""
+        ...
+
     def activations(self, shapes: Any, samples: int, item_bytes: int) -> Activations:
         """Bytes that the forward pass of a micro-batch keeps. `item_bytes`: size of a number in the dtype."""
         ...

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.flops import Shapes, forward_flops
 from uniavgen.train.model.memory import Activations, activations
+from uniavgen.train.model.operations import operations
 from uniavgen.train.model.parts import count_parameters
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ class UniAVGen:
 
     def forward_flops(self, shapes: Shapes) -> float:
         return forward_flops(self.config, shapes)["total"]
+
+    def operations(self, stage: StageConfig, *, half: bool, checkpointing: bool) -> int:
+        return operations(self.config, has_video=stage.has_video, half=half, checkpointing=checkpointing)
 
     def activations(self, shapes: Shapes, samples: int, item_bytes: int) -> Activations:
         return activations(self.config, shapes, samples, item_bytes)

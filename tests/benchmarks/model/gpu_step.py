@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from uniavgen.orchestration.config import load_config
-from uniavgen.orchestration.planning.training_plan import GPUS
+from uniavgen.orchestration.planning.cards import GPUS
 from uniavgen.shards.timing import mels_for_frames
 from uniavgen.train.batch import LatentBatch
 from uniavgen.train.config import TrainConfig
@@ -101,7 +101,7 @@ def measure(config: TrainConfig, steps: int, compiled: bool) -> dict[str, Any]:
     peak, card = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
     flops, step_s = sample_flops(config, stage), statistics.median(step_seconds)
     planned = stage_memory(config, stage, 1, codecs=False).peak
-    tflops = next((gpu.tflops for gpu in GPUS.values() if gpu.name.split("-")[0] in card.lower()), None)
+    tflops = next((gpu.tflops for gpu in GPUS.values() if gpu.name in card.lower()), None)
     return {
         "card": card,
         "step_s": step_s,

@@ -83,14 +83,8 @@ def with_small_bucket(settings: Callable[..., dict[str, Any]]) -> Callable[..., 
     return made
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--zero", default="0,1,2,3")
-    parser.add_argument("--dtype", default="fp32,bf16")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def join_group() -> None:
+    """A group of one process."""
     for name, value in (
         ("MASTER_ADDR", "127.0.0.1"),
         ("MASTER_PORT", "29541"),
@@ -100,6 +94,17 @@ def main() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("LOCAL_RANK", "0")
     dist.init_process_group("gloo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--zero", default="0,1,2,3")
+    parser.add_argument("--dtype", default="fp32,bf16")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    join_group()
     engine_module.deepspeed_settings = with_small_bucket(engine_module.deepspeed_settings)
     for dtype in options.dtype.split(","):
         for zero in map(int, options.zero.split(",")):

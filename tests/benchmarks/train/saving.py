@@ -16,7 +16,8 @@ import torch
 from in_memory import Clocks, InMemory, training_config
 
 from uniavgen.orchestration.config import load_config
-from uniavgen.orchestration.planning.training_plan import find_gpu, stage_cost
+from uniavgen.orchestration.planning.cards import find_gpu
+from uniavgen.orchestration.planning.step_time import gpu_machine, step_time
 from uniavgen.train.checkpoint import saving
 from uniavgen.train.checkpoint.run_folder import RunFolder, digest
 from uniavgen.train.checkpoint.saving import write_hashed
@@ -193,7 +194,8 @@ def at_the_papers_size(rate: float) -> None:
     print(f"{'under 2 % from':>18}")
     for stage in config.stages:
         held, trained = stage_parameters(config, stage)
-        between = config.checkpoint.every * stage_cost(config, stage, WORKERS, find_gpu(CARD), MFU, 0).step_s
+        step = step_time(config, stage, WORKERS, gpu_machine(find_gpu(CARD), MFU), cached=True)
+        between = config.checkpoint.every * step.total
         size = 12 * trained + 2 * held
         slowest = max(12 * trained / WORKERS, 2 * held) * (1 / rate + 1 / COPY)
         stalls = [slowest, *(max(slowest, size / store) for store in STORES)]

@@ -1,6 +1,9 @@
 """`uniavgen plan`: the paper's numbers, the smallest cluster, storage, and errors."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,9 @@ from typer.testing import CliRunner
 
 from uniavgen.orchestration.cli import typer_app
 from uniavgen.orchestration.config import load_config
-from uniavgen.orchestration.planning.training_plan import data_needs, find_gpu, plan_training
+from uniavgen.orchestration.planning.cards import GPUS, find_gpu
+from uniavgen.orchestration.planning.step_time import gpu_machine, step_time
+from uniavgen.orchestration.planning.training_plan import data_needs, plan_training
 from uniavgen.shards.buckets import WindowShape
 from uniavgen.shards.errors import UsageError, UserError
 from uniavgen.train.config import TrainConfig
@@ -41,8 +46,9 @@ def test_paper_preset_on_eight_gpus_has_the_published_numbers() -> None:
         7.055e9 * (2 + 14 / 8), rel=0.01
     )
     joint = next(stage for stage in summary["stages"] if stage["stage"] == "joint")
-    assert joint["step_s"] == pytest.approx(32 / 8 * 0.86, rel=0.05)
-    assert joint["days"] == pytest.approx(joint["step_s"] * 30_000 / 86_400)
+    assert joint["step"]["compute"] == pytest.approx(32 / 8 * 0.86, rel=0.05)
+    seconds = joint["step_s"] * 30_000 + joint["saving_s"] + joint["start_s"]
+    assert joint["days"] == pytest.approx(seconds / 86_400)
     assert summary["deepspeed"]["joint"]["gradient_accumulation_steps"] == 4
     assert summary["fits"] == {"audio": True, "joint": True, "multitask": True}
 
@@ -117,9 +123,60 @@ def test_of_several_windows_the_costliest_is_planned() -> None:
         assert sample_flops(several, stage) == sample_flops(alone, stage)
 
 
-def test_gpu_can_be_given_by_its_numbers() -> None:
+def test_codecs_on_line_cost_as_much_as_counted_and_cached_latents_nothing() -> None:
+    """Reference: Wan2.2's VAE encodes 81 x 480 x 832 in 113.5 TFLOP; half of an H200's fp32 peak is 33.5."""
+    config = load_config("paper").train
+    stage, machine = config.stage("joint"), gpu_machine(find_gpu("h200"), 0.4)
+    online = step_time(config, stage, 32, machine, cached=False)
+    cached = step_time(config, stage, 32, machine, cached=True)
+    assert online.codecs == pytest.approx(113.5 / 33.5, rel=0.1)
+    assert online.waits_for == "codecs"
+    assert (cached.codecs, cached.loader, cached.waits_for) == (0, 0, "compute")
+    assert online.total - cached.total == pytest.approx(online.codecs)
+
+
+def test_short_sequences_wait_for_launches_until_the_micro_batch_grows() -> None:
+    config, machine = load_config("paper").train, gpu_machine(find_gpu("h200"), 0.4)
+    stage = config.stage("audio")
+    steps = {
+        micro: step_time(
+            config.model_copy(
+                update={"deepspeed": config.deepspeed.model_copy(update={"micro_batch": micro})}
+            ),
+            stage,
+            8,
+            machine,
+            cached=False,
+        )
+        for micro in (1, 32)
+    }
+    assert [step.waits_for for step in steps.values()] == ["launches", "compute"]
+    assert steps[1].launches == pytest.approx(32 * steps[32].launches)
+    assert steps[1].compute == steps[32].compute
+
+
+def test_slow_loading_decides_the_step() -> None:
+    config = load_config("laptop").train
+    stage = config.stages[-1]
+    fast = gpu_machine(find_gpu("80,100000,100000"), 1.0)
+    step = step_time(config, stage, 1, fast, cached=False)
+    assert step.total == max(step.loader, max(step.compute, step.launches) + step.codecs + step.optimizer)
+
+
+def test_price_is_gpu_hours_times_the_price_of_one() -> None:
+    summary = plan_training(load_config("paper").train, 8, "H200", None, None, None, 2.5)
+    assert summary["usd"] == pytest.approx(2.5 * summary["gpu_hours"])
+    cached = summary["with_cached_latents"]
+    assert cached["usd"] == pytest.approx(2.5 * cached["gpu_hours"])
+    assert cached["gpu_hours"] < summary["gpu_hours"]
+    assert plan_training(load_config("paper").train, 8, "h200", None, None, None)["usd"] is None
+
+
+def test_gpus_have_names_and_can_be_given_by_their_numbers() -> None:
+    assert set(GPUS) == {"h100", "h200", "a100", "l40s", "4090", "a10"}
+    assert find_gpu("A100-80g") is GPUS["a100"]
     assert find_gpu("24,165,1008").memory_gib == 24
-    for wrong in ("h900", "24,165", "24,-1,1008"):
+    for wrong in ("h900", "24,165", "24,-1,1008", "24,nan,1008", "inf,1,1"):
         with pytest.raises(UsageError, match=r"GPU"):
             find_gpu(wrong)
 
@@ -134,3 +191,27 @@ def test_command_prints_a_summary_and_refuses_a_batch_that_cannot_be_divided() -
     assert wrong.exit_code == 1
     assert "train.stages.audio.batch" in wrong.stderr
     assert run.invoke(app, ["--mfu", "2"]).exit_code == 2
+
+
+def test_tables_fit_into_80_columns_and_the_answer_comes_first(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "uniavgen",
+        "plan",
+        "--preset",
+        "paper",
+        "--gpus",
+        "8",
+        "--usd-per-hour",
+        "3",
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, cwd=tmp_path
+    )
+    lines = done.stderr.splitlines()
+    assert all(word in lines[0] for word in ("days", "GPU-hours", "USD"))
+    tables = [line for line in lines if line[:1] in "│┃┏└"]
+    assert max(map(len, tables)) <= 80
+    for title in ("waits for", "launches", "multitask", "activ."):
+        assert any(title in line for line in tables)
