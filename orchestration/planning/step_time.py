@@ -140,7 +140,7 @@ def saving_seconds(config: TrainConfig, stage: StageConfig) -> float:
 
 def starting_seconds(config: TrainConfig, stage: StageConfig, *, cached: bool) -> float:
     """Seconds before the first step: processes, and reading the weights of the model and of its codecs."""
-    weights = stage_parameters(config, stage)[0] * WEIGHT_BYTES
+    weights = float(stage_parameters(config, stage)[0] * WEIGHT_BYTES)
     if stage.has_video and not cached:
         weights += config.data.codecs.parameters * WEIGHT_BYTES
     return START_S + weights / DISK_BYTES_S
