@@ -67,10 +67,8 @@ def bill(
     ] = None,
     gpu: Annotated[
         str,
-        typer.Option(
-            "--gpu", help="As in uniavgen plan: h100-80g, h200, a100-80g or numbers.", metavar="GPU"
-        ),
-    ] = "h100-80g",
+        typer.Option("--gpu", help="As in uniavgen plan: a name such as h200, or numbers.", metavar="GPU"),
+    ] = "h100",
     mfu: Annotated[
         float | None, typer.Option("--mfu", help="Share of the peak FLOP/s that is reached.", metavar="SHARE")
     ] = None,
