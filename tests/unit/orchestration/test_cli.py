@@ -217,7 +217,7 @@ TYPOS = {
         "--set",
         "ingest.transcription.modell=x",
     ): "ingest.transcription.model",
-    ("plan", "--gpu", "h100-80"): "did you mean h100-80g?",
+    ("plan", "--gpu", "h10"): "did you mean h100?",
     ("settings", "train.deepsped"): "train.deepspeed",
     ("ablate", "--run", "r", "--preset", "ful"): "did you mean full?",
     ("submit", "--", "ingset", "v.mp4"): "did you mean ingest?",

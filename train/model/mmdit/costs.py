@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from uniavgen.train.model.memory import FP32, Activations
 from uniavgen.train.model.mmdit.config import AUDIO, SYNC, MMDiTConfig
 
+PER_BLOCK = {(False, False): 130, (False, True): 182, (True, False): 162, (True, True): 225}
+"""Operations of one block of one layer, by half precision and activation checkpointing. Counted."""
+ENDS, PER_STREAM = 120, 60
+"""Operations of conditions, last layer and loss, and of embedding each input. Counted."""
+
 
 @dataclass(frozen=True)
 class SoundShapes:
@@ -106,6 +111,16 @@ def activations(config: MMDiTConfig, shapes: SoundShapes, samples: int, item: in
         ends=samples * float(ends),
         working=samples * float(widest * (item * config.hidden + FP32 * config.dim)),
     )
+
+
+def operations(config: MMDiTConfig, *, half: bool, checkpointing: bool) -> int:
+    """Operations of the forward and backward pass of one micro-batch, as in `train.model.operations`.
+
+    `half`: bf16 or fp16; `checkpointing`: activations are recomputed.
+    """
+    blocks = len({stream.block for stream in config.streams} | {AUDIO})
+    layers = config.joint_layers * blocks + config.audio_layers
+    return ENDS + PER_STREAM * len(config.streams) + layers * PER_BLOCK[half, checkpointing]
 
 
 def _kept(config: MMDiTConfig, block: str, tokens: int, item: int, *, reads_only: bool = False) -> float:

@@ -12,7 +12,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 from uniavgen.train.model.memory import Activations
 from uniavgen.train.model.mmdit.config import AUDIO, MMDiTConfig
-from uniavgen.train.model.mmdit.costs import SoundShapes, activations, forward_flops
+from uniavgen.train.model.mmdit.costs import SoundShapes, activations, forward_flops, operations
 from uniavgen.train.model.parts import count_parameters
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ class MMDiTFamily:
 
     def forward_flops(self, shapes: SoundShapes) -> float:
         return forward_flops(self.config, shapes)["total"]
+
+    def operations(self, stage: object, *, half: bool, checkpointing: bool) -> int:
+        return operations(self.config, half=half, checkpointing=checkpointing)
 
     def activations(self, shapes: SoundShapes, samples: int, item_bytes: int) -> Activations:
         return activations(self.config, shapes, samples, item_bytes)

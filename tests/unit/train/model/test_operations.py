@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from dispatch import OperationCounter
 
 from uniavgen.train.batch import LatentBatch
 from uniavgen.train.config import ObjectiveConfig
@@ -14,18 +14,6 @@ from uniavgen.train.model.objective import compute_losses
 from uniavgen.train.model.operations import operations
 from uniavgen.train.model.uniavgen import ALL_PARTS, AUDIO_PARTS, UniAVGen
 from uniavgen.train.tasks import Task
-
-
-class Counter(TorchDispatchMode):
-    """Counts dispatched operations that are no views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += not function.is_view
-        return function(*args, **(kwargs or {}))
 
 
 def batch() -> LatentBatch:
@@ -60,7 +48,7 @@ def test_formula_counts_what_is_dispatched(
     data = batch()
     if not has_video:
         data = replace(data, video=None, reference=None, caption=None, caption_mask=None, face=None)
-    with Counter() as counter:
+    with OperationCounter() as counter:
         compute_losses(
             model,
             data,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dispatch import OperationCounter
 from small_mmdit import LATENTS, filled, made_batch, small_audiogen, small_mmaudio
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,7 +13,7 @@ from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.family import family_of
 from uniavgen.train.model.mmdit.batch import Conditions, validate_sound_batch
 from uniavgen.train.model.mmdit.config import MMDiTConfig
-from uniavgen.train.model.mmdit.costs import SoundShapes, forward_flops
+from uniavgen.train.model.mmdit.costs import SoundShapes, forward_flops, operations
 from uniavgen.train.model.mmdit.network import MMDiT
 from uniavgen.train.model.mmdit.objective import MMDiTObjective, drops_for, sample_latents
 from uniavgen.train.model.mmdit.recipe import SoundObjectiveConfig, SoundSamplingConfig
@@ -126,3 +127,17 @@ def test_batches_that_do_not_fit_are_one_line(name: str, value: torch.Tensor, me
     validate_sound_batch(batch, config)
     with pytest.raises(UserError, match=message):
         validate_sound_batch(type(batch)(batch.keys, batch.latent, Conditions(inputs, {}, {})), config)
+
+
+@CONFIGS
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operations_are_those_that_are_dispatched(
+    config: MMDiTConfig, checkpointing: bool, dtype: torch.dtype
+) -> None:
+    model = MMDiT(config).to(dtype)
+    objective = MMDiTObjective(SoundObjectiveConfig(), config, checkpointing=checkpointing)
+    with OperationCounter() as counter:
+        objective.losses(model, made_batch(config), None, DRAW, {})["total"].backward()
+    planned = operations(config, half=dtype != torch.float32, checkpointing=checkpointing)
+    assert planned == pytest.approx(counter.count, rel=0.12)
