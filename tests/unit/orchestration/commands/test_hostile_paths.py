@@ -65,7 +65,7 @@ def test_every_step_works_in_a_folder_of_any_name(
 def test_tracking_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     config = TrackingConfig(folder=str(tmp_path / name), system_metrics_s=0)
     (tmp_path / "page.html").write_text("page")
-    with open_run(config, tmp_path / "home", "test") as run:
+    with open_run(config, tmp_path / "home", "test", "") as run:
         run.metrics({"a": 1.0})
         run.artifact(tmp_path / "page.html", "report")
     assert len(list((tmp_path / name / "artifacts").rglob("page.html"))) == 1
