@@ -48,7 +48,8 @@ class LatentBatch:
     reference_mel [B, 100, Lr] (the same voice, if possible with other words); caption [B, Lc, Dc] with
     caption_mask bool [B, Lc]; speech_ids int64 [B, Ls] (text to be spoken, as byte ids) with speech_mask bool
     [B, Ls]; face [B, T, h/2, w/2] in 0..1, share of a video token inside the face oval. Video members are
-    None in audio-only work.
+    None in audio-only work. mel_lengths int64 [B], in audio-only work alone: mel frames that hold audio, the
+    rest is padding, which is neither attended to nor scored; None: all of them.
     """
 
     keys: list[str]
@@ -61,6 +62,13 @@ class LatentBatch:
     caption: Tensor | None = None
     caption_mask: Tensor | None = None
     face: Tensor | None = None
+    mel_lengths: Tensor | None = None
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Size of a clip as timesteps count it: video tokens (2 x 2 latent positions, 0 without video), mel
+        frames."""
+        return (0 if self.video is None else self.video[0, 0].numel() // 4), self.mel.shape[2]
 
     def to(self, device: torch.device | str) -> LatentBatch:
         """The same batch with every tensor on `device`."""
@@ -88,6 +96,14 @@ def validate_batch(batch: LatentBatch, mels_per_frame: Fraction = MELS_PER_FRAME
                 raise UserError(
                     f"batch.{name} holds NaN or infinity", where=", ".join(bad), kind="not-finite"
                 )
+    if batch.mel_lengths is not None:
+        if batch.video is not None:
+            raise UserError("batch.mel_lengths is for audio without video", kind="bad-shape")
+        if not bool(((batch.mel_lengths >= 1) & (batch.mel_lengths <= batch.mel.shape[2])).all()):
+            raise UserError(
+                f"batch.mel_lengths must be 1 to {batch.mel.shape[2]}, got {batch.mel_lengths.tolist()}",
+                kind="bad-length",
+            )
     if batch.video is None:
         return
     for name in ("reference", "caption", "caption_mask"):
@@ -108,7 +124,8 @@ class BranchInput:
 
     latent: video [B, 48, N, h, w], audio [B, 100, N]; layout: roles and positions of the N frames; timestep
     float [B]: diffusion time in 0..1 of the noisy part (1 is noise), clean parts are at 0; text: video
-    [B, Lc, Dc] features, audio int64 [B, Ls] byte ids; text_mask bool [B, Lc | Ls], True where there is text.
+    [B, Lc, Dc] features, audio int64 [B, Ls] byte ids; text_mask bool [B, Lc | Ls], True where there is text;
+    visible bool [B, N], False for frames that no frame attends to (padding); None: all are visible.
     """
 
     latent: Tensor
@@ -116,6 +133,7 @@ class BranchInput:
     timestep: Tensor
     text: Tensor
     text_mask: Tensor
+    visible: Tensor | None = None
 
     @property
     def role(self) -> Tensor:

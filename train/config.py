@@ -19,7 +19,9 @@ from uniavgen.train.codec.config import VIDEO_CHANNELS
 from uniavgen.train.data.config import DataConfig
 from uniavgen.train.diagnostics.config import HealthConfig, ValidationConfig
 from uniavgen.train.model.config import FaceConfig, ModelConfig, PretrainedConfig
+from uniavgen.train.optimizer_config import OptimizerConfig, lr_factor_at
 from uniavgen.train.tasks import PAPER_MIX, Task
+from uniavgen.train.timestep_config import TimestepConfig
 
 StageName = Literal["audio", "joint", "multitask"]
 
@@ -32,34 +34,31 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TimestepConfig(_Frozen):
-    """Distribution of the diffusion time t in 0..1 (1 is noise) in training. Undisclosed."""
-
-    distribution: Literal["uniform", "logit-normal", "shifted"] = Field(
-        default="logit-normal",
-        description="Undisclosed. logit-normal: sigmoid of a normal variable (Stable Diffusion 3), with "
-        "most draws where the velocity is hard to predict; shifted: `uniform` moved towards "
-        "noise by `shift` (Wan's schedule).",
-    )
-    mean: float = Field(default=0.0, description="Mean of the logit-normal's normal variable.")
-    std: float = Field(
-        default=1.0, gt=0, description="Standard deviation of the logit-normal's normal variable."
-    )
-    shift: float = Field(
-        default=5.0,
-        gt=0,
-        description="s of `shifted`: t = s u / (1 + (s - 1) u). Wan 2.2 TI2V samples with 5.",
-    )
-
-
 class ObjectiveConfig(_Frozen):
     """The loss of one micro-step."""
 
     timestep: TimestepConfig = TimestepConfig()
+    video_timestep: TimestepConfig | None = Field(
+        default=None, description="Distribution of the video branch's t; none: `timestep`."
+    )
+    audio_timestep: TimestepConfig | None = Field(
+        default=None, description="Distribution of the audio branch's t; none: `timestep`."
+    )
     shared_timestep: bool = Field(
         default=True,
-        description="Same t in both branches. Undisclosed; true, because sampling uses one schedule for "
-        "both.",
+        description="Same draw in both branches, so the same t where their distributions agree, else the "
+        "times of one step of the sampler. Undisclosed; true, because sampling moves both together.",
+    )
+    interaction_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of samples that are trained with both interactions removed, as in the u0 of "
+        "MA-CFG. Undisclosed; 0 as the paper names none, 0.1 is usual for guidance.",
+    )
+    interaction_dropout_text: bool = Field(
+        default=True,
+        description="These samples have empty texts too, as the sampler's u0 (sample.empty_text).",
     )
     caption_dropout: float = Field(
         default=0.1,
@@ -108,6 +107,21 @@ class ObjectiveConfig(_Frozen):
             raise ValueError(f"mix needs counts of at least 0 that do not sum to 0, got {mix}")
         return mix
 
+    @property
+    def timesteps(self) -> tuple[TimestepConfig, TimestepConfig]:
+        """The distributions of the video and the audio branch."""
+        return self.video_timestep or self.timestep, self.audio_timestep or self.timestep
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> ObjectiveConfig:
+        video, audio = self.timesteps
+        if self.shared_timestep and video.draw != audio.draw:
+            raise ValueError(
+                f"shared_timestep needs one distribution before the shift, video has {video.draw[0]} and audio "
+                f"{audio.draw[0]} with other numbers: set shared_timestep to false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_shares(self) -> ObjectiveConfig:
         if self.continuation_min > self.continuation_max:
@@ -138,7 +152,17 @@ class SamplingConfig(_Frozen):
     shift: float = Field(
         default=1.0,
         gt=0,
-        description="s of the times t = s u / (1 + (s - 1) u). Undisclosed; 1 is even, Wan 2.2 TI2V uses 5.",
+        description="s of the video's times t = s u / (1 + (s - 1) u). Undisclosed; 1 is even, Wan 2.2 TI2V "
+        "uses 5.",
+    )
+    shift_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Video tokens at which `shift` fits; at n it is shift * sqrt(n / shift_tokens). 0: at any "
+        "size.",
+    )
+    audio_shift: float | None = Field(
+        default=None, gt=0, description="The same for the audio's times; none: those of the video."
     )
     continuation_share: float = Field(
         default=0.35,
@@ -159,26 +183,12 @@ class SamplingConfig(_Frozen):
         return interval
 
 
-class StageConfig(_Config):
-    """One training stage: parts, tasks, optimizer steps, and weights from the stage before."""
+class StageConfig(OptimizerConfig):
+    """One training stage: parts, tasks, optimizer and its steps, and weights from the stage before."""
 
     name: StageName = Field(description="audio: the audio branch alone; joint and multitask: both branches")
     batch: int = Field(default=4, gt=0, description="samples per optimizer step over all workers")
-    lr: float = Field(
-        default=1e-3,
-        gt=0,
-        description="AdamW learning rate after the warm-up; constant, because the paper names no decay",
-    )
     steps: int = Field(default=40, gt=0, description="optimizer steps")
-    warmup: int = Field(default=4, ge=0, description="steps of linear warm-up (undisclosed; heuristic)")
-    grad_clip: float = Field(
-        default=1.0,
-        ge=0,
-        description="largest global gradient norm, 0 for none (undisclosed; Wan uses 1)",
-    )
-    weight_decay: float = Field(
-        default=0.01, ge=0, description="AdamW's weight decay (undisclosed; PyTorch's default)"
-    )
     lambda_start: float | None = Field(
         default=None, ge=0, description="lambda_m at the first step; none: model.face.lambda_start"
     )
@@ -432,5 +442,5 @@ class TrainConfig(_Config):
 
 
 def lr_at(stage: StageConfig, step: int) -> float:
-    """Learning rate of 0-based `step`: linear warm-up, then constant."""
-    return stage.lr * min(1.0, (step + 1) / (stage.warmup + 1))
+    """Learning rate of 0-based `step`: linear warm-up, then the schedule of the stage."""
+    return stage.lr * lr_factor_at(stage, step, stage.steps)

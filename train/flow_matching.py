@@ -16,8 +16,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from uniavgen.train.config import TimestepConfig
 from uniavgen.train.tasks import Task
+from uniavgen.train.timestep_config import TimestepConfig
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,22 @@ def uniform_for(seed: int, step: int, sample_index: int, purpose: str) -> float:
 
 
 def timestep_for(
-    seed: int, step: int, sample_index: int, config: TimestepConfig, purpose: str = "timestep"
+    seed: int,
+    step: int,
+    sample_index: int,
+    config: TimestepConfig,
+    purpose: str = "timestep",
+    tokens: int = 0,
 ) -> float:
-    """Diffusion time in 0..1 (1 is noise) of one sample, from the distribution of `config`."""
+    """Diffusion time in 0..1 (1 is noise) of one sample of so many tokens, from the distribution of `config`.
+
+    Distributions that differ in their shift alone give times of one draw.
+    """
     generator = generator_for(seed, step, sample_index, purpose)
     if config.distribution == "logit-normal":
         normal = torch.randn((), generator=generator, dtype=torch.float64)
         return float(torch.sigmoid(config.mean + config.std * normal))
-    u = float(torch.rand((), generator=generator, dtype=torch.float64))
-    return shift_time(u, config.shift) if config.distribution == "shifted" else u
+    return config.shifted(float(torch.rand((), generator=generator, dtype=torch.float64)), tokens)
 
 
 def task_at(seed: int, draw: int, mix: dict[Task, int]) -> Task:
@@ -98,11 +105,6 @@ def _task_cycle(seed: int, mix: tuple[tuple[Task, int], ...]) -> tuple[Task, ...
     return tuple(cycle[rotation:] + cycle[:rotation])
 
 
-def shift_time(t: float, shift: float) -> float:
-    """Time moved towards noise: s t / (1 + (s - 1) t) (Wan, Stable Diffusion 3); shift 1 changes nothing."""
-    return shift * t / (1 + (shift - 1) * t)
-
-
 def mix(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """x_t = (1 - t) x_0 + t noise; t [B], the others [B, ...]."""
     t = t.view(-1, *[1] * (data.dim() - 1)).to(data.dtype)
@@ -117,10 +119,11 @@ def velocity(data: Tensor, noise: Tensor) -> Tensor:
 def velocity_loss(predicted: Tensor, target: Tensor, scored: Tensor) -> Tensor:
     """Mean squared error of every sample over its scored frames: [B], 0 where none is scored.
 
-    predicted, target [B, c, N, ...]; scored bool [N]. Frames that are not scored get no gradient, whatever
-    they hold.
+    predicted, target [B, c, N, ...]; scored bool [N], or [B, N] if samples differ. Frames that are not scored
+    get no gradient, whatever they hold.
     """
-    keep = scored.view(1, 1, -1, *[1] * (target.dim() - 3))
+    rows = scored if scored.dim() == 2 else scored[None]
+    keep = rows.view(len(rows), 1, -1, *[1] * (target.dim() - 3))
     error = torch.where(keep, predicted.float() - target.float(), 0.0).square()
     per_frame = target[0].numel() // target.shape[2]
-    return error.flatten(1).sum(1) / (scored.sum() * per_frame).clamp(min=1)
+    return error.flatten(1).sum(1) / (rows.sum(1) * per_frame).clamp(min=1)

@@ -18,6 +18,7 @@ from uniavgen.train.batch import NOISY, BranchInput, DualOutput, LatentBatch, va
 from uniavgen.train.config import SamplingConfig
 from uniavgen.train.model.objective import Model, build_inputs
 from uniavgen.train.tasks import ClipCondition, Task, clip_condition
+from uniavgen.train.timestep_config import shift_for, shift_time
 
 Velocities = tuple[Tensor | None, Tensor | None]
 """Of the video clip and of the audio clip; also their states."""
@@ -57,13 +58,13 @@ def sample(
         _noise(batch.video, seed, indices, "video-noise"),
         _noise(batch.mel, seed, indices, "audio-noise"),
     )
-    times = time_grid(config.steps, config.shift)
-    for step, (now, after) in enumerate(pairwise(times)):
-        velocities = guided_velocities(model, batch, condition, states, now, config, gap=gap)
-        states = tuple(euler(x, u, now, after) for x, u in zip(states, velocities, strict=True))  # type: ignore[assignment]
+    times = time_grids(config, batch.tokens[0])
+    for step, (now, after) in enumerate(pairwise(zip(*times, strict=True))):
+        video_u, audio_u = guided_velocities(model, batch, condition, states, now, config, gap=gap)
+        states = euler(states[0], video_u, now[0], after[0]), euler(states[1], audio_u, now[1], after[1])
         if on_step is not None:
             on_step(step + 1, config.steps)
-    video, audio = build_inputs(batch, condition, _with_audio(states), _times(batch, 0.0))
+    video, audio = build_inputs(batch, condition, _with_audio(states), _times(batch, (0.0, 0.0)))
     mels = audio.latent[:, :, -batch.mel.shape[2] :]
     if video is None or batch.video is None:
         return None, mels
@@ -88,9 +89,16 @@ def sampling_condition(
     )
 
 
+def time_grids(config: SamplingConfig, video_tokens: int) -> tuple[list[float], list[float]]:
+    """The times of both branches at every step: one even grid, shifted for each of them."""
+    video = shift_for(video_tokens, config.shift, config.shift_tokens) if video_tokens else config.shift
+    audio = video if config.audio_shift is None else config.audio_shift
+    return time_grid(config.steps, video), time_grid(config.steps, audio)
+
+
 def time_grid(steps: int, shift: float) -> list[float]:
     """Times 1 = t_0 > .. > t_steps = 0, evenly spaced and then shifted."""
-    return [flow_matching.shift_time(1 - step / steps, shift) for step in range(steps + 1)]
+    return [shift_time(1 - step / steps, shift) for step in range(steps + 1)]
 
 
 def euler(x: Tensor | None, u: Tensor | None, now: float, after: float) -> Tensor | None:
@@ -103,16 +111,18 @@ def guided_velocities(
     batch: LatentBatch,
     condition: ClipCondition,
     states: Velocities,
-    t: float,
+    t: tuple[float, float],
     config: SamplingConfig,
     *,
     gap: int = 0,
 ) -> Velocities:
-    """Velocities of both clips at time t: u0 + s (u - u0) in the interval (one pass each), else u."""
+    """Velocities of both clips at their times t: u0 + s (u - u0) in the interval (one pass each), else u."""
     times = _times(batch, t)
     video, audio = build_inputs(batch, condition, _with_audio(states), times, gap=gap)
     u = _clip_velocities(model(video, audio), batch)
-    if config.guidance == "none" or not config.interval[0] <= t <= config.interval[1]:
+    low, high = config.interval
+    guided = [low <= time <= high for time in t]
+    if config.guidance == "none" or not any(guided):
         return u
     if config.guidance == "text" or config.empty_text:
         batch = _without_text(batch)
@@ -122,7 +132,10 @@ def guided_velocities(
     else:
         # without interaction, a branch that generates nothing has no effect
         u0 = _clip_velocities(model(_if_noisy(video), _if_noisy(audio), interact=False), batch)
-    return guide(u0[0], u[0], config.video_scale), guide(u0[1], u[1], config.audio_scale)
+    return (
+        guide(u0[0], u[0], config.video_scale) if guided[0] else u[0],
+        guide(u0[1], u[1], config.audio_scale) if guided[1] else u[1],
+    )
 
 
 def guide(u0: Tensor | None, u: Tensor | None, scale: float) -> Tensor | None:
@@ -149,8 +162,9 @@ def _without_text(batch: LatentBatch) -> LatentBatch:
     return replace(batch, speech_mask=torch.zeros_like(batch.speech_mask), caption_mask=caption)
 
 
-def _times(batch: LatentBatch, t: float) -> Tensor:
-    return torch.full((len(batch.mel),), t, device=batch.mel.device)
+def _times(batch: LatentBatch, t: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    video, audio = (torch.full((len(batch.mel),), time, device=batch.mel.device) for time in t)
+    return video, audio
 
 
 def _with_audio(states: Velocities) -> tuple[Tensor | None, Tensor]:

@@ -40,7 +40,7 @@ from uniavgen.train.diagnostics.metrics import History, Outcome, StepMetrics, ha
 from uniavgen.train.diagnostics.run_warnings import RankTime, RunWarnings
 from uniavgen.train.engine.collectives import all_gather_object, all_reduce_sum
 from uniavgen.train.engine.deepspeed_compat import release_engine
-from uniavgen.train.engine.deepspeed_engine import StepGuard, create_engine, gather_weights
+from uniavgen.train.engine.deepspeed_engine import StepGuard, create_engine, gather_weights, parameter_groups
 from uniavgen.train.engine.ema import Ema
 from uniavgen.train.flow_matching import Draw, task_at
 from uniavgen.train.model.family import family_of
@@ -115,7 +115,8 @@ class StageTrainer:
         self.folder = RunFolder(job.run_dir, stage.name)
         model = build_model(job, stage, rank)
         self.parameters = count_parameters(model)
-        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        groups = parameter_groups(model.named_parameters(), stage)
+        trained = [name for group in groups for name in group["names"]]
         resumed = find_checkpoint(self.folder, config, stage, trained, accept_changes=job.accept_changes)
         self.engine: Any = create_engine(
             model, config, stage, world, job.device, universal=bool(resumed and resumed.universal)
@@ -177,7 +178,9 @@ class StageTrainer:
         """
         step_metrics, task = StepMetrics(), task_at(self.config.seed, step, self.stage.tasks)
         weights = self.objective.weights(step / max(1, self.stage.steps - 1))
-        lr = self.engine.optimizer.param_groups[0]["lr"] = lr_at(self.stage, step)
+        lr = lr_at(self.stage, step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
         limits = self.health.limits(self.config.health, task)
         computed: list[MicroBatch] = []
         rank_time, loss, asked_to_stop = RankTime(self.engine.device), 0.0, False

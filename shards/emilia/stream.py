@@ -79,7 +79,7 @@ class EmiliaStream:
                 f"none of {len(self._tar)} utterances passes (left out: {reasons}); "
                 f"the window lasts {window_s:.2f} s",
                 where=", ".join(config.shards),
-                hint="raise train.data.frames, set longer: crop, or loosen the stage's emilia filters",
+                hint="raise train.data.frames, set word_gaps: true, or loosen the stage's emilia filters",
                 kind="no-shards",
             )
         self._group_by_speaker(column["speaker"], passes["wanted"] & ~column["damaged"])
@@ -171,7 +171,7 @@ def _filtered(
         "language": _among(column["language"], config.languages),
         "speaker": _among(column["speaker"], config.speakers),
         "dnsmos": column["dnsmos"] >= config.min_dnsmos,
-        "length": (column["seconds"] <= window_s) | (config.longer == "crop"),
+        "length": (column["seconds"] <= window_s) | (config.longer == "crop") | config.word_gaps,
     }
     left_out: dict[str, int] = {}
     passes, wanted = np.ones(len(damaged), bool), damaged

@@ -23,6 +23,8 @@ AT_START_ONLY = {
     "stage.starts_fresh": "the stage has its weights",
     "stage.pretrained": "the stage has its weights",
     "stage.trains": "the optimizer's state is of the parts that the stage began to train",
+    "stage.decayed": "the optimizer's state is grouped by it",
+    "stage.emilia.word_gaps": "the order of utterances depends on it",
     "stage.emilia.shards": "the stage keeps its kind of data",
     "data.latents": "the stage keeps its kind of latents",
     "data.cached": "the stage keeps its kind of latents",

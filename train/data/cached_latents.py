@@ -36,6 +36,10 @@ Raise it with any change that alters a latent.
 """
 
 
+FIELD_DEFAULTS: dict[str, Any] = {"crop": "centre"}
+"""Values of fields that caches of 0.4 and older do not have, so that their digests stay."""
+
+
 def cache_fields(config: DataConfig, codecs: Codecs) -> dict[str, Any]:
     """Everything on which a cached latent depends; without a video codec, on which its audio depends.
 
@@ -46,6 +50,8 @@ def cache_fields(config: DataConfig, codecs: Codecs) -> dict[str, Any]:
     fields |= {"windows": config.cached.windows, "dtype": config.cached.dtype}
     if codecs.video is not None and codecs.caption is not None:
         fields |= {"height": config.height, "width": config.width, "caption_tokens": config.caption_tokens}
+        if config.crop != FIELD_DEFAULTS["crop"]:
+            fields["crop"] = config.crop
         fields["video"] = f"{codecs.video.name} {codecs.video.digest}"
         fields["caption"] = f"{codecs.caption.name} {codecs.caption.digest}"
     return fields
@@ -222,6 +228,8 @@ def _matching_cache(
             kind="no-latents",
         )
     wanted = cache_fields(config, codecs)
+    if codecs.video is not None:
+        wanted = FIELD_DEFAULTS | wanted
     differing = {cache.digest: differing_fields(cache.fields, wanted) for cache in candidates}
     # several caches may fit an audio-only stage, made with other video codecs: the one with most shards
     nearest = min(candidates, key=lambda cache: (len(differing[cache.digest]), -len(cache.entries)))
@@ -238,7 +246,7 @@ def _matching_cache(
 def differing_fields(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """A text for each wanted field that a cache has otherwise, such as `height (256, here 128)`."""
     return [
-        f"{name} ({cached.get(name)}, here {value})"
+        f"{name} ({cached.get(name, FIELD_DEFAULTS.get(name))}, here {value})"
         for name, value in wanted.items()
-        if cached.get(name) != value
+        if cached.get(name, FIELD_DEFAULTS.get(name)) != value
     ]

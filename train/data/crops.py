@@ -13,18 +13,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uniavgen.shards.config import EmiliaConfig
 from uniavgen.shards.emilia.sample import Utterance
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio, decode_video, rasterise_oval
 from uniavgen.shards.text import join_words, word_gaps, word_spans
-from uniavgen.shards.timing import LATENT_STRIDE, VIDEO_FPS, samples_for_frames
+from uniavgen.shards.timing import LATENT_STRIDE, SAMPLE_RATE, VIDEO_FPS, samples_for_frames
 from uniavgen.train.codec.config import TOKEN_STRIDE
 from uniavgen.train.data.config import DataConfig
+from uniavgen.train.data.word_gaps import choose_part, cuts_at_gaps, words_between
 
 REFERENCE_GAP = VIDEO_FPS // 2
 """Frames between the window and its reference frame, if the clip is long enough: 0.5 s."""
 SHORTEST_REFERENCE = VIDEO_FPS // 4
 """With less reference audio (0.25 s, in frames) outside the window, the clip has no reference voice."""
+
+
+Focus = tuple[float, float]
+"""A point (x, y) of a frame around which it is cropped, in fractions of its width and height."""
 
 
 class Window(NamedTuple):
@@ -43,8 +49,9 @@ class Crop:
     frames uint8 [F, H, W, 3], reference_frame uint8 [1, H, W, 3] and face float32 [T, H/32, W/32] are None in
     audio-only work; waveform float32 [1500 F] and reference_waveform float32 [1500 Fr] are at 24 kHz. `start`
     is the first frame of the window, `reference_inside` says that a reference had to come from the window
-    itself, `voice_inside` that the reference audio may overlap the window, so that no task may use it, and
-    `bucket` is the number of the window's shape.
+    itself, `voice_inside` that the reference audio may overlap the window, so that no task may use it, `bucket`
+    is the number of the window's shape, and `audio_samples` the part of the waveform that is not padding (None:
+    all of it).
     """
 
     key: str
@@ -59,6 +66,7 @@ class Crop:
     reference_inside: bool = False
     voice_inside: bool = False
     bucket: int = 0
+    audio_samples: int | None = None
 
 
 def random_for(seed: int, step: int, index: int) -> np.random.Generator:
@@ -236,7 +244,8 @@ def _add_video(
         }
     )
     pixels = decode_video(sample.video, indices)
-    fitted = np.stack([fit_frame(frame, config.height, config.width) for frame in pixels])
+    focus = face_focus(sample.face) if config.crop == "face" else None
+    fitted = np.stack([fit_frame(frame, config.height, config.width, focus) for frame in pixels])
     row_of = {index: row for row, index in enumerate(indices)}
     sizes = (pixels.shape[1], pixels.shape[2]), (config.height, config.width)
     return [
@@ -244,29 +253,48 @@ def _add_video(
             crop,
             frames=fitted[[row_of[index] for index in span]],
             reference_frame=fitted[[row_of[window.reference_frame]]],
-            face=face_mask(sample.face, span, *sizes),
+            face=face_mask(sample.face, span, *sizes, focus),
         )
         for crop, window, span in zip(crops, windows, spans, strict=True)
     ]
 
 
-def fit_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 [h, w, 3] to cover height x width and crop the centre, in one resampling."""
+def face_focus(face: FaceTrack) -> Focus | None:
+    """The centre of a clip's face, from the median of its boxes (as ingest crops); None if it has no face."""
+    seen = face.box[face.score > 0]
+    return box_centre(np.median(seen, axis=0)) if len(seen) else None
+
+
+def box_centre(box: Sequence[float] | np.ndarray) -> Focus:
+    """The centre of a box (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = (float(edge) for edge in box)
+    return (x0 + x1) / 2, (y0 + y1) / 2
+
+
+def fit_frame(frame: np.ndarray, height: int, width: int, focus: Focus | None = None) -> np.ndarray:
+    """Resize uint8 [h, w, 3] to cover height x width and crop around `focus` (None: the centre), in one
+    resampling."""
     import cv2
 
-    scale, (top, left) = _scale_and_offset(frame.shape[:2], (height, width))
+    scale, (top, left) = _scale_and_offset(frame.shape[:2], (height, width), focus)
     # crop in the source first, so that the part that stays maps onto the target exactly
     y0, x0 = round(top / scale), round(left / scale)
     part = frame[y0 : y0 + round(height / scale), x0 : x0 + round(width / scale)]
     return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def face_mask(face: FaceTrack, window: range, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+def face_mask(
+    face: FaceTrack,
+    window: range,
+    source: tuple[int, int],
+    target: tuple[int, int],
+    focus: Focus | None = None,
+) -> np.ndarray:
     """Share of each video token inside the face oval: float32 [T, H/32, W/32], mean over a latent's frames.
 
-    `source` and `target` are (height, width) before and after `fit_frame`.
+    `source` and `target` are (height, width) before and after `fit_frame`, which had the same `focus`.
     """
-    scale, (top, left) = _scale_and_offset(source, target)
+    scale, (top, left) = _scale_and_offset(source, target, focus)
     size = np.array([source[1], source[0]]) * scale
     frames = slice(window.start, window.stop)
     oval = (face.oval[frames] * size - [left, top]) / [target[1], target[0]]
@@ -275,29 +303,39 @@ def face_mask(face: FaceTrack, window: range, source: tuple[int, int], target: t
     return np.concatenate([per_frame[:1], later])
 
 
-def _scale_and_offset(source: tuple[int, int], target: tuple[int, int]) -> tuple[float, tuple[float, float]]:
-    """Scale with which the source covers the target, and (top, left) crop margins in scaled px."""
+def _scale_and_offset(
+    source: tuple[int, int], target: tuple[int, int], focus: Focus | None = None
+) -> tuple[float, tuple[float, float]]:
+    """Scale with which the source covers the target, and (top, left) crop margins in scaled px.
+
+    The crop lies around `focus`, moved into the frame.
+    """
     scale = max(target[0] / source[0], target[1] / source[1])
-    return scale, ((source[0] * scale - target[0]) / 2, (source[1] * scale - target[1]) / 2)
+    spare = source[0] * scale - target[0], source[1] * scale - target[1]
+    if focus is None:
+        return scale, (spare[0] / 2, spare[1] / 2)
+    wanted = focus[1] * source[0] * scale - target[0] / 2, focus[0] * source[1] * scale - target[1] / 2
+    return scale, (min(max(wanted[0], 0.0), spare[0]), min(max(wanted[1], 0.0), spare[1]))
 
 
 def crop_utterance(
-    utterance: Utterance, other: Utterance | None, config: DataConfig, random: np.random.Generator
+    utterance: Utterance,
+    other: Utterance | None,
+    config: DataConfig,
+    random: np.random.Generator,
+    emilia: EmiliaConfig | None = None,
 ) -> Crop:
     """A crop of an Emilia utterance.
 
-    `other`: a second utterance of the same speaker, for the reference audio.
+    `other`: a second utterance of the same speaker, for the reference audio. `emilia`: how longer utterances
+    are cropped, and whether padding is ignored.
 
     An utterance that fits the window starts with it and is followed by silence, with its whole text: there
-    are no word times by which a text could be cut. Of a longer one (config `longer: crop`) a random part is
-    taken, with the text that falls into it if all characters take equally long. Without `other` the reference
-    is a part of the utterance itself.
+    are no word times by which a text could be cut. Of a longer one a part is taken (`utterance_part`).
+    Without `other` the reference is a part of the utterance itself.
     """
-    start, speech_text = 0, utterance.meta.text.strip()
-    if utterance.meta.duration > config.frames / VIDEO_FPS:
-        start = int(random.integers(max(1, _whole_frames(utterance.waveform) - config.frames + 1)))
-        speech_text = text_in_window(speech_text, utterance.meta.duration, start, config.frames)
-    part = utterance.waveform[samples_for_frames(start) :][: samples_for_frames(config.frames)]
+    emilia = emilia or EmiliaConfig()
+    start, part, speech_text = utterance_part(utterance, config, random, emilia)
     reference = (other or utterance).waveform
     first = int(random.integers(max(1, _whole_frames(reference) - config.reference_frames + 1)))
     reference_part = reference[samples_for_frames(first) :][: samples_for_frames(config.reference_frames)]
@@ -310,7 +348,31 @@ def crop_utterance(
         caption="",
         reference_inside=other is None,
         voice_inside=other is None,
+        audio_samples=len(part) if emilia.padding == "ignored" else None,
     )
+
+
+def utterance_part(
+    utterance: Utterance, config: DataConfig, random: np.random.Generator, emilia: EmiliaConfig
+) -> tuple[int, np.ndarray, str]:
+    """First frame, audio and text of the part of an utterance that fits the window.
+
+    With `word_gaps` a longer one is cut at two pauses between words. Else, and where no pause fits, a random
+    part is taken with the text that falls into it if all characters take equally long.
+    """
+    start, text, waveform = 0, utterance.meta.text.strip(), utterance.waveform
+    if utterance.meta.duration > config.frames / VIDEO_FPS:
+        if emilia.word_gaps:
+            window_s = config.frames / VIDEO_FPS
+            chosen = choose_part(cuts_at_gaps(text, waveform), window_s, random)
+            if chosen is not None:
+                first, last = (round(cut.seconds * SAMPLE_RATE) for cut in chosen)
+                part = waveform[first:last][: samples_for_frames(config.frames)]
+                return int(chosen[0].seconds * VIDEO_FPS), part, words_between(text, *chosen)
+        start = int(random.integers(max(1, _whole_frames(waveform) - config.frames + 1)))
+        text = text_in_window(text, utterance.meta.duration, start, config.frames)
+    part = waveform[samples_for_frames(start) :][: samples_for_frames(config.frames)]
+    return start, part, text
 
 
 def text_in_window(text: str, seconds: float, start: int, frames: int) -> str:

@@ -241,7 +241,7 @@ class UtteranceWindows:
         other = self.stream.other_by_speaker(position, random)
         if needs_voice and other is None:
             raise UserError(f"the speaker of {utterance.key} has no other utterance", kind="no-voice")
-        return crop_utterance(utterance, other, self.config, random)
+        return crop_utterance(utterance, other, self.config, random, self.stream.config)
 
     def make_batch(self, windows: list[Crop]) -> LatentBatch:
         """See Windows."""
@@ -268,6 +268,11 @@ class CropEncoder:
             speech_ids=speech_ids,
             speech_mask=speech_mask,
         )
+        filled = [crop.audio_samples for crop in crops]
+        if any(samples is not None for samples in filled):
+            hop = config.codecs.mel.hop
+            frames = [config.mels if samples is None else -(-samples // hop) for samples in filled]
+            batch.mel_lengths = torch.tensor(frames).clamp(1, config.mels)
         if self.codecs.video is not None:
             batch.video = self.codecs.video.encode(_stack([crop.frames for crop in crops]))
             batch.reference = self.codecs.video.encode(_stack([crop.reference_frame for crop in crops]))

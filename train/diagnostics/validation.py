@@ -15,13 +15,14 @@ import torch.distributed as dist
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.registry import Codecs
-from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig, TrainConfig
+from uniavgen.train.config import ObjectiveConfig, StageConfig, TrainConfig
 from uniavgen.train.data.loader import BatchLoader, EncodedWindows
 from uniavgen.train.data.stage_stream import Begun
 from uniavgen.train.engine.collectives import all_reduce_sum
 from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.family import family_of
 from uniavgen.train.tasks import Task
+from uniavgen.train.timestep_config import TimestepConfig
 
 STEP = 2**40
 """Step for which the noise is drawn; larger than any training step."""
@@ -100,5 +101,6 @@ class Validation:
 def fixed_objective(objective: ObjectiveConfig, mix: dict[Task, int], time: float) -> ObjectiveConfig:
     """The objective of the stage with every sample at one diffusion time, and without dropout of texts."""
     exact = TimestepConfig(distribution="logit-normal", mean=math.log(time / (1 - time)), std=1e-12)
-    update = {"timestep": exact, "mix": mix, "caption_dropout": 0.0, "speech_dropout": 0.0}
-    return objective.model_copy(update=update)
+    dropouts = ("caption_dropout", "speech_dropout", "interaction_dropout")
+    branches = {"timestep": exact, "video_timestep": None, "audio_timestep": None}
+    return objective.model_copy(update={**branches, "mix": mix, **dict.fromkeys(dropouts, 0.0)})

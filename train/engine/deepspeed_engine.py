@@ -4,6 +4,7 @@ its shards."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,7 +28,44 @@ def is_plain(zero_stage: int, dtype: str) -> bool:
 
 def adamw_settings(stage: StageConfig) -> dict[str, Any]:
     """AdamW's settings (0.9, 0.999, 1e-8: the paper's); the trainer sets `lr` at every step."""
-    return {"lr": stage.lr, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": stage.weight_decay}
+    return {
+        "lr": stage.lr,
+        "betas": list(stage.betas),
+        "eps": stage.eps,
+        "weight_decay": stage.weight_decay,
+    }
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], stage: StageConfig
+) -> list[dict[str, Any]]:
+    """The trained parameters in the groups of the optimizer, each with their `names`, and
+    whether it is `decayed`.
+
+    With `decayed: matrices` norms, biases and modulation are a second group, which does not decay.
+    """
+    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    kept = [] if stage.decayed == "all" else [entry for entry in named if not is_matrix(*entry)]
+    names = {name for name, _ in kept}
+    decayed = [entry for entry in named if entry[0] not in names]
+    return [
+        {
+            "params": [parameter for _, parameter in entries],
+            "names": [name for name, _ in entries],
+            "decayed": decays,
+            "weight_decay": stage.weight_decay if decays else 0.0,
+        }
+        for entries, decays in ((decayed, True), (kept, False))
+        if entries
+    ]
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is the weight of a projection, an embedding or a convolution.
+
+    Weights of norms and biases are vectors; offsets of a modulation are a table.
+    """
+    return parameter.dim() >= 2 and not name.endswith("modulation.table")
 
 
 def deepspeed_settings(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:
@@ -92,9 +130,14 @@ def create_engine(
             kind="no-fp16",
         )
     disable_shared_memory_transport()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = parameter_groups(model.named_parameters(), stage)
+    trainable = groups[0]["params"]
+    if len(groups) > 1:
+        trainable = [{name: group[name] for name in ("params", "weight_decay")} for group in groups]
     settings = deepspeed_settings(config, stage, world_size) | {"checkpoint": {"load_universal": universal}}
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=settings)
+    # for `restore_configured_settings`: ZeRO 3 hides the shapes by which the groups were made
+    engine.decayed_groups = [group["decayed"] for group in groups]
     if is_plain(config.deepspeed.zero_stage, config.deepspeed.dtype) and world_size == 1:
         # one rank has nothing to reduce: saves two copies of all gradients
         engine.enable_backward_allreduce = False
@@ -109,8 +152,9 @@ def restore_configured_settings(engine: Any, stage: StageConfig) -> None:
     """
     settings = adamw_settings(stage)
     for optimizer in (engine.optimizer, engine.basic_optimizer):
-        for group in optimizer.param_groups:
-            group.update({name: value for name, value in settings.items() if name in group})
+        for group, decayed in zip(optimizer.param_groups, engine.decayed_groups, strict=True):
+            own = settings | ({} if decayed else {"weight_decay": 0.0})
+            group.update({name: value for name, value in own.items() if name in group})
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = stage.grad_clip
 

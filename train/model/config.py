@@ -41,6 +41,11 @@ class BranchConfig(_Config):
         "zero feature.",
     )
     freq_dim: int = Field(default=256, ge=2, description="Width of the sinusoidal time embedding (Wan: 256).")
+    fp32_time: bool = Field(
+        default=False,
+        description="Compute the time embedding and the modulation from it in fp32 under bf16 and fp16, as Wan "
+        "does; the stored weights keep their dtype. False: in the model's dtype, as in runs of 0.4 and older.",
+    )
     eps: float = Field(default=1e-6, gt=0, description="Epsilon of every normalisation (Wan: 1e-6).")
     rope_theta: float = Field(
         default=10_000.0, gt=0, description="Base of the rotary frequencies (Wan: 10000)."
@@ -231,9 +236,17 @@ class ModelConfig(_Config):
             patch=(2, 2),
             text_dim=4096,
             text_len=512,
+            fp32_time=True,
         )
         audio = BranchConfig(
-            dim=1536, layers=30, heads=12, ffn_dim=8960, in_channels=100, text_dim=512, rope_axes="time"
+            dim=1536,
+            layers=30,
+            heads=12,
+            ffn_dim=8960,
+            in_channels=100,
+            text_dim=512,
+            rope_axes="time",
+            fp32_time=True,
         )
         return cls(video=video, audio=audio, speech_text=SpeechTextConfig(dim=512, layers=4))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Stream:
 
     x [B, N, S, C]; time_embedding [B, 2, C] and modulation [B, 2, 6, C] in fp32, at t = 0 and at the sample's
     t; context [B, Lt, C] with context_mask bool [B, 1, 1, Lt] or None; rope; layout of the N frames; grid
-    (h/2, w/2).
+    (h/2, w/2); mask bool [B, 1, 1, N * S], False for padding, or None.
     """
 
     x: Tensor
@@ -47,6 +47,7 @@ class Stream:
     rope: Rope
     layout: TokenLayout
     grid: tuple[int, int]
+    mask: Tensor | None = None
 
 
 def time_features(t: Tensor, width: int) -> Tensor:
@@ -61,6 +62,11 @@ def per_frame(pair: Tensor, layout: TokenLayout) -> Tensor:
     """Values at (t = 0, t) for each frame by role: [B, 2, C] -> [B, N, 1, C], N rows instead of N * S."""
     rows = [pair[:, int(s.role == NOISY)].unsqueeze(1).expand(-1, s.length, -1) for s in layout]
     return torch.cat(rows, dim=1).unsqueeze(2)
+
+
+def token_mask(visible: Tensor, side: int) -> Tensor:
+    """The mask of self-attention from the visible frames bool [B, N]: [B, 1, 1, N * side]."""
+    return visible.repeat_interleave(side, dim=1)[:, None, None, :]
 
 
 def normalise(x: Tensor, eps: float) -> Tensor:
@@ -166,10 +172,12 @@ class Block(nn.Module):
             nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
         )
 
-    def attend_self(self, x: Tensor, rows: Rows, layout: TokenLayout, rope: Rope) -> Tensor:
+    def attend_self(
+        self, x: Tensor, rows: Rows, layout: TokenLayout, rope: Rope, mask: Tensor | None = None
+    ) -> Tensor:
         shift, scale, gate = (per_frame(part, layout) for part in rows[:3])
         y = torch.addcmul(shift, normalise(x, self.eps), 1 + scale).to(x.dtype)
-        y = self.self_attn(y.flatten(1, 2), rope=rope).view_as(x)
+        y = self.self_attn(y.flatten(1, 2), mask=mask, rope=rope).view_as(x)
         return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
 
     def attend_text(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
@@ -207,6 +215,23 @@ class ZeroLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+class TimeLinear(nn.Linear):
+    """A linear layer of the time embedding; with `fp32` it computes in fp32 whatever the dtype of its weights.
+
+    bf16 has 8 bits of mantissa: it rounds neighbouring times, and the shifts, scales and gates computed from
+    them, to the same values (Wan computes both in fp32).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, fp32: bool) -> None:
+        super().__init__(inputs, outputs)
+        self.fp32 = fp32
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fp32:
+            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
 class Branch(nn.Module):
     """One diffusion transformer.
 
@@ -221,8 +246,9 @@ class Branch(nn.Module):
         self.text_embedding = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
         )
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        linear = partial(TimeLinear, fp32=config.fp32_time)
+        self.time_embedding = nn.Sequential(linear(config.freq_dim, dim), nn.SiLU(), linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config)
 
@@ -259,8 +285,7 @@ class Branch(nn.Module):
         """
         patches, grid = self._patchify(data.latent)
         times = torch.stack([torch.zeros_like(data.timestep), data.timestep], dim=1)
-        features = time_features(times, self.config.freq_dim).to(self.dtype)
-        time_embedding = self.time_embedding(features)
+        time_embedding = self.time_embedding(time_features(times, self.config.freq_dim))
         modulation = self.time_projection(time_embedding).float().unflatten(-1, (6, -1))
         context, mask = self._context(text, data.text_mask)
         return Stream(
@@ -272,6 +297,7 @@ class Branch(nn.Module):
             rope,
             data.layout,
             grid,
+            None if data.visible is None else token_mask(data.visible, math.prod(grid)),
         )
 
     def finish(self, stream: Stream) -> Tensor:

@@ -23,7 +23,7 @@ from uniavgen.train.model.speech_text import SpeechText
 
 
 def _self_attention(block: Block, x: Tensor, rows: Rows, stream: Stream) -> Tensor:
-    return block.attend_self(x, rows, stream.layout, stream.rope)
+    return block.attend_self(x, rows, stream.layout, stream.rope, stream.mask)
 
 
 def _cross_attention(block: Block, x: Tensor, rows: Rows, stream: Stream) -> Tensor:
@@ -68,14 +68,16 @@ class DualBranch(nn.Module):
         audio: BranchInput | None,
         *,
         interact: bool = True,
+        gate: Tensor | None = None,
         checkpointing: bool = False,
     ) -> DualOutput:
         """Velocities of both branches, and the face masks of every interacting layer.
 
-        `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch.
+        `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch, and for single
+        samples a `gate` [B] of 0, which keeps all parameters in the graph.
         `checkpointing` keeps only the streams between layers and recomputes the rest in the backward pass.
         """
-        return self.run(video, audio, self.tables(video, audio, interact), checkpointing)
+        return self.run(video, audio, self.tables(video, audio, interact), checkpointing, gate)
 
     def tables(
         self, video: BranchInput | None, audio: BranchInput | None, interact: bool = True
@@ -96,7 +98,12 @@ class DualBranch(nn.Module):
         )
 
     def run(
-        self, video: BranchInput | None, audio: BranchInput | None, tables: ForwardTables, checkpointing: bool
+        self,
+        video: BranchInput | None,
+        audio: BranchInput | None,
+        tables: ForwardTables,
+        checkpointing: bool,
+        gate: Tensor | None = None,
     ) -> DualOutput:
         """The forward pass on tensors only: `torch.compile(model.run, fullgraph=True)` compiles it."""
         v = a = None
@@ -113,6 +120,7 @@ class DualBranch(nn.Module):
                 tables.alignment,
                 None if v is None else v.x,
                 None if a is None else a.x,
+                gate,
             )
             if checkpointing and torch.is_grad_enabled():
                 vx, ax, mask = checkpoint(self._layer, *arguments, use_reentrant=False)
@@ -138,6 +146,7 @@ class DualBranch(nn.Module):
         alignment: Alignment | None,
         vx: Tensor | None,
         ax: Tensor | None,
+        gate: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Layer `index` with its interaction, if it has one: new video tokens, audio tokens, face mask."""
         mask = None
@@ -153,7 +162,7 @@ class DualBranch(nn.Module):
         audio_rows = None if a is None else audio.modulation(a.modulation)
         for before, step in STEPS.items():
             if before == position:
-                vx, ax, mask = self.interactions[str(index)](vx, ax, alignment)
+                vx, ax, mask = self.interactions[str(index)](vx, ax, alignment, gate)
             if v is not None:
                 vx = step(video, vx, video_rows, v)
             if a is not None:

@@ -40,9 +40,12 @@ class Interaction(nn.Module):
         self.face = None if config.face.mode == "none" else FaceMask(config.video.dim, config.video.eps)
 
     def forward(
-        self, video: Tensor, audio: Tensor, alignment: Alignment
+        self, video: Tensor, audio: Tensor, alignment: Alignment, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Hv [B, N, S, Dv], Ha [B, L, 1, Da] -> both updated, and M [B, N, S] or None."""
+        """Hv [B, N, S, Dv], Ha [B, L, 1, Da] -> both updated, and M [B, N, S] or None.
+
+        `gate` [B]: 0 leaves the streams of a sample as they are.
+        """
         mask = None if self.face is None else self.face(video)
         hv, ha = (normalise(x, self.eps).to(x.dtype) if self.config.pre_norm else x for x in (video, audio))
         ha = ha.squeeze(2)
@@ -57,6 +60,9 @@ class Interaction(nn.Module):
         hbar_v = self.a2v.audio_to_video(hv[:, queries].contiguous(), ha[:, keys].contiguous(), a2v)
         if mask is not None:
             hbar_v = mask[:, queries] * hbar_v
+        if gate is not None:
+            gate = gate.to(hbar_v.dtype)[:, None, None, None]
+            hbar_v, hbar_a = gate * hbar_v, gate[:, 0] * hbar_a
         masks = None if mask is None else mask.squeeze(-1)
         return (
             add_update(video, hbar_v, a2v.queries),

@@ -33,6 +33,7 @@ from uniavgen.train.config import ObjectiveConfig
 from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.config import FaceConfig
 from uniavgen.train.tasks import ClipCondition, Task, clip_condition
+from uniavgen.train.timestep_config import TimestepConfig
 
 Model = Callable[..., DualOutput]
 """A `DualBranch`, or an engine around one: called as model(video, audio, checkpointing=...)."""
@@ -42,8 +43,9 @@ Model = Callable[..., DualOutput]
 class TaskInputs:
     """Branch inputs, velocity targets of the full sequence (zero where clean), bool [N] of scored frames.
 
-    face [B, N, S]: share of each video token inside the face; face_scored bool [N]. Members are None with
-    their branch.
+    audio_scored is bool [B, N] where samples have padding. face [B, N, S]: share of each video token inside the
+    face; face_scored bool [N]. gate [B]: 0 for samples without interaction; None: all have it. Members are None
+    with their branch.
     """
 
     video: BranchInput | None
@@ -54,6 +56,7 @@ class TaskInputs:
     audio_scored: Tensor
     face: Tensor | None = None
     face_scored: Tensor | None = None
+    gate: Tensor | None = None
 
 
 class UniAVGenObjective:
@@ -108,10 +111,11 @@ def compute_losses(
     modality that the task does not generate has loss 0 but stays in the graph, so every rank and step runs
     the same parameters. `details` receives what the means hide: `video`, `audio` (loss of each sample, [B]),
     `video_time`, `audio_time` (its diffusion time, [B]), `mask_iou` [layers] and `tokens` (of both branches
-    together).
+    together). Samples without interaction (`objective.interaction_dropout`) keep the loss of their face masks.
     """
     inputs = prepare_inputs(batch, task, draw, objective, face, mels_per_frame=mels_per_frame)
-    out = model(inputs.video, inputs.audio, checkpointing=checkpointing)
+    extra = {} if inputs.gate is None else {"gate": inputs.gate}
+    out = model(inputs.video, inputs.audio, checkpointing=checkpointing, **extra)
     assert out.audio is not None
     per_sample: dict[str, Tensor] = {} if details is None else details
     per_sample["audio"] = flow_matching.velocity_loss(out.audio, inputs.audio_target, inputs.audio_scored)
@@ -148,11 +152,12 @@ def prepare_inputs(
             f"{len(draw.sample_indices)} sample indices for a batch of {len(batch.mel)}", kind="bad-shape"
         )
     condition = draw_condition(batch, task, draw, objective, mels_per_frame)
-    batch = drop_text(batch, draw, objective)
-    device = batch.mel.device
-    video_time = audio_time = _draw_times(draw, objective, "timestep", device)
-    if not objective.shared_timestep:
-        video_time = _draw_times(draw, objective, "video-timestep", device)
+    gate = draw_gate(batch, draw, objective)
+    batch = drop_text(batch, draw, objective, gate if objective.interaction_dropout_text else None)
+    of_video, of_audio = objective.timesteps
+    purpose = "timestep" if objective.shared_timestep else "video-timestep"
+    video_time = _draw_times(draw, of_video, purpose, batch.tokens[0], batch.mel.device)
+    audio_time = _draw_times(draw, of_audio, "timestep", batch.tokens[1], batch.mel.device)
     audio_noise = _draw_noise(draw, batch.mel, "audio-noise")
     audio_state = flow_matching.mix(batch.mel, audio_noise, audio_time)
     video_noise = video_state = None
@@ -168,8 +173,11 @@ def prepare_inputs(
         None,
         _target(batch.mel, audio_noise, audio.layout),
         None,
-        role_mask(audio.layout, NOISY, device=device),
+        role_mask(audio.layout, NOISY, device=batch.mel.device),
+        gate=gate,
     )
+    if audio.visible is not None:
+        inputs.audio_scored = inputs.audio_scored & audio.visible
     if video is not None and batch.video is not None and video_noise is not None:
         inputs.video_target = _target(batch.video, video_noise, video.layout)
         inputs.video_scored = role_mask(video.layout, NOISY, device=batch.video.device)
@@ -226,18 +234,39 @@ def build_inputs(
         video = BranchInput(latent, layout, times[0], batch.caption, batch.caption_mask)
     voice = batch.reference_mel if condition.reference_voice else None
     latent, layout = _sequence(voice, batch.mel, states[1], condition.mels, gap)
-    return video, BranchInput(latent, layout, times[1], batch.speech_ids, batch.speech_mask)
+    visible = _visible(batch, layout)
+    return video, BranchInput(latent, layout, times[1], batch.speech_ids, batch.speech_mask, visible)
 
 
-def drop_text(batch: LatentBatch, draw: Draw, objective: ObjectiveConfig) -> LatentBatch:
-    """The batch with some samples' texts emptied, each decided by (seed, step, sample index)."""
+def draw_gate(batch: LatentBatch, draw: Draw, objective: ObjectiveConfig) -> Tensor | None:
+    """[B] 1, and 0 for samples without interaction; None if there is none, or no interaction to remove."""
+    if not objective.interaction_dropout or batch.video is None:
+        return None
+    kept = [
+        float(
+            flow_matching.uniform_for(draw.seed, draw.step, index, "interaction-dropout")
+            >= objective.interaction_dropout
+        )
+        for index in draw.sample_indices
+    ]
+    return on_device(torch.tensor(kept), batch.mel.device)
+
+
+def drop_text(
+    batch: LatentBatch, draw: Draw, objective: ObjectiveConfig, gate: Tensor | None = None
+) -> LatentBatch:
+    """The batch with some samples' texts emptied, each decided by (seed, step, sample index).
+
+    So are those of the samples whose `gate` [B] is 0.
+    """
 
     def drop(mask: Tensor, share: float, purpose: str) -> Tensor:
         kept = [
             flow_matching.uniform_for(draw.seed, draw.step, index, purpose) >= share
             for index in draw.sample_indices
         ]
-        return mask & on_device(torch.tensor(kept), mask.device)[:, None]
+        mask = mask & on_device(torch.tensor(kept), mask.device)[:, None]
+        return mask if gate is None else mask & gate.bool().to(mask.device)[:, None]
 
     caption = batch.caption_mask
     return replace(
@@ -268,6 +297,14 @@ def _sequence(
     return latent, tuple(s for s in segments if s.length)
 
 
+def _visible(batch: LatentBatch, layout: TokenLayout) -> Tensor | None:
+    """Frames of the audio sequence that hold audio, bool [B, N]; None without padding. References have none."""
+    if batch.mel_lengths is None:
+        return None
+    position = torch.cat([torch.arange(s.start, s.start + s.length) for s in layout])
+    return on_device(position, batch.mel.device)[None] < batch.mel_lengths[:, None]
+
+
 def _target(data: Tensor, noise: Tensor, layout: TokenLayout) -> Tensor:
     """Velocity of the noisy part, zero before it."""
     noisy = layout[-1].length if layout[-1].role == NOISY else 0
@@ -289,9 +326,11 @@ def _face_target(
     return shares, role_mask(layout, *roles, device=shares.device)
 
 
-def _draw_times(draw: Draw, objective: ObjectiveConfig, purpose: str, device: torch.device) -> Tensor:
+def _draw_times(
+    draw: Draw, config: TimestepConfig, purpose: str, tokens: int, device: torch.device
+) -> Tensor:
     times = [
-        flow_matching.timestep_for(draw.seed, draw.step, i, objective.timestep, purpose)
+        flow_matching.timestep_for(draw.seed, draw.step, i, config, purpose, tokens)
         for i in draw.sample_indices
     ]
     return on_device(torch.tensor(times, dtype=torch.float32), device)

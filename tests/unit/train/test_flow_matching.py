@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniavgen.train import flow_matching
-from uniavgen.train.config import TimestepConfig
 from uniavgen.train.flow_matching import task_at
 from uniavgen.train.tasks import PAPER_MIX, Task
+from uniavgen.train.timestep_config import TimestepConfig
 
 
 def times(**config: object) -> torch.Tensor:

@@ -11,12 +11,13 @@ from made_runs import Run, read_metrics, small_config, train_together
 from made_samples import make_sample, write_shards
 
 from uniavgen.shards import weights
-from uniavgen.train.config import ObjectiveConfig, StageConfig, TimestepConfig
+from uniavgen.train.config import ObjectiveConfig, StageConfig
 from uniavgen.train.diagnostics.config import ValidationConfig
 from uniavgen.train.diagnostics.metrics import TIME_BUCKETS, summed
 from uniavgen.train.diagnostics.validation import fixed_objective
 from uniavgen.train.flow_matching import Draw
 from uniavgen.train.tasks import Task
+from uniavgen.train.timestep_config import TimestepConfig
 
 STAGE = StageConfig(name="multitask", steps=5, batch=2, tasks=dict.fromkeys(Task, 1), lambda_start=0.1)
 
