@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,13 @@ from torch import Tensor
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import Sample
-from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS, samples_for_frames
+from uniavgen.shards.timing import (
+    LATENT_STRIDE,
+    SAMPLE_RATE,
+    VIDEO_FPS,
+    frames_for_latents,
+    samples_for_frames,
+)
 from uniavgen.train.batch import LatentBatch
 from uniavgen.train.checkpoint.trained_model import load_trained
 from uniavgen.train.codec.audio import Vocoder
@@ -26,9 +33,13 @@ from uniavgen.train.codec.text import encode_speech
 from uniavgen.train.codec.video import to_pixels
 from uniavgen.train.config import SamplingConfig
 from uniavgen.train.data.config import DataConfig
-from uniavgen.train.data.crops import crop_sample, fit_frame, random_for
+from uniavgen.train.data.crops import Focus, box_centre, crop_sample, fit_frame, random_for
 from uniavgen.train.model.family import family_of
-from uniavgen.train.tasks import Task, task_named
+from uniavgen.train.sampling import continuation_share
+from uniavgen.train.tasks import ClipCondition, Task, clip_condition, task_named
+
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,10 @@ class Conditions:
 
     caption describes the scene; speech is the text to speak; reference uint8 [H, W, 3] shows the person;
     reference_waveform float32 [n] is the voice; frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [n]
-    at 24 kHz are given media. Images of any size are scaled and centre-cropped to the run's size; media
-    longer than the run's window are cut at its end.
+    at 24 kHz are given media. Images of any size are scaled and cropped to the run's size, around the face whose
+    box (x0, y0, x1, y1), in fractions of the frame, is given (`reference_face`, `frames_face`), else around the
+    centre. Media longer than the run's window are cut at its end; shorter ones serve where the task needs less
+    (continuation needs the beginning).
     """
 
     caption: str = ""
@@ -47,6 +60,8 @@ class Conditions:
     reference_waveform: np.ndarray | None = None
     frames: np.ndarray | None = None
     waveform: np.ndarray | None = None
+    reference_face: Box | None = None
+    frames_face: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +80,13 @@ class Generated:
 def conditions_from(sample: Sample, config: DataConfig, seed: int = 0) -> Conditions:
     """All conditions of a sample, from a window chosen by the seed, cropped as in training.
 
-    Without a reference voice if the sample has no audio outside the window.
+    Without a reference voice if the sample has no audio outside the window. A sample that is shorter than the
+    window is taken whole: tasks that need less can use it. Raises UserError of kind `damaged-sample`.
     """
+    total = len(sample.face.score)
+    if total < config.frames:
+        latents = max(1, 1 + (total - 1) // LATENT_STRIDE)
+        config = config.model_copy(update={"frames": frames_for_latents(latents)})
     try:
         crop = crop_sample(sample, config, random_for(seed, 0, 0), needs_voice=True)
     except UserError as error:
@@ -123,13 +143,14 @@ class ClipGenerator:
         """
         data = self.config.data
         conditions = conditions_from(source, data, seed) if isinstance(source, Sample) else source
-        fitted = fit_conditions(conditions, task, data)
+        sampling = sampling or SamplingConfig()
+        fitted = fit_conditions(conditions, task, data, sampling)
         batch = encode_conditions(fitted, task, data, self.codecs).to(self.device)
         video, mel = self.family.sample(
             self.model,
             batch,
             task,
-            sampling or SamplingConfig(),
+            sampling,
             seed,
             objective=self.config.objective,
             on_step=on_step,
@@ -182,10 +203,14 @@ def choose_device(wanted: str) -> str:
     return "cuda" if has_gpu and wanted != "cpu" else "cpu"
 
 
-def fit_conditions(conditions: Conditions, task: Task, config: DataConfig) -> Conditions:
-    """Conditions at the run's size and length.
+def fit_conditions(
+    conditions: Conditions, task: Task, config: DataConfig, sampling: SamplingConfig | None = None
+) -> Conditions:
+    """Conditions at the run's size and length; media that the task does not use are left out.
 
-    Raises UserError if one that the task needs is missing or too short.
+    Media of which the task needs the beginning alone (`sampling`: how much a continuation gets) may end after
+    it; what follows is filled up and not used. Raises UserError if a condition that the task needs is missing
+    or too short.
     """
     for name in task.spec.sample_needs:
         value = getattr(conditions, name)
@@ -195,25 +220,51 @@ def fit_conditions(conditions: Conditions, task: Task, config: DataConfig) -> Co
                 hint="give it, or choose another task",
                 kind="missing-condition",
             )
-    frames, waveform, samples = conditions.frames, conditions.waveform, samples_for_frames(config.frames)
-    for name, media, length in (("frames", frames, config.frames), ("waveform", waveform, samples)):
+    condition = given_part(task, config, sampling or SamplingConfig())
+    needed = frames_for_latents(condition.latents) if condition.latents else 0
+    samples = samples_for_frames(config.frames)
+    needed_samples = min(samples, condition.mels * config.codecs.mel.hop)
+    frames, waveform, reference = conditions.frames, conditions.waveform, conditions.reference
+    face = conditions.reference_face if reference is not None else conditions.frames_face
+    if reference is None and frames is not None:
+        reference = frames[0]
+    for name, media, length, rate in (
+        ("frames", frames, needed, VIDEO_FPS),
+        ("waveform", waveform, needed_samples, SAMPLE_RATE),
+    ):
         if media is not None and len(media) < length:
-            seconds = config.frames / VIDEO_FPS
             raise UserError(
-                f"the given {name} are shorter than the run's {seconds:.2f} s",
+                f"the given {name} last {len(media) / rate:.2f} s, task {task} needs {length / rate:.2f} s",
                 hint="give longer media",
                 kind="short-clip",
             )
-    reference = conditions.reference
     if frames is not None:
-        reference = frames[0] if reference is None else reference
-        frames = np.stack([fit_frame(f, config.height, config.width) for f in frames[: config.frames]])
+        focus, size = _focus(conditions.frames_face), (config.height, config.width)
+        frames = np.stack([fit_frame(f, *size, focus) for f in frames[: config.frames]]) if needed else None
     return replace(
         conditions,
-        reference=None if reference is None else fit_frame(reference, config.height, config.width),
-        frames=frames,
-        waveform=None if waveform is None else waveform[:samples].astype(np.float32),
+        reference=None if reference is None else fit_frame(reference, config.height, config.width, _focus(face)),
+        frames=None if frames is None else _filled(frames, config.frames, "edge"),
+        waveform=None
+        if waveform is None or not needed_samples
+        else _filled(waveform[:samples].astype(np.float32), samples, "constant"),
     )
+
+
+def given_part(task: Task, config: DataConfig, sampling: SamplingConfig) -> ClipCondition:
+    """The part of a clip of the run's window that a task gets from its media."""
+    latents = config.latent_shape[0]
+    share = continuation_share(sampling, latents)
+    return clip_condition(task, latents, config.mels, share=share, has_voice=True)
+
+
+def _focus(face: Box | None) -> Focus | None:
+    return None if face is None else box_centre(face)
+
+
+def _filled(media: np.ndarray, length: int, mode: Literal["edge", "constant"]) -> np.ndarray:
+    """Media of `length` entries: the last one is repeated, or zeros follow."""
+    return np.pad(media, [(0, length - len(media)), *[(0, 0)] * (media.ndim - 1)], mode=mode)
 
 
 def encode_conditions(conditions: Conditions, task: Task, config: DataConfig, codecs: Codecs) -> LatentBatch:

@@ -88,8 +88,14 @@ def _run_stage(
     accept_changes: bool,
 ) -> StageResult:
     """`run_stage` in a run folder that no other process writes."""
+    from uniavgen.train.checkpoint.changes import as_begun
+
     began = time.monotonic()
     folder = RunFolder(run_dir, stage)
+    config, kept = as_begun(folder, config, stage, accept=accept_changes)
+    if kept and not folder.done:
+        text = f"as it began, without what is new: {', '.join(kept)} (--accept-changes takes it where it can act)"
+        folder.log_event("kept", f"stage {stage} goes on {text}", fields=kept)
     if check_stage(config, stage, shards_dir, run_dir, accept_changes=accept_changes):
         return _result(folder, ran=False, began=began)
     if folder.done:
@@ -149,8 +155,11 @@ def check_stage(
 
     A finished stage is not done any more if it gets more steps and `accept_changes`: it is extended.
     """
-    stage_config = config.stage(stage)
+    from uniavgen.train.checkpoint.changes import as_begun
+
     folder = RunFolder(run_dir, stage)
+    config, _ = as_begun(folder, config, stage, accept=accept_changes)
+    stage_config = config.stage(stage)
     if folder.done and not _is_extended(folder, config, stage, accept=accept_changes):
         return True
     _check_checkpoint(folder, config, stage_config, accept=accept_changes)

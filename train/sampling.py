@@ -76,9 +76,7 @@ def sampling_condition(
 ) -> ClipCondition:
     """The clean part of the clips: a continuation begins with `config.continuation_share` of them."""
     latents = None if batch.video is None else batch.video.shape[2]
-    share = config.continuation_share
-    if config.continuation_latents and latents:
-        share = config.continuation_latents / latents
+    share = continuation_share(config, latents)
     return clip_condition(
         task,
         latents,
@@ -87,6 +85,13 @@ def sampling_condition(
         has_voice=batch.reference_mel.shape[2] > 0,
         mels_per_frame=mels_per_frame,
     )
+
+
+def continuation_share(config: SamplingConfig, latents: int | None) -> float:
+    """The share of a clip of so many video latents that a continuation gets."""
+    if config.continuation_latents and latents:
+        return config.continuation_latents / latents
+    return config.continuation_share
 
 
 def time_grids(config: SamplingConfig, video_tokens: int) -> tuple[list[float], list[float]]:

@@ -297,6 +297,9 @@ class StageTrainer:
             self.on_metrics(done, prefixed("output_norm", self.warnings.output_norms))
         if self.validation and done % self.config.validation.every == 0:
             self.on_metrics(done, self.validation.losses(self.engine))
+            if self.ema:
+                with self.ema.applied():
+                    self.on_metrics(done, self.validation.losses(self.engine, "validation_ema"))
 
     def must_save(self, done: int, saved: int) -> bool:
         """Whether a checkpoint is due.

@@ -15,6 +15,7 @@ from uniavgen.train.tasks import describe_tasks, task_named
 if TYPE_CHECKING:
     import numpy as np
 
+    from uniavgen.ingest.config import FaceConfig
     from uniavgen.orchestration.config import Config
     from uniavgen.shards.sample import Sample
 
@@ -99,10 +100,12 @@ def sample_video(
     data = trained_config(run_dir)[1].data
     source = find_sample(str(Corpus.open(root).root / "shards"), clip)
     conditions = conditions_from(source, data, seed)
+    image = read_image(overrides.image) if overrides.image else None
     replaced: dict[str, Any] = {
         "speech": overrides.text,
         "caption": overrides.caption,
-        "reference": read_image(overrides.image) if overrides.image else None,
+        "reference": image,
+        "reference_face": None if image is None else find_face(image, settings.ingest.faces),
     }
     conditions = dataclasses.replace(
         conditions, **{name: value for name, value in replaced.items() if value is not None}
@@ -145,6 +148,23 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise UserError("the image cannot be read", where=path, hint="give a PNG or JPEG file") from error
+
+
+def find_face(image: np.ndarray, config: FaceConfig) -> tuple[float, float, float, float] | None:
+    """The box of the largest face of an image, so that a crop keeps it; None, and a line, if there is none."""
+    from uniavgen.ingest.models.face_reader import FaceReader
+    from uniavgen.orchestration.output import console
+
+    reader = FaceReader(config)
+    try:
+        faces = reader.read(image)
+    finally:
+        reader.close()
+    if not faces:
+        console.print_line("no face was found in the image: its centre is used", "yellow")
+        return None
+    x0, y0, x1, y1 = faces[0].box
+    return float(x0), float(y0), float(x1), float(y1)
 
 
 def find_sample(shards: str, clip: str | None) -> Sample:

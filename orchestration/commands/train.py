@@ -172,6 +172,7 @@ def make_validation_videos(
     """
     from uniavgen.orchestration.output import console
     from uniavgen.orchestration.output.video_file import write_contact_sheet, write_video
+    from uniavgen.shards.errors import UserError
     from uniavgen.shards.read.stream import SampleStream
     from uniavgen.train.generation import ClipGenerator, choose_device, conditions_from
     from uniavgen.train.tasks import Task
@@ -194,7 +195,14 @@ def make_validation_videos(
             conditions = conditions_from(stream.sample_by_key(key), settings.train.data, seed)
             for path, _, task, guidance in of_clip:
                 sampler = settings.sample.model_copy(update={"guidance": guidance})
-                generated = generator.generate(task, conditions, sampler, seed)
+                try:
+                    generated = generator.generate(task, conditions, sampler, seed)
+                except UserError as error:
+                    if error.kind not in ("short-clip", "missing-condition"):
+                        raise
+                    console.print_line(f"no validation video of {task} from clip {key}: {error.what}", "yellow")
+                    bar.advance()
+                    continue
                 write_video(
                     path,
                     generated.frames,

@@ -64,6 +64,58 @@ def check_changes(
     return changed
 
 
+def as_begun(
+    folder: RunFolder, config: TrainConfig, stage: str, *, accept: bool
+) -> tuple[TrainConfig, list[str]]:
+    """The configuration with which a begun stage continues, and the settings that it keeps as it began.
+
+    A setting that the stage does not know was added by a newer release, and its default is what the stage did.
+    A preset may name another value: it is for new stages. With `accept` such values are taken, except where
+    they act at the start only. A stage that has not begun gets the configuration as it is.
+    """
+    saved = begun_settings(folder, stage)
+    if saved is None:
+        return config, []
+    now = settings_that_matter(config, config.stage(stage))
+    defaults = settings_that_matter(TrainConfig(), StageConfig(name=config.stage(stage).name))
+    kept = [
+        name
+        for name in changed_fields(saved, now, ignore=NO_MATTER)
+        if _value_of(saved, name) is ABSENT
+        and _value_of(defaults, name) not in (ABSENT, _value_of(now, name))
+        and not name.startswith(TASK_MIXES)
+        and not (accept and not _acts_at_start_only(name))
+    ]
+    content = config.model_dump()
+    number = next(index for index, entry in enumerate(config.stages) if entry.name == stage)
+    for name in kept:
+        path = name.split(".")
+        section = content["stages"][number] if path[0] == "stage" else content
+        for part in path[path[0] == "stage" : -1]:
+            section = section[part]
+        section[path[-1]] = _value_of(defaults, name)
+    return (type(config).model_validate(content) if kept else config), kept
+
+
+def begun_settings(folder: RunFolder, stage: str) -> Mapping[str, Any] | None:
+    """The settings with which a stage began: of its newest readable checkpoint, or of a finished stage."""
+    for step in reversed(folder.steps()):
+        try:
+            settings: Mapping[str, Any] = folder.state(step)["settings"]
+        except (OSError, ValueError, KeyError):
+            continue
+        return settings
+    content = folder.read().get("config") if folder.done else None
+    if not isinstance(content, Mapping):
+        return None
+    stages = [entry for entry in content.get("stages", []) if entry.get("name") == stage]
+    return {**content, "stage": stages[0]} if stages else None
+
+
+def _acts_at_start_only(name: str) -> bool:
+    return any(name == setting or name.startswith(f"{setting}.") for setting in AT_START_ONLY)
+
+
 def refuse_without_effect(changed: Sequence[str], where: Path) -> None:
     """Raise UserError for changed settings that act only when a stage begins."""
     for name in changed:

@@ -73,8 +73,8 @@ class Validation:
         loader.needs_voice = lambda step: with_voice
         self.batch = loader.load(0, self.indices).batch
 
-    def losses(self, engine: Any) -> dict[str, float]:
-        """`validation/<task>/<modality>` (mean over times) and `.../t<time>`, over the clips of all ranks."""
+    def losses(self, engine: Any, prefix: str = "validation") -> dict[str, float]:
+        """`<prefix>/<task>/<modality>` (mean over times) and `.../t<time>`, over the clips of all ranks."""
         tasks = [task for task in Task if self.stage.tasks.get(task)]
         metrics: dict[str, float] = {}
         for task in tasks:
@@ -83,9 +83,9 @@ class Validation:
             means = all_reduce_sum([value for row in sums for value in row])
             table = torch.tensor(means).view(len(sums), len(scored)) / dist.get_world_size()
             for column, name in enumerate(scored):
-                metrics[f"validation/{task}/{name}"] = float(table[:, column].mean())
+                metrics[f"{prefix}/{task}/{name}"] = float(table[:, column].mean())
                 for row, time in enumerate(self.config.validation.times):
-                    metrics[f"validation/{task}/{name}/t{time:g}"] = float(table[row, column])
+                    metrics[f"{prefix}/{task}/{name}/t{time:g}"] = float(table[row, column])
         return metrics
 
     @torch.no_grad()

@@ -146,6 +146,25 @@ def set_master_weight(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)
 
 
+def publish_master_weights(engine: Any) -> None:
+    """Round the fp32 weights to the model's own, as after a step. All ranks call this.
+
+    DeepSpeed does so inside its step only. Without ZeRO in fp32 they are the same tensors.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if engine.optimizer is engine.basic_optimizer:
+        return
+    sharded = engine.zero_optimization_stage() == 3
+    for parameter in engine.module.parameters():
+        if not parameter.requires_grad:
+            continue
+        full = safe_get_full_fp32_param(parameter)
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
+            parameter.data.copy_(full.view(parameter.shape))
+
+
 @contextmanager
 def _hide_modules(names: tuple[str, ...]) -> Iterator[None]:
     """Make modules that are not loaded yet impossible to import, within the block."""

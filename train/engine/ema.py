@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniavgen.train.engine.deepspeed_compat import master_weights, set_master_weight
+from uniavgen.train.engine.deepspeed_compat import master_weights, publish_master_weights, set_master_weight
 from uniavgen.train.engine.deepspeed_engine import gather_weights
 
 CHUNK_NUMBERS = 2**24
@@ -39,6 +39,20 @@ class Ema:
         """All weights of the model, averaged where trained, on the CPU of rank 0 ({} on other ranks)."""
         with self._swapped_in():
             return gather_weights(self.engine)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model computes with the average within the block, and with its own weights after it.
+
+        All ranks call this.
+        """
+        self._swap()
+        try:
+            publish_master_weights(self.engine)
+            yield
+        finally:
+            self._swap()
+            publish_master_weights(self.engine)
 
     def restore(self, tensor_named: Callable[[str], Tensor], updates: int) -> None:
         """Load complete averaged weights, whatever sharding they were saved from."""
