@@ -112,6 +112,14 @@ class ObjectiveConfig(_Frozen):
         """The distributions of the video and the audio branch."""
         return self.video_timestep or self.timestep, self.audio_timestep or self.timestep
 
+    def sampler_shifts(self, tokens: tuple[int, int]) -> tuple[float, float]:
+        """The shifts of `video_timestep` and `audio_timestep` for a clip of so many tokens; 1 where none."""
+        video, audio = (
+            1.0 if of_branch is None else of_branch.shift_at(count)
+            for of_branch, count in zip((self.video_timestep, self.audio_timestep), tokens, strict=True)
+        )
+        return video, audio
+
     @model_validator(mode="after")
     def _check_shared(self) -> ObjectiveConfig:
         video, audio = self.timesteps
@@ -149,20 +157,15 @@ class SamplingConfig(_Frozen):
         default=True,
         description="Empty text also in the pass without interaction, as in the paper, for efficiency.",
     )
-    shift: float = Field(
-        default=1.0,
+    shift: float | None = Field(
+        default=None,
         gt=0,
-        description="s of the video's times t = s u / (1 + (s - 1) u). Undisclosed; 1 is even, Wan 2.2 TI2V "
-        "uses 5.",
-    )
-    shift_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="Video tokens at which `shift` fits; at n it is shift * sqrt(n / shift_tokens). 0: at any "
-        "size.",
+        description="s of the times t = s u / (1 + (s - 1) u). None: each branch has that of "
+        "objective.video_timestep and audio_timestep at this size, 1 where they name none. Undisclosed; Wan 2.2 "
+        "TI2V uses 5.",
     )
     audio_shift: float | None = Field(
-        default=None, gt=0, description="The same for the audio's times; none: those of the video."
+        default=None, gt=0, description="The same for the audio alone; none: `shift`."
     )
     continuation_share: float = Field(
         default=0.35,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from uniavgen.train.tasks import Task
-from uniavgen.train.timestep_config import TimestepConfig
+from uniavgen.train.timestep_config import TimestepConfig, shift_time
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def timestep_for(
     if config.distribution == "logit-normal":
         normal = torch.randn((), generator=generator, dtype=torch.float64)
         return float(torch.sigmoid(config.mean + config.std * normal))
-    return config.shifted(float(torch.rand((), generator=generator, dtype=torch.float64)), tokens)
+    u = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return shift_time(u, config.shift_at(tokens)) if config.distribution == "shifted" else u
 
 
 def task_at(seed: int, draw: int, mix: dict[Task, int]) -> Task:

@@ -18,7 +18,7 @@ from uniavgen.train.batch import NOISY, BranchInput, DualOutput, LatentBatch, va
 from uniavgen.train.config import SamplingConfig
 from uniavgen.train.model.objective import Model, build_inputs
 from uniavgen.train.tasks import ClipCondition, Task, clip_condition
-from uniavgen.train.timestep_config import shift_for, shift_time
+from uniavgen.train.timestep_config import shift_time
 
 Velocities = tuple[Tensor | None, Tensor | None]
 """Of the video clip and of the audio clip; also their states."""
@@ -34,6 +34,7 @@ def sample(
     *,
     sample_indices: tuple[int, ...] | None = None,
     gap: int = 0,
+    shifts: tuple[float, float] = (1.0, 1.0),
     on_step: Callable[[int, int], None] | None = None,
     mels_per_frame: Fraction = MELS_PER_FRAME,
 ) -> tuple[Tensor | None, Tensor]:
@@ -41,7 +42,7 @@ def sample(
 
     The task's given part is read from `video` and `mel` of the batch; otherwise only their shapes matter
     (zeros will do). `gap`: empty positions between references and clip, as the model was trained with
-    (`objective.reference_gap`). Noise is a function of the seed and of each sample's index (0, 1, .. if
+    (`objective.reference_gap`). `shifts`: of the times of video and audio where `config` names none. Noise is a function of the seed and of each sample's index (0, 1, .. if
     None), not of the other samples in the batch. `on_step(done, steps)` reports progress. Raises UserError
     for conditions that do not fit, and for an empty speech text where speech is generated.
     """
@@ -58,7 +59,7 @@ def sample(
         _noise(batch.video, seed, indices, "video-noise"),
         _noise(batch.mel, seed, indices, "audio-noise"),
     )
-    times = time_grids(config, batch.tokens[0])
+    times = time_grids(config, shifts)
     for step, (now, after) in enumerate(pairwise(zip(*times, strict=True))):
         video_u, audio_u = guided_velocities(model, batch, condition, states, now, config, gap=gap)
         states = euler(states[0], video_u, now[0], after[0]), euler(states[1], audio_u, now[1], after[1])
@@ -94,10 +95,13 @@ def continuation_share(config: SamplingConfig, latents: int | None) -> float:
     return config.continuation_share
 
 
-def time_grids(config: SamplingConfig, video_tokens: int) -> tuple[list[float], list[float]]:
-    """The times of both branches at every step: one even grid, shifted for each of them."""
-    video = shift_for(video_tokens, config.shift, config.shift_tokens) if video_tokens else config.shift
-    audio = video if config.audio_shift is None else config.audio_shift
+def time_grids(config: SamplingConfig, shifts: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """The times of both branches at every step: one even grid, shifted for each of them.
+
+    `shifts`: where `config` names none.
+    """
+    video, audio = shifts if config.shift is None else (config.shift, config.shift)
+    audio = audio if config.audio_shift is None else config.audio_shift
     return time_grid(config.steps, video), time_grid(config.steps, audio)
 
 

@@ -59,8 +59,8 @@ class TimestepConfig(BaseModel):
             return self.distribution, self.mean, self.std
         return "uniform", 0.0, 1.0
 
-    def shifted(self, u: float, tokens: int) -> float:
-        """Time of a clip of so many tokens for the draw `u` in 0..1."""
+    def shift_at(self, tokens: int) -> float:
+        """The shift for a clip of so many tokens; 1 where the distribution has none."""
         if self.distribution != "shifted":
-            return u
-        return shift_time(u, shift_for(tokens, self.shift, self.shift_tokens))
+            return 1.0
+        return shift_for(tokens, self.shift, self.shift_tokens)

@@ -79,7 +79,16 @@ class UniAVGen:
     ) -> tuple[Tensor | None, Tensor]:
         from uniavgen.train.sampling import sample
 
-        return sample(model, batch, task, config, seed, gap=objective.reference_gap, on_step=on_step)
+        return sample(
+            model,
+            batch,
+            task,
+            config,
+            seed,
+            gap=objective.reference_gap,
+            shifts=objective.sampler_shifts(batch.tokens),
+            on_step=on_step,
+        )
 
     def parameter_counts(self) -> dict[str, int]:
         return dict(_count_parameters(self.config))
