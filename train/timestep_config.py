@@ -21,8 +21,8 @@ def shift_time(t: float, shift: float) -> float:
 
 
 def shift_for(tokens: int, shift: float, at_tokens: int) -> float:
-    """The shift for a clip of so many tokens, if `shift` fits `at_tokens`; 0 of them: `shift` at any size."""
-    return shift * math.sqrt(tokens / at_tokens) if at_tokens else shift
+    """The shift for a clip of so many tokens, if `shift` fits `at_tokens`; where one is 0: `shift` itself."""
+    return shift * math.sqrt(tokens / at_tokens) if at_tokens and tokens else shift
 
 
 class TimestepConfig(BaseModel):
