@@ -101,7 +101,7 @@ def _run_stage(
     if folder.done:
         text = f"stage {stage} is done and is trained further, to step {config.stage(stage).steps}"
         folder.log_event("extended", text)
-    folder.write(config=config.model_dump(mode="json"), done=False)
+    folder.write(config=config.model_dump(mode="json"), kept=kept, done=False)
     with ray_running():
         device = _choose_device(config)
         job = _make_job(config, stage, shards_dir, run_dir, device, on_metrics_factory, accept_changes)

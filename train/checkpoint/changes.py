@@ -76,12 +76,14 @@ def as_begun(
     saved = begun_settings(folder, stage)
     if saved is None:
         return config, []
+    # a checkpoint of this release holds the defaults that the stage kept
+    kept_before = folder.read().get("kept", [])
     now = settings_that_matter(config, config.stage(stage))
     defaults = settings_that_matter(TrainConfig(), StageConfig(name=config.stage(stage).name))
     kept = [
         name
         for name in changed_fields(saved, now, ignore=NO_MATTER)
-        if _value_of(saved, name) is ABSENT
+        if (_value_of(saved, name) is ABSENT or name in kept_before)
         and _value_of(defaults, name) not in (ABSENT, _value_of(now, name))
         and not name.startswith(TASK_MIXES)
         and not (accept and not _acts_at_start_only(name))
