@@ -93,7 +93,7 @@ def test_other_changes_are_still_refused(tmp_path: Path, old: TrainConfig, new: 
     faster = new.model_copy(update={"stages": [new.stages[0].model_copy(update={"lr": 0.5})]})
     config, _ = as_begun(run, faster, "audio", accept=False)
     assert config.stage("audio").lr == 0.5
-    with pytest.raises(Exception, match=r"another stage\.lr;"):
+    with pytest.raises(Exception, match=r"another stage\.lr \("):
         check_changes(run, 2, config, config.stage("audio"), accept=False)
 
 
@@ -110,6 +110,7 @@ def test_finished_old_stage_is_finished_under_the_new_preset(
     content = {**content, **{name: settings[name] for name in ("objective", "model", "data")}}
     content["stages"] = [{**settings["stage"], "emilia": {"shards": ["/a.tar"]}}]
     run.write(done=True, config=content)
+    run.weights.touch()
     config, kept = as_begun(run, new, "audio", accept=False)
     assert settings_that_matter(config, config.stage("audio")) == settings_that_matter(old, old.stage("audio"))
     assert "stage.decayed" in kept
