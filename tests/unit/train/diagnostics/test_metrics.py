@@ -11,7 +11,8 @@ from made_runs import Run, read_metrics, small_config, train_together
 from made_samples import make_sample, write_shards
 
 from uniavgen.shards import weights
-from uniavgen.train.config import ObjectiveConfig, StageConfig
+from uniavgen.train.checkpoint.run_folder import load_weights
+from uniavgen.train.config import DeepSpeedConfig, ObjectiveConfig, StageConfig
 from uniavgen.train.diagnostics.config import ValidationConfig
 from uniavgen.train.diagnostics.metrics import TIME_BUCKETS, summed
 from uniavgen.train.diagnostics.validation import fixed_objective
@@ -42,6 +43,22 @@ def test_fixed_objective_has_one_time_and_no_text_dropout(time: float) -> None:
     assert objective.caption_dropout == objective.speech_dropout == 0
 
 
+def check_validation_of_average(home: Path, averaged: Path, followed: Path) -> None:
+    """The average has losses of its own, and looking at it changes no weight; see the runs below."""
+    name = "joint/video"
+    with_average, without = read_metrics(averaged)[4], read_metrics(home)[4]
+    assert with_average[f"validation/{name}"] == without[f"validation/{name}"]
+    assert with_average[f"validation_ema/{name}"] != with_average[f"validation/{name}"]
+    assert not any(entry.startswith("validation_ema") for entry in without)
+    ours, theirs = (load_weights(folder, "multitask") for folder in (home, averaged))
+    assert all(torch.equal(ours[entry], theirs[entry]) for entry in ours)
+    same = read_metrics(followed)[4]
+    compared = {entry for entry in same if entry.startswith("validation/")}
+    assert compared
+    for entry in compared:
+        assert same[entry.replace("validation/", "validation_ema/", 1)] == pytest.approx(same[entry], rel=1e-6)
+
+
 @pytest.mark.slow
 def test_run_writes_detailed_and_validation_metrics(tmp_path: Path) -> None:
     if not weights.is_cached("minilm"):
@@ -53,8 +70,17 @@ def test_run_writes_detailed_and_validation_metrics(tmp_path: Path) -> None:
     home.mkdir()
     plan = small_config([STAGE], 1, zero_stage=2)
     plan = plan.model_copy(update={"validation": ValidationConfig(every=2, clips=2, times=[0.2, 0.8])})
-    train_together([Run(plan, "multitask", home)], shards, 1)
+    averaged, followed = tmp_path / "averaged", tmp_path / "followed"
+    runs = [Run(plan, "multitask", home)]
+    runs.append(Run(plan.model_copy(update={"ema": 0.9}), "multitask", averaged))
+    # an average without memory is the weights themselves
+    in_bf16 = plan.model_copy(update={"ema": 1e-12, "deepspeed": DeepSpeedConfig(zero_stage=3, dtype="bf16")})
+    runs.append(Run(in_bf16, "multitask", followed))
+    averaged.mkdir()
+    followed.mkdir()
+    train_together(runs, shards, 1)
     steps = read_metrics(home)
+    check_validation_of_average(home, averaged, followed)
     names = {name for metrics in steps.values() for name in metrics}
     for task in Task:
         for modality in task.spec.generates:
