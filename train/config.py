@@ -125,8 +125,8 @@ class ObjectiveConfig(_Frozen):
         video, audio = self.timesteps
         if self.shared_timestep and video.draw != audio.draw:
             raise ValueError(
-                f"shared_timestep needs one distribution before the shift, video has {video.draw[0]} and audio "
-                f"{audio.draw[0]} with other numbers: set shared_timestep to false"
+                f"shared_timestep needs one draw for both branches, got {video.draw} and {audio.draw}: "
+                "set shared_timestep to false"
             )
         return self
 
@@ -161,8 +161,8 @@ class SamplingConfig(_Frozen):
         default=None,
         gt=0,
         description="s of the times t = s u / (1 + (s - 1) u). None: each branch has that of "
-        "objective.video_timestep and audio_timestep at this size, 1 where they name none. Undisclosed; Wan 2.2 "
-        "TI2V uses 5.",
+        "objective.video_timestep and audio_timestep at this size, 1 where they name none. Undisclosed; "
+        "Wan 2.2 TI2V uses 5.",
     )
     audio_shift: float | None = Field(
         default=None, gt=0, description="The same for the audio alone; none: `shift`."

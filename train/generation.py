@@ -38,7 +38,6 @@ from uniavgen.train.model.family import family_of
 from uniavgen.train.sampling import continuation_share
 from uniavgen.train.tasks import ClipCondition, Task, clip_condition, task_named
 
-
 Box = tuple[float, float, float, float]
 
 
@@ -48,10 +47,10 @@ class Conditions:
 
     caption describes the scene; speech is the text to speak; reference uint8 [H, W, 3] shows the person;
     reference_waveform float32 [n] is the voice; frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [n]
-    at 24 kHz are given media. Images of any size are scaled and cropped to the run's size, around the face whose
-    box (x0, y0, x1, y1), in fractions of the frame, is given (`reference_face`, `frames_face`), else around the
-    centre. Media longer than the run's window are cut at its end; shorter ones serve where the task needs less
-    (continuation needs the beginning).
+    at 24 kHz are given media. Images of any size are scaled and cropped to the run's size, around the face
+    whose box (x0, y0, x1, y1), in fractions of the frame, is given (`reference_face`, `frames_face`), else
+    around the centre. Media longer than the run's window are cut at its end; shorter ones serve where the
+    task needs less (continuation needs the beginning).
     """
 
     caption: str = ""
@@ -243,7 +242,9 @@ def fit_conditions(
         frames = np.stack([fit_frame(f, *size, focus) for f in frames[: config.frames]]) if needed else None
     return replace(
         conditions,
-        reference=None if reference is None else fit_frame(reference, config.height, config.width, _focus(face)),
+        reference=None
+        if reference is None
+        else fit_frame(reference, config.height, config.width, _focus(face)),
         frames=None if frames is None else _filled(frames, config.frames, "edge"),
         waveform=None
         if waveform is None or not needed_samples

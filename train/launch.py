@@ -94,8 +94,8 @@ def _run_stage(
     folder = RunFolder(run_dir, stage)
     config, kept = as_begun(folder, config, stage, accept=accept_changes)
     if kept and not folder.done:
-        text = f"as it began, without what is new: {', '.join(kept)} (--accept-changes takes it where it can act)"
-        folder.log_event("kept", f"stage {stage} goes on {text}", fields=kept)
+        text = f"stage {stage} goes on as it began, without {', '.join(kept)}, which are newer"
+        folder.log_event("kept", f"{text}; --accept-changes takes what can act", fields=kept)
     if check_stage(config, stage, shards_dir, run_dir, accept_changes=accept_changes):
         return _result(folder, ran=False, began=began)
     if folder.done:

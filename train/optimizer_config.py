@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+
 class OptimizerConfig(BaseModel):
     """AdamW, its schedule, and gradient clipping."""
 

@@ -42,9 +42,10 @@ def sample(
 
     The task's given part is read from `video` and `mel` of the batch; otherwise only their shapes matter
     (zeros will do). `gap`: empty positions between references and clip, as the model was trained with
-    (`objective.reference_gap`). `shifts`: of the times of video and audio where `config` names none. Noise is a function of the seed and of each sample's index (0, 1, .. if
-    None), not of the other samples in the batch. `on_step(done, steps)` reports progress. Raises UserError
-    for conditions that do not fit, and for an empty speech text where speech is generated.
+    (`objective.reference_gap`). `shifts`: of the times of video and audio where `config` names none. Noise
+    is a function of the seed and of each sample's index (0, 1, .. if None), not of the other samples in the
+    batch. `on_step(done, steps)` reports progress. Raises UserError for conditions that do not fit, and for
+    an empty speech text where speech is generated.
     """
     validate_batch(batch, mels_per_frame)
     if "audio" in task.spec.generates and not bool(batch.speech_mask.any(dim=1).all()):

@@ -151,7 +151,8 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def find_face(image: np.ndarray, config: FaceConfig) -> tuple[float, float, float, float] | None:
-    """The box of the largest face of an image, so that a crop keeps it; None, and a line, if there is none."""
+    """The box of the largest face of an image, so that a crop keeps it; None, and a line, if there is
+    none."""
     from uniavgen.ingest.models.face_reader import FaceReader
     from uniavgen.orchestration.output import console
 

@@ -200,7 +200,9 @@ def make_validation_videos(
                 except UserError as error:
                     if error.kind not in ("short-clip", "missing-condition"):
                         raise
-                    console.print_line(f"no validation video of {task} from clip {key}: {error.what}", "yellow")
+                    console.print_line(
+                        f"no validation video of {task} from clip {key}: {error.what}", "yellow"
+                    )
                     bar.advance()
                     continue
                 write_video(

@@ -69,9 +69,9 @@ def as_begun(
 ) -> tuple[TrainConfig, list[str]]:
     """The configuration with which a begun stage continues, and the settings that it keeps as it began.
 
-    A setting that the stage does not know was added by a newer release, and its default is what the stage did.
-    A preset may name another value: it is for new stages. With `accept` such values are taken, except where
-    they act at the start only. A stage that has not begun gets the configuration as it is.
+    A setting that the stage does not know was added by a newer release, and its default is what the stage
+    did. A preset may name another value: it is for new stages. With `accept` such values are taken, except
+    where they act at the start only. A stage that has not begun gets the configuration as it is.
     """
     saved = begun_settings(folder, stage)
     if saved is None:

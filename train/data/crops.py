@@ -49,9 +49,9 @@ class Crop:
     frames uint8 [F, H, W, 3], reference_frame uint8 [1, H, W, 3] and face float32 [T, H/32, W/32] are None in
     audio-only work; waveform float32 [1500 F] and reference_waveform float32 [1500 Fr] are at 24 kHz. `start`
     is the first frame of the window, `reference_inside` says that a reference had to come from the window
-    itself, `voice_inside` that the reference audio may overlap the window, so that no task may use it, `bucket`
-    is the number of the window's shape, and `audio_samples` the part of the waveform that is not padding (None:
-    all of it).
+    itself, `voice_inside` that the reference audio may overlap the window, so that no task may use it,
+    `bucket` is the number of the window's shape, and `audio_samples` the part of the waveform that is not
+    padding (None: all of it).
     """
 
     key: str

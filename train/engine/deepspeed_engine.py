@@ -36,9 +36,7 @@ def adamw_settings(stage: StageConfig) -> dict[str, Any]:
     }
 
 
-def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], stage: StageConfig
-) -> list[dict[str, Any]]:
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], stage: StageConfig) -> list[dict[str, Any]]:
     """The trained parameters in the groups of the optimizer, each with their `names`, and
     whether it is `decayed`.
 

@@ -43,8 +43,9 @@ class BranchConfig(_Config):
     freq_dim: int = Field(default=256, ge=2, description="Width of the sinusoidal time embedding (Wan: 256).")
     fp32_time: bool = Field(
         default=False,
-        description="Compute the time embedding and the modulation from it in fp32 under bf16 and fp16, as Wan "
-        "does; the stored weights keep their dtype. False: in the model's dtype, as in runs of 0.4 and older.",
+        description="Compute the time embedding and the modulation from it in fp32 under bf16 and fp16, as "
+        "Wan does; the stored weights keep their dtype. False: in the model's dtype, as in runs of 0.4 "
+        "and older.",
     )
     eps: float = Field(default=1e-6, gt=0, description="Epsilon of every normalisation (Wan: 1e-6).")
     rope_theta: float = Field(

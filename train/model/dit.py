@@ -216,7 +216,8 @@ class ZeroLinear(nn.Linear):
 
 
 class TimeLinear(nn.Linear):
-    """A linear layer of the time embedding; with `fp32` it computes in fp32 whatever the dtype of its weights.
+    """A linear layer of the time embedding; with `fp32` it computes in fp32 whatever the dtype of its
+    weights.
 
     bf16 has 8 bits of mantissa: it rounds neighbouring times, and the shifts, scales and gates computed from
     them, to the same values (Wan computes both in fp32).

@@ -73,8 +73,8 @@ class DualBranch(nn.Module):
     ) -> DualOutput:
         """Velocities of both branches, and the face masks of every interacting layer.
 
-        `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch, and for single
-        samples a `gate` [B] of 0, which keeps all parameters in the graph.
+        `interact=False` removes both interactions (the u0 of MA-CFG); so does an absent branch, and for
+        single samples a `gate` [B] of 0, which keeps all parameters in the graph.
         `checkpointing` keeps only the streams between layers and recomputes the rest in the backward pass.
         """
         return self.run(video, audio, self.tables(video, audio, interact), checkpointing, gate)

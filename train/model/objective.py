@@ -43,9 +43,9 @@ Model = Callable[..., DualOutput]
 class TaskInputs:
     """Branch inputs, velocity targets of the full sequence (zero where clean), bool [N] of scored frames.
 
-    audio_scored is bool [B, N] where samples have padding. face [B, N, S]: share of each video token inside the
-    face; face_scored bool [N]. gate [B]: 0 for samples without interaction; None: all have it. Members are None
-    with their branch.
+    audio_scored is bool [B, N] where samples have padding. face [B, N, S]: share of each video token inside
+    the face; face_scored bool [N]. gate [B]: 0 for samples without interaction; None: all have it. Members
+    are None with their branch.
     """
 
     video: BranchInput | None
@@ -111,7 +111,8 @@ def compute_losses(
     modality that the task does not generate has loss 0 but stays in the graph, so every rank and step runs
     the same parameters. `details` receives what the means hide: `video`, `audio` (loss of each sample, [B]),
     `video_time`, `audio_time` (its diffusion time, [B]), `mask_iou` [layers] and `tokens` (of both branches
-    together). Samples without interaction (`objective.interaction_dropout`) keep the loss of their face masks.
+    together). Samples without interaction (`objective.interaction_dropout`) keep the loss of their face
+    masks.
     """
     inputs = prepare_inputs(batch, task, draw, objective, face, mels_per_frame=mels_per_frame)
     extra = {} if inputs.gate is None else {"gate": inputs.gate}
@@ -298,7 +299,8 @@ def _sequence(
 
 
 def _visible(batch: LatentBatch, layout: TokenLayout) -> Tensor | None:
-    """Frames of the audio sequence that hold audio, bool [B, N]; None without padding. References have none."""
+    """Frames of the audio sequence that hold audio, bool [B, N]; None without padding. References have
+    none."""
     if batch.mel_lengths is None:
         return None
     position = torch.cat([torch.arange(s.start, s.start + s.length) for s in layout])

@@ -79,6 +79,8 @@ def test_one_adamw_step_leaves_norms_and_biases_undecayed(make_config: Callable[
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     after = dict(model.named_parameters())
-    torch.testing.assert_close(after["video.blocks.0.ffn.0.weight"], 0.9 * before["video.blocks.0.ffn.0.weight"])
+    torch.testing.assert_close(
+        after["video.blocks.0.ffn.0.weight"], 0.9 * before["video.blocks.0.ffn.0.weight"]
+    )
     for name in ("video.blocks.0.norm3.weight", "audio.blocks.1.modulation.table", "audio.head.head.bias"):
         assert torch.equal(after[name], before[name])

@@ -15,7 +15,8 @@ from uniavgen.train.generation import Conditions, conditions_from, fit_condition
 from uniavgen.train.tasks import Task
 
 IMAGE = np.full((64, 64, 3), 90, np.uint8)
-"""The window of SMALL_DATA has 13 frames, or 4 latents; a continuation of 35 % gets one latent, of 50 % two."""
+"""The window of SMALL_DATA has 13 frames, or 4 latents; a continuation of 35 % gets one latent, of 50 %
+two."""
 HALF = SamplingConfig(continuation_share=0.5)
 
 
@@ -35,7 +36,9 @@ def test_continuation_takes_media_that_last_as_long_as_its_beginning() -> None:
     assert not fitted.waveform[30 * 256 :].any()
 
 
-@pytest.mark.parametrize(("frames", "samples", "name"), [(4, 30 * 256, "frames"), (5, 30 * 256 - 1, "waveform")])
+@pytest.mark.parametrize(
+    ("frames", "samples", "name"), [(4, 30 * 256, "frames"), (5, 30 * 256 - 1, "waveform")]
+)
 def test_continuation_refuses_media_shorter_than_its_beginning(frames: int, samples: int, name: str) -> None:
     with pytest.raises(UserError, match=f"the given {name} last .* task continuation needs 0.3"):
         fit_conditions(media(frames, samples), Task.CONTINUATION, SMALL_DATA, HALF)

@@ -27,7 +27,8 @@ PAIR = ObjectiveConfig(
 
 
 def test_shift_keeps_the_noise_of_a_mean_over_tokens() -> None:
-    """Oracle of the rule: n equal tokens at t have the signal-to-noise ratio of m tokens at the shifted time."""
+    """Oracle of the rule: n equal tokens at t have the signal-to-noise ratio of m tokens at the shifted
+    time."""
     few, many, t = 100, 1600, 0.4
     shift = shift_for(many, 1.0, few)
     later = shift * t / (1 + (shift - 1) * t)
@@ -94,7 +95,9 @@ def test_sampler_moves_each_branch_at_its_own_times(
 
     config = SamplingConfig(steps=4, guidance="none", **settings)
     start, end = (
-        sample(model, make_batch(), Task.JOINT, config.model_copy(update={"steps": steps}), 0, shifts=(2.0, 4.0))
+        sample(
+            model, make_batch(), Task.JOINT, config.model_copy(update={"steps": steps}), 0, shifts=(2.0, 4.0)
+        )
         for steps in (4, 1)
     )
     grid = [1.0, 0.75, 0.5, 0.25]

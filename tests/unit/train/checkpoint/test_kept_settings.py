@@ -112,7 +112,9 @@ def test_finished_old_stage_is_finished_under_the_new_preset(
     run.write(done=True, config=content)
     run.weights.touch()
     config, kept = as_begun(run, new, "audio", accept=False)
-    assert settings_that_matter(config, config.stage("audio")) == settings_that_matter(old, old.stage("audio"))
+    assert settings_that_matter(config, config.stage("audio")) == settings_that_matter(
+        old, old.stage("audio")
+    )
     assert "stage.decayed" in kept
 
 

@@ -60,10 +60,13 @@ def test_focus_is_the_median_box_of_frames_with_a_face() -> None:
 def test_mask_follows_the_crop_around_the_face() -> None:
     sample = make_sample("a", 9, height=192, width=64)
     oval = np.tile(np.array([[0.25, 0.05], [0.75, 0.05], [0.75, 0.25], [0.25, 0.25]], np.float32), (9, 1, 1))
-    face = FaceTrack(oval, np.tile(np.array([0.25, 0.05, 0.75, 0.25], np.float32), (9, 1)), np.ones(9, np.float32))
+    face = FaceTrack(
+        oval, np.tile(np.array([0.25, 0.05, 0.75, 0.25], np.float32), (9, 1)), np.ones(9, np.float32)
+    )
     assert not face_mask(face, range(9), (192, 64), (64, 64)).any()
     kept = face_mask(face, range(9), (192, 64), (64, 64), face_focus(face))
-    # rows 9.6 to 48 of the source are in the crop, which starts at row 0; the rasteriser fills the cells at edges
+    # rows 9.6 to 48 of the source are in the crop, which starts at row 0; the rasteriser fills the cells at
+    # edges
     np.testing.assert_allclose(kept[0].sum() * 32 * 32, 32 * 38.4, rtol=0.3)
     crop = crop_sample(
         replace(sample, face=face),

@@ -19,7 +19,9 @@ SYLLABLE_S = 0.05
 GAPS = EmiliaConfig(word_gaps=True, padding="ignored")
 
 
-def speak(words: list[str], pauses: list[float], seed: int = 0) -> tuple[np.ndarray, list[tuple[float, float]]]:
+def speak(
+    words: list[str], pauses: list[float], seed: int = 0
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """Noise of 50 ms a letter for each word, then its pause; quiet noise everywhere. Audio and word times."""
     random = np.random.default_rng(seed)
     pieces, times, now = [], [], 0.0
@@ -103,7 +105,9 @@ def test_short_utterance_has_its_own_length_only_where_padding_is_ignored() -> N
         assert crop.speech_text == "hello"
 
 
-@pytest.mark.parametrize("waveform", [np.zeros(0, np.float32), np.zeros(100, np.float32), np.zeros(9600, np.float32)])
+@pytest.mark.parametrize(
+    "waveform", [np.zeros(0, np.float32), np.zeros(100, np.float32), np.zeros(9600, np.float32)]
+)
 def test_silence_and_nothing_have_no_cuts_inside(waveform: np.ndarray) -> None:
     assert len(cuts_at_gaps("two words", waveform)) == 2
     assert find_pauses(silent_frames(waveform)) == []

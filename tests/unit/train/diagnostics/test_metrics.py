@@ -56,7 +56,9 @@ def check_validation_of_average(home: Path, averaged: Path, followed: Path) -> N
     compared = {entry for entry in same if entry.startswith("validation/")}
     assert compared
     for entry in compared:
-        assert same[entry.replace("validation/", "validation_ema/", 1)] == pytest.approx(same[entry], rel=1e-6)
+        assert same[entry.replace("validation/", "validation_ema/", 1)] == pytest.approx(
+            same[entry], rel=1e-6
+        )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Weight decay off norms, biases and modulation, in the weights of DeepSpeed's engines and after conversion."""
+"""Weight decay off norms, biases and modulation, in the weights of DeepSpeed's engines and after
+conversion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Padding that is neither attended to nor scored, samples without interaction, and time in fp32 under bf16."""
+"""Padding that is neither attended to nor scored, samples without interaction, and time in fp32 under
+bf16."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def audio_only(batch: LatentBatch, lengths: list[int] | None) -> LatentBatch:
     )
 
 
-def losses_of(model: DualBranch, batch: LatentBatch, task: Task, **objective: float) -> dict[str, torch.Tensor]:
+def losses_of(
+    model: DualBranch, batch: LatentBatch, task: Task, **objective: float
+) -> dict[str, torch.Tensor]:
     details: dict[str, torch.Tensor] = {}
     compute_losses(model, batch, task, DRAW, ObjectiveConfig(**objective), FaceConfig(), 0.0, details=details)
     return details
@@ -155,7 +158,9 @@ def test_no_gate_without_the_field_or_without_video(make_batch: MakeBatch) -> No
 
 def branch(fp32_time: bool) -> Branch:
     torch.manual_seed(0)
-    config = BranchConfig(dim=32, layers=1, heads=2, ffn_dim=32, in_channels=8, text_dim=8, fp32_time=fp32_time)
+    config = BranchConfig(
+        dim=32, layers=1, heads=2, ffn_dim=32, in_channels=8, text_dim=8, fp32_time=fp32_time
+    )
     return Branch(config).bfloat16()
 
 
