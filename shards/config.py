@@ -83,14 +83,12 @@ class EmiliaConfig(BaseModel):
     word_gaps: bool = Field(
         default=False,
         description="crop longer utterances at pauses between words, whatever `longer` says; where no "
-        "pause fits, "
-        "a random part",
+        "pause fits, a random part",
     )
     padding: Literal["scored", "ignored"] = Field(
         default="scored",
         description="zeros after an utterance that is shorter than the window; ignored: neither attended "
-        "to nor "
-        "scored; scored: as in runs of 0.4 and older",
+        "to nor scored; scored: as in runs of 0.4 and older",
     )
 
     @field_validator("shards")
