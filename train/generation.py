@@ -222,7 +222,7 @@ def fit_conditions(
     condition = given_part(task, config, sampling or SamplingConfig())
     needed = frames_for_latents(condition.latents) if condition.latents else 0
     samples = samples_for_frames(config.frames)
-    needed_samples = min(samples, condition.mels * config.codecs.mel.hop)
+    needed_samples = samples_for_frames(needed or config.frames) if condition.mels else 0
     frames, waveform, reference = conditions.frames, conditions.waveform, conditions.reference
     face = conditions.reference_face if reference is not None else conditions.frames_face
     if reference is None and frames is not None:

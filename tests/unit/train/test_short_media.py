@@ -26,19 +26,17 @@ def media(frames: int, samples: int) -> Conditions:
 
 
 def test_continuation_takes_media_that_last_as_long_as_its_beginning() -> None:
-    # two latents are 5 frames, or 30 mel frames of 256 samples
-    fitted = fit_conditions(media(5, 30 * 256), Task.CONTINUATION, SMALL_DATA, HALF)
+    # two latents are 5 frames, or 7500 samples
+    fitted = fit_conditions(media(5, 7500), Task.CONTINUATION, SMALL_DATA, HALF)
     assert fitted.frames is not None
     assert fitted.waveform is not None
     assert fitted.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, *[4] * 9]
     assert len(fitted.waveform) == 13 * 1500
-    assert fitted.waveform[: 30 * 256].all()
-    assert not fitted.waveform[30 * 256 :].any()
+    assert fitted.waveform[:7500].all()
+    assert not fitted.waveform[7500:].any()
 
 
-@pytest.mark.parametrize(
-    ("frames", "samples", "name"), [(4, 30 * 256, "frames"), (5, 30 * 256 - 1, "waveform")]
-)
+@pytest.mark.parametrize(("frames", "samples", "name"), [(4, 7500, "frames"), (5, 7500 - 1, "waveform")])
 def test_continuation_refuses_media_shorter_than_its_beginning(frames: int, samples: int, name: str) -> None:
     with pytest.raises(UserError, match=f"the given {name} last .* task continuation needs 0.3"):
         fit_conditions(media(frames, samples), Task.CONTINUATION, SMALL_DATA, HALF)
