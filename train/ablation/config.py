@@ -19,7 +19,9 @@ CHANNELS, BANDS = 10, 8
 FACE_TOKENS = 2.0
 """Side of the square face, in tokens. The upper half is the brow, the lower half the mouth."""
 
-TableName = Literal["interaction", "face", "layers", "position", "strategy", "guidance", "positions"]
+TableName = Literal[
+    "interaction", "face", "layers", "position", "strategy", "guidance", "positions", "timesteps"
+]
 
 
 class _Config(BaseModel):
@@ -88,7 +90,9 @@ class AblateConfig(_Config):
     """`uniavgen ablate`."""
 
     tables: tuple[TableName, ...] = Field(
-        default=("interaction",), min_length=1, description="Tables to run; `positions` is not in the paper."
+        default=("interaction",),
+        min_length=1,
+        description="Tables to run; `positions` and `timesteps` are not in the paper.",
     )
     seeds: int = Field(
         default=3, ge=2, description="Trainings of every row, with other weights, data and noise."

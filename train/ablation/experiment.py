@@ -214,7 +214,15 @@ def generate_and_measure(
     assert batch.video is not None
     world: WorldConfig = training.world
     seed = HELD_OUT + training.seed
-    video, mel = sample(model, batch, Task.JOINT, sampler, seed, mels_per_frame=world.mels_per_frame)
+    video, mel = sample(
+        model,
+        batch,
+        Task.JOINT,
+        sampler,
+        seed,
+        shifts=training.objective.sampler_shifts(batch.tokens),
+        mels_per_frame=world.mels_per_frame,
+    )
     assert video is not None
     true_look, look = read_face(batch.video, world).look, read_face(video, world).look
     return agreement(video, mel, world) | {"identity": torch.cosine_similarity(true_look, look, dim=1)}

@@ -31,7 +31,16 @@ RECIPE = 1
 Raise it if the made data, the training or the measures change: old results are then not reused.
 """
 
-ADDED = {"positions": "none"}
+ADDED = {
+    "positions": "none",
+    "video_timestep": None,
+    "audio_timestep": None,
+    "shift_tokens": 0,
+    "interaction_dropout": 0.0,
+    "interaction_dropout_text": True,
+    "fp32_time": False,
+    "audio_shift": None,
+}
 """Fields added after `RECIPE`, with the value that keeps the earlier behaviour.
 
 Keys leave a field out at that value, so that earlier results are reused.
@@ -58,6 +67,8 @@ class _Frozen(BaseModel):
 def _without_added(document: Any) -> Any:
     """The document without the fields of `ADDED` that have their earlier value."""
     if isinstance(document, dict):
+        if "audio_shift" in document and document.get("shift") is None:
+            document = document | {"shift": 1.0}  # the sampler's shift was 1 before it followed the training
         return {
             name: _without_added(value)
             for name, value in document.items()
@@ -108,6 +119,7 @@ class Row:
     face: dict[str, Any] = field(default_factory=dict)
     phases: tuple[Phase, ...] = (Phase(share=1.0, tasks=JOINT_ONLY),)
     sampler: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -236,6 +248,20 @@ TABLES: dict[TableName, Table] = {
                 )
             ),
         ),
+        Table(
+            "timesteps",
+            "distribution of the diffusion time; shift of the preset paper at its size (not in the paper)",
+            (
+                Row("one for both"),
+                Row(
+                    "video shifted, audio uniform",
+                    objective={
+                        "video_timestep": {"distribution": "shifted", "shift": 2.74},
+                        "audio_timestep": {"distribution": "uniform"},
+                    },
+                ),
+            ),
+        ),
     )
 }
 
@@ -274,7 +300,7 @@ def experiment(config: AblateConfig, row: Row, seed: int) -> Experiment:
         interact=False,
     )
     training = Training(
-        **common,
+        **common | {"objective": ObjectiveConfig(**{**config.objective.model_dump(), **row.objective})},
         model=model_config(config, row),
         phases=row.phases,
         steps=config.steps,

@@ -30,14 +30,21 @@ def test_equal_experiments_of_different_tables_have_one_key() -> None:
             ("strategy", 0),
             ("guidance", 0),
             ("positions", POSITIONS.index(AS_BASE)),
+            ("timesteps", 0),
         )
     ]
     assert len(set(base)) == 1
     keys = {each.key for each in experiments(CONFIG).values()}
-    assert len(keys) == 3 * (5 + 3 + 3 + 2 + 2 + 3 + 4)
+    assert len(keys) == 3 * (5 + 3 + 3 + 2 + 2 + 3 + 4 + 1)
     trainings = {each.training.key for each in experiments(CONFIG).values()}
-    assert len(trainings) == 3 * (5 + 3 + 3 + 2 + 2 + 4)
+    assert len(trainings) == 3 * (5 + 3 + 3 + 2 + 2 + 4 + 1)
     assert len({each.training.begins_with.key for each in experiments(CONFIG).values()}) == 3
+
+
+def test_results_of_older_releases_keep_their_keys() -> None:
+    """Digests that release 0.4 computed, before timesteps by branch and other fields were added."""
+    keys = [experiment(AblateConfig(), row, 1).key for row in TABLES["guidance"].rows]
+    assert keys == ["f194f6bcbd45", "c5b3a8d18edf", "4e86a52035f1", "6e62fcea3313"]
 
 
 @pytest.mark.parametrize(
