@@ -70,6 +70,15 @@ def test_added_field_at_its_earlier_value_keeps_the_key() -> None:
     document = before.model_dump(mode="json")
     for training in (document["training"], document["training"]["begins_with"]):
         assert training["model"]["interaction"].pop("positions") == "none"
+        for branch in ("video", "audio"):
+            assert training["model"][branch].pop("fp32_time") is False
+        objective = training["objective"]
+        assert [objective.pop(f"{branch}_timestep") for branch in ("video", "audio")] == [None, None]
+        assert (objective.pop("interaction_dropout"), objective.pop("interaction_dropout_text")) == (0, True)
+        assert objective["timestep"].pop("shift_tokens") == 0
+    sampler = document["sampler"]
+    assert (sampler["shift"], sampler.pop("audio_shift")) == (None, None)
+    sampler["shift"] = 1.0
     text = json.dumps([RECIPE, "Experiment", document], sort_keys=True)
     assert before.key == hashlib.sha256(text.encode()).hexdigest()[:12]
     assert before.key != after.key
