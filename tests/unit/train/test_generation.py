@@ -100,7 +100,7 @@ def test_sampling_uses_gpu_if_present() -> None:
         (
             "dubbing",
             Conditions(speech="Hello", frames=np.zeros((4, 64, 64, 3), np.uint8)),
-            "shorter than the run's",
+            "task dubbing needs 0.81 s",
         ),
         ("sing", Conditions(), "unknown task"),
     ],
