@@ -23,6 +23,7 @@ from uniavgen.train.checkpoint.run_folder import MANIFEST, STATE, RunFolder, dif
 from uniavgen.train.checkpoint.saving import load_checkpoint
 from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.engine.collectives import all_gather_object
+from uniavgen.train.engine.deepspeed_compat import separate_step_counters
 from uniavgen.train.engine.deepspeed_engine import restore_configured_settings
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Resumption:
             load_plain(engine, self.path)
         else:
             load_checkpoint(engine, self.path)
+        separate_step_counters(engine.basic_optimizer)
         restore_configured_settings(engine, stage)
         restore_random(self.checkpoint)
         dist.barrier()

@@ -113,6 +113,17 @@ def create_moments(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -
             optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
 
 
+def separate_step_counters(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter its own step counter.
+
+    Observed: ZeRO 3 loads a universal checkpoint with one counter for all its groups, and AdamW raises it
+    once for each of them, so the bias correction of the second group is that of a later step.
+    """
+    for state in optimizer.state.values():
+        if hasattr(state.get("step"), "clone"):
+            state["step"] = state["step"].clone()
+
+
 def master_weights(engine: Any) -> list[Tensor]:
     """The trained fp32 weights that this rank holds: flat shards under ZeRO, else the parameters.
 
