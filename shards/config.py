@@ -88,7 +88,7 @@ class EmiliaConfig(BaseModel):
     padding: Literal["scored", "ignored"] = Field(
         default="scored",
         description="zeros after an utterance that is shorter than the window; ignored: neither attended "
-        "to nor scored; scored: as in runs of 0.4 and older",
+        "to nor scored; scored: as in runs of 0.5 and older",
     )
 
     @field_validator("shards")

@@ -37,7 +37,7 @@ Raise it with any change that alters a latent.
 
 
 FIELD_DEFAULTS: dict[str, Any] = {"crop": "centre"}
-"""Values of fields that caches of 0.4 and older do not have, so that their digests stay."""
+"""Values of fields that caches of 0.5 and older do not have, so that their digests stay."""
 
 
 def cache_fields(config: DataConfig, codecs: Codecs) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class DataConfig(_Config):
     width: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 832)")
     crop: Literal["centre", "face"] = Field(
         default="centre",
-        description="part that is kept of a frame of another shape: its middle (as in runs of 0.4 and "
+        description="part that is kept of a frame of another shape: its middle (as in runs of 0.5 and "
         "older), or around the face of the clip (the median of its boxes)",
     )
     reference_frames: int = Field(

@@ -44,7 +44,7 @@ class BranchConfig(_Config):
     fp32_time: bool = Field(
         default=False,
         description="Compute the time embedding and the modulation from it in fp32 under bf16 and fp16, as "
-        "Wan does; the stored weights keep their dtype. False: in the model's dtype, as in runs of 0.4 "
+        "Wan does; the stored weights keep their dtype. False: in the model's dtype, as in runs of 0.5 "
         "and older.",
     )
     eps: float = Field(default=1e-6, gt=0, description="Epsilon of every normalisation (Wan: 1e-6).")

@@ -5,7 +5,7 @@
 
 Parts of 1 to 4 s are cut from the clips of a corpus and padded to a window, as short utterances are.
 Prints the share of the initial loss that lies on padding, then trains the audio branch of the preset `tiny`
-twice from the same weights on the same draws: with padding scored and attended to (releases to 0.4), and
+twice from the same weights on the same draws: with padding scored and attended to (releases to 0.5), and
 ignored. The loss on speech frames is that of held-out utterances at fixed diffusion times.
 """
 

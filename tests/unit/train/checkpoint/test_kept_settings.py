@@ -19,7 +19,7 @@ NEW = {
     "stage": ("schedule", "lr_end", "lr_every", "lr_factor", "betas", "eps", "decayed"),
     "data": ("crop",),
 }
-"""Settings that checkpoints of 0.4 and older lack; with `fp32_time`, `word_gaps` and `padding` below."""
+"""Settings that checkpoints of 0.5 and older lack; with `fp32_time`, `word_gaps` and `padding` below."""
 
 
 def old_settings(config: TrainConfig, stage: str) -> dict[str, Any]:
