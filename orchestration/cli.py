@@ -32,6 +32,7 @@ COMMANDS = {
     "train": "Train a stage, or all stages, with DeepSpeed on Ray Train.",
     "verify-resume": "Prove that an interrupted training loses nothing.",
     "sample": "Generate a video with sound from a trained model.",
+    "evaluate": "Score generated videos, each metric beside its controls.",
     "export": "Write a trained model as safetensors with a model card.",
     "run": "Run a plan file: every step that has something to do, in order.",
     "status": "Show what a corpus, a run or a plan is doing, from any shell.",

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uniavgen.curation.config import CaptionConfig, CurateConfig, ReportConfig
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.orchestration.config_yaml import line_of, parse_value, read_mapping
+from uniavgen.orchestration.evaluation.config import EvaluateConfig
 from uniavgen.orchestration.tracking.config import TrackingConfig
 from uniavgen.shards.config import ShardConfig
 from uniavgen.shards.errors import UsageError, UserError, choice_hint, nearest_name
@@ -43,6 +44,7 @@ class Config(BaseModel):
     train: TrainConfig = Field(default_factory=TrainConfig)
     sample: SamplingConfig = Field(default_factory=SamplingConfig)
     ablate: AblateConfig = Field(default_factory=AblateConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 

@@ -349,6 +349,17 @@ REGISTRY: dict[str, Weights] = {
         hub="hf://sentence-transformers/all-MiniLM-L6-v2",
         licence="Apache-2.0",
     ),
+    "brisque": Weights(
+        "image quality (BRISQUE's support vectors), only in evaluation",
+        (
+            WeightFile(
+                "svm.txt",
+                (("brisque==0.2.0", "brisque/models/svm.txt"),),
+                "19526fb799c4c7992ccc109fcfecddb25976ba024b194cd3ee275d27e8909c8d",
+            ),
+        ),
+        licence="Apache-2.0",
+    ),
     "g2p-en": Weights(
         "pronunciation of English words that are not in the dictionary",
         (

@@ -33,6 +33,7 @@ COMMANDS = (
     "train",
     "verify-resume",
     "sample",
+    "evaluate",
     "export",
     "run",
     "status",

@@ -1,0 +1,1 @@
+"""Evaluation of generated videos: metrics with their networks, sample counts, intervals and controls."""
