@@ -24,8 +24,8 @@ from uniavgen.ingest.records import AUDIO_RATE, Probe
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 
-MIN_VERSION = (9, 0)
-"""Oldest version that is accepted. 5.1.9 (Debian 12) and 7.0.2 cut some containers up to a frame late."""
+MIN_VERSION = (5, 1)
+"""Oldest version that is accepted: the tests of decoding and cutting pass with 5.1.9 (Debian 12) and 7.0.2."""
 
 FEATURES = {
     "filters": (

@@ -121,6 +121,9 @@ class Probe:
     """Indices of the streams that every step decodes; -1: there is none."""
     start_s: float | None = None
     """Where the chosen streams start on the file's own clock. None: ffmpeg finds the start by itself."""
+    clock_zero_s: float | None = None
+    """Time 0 on the file's own clock, as the pinned ffmpeg finds it by itself. None: unknown. Another version
+    may find another one."""
     declared_s: float = 0.0
     """Length that the file declares for the chosen streams; 0 if it declares none."""
     transfer: str = ""

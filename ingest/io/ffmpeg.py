@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,11 +109,23 @@ def _packaged_ffmpeg() -> str:
     return str(programs[0])
 
 
+def on_file_clock(probe: Probe, limits: LimitConfig) -> Probe:
+    """The probe, with `start_s` set where the configured ffmpeg may find another start than the pinned one.
+
+    7.0 and older count the delay of an audio codec in Matroska as part of the file: their time 0 is 3 to 23
+    ms early, so frames and audio come late.
+    """
+    if probe.start_s is None and ffmpeg_variant(limits):
+        return replace(probe, start_s=probe.clock_zero_s)
+    return probe
+
+
 def open_input(path: str, probe: Probe, limits: LimitConfig, **options: Any) -> Any:
     """A file as the input of an ffmpeg-python graph.
 
     Protocols and containers that open other files are refused. Where `probe.start_s` is set, timestamps stay
-    those of the file: ffmpeg would set the first one of each output to 0.
+    those of the file: ffmpeg would set the first one of each output to 0. The probe is one of
+    `on_file_clock`.
     """
     import ffmpeg
 
@@ -133,6 +146,7 @@ def open_input(path: str, probe: Probe, limits: LimitConfig, **options: Any) -> 
 
 def open_input_at(path: str, probe: Probe, start_s: float, limits: LimitConfig) -> tuple[Any, float]:
     """The input from shortly before `start_s`, and the input's timestamp at `start_s`."""
+    probe = on_file_clock(probe, limits)
     clock_s = start_s + (probe.start_s or 0.0)
     if start_s <= SEEK_MARGIN_S:  # no seek at all: even one to 0 lands seconds late in an FLV
         return open_input(path, probe, limits), clock_s

@@ -16,7 +16,7 @@ import numpy as np
 
 from uniavgen.ingest.config import LimitConfig
 from uniavgen.ingest.io.audio import AudioFile
-from uniavgen.ingest.io.ffmpeg import graph_child, open_input, open_input_at, run_graph
+from uniavgen.ingest.io.ffmpeg import graph_child, on_file_clock, open_input, open_input_at, run_graph
 from uniavgen.ingest.io.filters import (
     constant_rate_video,
     exact_audio,
@@ -43,6 +43,7 @@ def decode_audio(path: str, probe: Probe, target: Path, limits: LimitConfig) -> 
     """
     import ffmpeg
 
+    probe = on_file_clock(probe, limits)
     part = target.with_name(target.name + ".part")
     raw = {"format": "s16le", "ac": 1, "ar": AUDIO_RATE, "t": limits.max_duration_s}
     graph = ffmpeg.output(whole_audio(open_input(path, probe, limits), probe), f"file:{part}", **raw)
@@ -84,6 +85,7 @@ def decode_frames(
     """
     import ffmpeg
 
+    probe = on_file_clock(probe, limits)
     width, height = fitted_size(probe.width, probe.height, side)
     video = whole_video(open_input(path, probe, limits), probe)
     outputs = video.filter_multi_output("split") if shot_file is not None else [video]
@@ -104,6 +106,7 @@ def decode_frames(
 
 def decode_shot_frames(path: str, probe: Probe, shot_fps: int, shot_file: Path, limits: LimitConfig) -> None:
     """Write the shot detector's frames alone, as `decode_frames` does."""
+    probe = on_file_clock(probe, limits)
     raw = {"format": "rawvideo", "pix_fmt": "rgb24", "t": limits.max_duration_s}
     graph = _shot_output(whole_video(open_input(path, probe, limits), probe), probe, shot_fps, shot_file, raw)
     run_graph(graph, path, probe.duration_s, limits, "the video track cannot be decoded", "decode-failed")

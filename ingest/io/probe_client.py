@@ -80,7 +80,14 @@ def repaired_facts(probe: Probe) -> Probe:
     """Facts of the repaired copy of a file."""
     audio = 1 if probe.audio_stream >= 0 else -1
     return replace(
-        probe, video_stream=0, audio_stream=audio, start_s=None, mono="mix", streams=(), repairs=()
+        probe,
+        video_stream=0,
+        audio_stream=audio,
+        start_s=None,
+        clock_zero_s=None,
+        mono="mix",
+        streams=(),
+        repairs=(),
     )
 
 

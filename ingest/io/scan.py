@@ -134,6 +134,7 @@ class _ScanPass:
             "duration_s": max(0.0, duration_s),
             "declared_s": 0.0 if restarts else self._declared_s(container, zero_s),
             "start_s": min(starts) if restarts and not agree and not repairs else None,
+            "clock_zero_s": zero_s,
             "audio_stream": self.audio,
             "mono": mono,
             "channel_correlation": correlation,

@@ -12,7 +12,7 @@ class ProbeStep(Step):
 
     name = "probe"
     pool = "prepare"
-    version = "3"
+    version = "4"
     key_version = "2"
     has_variants = True
     needs = ("fetch",)
