@@ -25,7 +25,7 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import VIDEO_FPS
 
 MIN_VERSION = (5, 1)
-"""Oldest version that is accepted: the tests of decoding and cutting pass with 5.1.9 (Debian 12) and 7.0.2."""
+"""Oldest version that is accepted. The tests of decoding and cutting pass with 5.1.9 (Debian 12)."""
 
 FEATURES = {
     "filters": (

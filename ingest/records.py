@@ -128,6 +128,8 @@ class Probe:
     """Length that the file declares for the chosen streams; 0 if it declares none."""
     transfer: str = ""
     """Transfer function of high dynamic range: `smpte2084` (PQ) or `arib-std-b67` (HLG); else ""."""
+    matrix: str = ""
+    """Colour matrix that only zscale can read, by its name there: `ycgco`, `2020_cl` or `ictcp`; else ""."""
     mono: str = "mix"
     """How channels become one: `mix`, one of `left`, `right`, `center`, or `difference` (opposite phase)."""
     channel_correlation: float | None = None
@@ -151,6 +153,7 @@ class Probe:
             "audio": self.audio_stream if self.audio_stream != firsts.get("audio", -1) else None,
             "start": self.start_s,
             "transfer": self.transfer or None,
+            "matrix": self.matrix or None,
             "mono": self.mono if self.mono != "mix" else None,
             "sizes": self.frame_sizes if self.frame_sizes > 1 else None,
             "repairs": ",".join(self.repairs) or None,

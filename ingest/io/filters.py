@@ -14,6 +14,9 @@ SDR_WHITE_NITS, TONE_MAP_KNEE = 100, 0.7
 """Luminance of high dynamic range that becomes white of BT.709, and the share of it up to which tone mapping
 changes nothing. Brighter light is compressed."""
 
+WIDE = "bt2020", "bt2020nc"
+"""Primaries and matrix of high dynamic range, by zscale's names (ITU-R BT.2100)."""
+
 INTERLACED = 0.5
 """Share of interlaced frames from which a source is deinterlaced first. Heuristic."""
 
@@ -21,6 +24,12 @@ INTERLACED = 0.5
 def shown_video(source: Any, probe: Probe) -> Any:
     """The input's video in one size, deinterlaced where needed (bwdif, one frame for a pair of fields)."""
     video = source[str(probe.video_stream)]
+    if probe.matrix:  # the filters below cannot read it
+        transfer, primaries, matrix = (
+            (probe.transfer, *WIDE) if probe.transfer else ("bt709", "bt709", "bt709")
+        )
+        tags = {"tin": transfer, "t": transfer, "pin": primaries, "p": primaries}
+        video = video.filter("zscale", min=probe.matrix, m=matrix, **tags)
     if probe.frame_sizes > 1:
         width, height = probe.width, probe.height
         fitted = f"min({width},2*round({height}*dar/2))", f"min({height},2*round({width}/dar/2))"
@@ -33,16 +42,21 @@ def shown_video(source: Any, probe: Probe) -> Any:
 
 
 def scaled(video: Any, probe: Probe, width: int, height: int, flags: str) -> Any:
-    """The video at another size. High dynamic range (PQ or HLG) is tone-mapped to BT.709 after scaling."""
+    """The video at another size. High dynamic range (PQ or HLG) is tone-mapped to BT.709 after scaling.
+
+    Its primaries and matrix are those of BT.2020, whatever the file says: many files leave them out. The
+    gamma is computed: the approximation of old versions mirrors what is darker than black.
+    """
     video = video.filter("scale", width, height, flags=flags)
     if not probe.transfer:
         return video
+    primaries, matrix = WIDE
     linear = video.filter("format", "yuv444p10le").filter(
-        "zscale", tin=probe.transfer, min="bt2020nc", pin="bt2020", t="linear", npl=SDR_WHITE_NITS
+        "zscale", tin=probe.transfer, min=matrix, pin=primaries, p=primaries, t="linear", npl=SDR_WHITE_NITS
     )
     mapped = linear.filter("format", "gbrpf32le").filter("zscale", p="bt709")
     mapped = mapped.filter("tonemap", "mobius", param=TONE_MAP_KNEE, desat=0)
-    return mapped.filter("zscale", t="bt709", m="bt709", r="tv").filter("format", "yuv444p")
+    return mapped.filter("zscale", t="bt709", m="bt709", r="tv", agamma=0).filter("format", "yuv444p")
 
 
 def whole_video(source: Any, probe: Probe) -> Any:

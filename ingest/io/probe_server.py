@@ -34,6 +34,12 @@ TOO_LARGE = re.compile(r"Picture size (\d+x\d+)")
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}
 """Transfer functions of high dynamic range by their number in ITU-T H.273."""
 
+MATRICES = {8: "ycgco", 10: "2020_cl", 14: "ictcp"}
+"""Matrix coefficients that ffmpeg's scaler cannot read and its zscale can, by their number in H.273."""
+
+UNREADABLE_MATRICES = (11, 12, 13, *range(15, 18))
+"""Matrix coefficients of H.273 that neither can read, as those of Dolby Vision's profile 5."""
+
 OUT_OF_MEMORY = {
     "error": "opening needs more memory than its limit; raise limits.memory_gb",
     "kind": "memory",
@@ -210,6 +216,12 @@ def _frame_facts(container: Any, index: int, max_pixels: int) -> dict[str, Any]:
             "error": f"a frame is shown with {shown_width}x{shown_height} pixels, the limit is {max_pixels}",
             "kind": "too-large",
         }
+    matrix = int(frame.colorspace)
+    if matrix in UNREADABLE_MATRICES:
+        return {
+            "error": f"colour matrix {matrix} of ITU-T H.273 cannot be converted",
+            "kind": "decode-failed",
+        }
     turned = abs(getattr(frame, "rotation", 0)) % 180 == 90
     if turned:
         shown_width, shown_height = shown_height, shown_width
@@ -220,6 +232,7 @@ def _frame_facts(container: Any, index: int, max_pixels: int) -> dict[str, Any]:
         "turned": turned,
         "fps": rate if math.isfinite(rate) else 0.0,
         "video_codec": video.codec_context.name,
+        "matrix": MATRICES.get(matrix, ""),
         "transfer": HDR_TRANSFERS.get(int(frame.color_trc), ""),
     }
 

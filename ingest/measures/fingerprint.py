@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import unicodedata
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -86,11 +87,13 @@ def sound_span(start_s: float, end_s: float) -> tuple[float, float]:
 @lru_cache
 def fingerprinting_ffmpeg(choice: str = PACKAGED) -> str | None:
     """An ffmpeg with chromaprint: the configured one, else the packaged one; None if neither has it."""
-    for ffmpeg in dict.fromkeys((ffmpeg_path(choice), ffmpeg_path())):
-        command = [ffmpeg, "-hide_banner", "-h", "muxer=chromaprint"]
-        done = subprocess.run(command, capture_output=True, timeout=_CHROMAPRINT_SECONDS)
-        if b"Muxer chromaprint" in done.stdout:
-            return ffmpeg
+    for each in dict.fromkeys((choice, PACKAGED)):
+        with suppress(UserError):  # one that is not there has no chromaprint
+            ffmpeg = ffmpeg_path(each)
+            command = [ffmpeg, "-hide_banner", "-h", "muxer=chromaprint"]
+            done = subprocess.run(command, capture_output=True, timeout=_CHROMAPRINT_SECONDS)
+            if b"Muxer chromaprint" in done.stdout:
+                return ffmpeg
     return None
 
 

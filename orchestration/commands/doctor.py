@@ -145,13 +145,15 @@ def _machine() -> list[Finding]:
 
 
 def _programs(settings: Config) -> list[Finding]:
+    from uniavgen.ingest.config import PACKAGED
+
     choice = settings.ingest.limits.ffmpeg
     ffmpeg = _ffmpeg(settings.ingest.limits)
     compiler = shutil.which("g++")
     ninja = shutil.which("ninja")
     return [
         ffmpeg,
-        _chromaprint(choice, has_ffmpeg=ffmpeg.ok),
+        _chromaprint(choice if ffmpeg.ok else PACKAGED),
         Finding(
             "program",
             "g++",
@@ -181,16 +183,17 @@ def _ffmpeg(limits: LimitConfig) -> Finding:
     return Finding("program", "ffmpeg", not report.problem, found, hint)
 
 
-def _chromaprint(choice: str, *, has_ffmpeg: bool) -> Finding:
+def _chromaprint(choice: str) -> Finding:
+    """An ffmpeg with chromaprint: `choice`, else the packaged one. One that was refused is not asked."""
     from uniavgen.ingest.measures.fingerprint import fingerprinting_ffmpeg
 
-    ffmpeg = fingerprinting_ffmpeg(choice) if has_ffmpeg else None
+    ffmpeg = fingerprinting_ffmpeg(choice)
     hint = "pip install imageio-ffmpeg: without chromaprint, duplicates are found by their frames only"
     return Finding(
         "program",
         "chromaprint",
         bool(ffmpeg),
-        ffmpeg or "no ffmpeg here has chromaprint",
+        ffmpeg or "none: no ffmpeg that can be used has it",
         "" if ffmpeg else hint,
         needed=False,
     )
