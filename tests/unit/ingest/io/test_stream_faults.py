@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from timed_videos import LIMITS, Analysed, run_ffmpeg, timed_base, two_tracks
 
+from uniavgen.ingest.io import media
 from uniavgen.ingest.io.probe_client import probe_video
 from uniavgen.shards.errors import UserError
 
@@ -415,3 +416,59 @@ def test_variant_is_empty_for_ordinary_files_only(base: Path, tmp_path: Path) ->
     assert probe_video(str(plain), LIMITS).variant == ""
     assert probe_video(str(base), LIMITS).variant == ""
     assert "timestamps" in probe_video(str(restarted_ts(base, tmp_path)), LIMITS).variant
+
+
+@pytest.fixture(scope="module")
+def tagged_hdr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PQ with every colour tag."""
+    path = tmp_path_factory.mktemp("tags") / "full.mkv"
+    tags = "setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc:range=tv"
+    source = ("-f", "lavfi", "-i", "testsrc=s=96x64:r=25:d=0.6", "-vf", f"format=yuv420p10le,{tags}")
+    run_ffmpeg(*source, "-c:v", "libx264", "-qp", 1, path)
+    return path
+
+
+def with_tags(source: Path, path: Path, primaries: int, transfer: int, matrix: int) -> Path:
+    """The same coded frames, other numbers of H.273."""
+    tags = f"colour_primaries={primaries}:transfer_characteristics={transfer}:matrix_coefficients={matrix}"
+    run_ffmpeg("-i", source, "-c", "copy", "-bsf:v", f"h264_metadata={tags}", path)
+    return path
+
+
+def mapped_frames(path: Path) -> np.ndarray:
+    probe = probe_video(str(path), LIMITS)
+    return np.stack(list(media.decode_frames(str(path), probe, 96, 25, None, LIMITS))).astype(int)
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+@pytest.mark.parametrize(("primaries", "matrix"), [(2, 2), (2, 9), (9, 2), (1, 1), (12, 9)])
+def test_missing_colour_tags_of_high_dynamic_range_are_those_of_bt2020(
+    primaries: int, matrix: int, transfer: int, tagged_hdr: Path, tmp_path: Path
+) -> None:
+    full = with_tags(tagged_hdr, tmp_path / "full.mkv", 9, transfer, 9)
+    partly = with_tags(tagged_hdr, tmp_path / "partly.mkv", primaries, transfer, matrix)
+    np.testing.assert_array_equal(mapped_frames(partly), mapped_frames(full))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "name", "transfer"), [(8, "ycgco", 16), (14, "ictcp", 16), (8, "ycgco", 1), (10, "2020_cl", 1)]
+)
+def test_rare_colour_matrix_gives_the_same_colours(
+    matrix: int, name: str, transfer: int, tagged_hdr: Path, tmp_path: Path
+) -> None:
+    primaries, usual = (9, 9) if transfer == 16 else (1, 1)
+    plain = with_tags(tagged_hdr, tmp_path / "plain.mkv", primaries, transfer, usual)
+    other = tmp_path / "other.mkv"
+    # the encoder must not see the matrix it cannot read: the tag is written afterwards
+    recode = ("-vf", f"zscale=m={name},setparams=colorspace=bt709", "-pix_fmt", "yuv420p10le")
+    run_ffmpeg("-i", plain, *recode, "-c:v", "libx264", "-qp", 1, other)
+    rare = with_tags(other, tmp_path / "rare.mkv", primaries, transfer, matrix)
+    assert probe_video(str(rare), LIMITS).matrix == name
+    assert np.abs(mapped_frames(rare) - mapped_frames(plain)).mean() < 8
+
+
+def test_colour_matrix_that_nothing_can_read_is_named(tagged_hdr: Path, tmp_path: Path) -> None:
+    path = with_tags(tagged_hdr, tmp_path / "dolby.mkv", 9, 16, 15)
+    with pytest.raises(UserError, match="colour matrix 15 of ITU-T H.273 cannot be converted") as caught:
+        probe_video(str(path), LIMITS)
+    assert caught.value.kind == "decode-failed"
