@@ -33,7 +33,7 @@ FEATURES = {
         "setpts setsar settb split tonemap tpad zscale"
     ),
     "encoders": "flac libx264 pcm_s16le rawvideo",
-    "muxers": "flac matroska mp4 rawvideo s16le",
+    "muxers": "flac matroska mp4 mpegts rawvideo s16le",
     "demuxers": "rawvideo s16le",
     "protocols": "file pipe",
 }
@@ -122,6 +122,7 @@ def self_test(folder: Path, limits: LimitConfig) -> None:
     width, height = SELF_TEST_SIZE
     source, seconds = folder / "source.mkv", SELF_TEST_FRAMES / SELF_TEST_FPS
     _encode(source, folder, limits)
+    _check_transport_stream(source, folder, limits)
     plain = Probe(seconds, width, height, SELF_TEST_FPS, "h264", "flac", has_audio=True, audio_stream=1)
     probe = replace(
         plain, interlaced_ratio=1.0, frame_sizes=2, transfer="smpte2084", mono="left", start_s=0.0
@@ -143,6 +144,17 @@ def self_test(folder: Path, limits: LimitConfig) -> None:
         raise UserError(f"{frames} frames were decoded of {seconds} s")
     if abs(audio.duration_s - seconds) > 0.1:
         raise UserError(f"{audio.duration_s:.2f} s of audio were decoded of {seconds} s")
+
+
+def _check_transport_stream(source: Path, folder: Path, limits: LimitConfig) -> None:
+    """Static builds may crash at the names in a transport stream, which need a library of the machine."""
+    stream, null = folder / "stream.ts", ("-f", "null", "-")
+    start = (ffmpeg_path(limits.ffmpeg), "-hide_banner", "-loglevel", "error", "-nostdin", "-y")
+    copied = ("-map", "0:v", "-c", "copy")
+    for command in ((*start, "-i", source, *copied, stream), (*start, "-i", stream, *copied, *null)):
+        with bounded_child([str(word) for word in command], START_TIMEOUT_S, limits) as child:
+            child.read()
+        child.check(str(stream), "a transport stream cannot be read", "broken-ffmpeg")
 
 
 def _encode(target: Path, folder: Path, limits: LimitConfig) -> None:

@@ -91,6 +91,7 @@ def test_program_without_its_library_is_told_from_a_bad_video(tmp_path: Path) ->
         ),
         ("*audio.part*) set -f; set -- $(echo $* | sed 's/-t [0-9.]*/-t 0.5/');;", "0.50 s of audio"),
         ("*audio.part*) exit;;", "audio.part.*self-test"),
+        ('*"-i "*.ts*) kill -SEGV $$;;', "a transport stream cannot be read: exit code -11"),
         ("*-version*) echo hello; exit;;", "does not start: hello"),
     ],
 )
