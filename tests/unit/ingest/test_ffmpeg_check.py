@@ -13,9 +13,16 @@ from uniavgen.ingest.config import PACKAGED, IngestConfig, LimitConfig
 from uniavgen.ingest.engine.step import StepGraph
 from uniavgen.ingest.ffmpeg_check import FEATURES, check_ffmpeg, examine_ffmpeg, is_too_old
 from uniavgen.ingest.io import ffmpeg
-from uniavgen.ingest.io.ffmpeg import PINNED_VERSION, bounded_child, ffmpeg_path, ffmpeg_version
+from uniavgen.ingest.io.ffmpeg import (
+    PINNED_VERSION,
+    bounded_child,
+    ffmpeg_path,
+    ffmpeg_version,
+    on_file_clock,
+)
 from uniavgen.ingest.measures.cut import CutStep
 from uniavgen.ingest.measures.registry import step_graph
+from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError
 
 ROOT = Path(ffmpeg_check.__file__).parent
@@ -146,6 +153,16 @@ def test_another_version_changes_the_key_of_the_cut_alone(tmp_path: Path) -> Non
     assert changed == {"cut"}
     assert other.programs["cut"] == "ffmpeg 9.1"
     assert step_graph(IngestConfig(limits=named(same))).keys == usual.keys
+
+
+def test_another_version_keeps_the_time_stamps_of_the_file(tmp_path: Path) -> None:
+    """5.1 to 7.0 find another start where an audio codec has a delay."""
+    wrapper = real_but(tmp_path / "ffmpeg", "*-version*) echo ffmpeg version 7.1; exit;;")
+    probe = Probe(9.0, 96, 64, 25.0, "h264", "mp3", has_audio=True, clock_zero_s=0.25)
+    assert on_file_clock(probe, named(PACKAGED)) == probe
+    assert on_file_clock(probe, named(wrapper)).start_s == 0.25
+    late = replace(probe, start_s=1.5)
+    assert on_file_clock(late, named(wrapper)) == late
 
 
 def test_worker_with_another_version_does_not_cut(tmp_path: Path) -> None:
