@@ -87,6 +87,14 @@ def is_cached(name: str) -> bool:
     return all((cache_folder() / name / f.name).is_file() for f in _registered(name).files)
 
 
+def damaged_files() -> list[Path]:
+    """Files in the cache whose content is not that of their weights: an incomplete copy, a bad disk. Reads all
+    of them.
+    """
+    files = [(cache_folder() / name / f.name, f) for name, w in REGISTRY.items() for f in w.files]
+    return [path for path, file in files if path.is_file() and _sha256(path) != file.sha256]
+
+
 def cache_folder() -> Path:
     """Folder of downloaded weights: below $UNIAVGEN_CACHE, else below ~/.cache/uniavgen."""
     root = (

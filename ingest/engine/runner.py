@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from uniavgen.ingest.engine.loading import ModelLoader, explained
 from uniavgen.ingest.engine.machine_faults import machine_fault
 from uniavgen.ingest.engine.progress import Reporter, RunState
 from uniavgen.ingest.engine.step import FrameStep, Step, StepGraph
@@ -22,6 +23,9 @@ from uniavgen.shards.uris import local_path
 
 ATTEMPTS = "attempts"
 """Folder in the run directory that holds the watchdog's markers."""
+
+LOADING = "loading"
+"""Folder in the run directory that holds the markers of models that are being loaded."""
 
 
 class Runner:
@@ -39,9 +43,11 @@ class Runner:
         self._pools = pools
         self._cache = StepCache(corpus_root)
         self._report = report
-        attempts = run_dir / ATTEMPTS
+        attempts, loading = run_dir / ATTEMPTS, run_dir / LOADING
         attempts.mkdir(parents=True, exist_ok=True)
+        loading.mkdir(exist_ok=True)
         self._watchdog = Watchdog(attempts)
+        self._models = ModelLoader(loading)
         made = [
             step(graph, run_dir, corpus_root)
             for step in graph.steps
@@ -51,12 +57,14 @@ class Runner:
         self._on_demand = {step.name: step for step in made if step.on_demand}
 
     def warm(self, names: Iterable[str]) -> None:
-        """Load the models of these steps before the first source comes, which will raise any error again."""
+        """Load and try the models of these steps before the first source comes, which will raise any error
+        again.
+        """
         for step in self._steps:
             for member in step.members:
                 if member.name in names:
                     try:
-                        member.load()
+                        self._models.load(member)
                     except Exception:
                         return
 
@@ -107,7 +115,7 @@ class Runner:
         loaded = False
         try:
             for member in missing:
-                member.load()
+                self._models.load(member)
             loaded = True
             started = time.perf_counter()
             self._report.start_step(record.uri, step.name)
@@ -193,7 +201,8 @@ def failure_of(error: Exception, step: str, record: SourceRecord, *, loading: bo
     """
     fault = machine_fault(error, local_path(record.uri), loading=loading)
     if fault:
-        return Failure(step, fault, f"{step} failed: {error}".strip())
+        message = f"its models cannot be loaded: {explained(error)}" if loading else f"failed: {error}"
+        return Failure(step, fault, f"{step} {message}".strip())
     if _is_missing(record.uri):
         message = f"the file no longer exists ({record.uri}); restore it and run with --retry"
         return Failure(step, "vanished", message)

@@ -86,6 +86,11 @@ class Step:
     def load(self) -> None:
         """Load the models, unless they are loaded. Loading does not count against a source's time limit."""
 
+    def try_models(self) -> None:
+        """Use the models once on made input, after `load` and before the first source. An error is the
+        machine's fault, like one of `load`.
+        """
+
     def measure(self, record: SourceRecord) -> Any:
         """The step's result for one source."""
         raise NotImplementedError

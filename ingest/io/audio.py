@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +52,16 @@ class AudioFile:
         )
         before = min(max(0, -first), last - first)
         return np.pad(inside, (before, last - first - before - len(inside)))
+
+
+@contextmanager
+def made_audio(seconds: float) -> Iterator[AudioFile]:
+    """Noise as an audio file, on which models are tried."""
+    noise = np.random.default_rng(0).normal(0, 3000, round(seconds * AUDIO_RATE)).astype(np.int16)
+    with tempfile.NamedTemporaryFile(suffix=".s16") as file:
+        file.write(noise.tobytes())
+        file.flush()
+        yield AudioFile(file.name, len(noise))
 
 
 def mean_power(audio: AudioFile, start_s: float, end_s: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 from uniavgen.ingest.io.channels import ChannelPower
 from uniavgen.ingest.io.packet_clock import StreamClock, repair_clock
 from uniavgen.ingest.records import SEEK_MARGIN_S
+from uniavgen.shards.errors import UserError
 
 KEYFRAME_EVERY_S = 1.0
 """Time between two keyframes whose size is checked. Heuristic: adaptive senders change it for longer."""
@@ -31,6 +32,9 @@ SEEK_SHARES = (0.0, 0.4, 0.95)
 EARLY_S = 0.1
 """A change of the audio format before this time is the decoder's own start."""
 
+UNREAD_SHARE = 0.05
+"""Share of a file that may follow the place where it cannot be read further. Heuristic."""
+
 LENGTH_TOLERANCE_S = 0.5
 """Where the container's length is this close to that of the streams, it is kept."""
 
@@ -38,7 +42,7 @@ LENGTH_TOLERANCE_S = 0.5
 def scan(container: Any, video: int, audio: int) -> dict[str, Any]:
     """Fields of a `Probe` that need the whole file, and `sounding_s`, `largest` and `keyframes`.
 
-    `audio` is -1 where there is none.
+    `audio` is -1 where there is none. Raises UserError (truncated) for a file that is read in part only.
     """
     return _ScanPass(container, video, audio).facts(container)
 
@@ -60,8 +64,10 @@ class _ScanPass:
         self._keyframe_s: float | None = None
         self._checked_s = -KEYFRAME_EVERY_S
         container.streams[video].codec_context.skip_frame = "NONKEY"
-        for timed in timed_packets(container, audio):
+        end = StreamEnd()
+        for timed in timed_packets(container, audio, end=end):
             self._add(timed)
+        check_read(end, container.size, max((each.ends[-1] for each in self.clocks.values() if each.ends), default=0.0))
         for frame in _decoded(container.streams[video], None):
             self._add_size(frame)
 
@@ -201,17 +207,46 @@ def _arrives(container: Any, keyframes: dict[float, int], video: int, audio: int
     return video not in wanted
 
 
-def packets(container: Any, *indices: int) -> Iterator[Any]:
-    """Packets of the streams in file order, up to the first one that cannot be read."""
+@dataclass
+class StreamEnd:
+    """Where and why reading ended: byte position of the last packet, and the error; "" at the end of the
+    file.
+    """
+
+    position: int = 0
+    error: str = ""
+
+
+def check_read(end: StreamEnd, size: int, seconds: float) -> None:
+    """Raise UserError (truncated) if an error ended reading with much of the file left.
+
+    So ends an Ogg file that is a chain of several videos, and one that is damaged beyond what its container
+    can skip. Decoders stop there too, and nothing else tells.
+    """
+    unread = 1 - end.position / size if size and end.position else 0.0
+    if end.error and unread > UNREAD_SHARE:
+        raise UserError(
+            f"it cannot be read after {seconds:.1f} s, {unread:.0%} of the file follow: {end.error}",
+            hint="split it into its parts, or convert it",
+            kind="truncated",
+        )
+
+
+def packets(container: Any, *indices: int, end: StreamEnd | None = None) -> Iterator[Any]:
+    """Packets of the streams in file order, up to the first one that cannot be read (`end` tells)."""
     import av
 
     streams = [container.streams[index] for index in indices]
+    end = end or StreamEnd()
     try:
         for packet in container.demux(*streams):
             if packet.size:
+                end.position = max(end.position, packet.pos or 0)
                 yield packet
-    except (av.error.FFmpegError, EOFError):
+    except EOFError:
         return
+    except av.error.FFmpegError as error:
+        end.error = error.strerror
 
 
 @dataclass(frozen=True)
@@ -232,14 +267,16 @@ class TimedPacket:
         clock.add(self.pts_s, self.dts_s, self.duration_s, self.packet.pos)
 
 
-def timed_packets(container: Any, audio: int, *indices: int) -> Iterator[TimedPacket]:
+def timed_packets(
+    container: Any, audio: int, *indices: int, end: StreamEnd | None = None
+) -> Iterator[TimedPacket]:
     """Packets as `packets` gives them. Those of stream `audio` are decoded.
 
     A transport stream has one timestamp for several frames of audio. The demuxer gives the others one by the
     sample rate of the stream's start, and no position: these times are left out.
     """
     has_positions = False
-    for packet in packets(container, *indices):
+    for packet in packets(container, *indices, end=end):
         pts_s, dts_s, duration_s = _times(packet)
         frames: list[Any] = []
         if packet.stream.index == audio:

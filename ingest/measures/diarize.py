@@ -7,7 +7,7 @@ from typing import Any
 
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.ingest.engine.step import Step
-from uniavgen.ingest.io.audio import AudioFile
+from uniavgen.ingest.io.audio import AudioFile, made_audio
 from uniavgen.ingest.measures.clip_parts import covered_seconds
 from uniavgen.ingest.models.diarizer import EMBEDDED, Diarizer
 from uniavgen.ingest.records import Diarization, Probe, Proposal, Proposals, SourceRecord, Span
@@ -33,6 +33,10 @@ class DiarizeStep(Step):
 
     def load(self) -> None:
         self._diarizer = self._diarizer or Diarizer(self.config.diarization, self.config.device)
+
+    def try_models(self) -> None:
+        with made_audio(1.0) as audio:
+            self._diarizer.diarize(audio)
 
     def measure(self, record: SourceRecord) -> Diarization:
         return Diarization(*self._diarizer.diarize(record.result(AudioFile)))

@@ -40,6 +40,13 @@ class FaceStep(FrameStep):
             self._reader = FaceReader(self.config.faces)
             self._encoder = face_encoder(self.config.faces)
 
+    def try_models(self) -> None:
+        frame = np.zeros((64, 64, 3), np.uint8)
+        self._reader.read(frame)
+        self._reader.detections(frame)
+        if self._encoder:
+            self._encoder.encode(frame, np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.5, 0.8]]))
+
     def collector(self, record: SourceRecord, shot_frames: Path) -> FaceCollector:
         clips = self.config.clips
         analysed = analysed_times(record.result(Transcript).words, clips.unspoken_s, clips.pad_s)

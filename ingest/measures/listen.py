@@ -9,7 +9,7 @@ import numpy as np
 from uniavgen.ingest.config import IngestConfig, SoundQualityConfig
 from uniavgen.ingest.engine.step import Step
 from uniavgen.ingest.io import media
-from uniavgen.ingest.io.audio import AudioFile
+from uniavgen.ingest.io.audio import AudioFile, made_audio
 from uniavgen.ingest.records import (
     AUDIO_RATE,
     AudioMeasures,
@@ -75,6 +75,10 @@ class ListenStep(Step):
 
     def load(self) -> None:
         self._meter = self._meter or AudioMeter(self.config.sound_quality)
+
+    def try_models(self) -> None:
+        with made_audio(1.0) as audio:
+            self._meter.signals(audio.span(0.0, 1.0))
 
     def measure(self, record: SourceRecord) -> AudioMeasures:
         audio, clips = record.result(AudioFile), record.result(Proposals).clips

@@ -32,6 +32,11 @@ class ShotStep(FrameStep):
     def load(self) -> None:
         self._detector = self._detector or ShotDetector(self.config.shots, self.config.device)
 
+    def try_models(self) -> None:
+        frames = np.zeros((8, SHOT_FRAME_SIZE[1], SHOT_FRAME_SIZE[0], 3), np.uint8)
+        frames[4:] = 255  # the network is run where something changes
+        self._detector.shots(frames, len(frames) / self.config.shots.fps)
+
     def collector(self, record: SourceRecord, shot_frames: Path) -> ShotCollector:
         return ShotCollector(self._detector, record, shot_frames)
 

@@ -33,6 +33,9 @@ class TextStep(FrameStep):
     def load(self) -> None:
         self._detector = self._detector or TextDetector(self.config.text)
 
+    def try_models(self) -> None:
+        self._detector.covered(np.zeros((64, 64, 3), np.uint8))
+
     def collector(self, record: SourceRecord, shot_frames: Path) -> TextCollector:
         clips = self.config.clips
         analysed = analysed_times(record.result(Transcript).words, clips.unspoken_s, clips.pad_s)

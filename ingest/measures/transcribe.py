@@ -13,7 +13,7 @@ import numpy as np
 
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.ingest.engine.step import Step
-from uniavgen.ingest.io.audio import AudioFile
+from uniavgen.ingest.io.audio import AudioFile, made_audio
 from uniavgen.ingest.measures.clip_parts import clip_passage, covered_seconds
 from uniavgen.ingest.models.transcriber import Transcriber, repeated_ratio, whisper_model_path
 from uniavgen.ingest.records import (
@@ -120,6 +120,10 @@ class TranscribeStep(Step):
             self._transcriber = Transcriber(
                 self.config.transcription, self.config.device, self.config.pools.speech.threads
             )
+
+    def try_models(self) -> None:
+        with made_audio(0.5) as audio:
+            self._transcriber.detect_language(audio)
 
     def measure(self, record: SourceRecord) -> Transcript:
         turns = record.result(Diarization).turns

@@ -126,6 +126,11 @@ class Transcriber:
             words += chunk_words
         return passages, assign_word_speakers(words, turns)
 
+    def detect_language(self, audio: AudioFile) -> tuple[str, float]:
+        """The language of up to 30 s and its probability."""
+        whole = Span(0.0, min(audio.duration_s, FULL_PAD_S))
+        return self._languages({"": self._encode(audio, whole, 0.0)}, {"": whole.end_s})[""]
+
     def _encode(self, audio: AudioFile, chunk: Span, pad_s: float) -> Any:
         """Encoder output of a chunk, computed once for language, words, no-speech and attention.
 

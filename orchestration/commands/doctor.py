@@ -211,11 +211,17 @@ def _packages() -> list[Finding]:
 
 def _weights(settings: Config) -> list[Finding]:
     """Embedded weights, which are downloaded on first use, and larger ones that a setting selects."""
-    from uniavgen.shards.weights import REGISTRY, cache_folder, is_cached
+    from uniavgen.shards.weights import REGISTRY, cache_folder, damaged_files, is_cached
     from uniavgen.train.codec.registry import CAPTION_ENCODERS, VIDEO_CODECS, VOCODERS
 
-    findings = []
+    findings = [
+        Finding("embedded weights", path.parent.name, False, f"damaged: {path}", "delete it: it is fetched again")
+        for path in damaged_files()
+    ]
+    damaged = {finding.name for finding in findings}
     for name, weights in REGISTRY.items():
+        if name in damaged:
+            continue
         ok = is_cached(name)
         found = f"{weights.purpose}: {cache_folder() / name if ok else 'not downloaded yet'}"
         findings.append(

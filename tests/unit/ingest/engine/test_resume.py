@@ -10,9 +10,10 @@ import pytest
 from made_videos import speaking_face
 
 from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.engine.loading import ModelLoader
 from uniavgen.ingest.engine.progress import RunState
 from uniavgen.ingest.engine.runner import Runner
-from uniavgen.ingest.engine.step import POOLS, StepGraph
+from uniavgen.ingest.engine.step import POOLS, Step, StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.io import clip_encoding, media
 from uniavgen.ingest.measures.listen import AudioMeter
@@ -59,6 +60,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     for owner, name in MODELS:
         monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
+
+    def load(self: ModelLoader, step: Step) -> None:
+        """Load models; that they are tried is not counted."""
+        before = counted.copy()
+        loading(self, step)
+        counted.clear()
+        counted.update(before)
+
+    loading = ModelLoader.load
+    monkeypatch.setattr(ModelLoader, "load", load)
     return counted
 
 
