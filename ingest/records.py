@@ -137,7 +137,8 @@ class Probe:
     frame_sizes: int = 1
     """Different sizes of the stream's frames."""
     repairs: tuple[str, ...] = ()
-    """Why every step reads a repaired copy: `timestamps` jump, the `audio-format` changes."""
+    """Why every step reads a repaired copy: `timestamps` jump, `seeking` finds another place, the
+    `audio-format` changes, or `audio-gaps` and overlaps put its samples beside its timestamps."""
 
     @property
     def variant(self) -> str:

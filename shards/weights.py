@@ -88,9 +88,7 @@ def is_cached(name: str) -> bool:
 
 
 def damaged_files() -> list[Path]:
-    """Files in the cache whose content is not that of their weights: an incomplete copy, a bad disk. Reads all
-    of them.
-    """
+    """Files in the cache whose content is not that of their weights: an incomplete copy, a bad disk."""
     files = [(cache_folder() / name / f.name, f) for name, w in REGISTRY.items() for f in w.files]
     return [path for path, file in files if path.is_file() and _sha256(path) != file.sha256]
 

@@ -1,5 +1,8 @@
 """Find jumps of a file's timestamps, and compute one continuous clock for all its streams.
 
+Audio has a second clock, the count of its samples. A decoder that starts at the beginning counts, and looks
+at timestamps only where both are `GAP_S` apart; a cut goes by the timestamp where its seek arrives.
+
 Timestamps of joined or paused recordings start anew or jump ahead in the middle. A decoder that starts at the
 beginning corrects this on its own. A seek goes by the timestamps in the file, so it finds another place.
 On the clock that is computed here, parts follow one another without a gap, and streams keep their relation
@@ -8,7 +11,10 @@ within each part.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from uniavgen.shards.errors import UserError
 
@@ -30,6 +36,18 @@ MAX_JUMPS = 1000
 
 OUTLIER_PACKETS = 5
 """A stream that is back on its old clock after at most this many packets has not jumped. Heuristic."""
+
+
+GAP_S = 0.1
+"""Audio that is this much late or early is padded or cut by a decoder (ffmpeg's aresample=async=1)."""
+
+UNEVEN_S = 0.01
+"""Audio whose count of samples is this much beside its timestamps is on two clocks. Half of the lag that the
+proof of a clip allows."""
+
+LASTING_PACKETS = 8
+"""Packets over which a difference of both clocks must last to be a gap or an overlap, and not one wrong
+timestamp. Heuristic."""
 
 
 @dataclass
@@ -200,3 +218,49 @@ def _shared_jumps(clocks: dict[int, StreamClock]) -> list[dict[int, int]]:
             groups.append(group)
             searched |= {index: group[index] + 1 for index in others}
     return groups
+
+
+class SampleClock:
+    """Timestamps of the packets of an audio stream against the count of its samples."""
+
+    def __init__(self) -> None:
+        self.lags = array("d")
+        """By packet: its timestamp minus the length of all audio before it. One without a timestamp has that
+        of the packet before, or of the first one with a timestamp."""
+        self._counted_s = 0.0
+        self._is_timed = False
+
+    def add(self, time_s: float | None, duration_s: float) -> None:
+        """Add the next packet: when its first sample is heard, and the length of its samples."""
+        before = self.lags[-1] if self.lags else 0.0
+        self.lags.append(before if time_s is None else time_s - self._counted_s)
+        if time_s is not None and not self._is_timed:
+            self.lags = array("d", [self.lags[-1]]) * len(self.lags)
+            self._is_timed = True
+        self._counted_s += duration_s
+
+
+def is_uneven(lags: Sequence[float]) -> bool:
+    """Whether a decoder that counts samples from the beginning is `UNEVEN_S` beside a timestamp anywhere."""
+    counted = lags[0] if lags else 0.0
+    for lag in lags:
+        if abs(lag - counted) >= GAP_S:
+            counted = lag
+        elif abs(lag - counted) > UNEVEN_S:
+            return True
+    return False
+
+
+def audio_seams(lags: Sequence[float]) -> set[int]:
+    """Numbers of the packets before which audio is missing or doubled: from there on the two clocks differ by
+    another amount than before.
+    """
+    seams: set[int] = set()
+    counted = lags[0] if lags else 0.0
+    for number, lag in enumerate(lags):
+        if abs(lag - counted) > UNEVEN_S:
+            lasting = median(lags[number : number + LASTING_PACKETS])
+            if abs(lasting - counted) > UNEVEN_S and abs(lag - lasting) <= UNEVEN_S:
+                seams.add(number)
+                counted = lasting
+    return seams

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from uniavgen.ingest.io.channels import mixed
-from uniavgen.ingest.io.packet_clock import StreamClock, repair_clock
+from uniavgen.ingest.io.packet_clock import GAP_S, SampleClock, StreamClock, audio_seams, repair_clock
 from uniavgen.ingest.io.scan import TimedPacket, timed_packets
 
-GAP_S, SEAM_S = 0.1, 0.002
-"""Audio that is this much late or early against the clock is padded or cut: GAP_S within a part (the value of
-ffmpeg's aresample=async=1), SEAM_S where the format or the clock changes."""
+SEAM_S = 0.002
+"""Audio that is this much late or early against the clock is padded or cut where the format or the clock
+changes, or audio is missing or doubled. Elsewhere it is `GAP_S`."""
 
 
 def write_repaired(
@@ -31,10 +31,13 @@ def write_repaired(
 
     chosen = [index for index in (video, audio) if index >= 0]
     clocks = {index: StreamClock(index == video) for index in chosen}
+    samples = SampleClock()
     with av.open(f"file:{path}", mode="r", options=options) as source:
         for timed in timed_packets(source, audio, *chosen):
             timed.add_to(clocks[timed.packet.stream.index])
-    clock = repair_clock(clocks)
+            if timed.packet.stream.index == audio:
+                samples.add(timed.heard_s, timed.decoded_s)
+    clock, seams = repair_clock(clocks), audio_seams(samples.lags)
     with (
         av.open(f"file:{path}", mode="r", options=options) as source,
         av.open(f"file:{target}", mode="w", format="matroska") as copy,
@@ -48,11 +51,12 @@ def write_repaired(
             packet = timed.packet
             index = packet.stream.index
             offset = _offset(clock.offsets[index], counts[index])
+            is_seam = index == audio and counts[index] in seams
             counts[index] += 1
             if timed.shown_s is not None and not -1.0 <= timed.shown_s + offset <= clock.duration_s + 1.0:
                 continue  # one packet with a wrong timestamp
             if index == audio and writer is not None:
-                writer.add(timed, offset)
+                writer.add(timed, offset, is_seam)
             elif index == video:
                 base = packet.stream.time_base
                 ticks = round(Fraction(offset) / base)
@@ -102,16 +106,15 @@ class _AudioWriter:
         """Samples to leave out, because their time is taken."""
         self._at_seam, self._offset_s = False, 0.0
 
-    def add(self, timed: TimedPacket, offset_s: float) -> None:
-        """Add the frames of a packet, whose times are `offset_s` late in the copy."""
-        self._at_seam = self._at_seam or offset_s != self._offset_s
+    def add(self, timed: TimedPacket, offset_s: float, is_seam: bool) -> None:
+        """Add the frames of a packet, whose times are `offset_s` late in the copy.
+
+        `is_seam`: audio is missing or doubled before it.
+        """
+        self._at_seam = self._at_seam or is_seam or offset_s != self._offset_s
         self._offset_s = offset_s
         for number, frame in enumerate(timed.frames):
-            time_s = timed.shown_s if number == 0 else None
-            if time_s is not None and frame.pts is not None:
-                own_s = float(frame.pts * frame.time_base)
-                # the decoder may have left out the beginning; a delayed frame has the time of another packet
-                time_s = own_s if 0.0 <= own_s - time_s < timed.duration_s else time_s
+            time_s = timed.heard_s if number == 0 else None
             self._add_frame(frame, None if time_s is None else time_s + offset_s)
 
     def _add_frame(self, frame: Any, time_s: float | None) -> None:

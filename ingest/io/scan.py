@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniavgen.ingest.io.channels import ChannelPower
-from uniavgen.ingest.io.packet_clock import StreamClock, repair_clock
+from uniavgen.ingest.io.packet_clock import SampleClock, StreamClock, is_uneven, repair_clock
 from uniavgen.ingest.records import SEEK_MARGIN_S
 from uniavgen.shards.errors import UserError
 
@@ -58,6 +58,7 @@ class _ScanPass:
         self._forms: set[tuple[Any, ...]] = set()
         self.formats: list[tuple[str, int]] = []
         self.channels = ChannelPower()
+        self._samples = SampleClock()
         self.keyframes: dict[float, int] = {}
         """Hash of each keyframe by its time."""
         self.keyframe_gap_s = 0.0
@@ -67,7 +68,11 @@ class _ScanPass:
         end = StreamEnd()
         for timed in timed_packets(container, audio, end=end):
             self._add(timed)
-        check_read(end, container.size, max((each.ends[-1] for each in self.clocks.values() if each.ends), default=0.0))
+        check_read(
+            end,
+            container.size,
+            max((each.ends[-1] for each in self.clocks.values() if each.ends), default=0.0),
+        )
         for frame in _decoded(container.streams[video], None):
             self._add_size(frame)
 
@@ -79,6 +84,8 @@ class _ScanPass:
         if stream.index not in self.clocks:
             return
         timed.add_to(self.clocks[stream.index])
+        if stream.index == self.audio:
+            self._samples.add(timed.heard_s, timed.decoded_s)
         for frame in timed.frames:
             self._add_audio(frame)
         if stream.index == self.video and packet.is_keyframe:
@@ -127,6 +134,8 @@ class _ScanPass:
             *(["timestamps"] if clock.needed or (restarts and clock.jumps) else []),
             *(["audio-format"] if len(set(self.formats)) > 1 else []),
         ]
+        if not repairs and is_uneven(self._samples.lags):
+            repairs = ["audio-gaps"]
         zero_s = min(starts, default=0.0) if restarts else (container.start_time or 0) / 1e6
         ends = [each.ends[-1] for each in self.clocks.values() if each.ends]
         length_s = clock.duration_s if clock.needed or clock.jumps else max(ends, default=zero_s) - zero_s
@@ -263,6 +272,22 @@ class TimedPacket:
     def shown_s(self) -> float | None:
         return self.pts_s if self.pts_s is not None else self.dts_s
 
+    @property
+    def decoded_s(self) -> float:
+        """Length of the decoded frames."""
+        return float(sum(frame.samples / (frame.sample_rate or 1) for frame in self.frames))
+
+    @property
+    def heard_s(self) -> float | None:
+        """When the first decoded sample is heard."""
+        time_s = self.shown_s if self.frames else None
+        if time_s is not None and self.frames[0].pts is not None:
+            own_s = float(self.frames[0].pts * self.frames[0].time_base)
+            # the decoder may have left out the beginning; a delayed frame has the time of another packet
+            whole_s = (self.packet.duration or 0) * float(self.packet.time_base)
+            return own_s if 0.0 <= own_s - time_s < max(self.duration_s, whole_s) else time_s
+        return time_s
+
     def add_to(self, clock: StreamClock) -> None:
         clock.add(self.pts_s, self.dts_s, self.duration_s, self.packet.pos)
 
@@ -281,7 +306,8 @@ def timed_packets(
         frames: list[Any] = []
         if packet.stream.index == audio:
             frames = list(_decoded(packet.stream, packet))
-            duration_s = sum(frame.samples / (frame.sample_rate or 1) for frame in frames) or duration_s
+            decoded_s = sum(frame.samples / (frame.sample_rate or 1) for frame in frames)
+            duration_s = float(decoded_s) or duration_s
             has_positions = has_positions or packet.pos is not None
             if has_positions and packet.pos is None:
                 pts_s = dts_s = None

@@ -215,7 +215,9 @@ def _weights(settings: Config) -> list[Finding]:
     from uniavgen.train.codec.registry import CAPTION_ENCODERS, VIDEO_CODECS, VOCODERS
 
     findings = [
-        Finding("embedded weights", path.parent.name, False, f"damaged: {path}", "delete it: it is fetched again")
+        Finding(
+            "embedded weights", path.parent.name, False, f"damaged: {path}", "delete it: it is fetched again"
+        )
         for path in damaged_files()
     ]
     damaged = {finding.name for finding in findings}

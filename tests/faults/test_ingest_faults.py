@@ -326,7 +326,8 @@ if (folder / "wrong").exists():
     if chosen.get("differs") in clips:
         audio = clips[chosen["differs"]]
         subprocess.run([program, *words], check=True)
-        subprocess.run([program, "-v", "error", "-i", audio, "-af", "areverse", audio + ".new.flac"], check=True)
+        backwards = ["-v", "error", "-i", audio, "-af", "areverse", audio + ".new.flac"]
+        subprocess.run([program, *backwards], check=True)
         sys.exit(os.replace(audio + ".new.flac", audio))
 os.execv(program, [program, *words])
 """
@@ -350,9 +351,7 @@ def test_failed_clips_cost_themselves_alone_and_are_retried(
 ) -> None:
     root, wrapper, wrong = tmp_path / "corpus", tmp_path / "ffmpeg", tmp_path / "wrong"
     shutil.copytree(undisturbed[0].root, root)  # with stored measurements: only short clips are new
-    wrapper.write_text(
-        CUT_WRONGLY.format(python=sys.executable, folder=str(tmp_path), program=ffmpeg_path())
-    )
+    wrapper.write_text(CUT_WRONGLY.format(python=sys.executable, folder=str(tmp_path), program=ffmpeg_path()))
     wrapper.chmod(0o755)
     wrong.touch()
     changes = {"limits": {"ffmpeg": str(wrapper)}, "clips": {"min_s": 0.5, "max_s": 1.0}}

@@ -18,13 +18,11 @@ from uniavgen.ingest.engine.step import Step, StepGraph
 from uniavgen.ingest.measures.diarize import DiarizeStep
 from uniavgen.ingest.measures.faces import FaceStep
 from uniavgen.ingest.measures.listen import ListenStep
-from uniavgen.ingest.measures.registry import STEPS
-from uniavgen.ingest.measures.shots import ShotStep
+from uniavgen.ingest.measures.registry import STEPS, step_graph
 from uniavgen.ingest.measures.text import TextStep
 from uniavgen.ingest.measures.transcribe import TranscribeStep
 from uniavgen.ingest.records import LocalCopy, SourceRecord
 from uniavgen.shards import weights
-from uniavgen.shards.errors import UserError
 from uniavgen.shards.weights import REGISTRY, cache_folder, damaged_files, resolve
 
 LOADING_STEPS = [step for step in STEPS if step.load is not Step.load]
@@ -53,7 +51,13 @@ def message_of(step: type[Step], config: IngestConfig, folder: Path) -> str:
         """The step's models, without what it reads."""
 
         name, pool, version, result = step.name, "sight", "1", LocalCopy
-        load, try_models = step.load, step.try_models
+
+        def load(self) -> None:
+            self.whole = step(step_graph(config), folder / "run", folder)
+            self.whole.load()
+
+        def try_models(self) -> None:
+            self.whole.try_models()
 
         def measure(self, record: SourceRecord) -> LocalCopy:
             return LocalCopy("")

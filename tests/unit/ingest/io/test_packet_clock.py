@@ -4,7 +4,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from uniavgen.ingest.io.packet_clock import MAX_JUMPS, StreamClock, repair_clock
+from uniavgen.ingest.io.packet_clock import (
+    MAX_JUMPS,
+    SampleClock,
+    StreamClock,
+    audio_seams,
+    is_uneven,
+    repair_clock,
+)
 from uniavgen.shards.errors import UserError
 
 VIDEO, AUDIO = 0, 1
@@ -81,3 +88,39 @@ def test_endless_jumps_are_an_error() -> None:
     with pytest.raises(UserError, match="timestamps jump more than") as caught:
         add_jumps()
     assert caught.value.kind == "decode-failed"
+
+
+STEPS_S = st.sampled_from([-0.3, -0.15, -0.06, -0.021, 0.0, 0.021, 0.06, 0.15, 0.3])
+
+
+@given(
+    parts=st.lists(st.tuples(STEPS_S, st.integers(20, 60)), min_size=1, max_size=6),
+    jitter_s=st.sampled_from([0.0, 0.001, 0.004]),
+    untimed=st.integers(0, 3),
+    start_s=st.sampled_from([-0.02, 0.0, 5.0]),
+)
+def test_gaps_and_overlaps_of_audio_are_found_where_they_are(
+    parts: list[tuple[float, int]], jitter_s: float, untimed: int, start_s: float
+) -> None:
+    """Blocks of 20 ms; before each part audio is missing (> 0) or doubled (< 0)."""
+    clock, time_s, number = SampleClock(), start_s, 0
+    seams = set()
+    for index, (step_s, blocks) in enumerate(parts):
+        if index and step_s:
+            seams.add(number)
+            time_s += step_s
+        for _ in range(blocks):
+            shown = time_s + jitter_s * (-1) ** number
+            clock.add(shown if number >= untimed else None, BLOCK_S)
+            time_s, number = time_s + BLOCK_S, number + 1
+    assert audio_seams(clock.lags) == seams
+    small = [abs(step_s) for step_s, _ in parts[1:] if 0 < abs(step_s) < 0.1]
+    assert is_uneven(clock.lags) == bool(small)
+
+
+def test_one_wrong_timestamp_is_no_seam() -> None:
+    clock = SampleClock()
+    for number in range(50):
+        clock.add(number * BLOCK_S + (0.06 if number == 20 else 0.0), BLOCK_S)
+    assert audio_seams(clock.lags) == set()
+    assert is_uneven(clock.lags)

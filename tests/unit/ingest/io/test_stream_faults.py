@@ -146,6 +146,54 @@ def test_cut_finds_its_time_where_seeking_is_hard(name: str, base: Path, tmp_pat
             assert found.audio_s == pytest.approx(start_s, abs=0.05)
 
 
+def late_by_its_fragments(base: Path, folder: Path) -> Path:
+    """Timestamps of the audio leave 59 ms out after its first packet, as this muxer writes them."""
+    flags = ("-movflags", "+frag_keyframe+empty_moov+default_base_moof")
+    return part(base, folder / "fragments.mp4", 0, 18, *H264, "-bf", 2, *AAC, *flags)
+
+
+def overlapping_parts(base: Path, folder: Path) -> Path:
+    """The second part begins with the 21 ms that its encoder puts before its audio."""
+    first = part(base, folder / "v1.ts", 0, 7, *H264, *AAC)
+    return join(
+        folder / "over.ts", first, part(base, folder / "v2.ts", 7, 18, *H264, *AAC, "-output_ts_offset", 7)
+    )
+
+
+def missing_block(base: Path, folder: Path) -> Path:
+    """50 ms of audio are lost at 5 s, and no timestamp of what follows changes."""
+    lost = ("-af", "aselect='not(between(t,5,5.05))'", "-c:a", "pcm_s16le")
+    return part(base, folder / "lost.mkv", 0, 18, *H264, *lost)
+
+
+UNEVEN = (late_by_its_fragments, overlapping_parts, missing_block)
+
+
+@pytest.mark.parametrize("make", UNEVEN, ids=lambda make: make.__name__)
+def test_audio_whose_samples_are_beside_its_timestamps_has_one_clock(
+    make: Callable[[Path, Path], Path], base: Path, tmp_path: Path
+) -> None:
+    video = Analysed(make(base, tmp_path), tmp_path)
+    assert video.source.repairs == ("audio-gaps",)
+    for start_s in (3.0, 9.5, 16.0):
+        analysed, cut = video.analysis(start_s), video.cut(start_s)
+        assert cut.audio_s == pytest.approx(analysed.audio_s, abs=0.002)
+        assert cut.audio_s - cut.video_s == pytest.approx(0.0, abs=0.15)
+    if make is missing_block:
+        assert [video.cut(start_s).audio_s for start_s in (3.0, 16.0)] == pytest.approx(
+            [3.0, 16.0], abs=0.002
+        )
+
+
+def test_chain_of_ogg_videos_is_not_read_in_part(base: Path, tmp_path: Path) -> None:
+    theora = ("-c:v", "libtheora", "-q:v", 8, "-c:a", "libvorbis")
+    parts = [part(base, tmp_path / f"{n}.ogv", 9 * n, 9 * n + 9, *theora) for n in (0, 1)]
+    assert probe_video(str(parts[0]), LIMITS).duration_s == pytest.approx(9, abs=0.1)
+    with pytest.raises(UserError, match=r"cannot be read after 9\.\d s, \d+% of the file") as caught:
+        probe_video(str(join(tmp_path / "chain.ogv", *parts)), LIMITS)
+    assert caught.value.kind == "truncated"
+
+
 @pytest.mark.parametrize("ending", ["ts", "mpg", "mkv", "mp4", "flv"])
 def test_late_audio_has_one_clock_in_every_container(ending: str, base: Path, tmp_path: Path) -> None:
     codecs = MPEG2 if ending == "mpg" else (*H264, *AAC)
