@@ -162,7 +162,7 @@ def overlapping_parts(base: Path, folder: Path) -> Path:
 
 def missing_block(base: Path, folder: Path) -> Path:
     """50 ms of audio are lost at 5 s, and no timestamp of what follows changes."""
-    lost = ("-af", "aselect='not(between(t,5,5.05))'", "-c:a", "pcm_s16le")
+    lost = ("-af", "asetnsamples=800,aselect='not(between(t,4.99,5.01))'", "-c:a", "pcm_s16le")
     return part(base, folder / "lost.mkv", 0, 18, *H264, *lost)
 
 
