@@ -9,13 +9,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from uniavgen.ingest.config import IngestConfig
 from uniavgen.ingest.engine.commits import Committer, cut_rows
-from uniavgen.ingest.engine.machine_faults import Suspicion
+from uniavgen.ingest.engine.loading import LOADING, deaths
+from uniavgen.ingest.engine.machine_faults import MACHINE, Suspicion, stopping_error
 from uniavgen.ingest.engine.progress import FailureTotals, IngestSummary, LiveProgress, Progress
 from uniavgen.ingest.engine.ray_graph import finished_sources
 from uniavgen.ingest.engine.run_dir import PROGRESS_FILE, is_running, make_run_dir, touch_alive
@@ -24,7 +26,7 @@ from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.ffmpeg_check import check_ffmpeg
 from uniavgen.ingest.io.sources import find_sources
 from uniavgen.ingest.measures.registry import step_graph
-from uniavgen.ingest.records import DUPLICATE, MeasuredRows, Probe, Proposals, SourceRecord
+from uniavgen.ingest.records import DUPLICATE, Failure, MeasuredRows, Probe, Proposals, SourceRecord
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError, choice_hint
@@ -95,7 +97,8 @@ def _measure(
         # the longest first, so that the last ones to end are short
         todo = sorted(todo, key=lambda record: -(record.bytes or 0))
         records = finished_sources(todo, graph, run_dir, root, live.run_state)
-        _BatchedCommits(committer, graph, summary, live, run_dir).commit_all(records)
+        with _explaining_deaths(run_dir, root):
+            _BatchedCommits(committer, graph, summary, live, run_dir).commit_all(records)
         summary.steps = live.totals()
         summary.step_seconds = {name: step.seconds for name, step in summary.steps.items() if step.seconds}
         committer.delete_uncommitted(lambda run: run != run_dir.name and is_running(root, run))
@@ -117,6 +120,22 @@ def _with_heartbeat(
             on_progress(progress)
 
     return receive
+
+
+@contextmanager
+def _explaining_deaths(run_dir: Path, root: Path) -> Iterator[None]:
+    """Where Ray ends the run because workers die at once, say in which step they loaded models."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        steps = deaths(run_dir / LOADING)
+        if not steps:
+            raise
+        step = next(iter(steps))
+        failure = Failure(step, MACHINE, f"workers died while {step} loaded its models")
+        raise stopping_error(failure, root) from error
 
 
 class _BatchedCommits:

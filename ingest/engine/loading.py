@@ -18,11 +18,14 @@ from uniavgen.ingest.engine.step import Step
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.weights import damaged_files
 
+LOADING = "loading"
+"""Folder in the run directory that holds the markers."""
+
 MAX_DEATHS = 2
 """Processes of this machine that may die while they load one step's models, before the run stops. Heuristic:
 one of them may have been killed by somebody."""
 
-LOADED = "loaded"
+LOADED = ".loaded"
 """Suffix of the marker of a step whose models were once loaded in this run: no library of its is broken."""
 
 
@@ -48,23 +51,29 @@ class ModelLoader:
 
     @contextmanager
     def _marked(self, name: str) -> Iterator[None]:
-        own, host = os.getpid(), platform.node()
-        loaded = self._folder / f"{name}.{host}.{LOADED}"
-        died = sum(not _is_alive(pid) for pid in self._loading(name, host) if pid != own)
-        if died >= MAX_DEATHS and not loaded.exists():
+        died = deaths(self._folder).get(name, 0)
+        if died >= MAX_DEATHS:
             raise UserError(f"{died} workers died while they loaded its models", kind="worker-died")
-        marker = self._folder / f"{name}.{host}.{own}"
+        marker = self._folder / f"{name}.{platform.node()}.{os.getpid()}"
         marker.touch()
         try:
             yield
-            loaded.touch()
+            marker.with_suffix(LOADED).touch()
         finally:
             marker.unlink(missing_ok=True)
 
-    def _loading(self, name: str, host: str) -> list[int]:
-        """Processes that load the step's models, or died there."""
-        suffixes = (path.suffix[1:] for path in self._folder.glob(f"{escape(name)}.{escape(host)}.*"))
-        return [int(suffix) for suffix in suffixes if suffix.isdigit()]
+
+def deaths(folder: Path) -> dict[str, int]:
+    """Processes of this machine that died while they loaded models, by step; without steps whose models
+    another process has loaded.
+    """
+    counts: dict[str, int] = {}
+    host = platform.node()
+    for marker in folder.glob(f"*.{escape(host)}.*"):
+        process, name = marker.suffix[1:], marker.name.removesuffix(f".{host}{marker.suffix}")
+        if process.isdigit() and not _is_alive(int(process)) and not marker.with_suffix(LOADED).exists():
+            counts[name] = counts.get(name, 0) + 1
+    return counts
 
 
 def explained(error: Exception) -> str:

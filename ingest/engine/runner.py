@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniavgen.ingest.engine.loading import ModelLoader, explained
+from uniavgen.ingest.engine.loading import LOADING, ModelLoader, explained
 from uniavgen.ingest.engine.machine_faults import machine_fault
 from uniavgen.ingest.engine.progress import Reporter, RunState
 from uniavgen.ingest.engine.step import FrameStep, Step, StepGraph
@@ -23,9 +23,6 @@ from uniavgen.shards.uris import local_path
 
 ATTEMPTS = "attempts"
 """Folder in the run directory that holds the watchdog's markers."""
-
-LOADING = "loading"
-"""Folder in the run directory that holds the markers of models that are being loaded."""
 
 
 class Runner:
