@@ -24,6 +24,7 @@ from uniavgen.ingest.engine.run_dir import PROGRESS_FILE, is_running, make_run_d
 from uniavgen.ingest.engine.step import StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.ffmpeg_check import check_ffmpeg
+from uniavgen.ingest.io.probe_client import check_prober
 from uniavgen.ingest.io.sources import find_sources
 from uniavgen.ingest.measures.registry import step_graph
 from uniavgen.ingest.records import DUPLICATE, Failure, MeasuredRows, Probe, Proposals, SourceRecord
@@ -77,8 +78,11 @@ def ingest(
 
 
 def check_requirements(graph: StepGraph) -> None:
-    """Raise UserError for an ffmpeg that does not work, or missing weights, before every worker does."""
+    """Raise UserError for an ffmpeg or a prober that does not work, or missing weights, before every worker
+    does.
+    """
     check_ffmpeg(graph.config.limits)
+    check_prober()
     for step in graph.steps:
         step.check(graph.config)
 

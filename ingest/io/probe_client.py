@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,9 @@ from uniavgen.shards.errors import UserError, printable
 
 GRACE_S = 10.0
 """How much longer than the limit for one file an answer may take before the server is replaced."""
+
+START_TIMEOUT_S = 60.0
+"""Seconds in which a server must start and answer."""
 
 LOWEST_BYTES_PER_S = 12_500
 """Bit rate (100 kbit/s) from which a file's size bounds its length."""
@@ -54,6 +59,22 @@ def probe_video(path: str, limits: LimitConfig, audio_track: str = "") -> Probe:
     probed: Probe = TypeAdapter(Probe).validate_python(facts | whole)
     _check_length(path, probed.duration_s, limits)
     return probed
+
+
+def check_prober() -> None:
+    """Raise UserError (machine-fault) if the process that opens files does not work. It gets an empty one."""
+    with tempfile.NamedTemporaryFile() as empty:
+        try:
+            _ask("describe", empty.name, LimitConfig(), START_TIMEOUT_S, audio_track="")
+        except UserError as error:
+            if error.kind == "not-a-video":
+                return
+            raise UserError(
+                f"files cannot be opened: {error.what}",
+                where=platform.node(),
+                hint="python -m uniavgen.ingest.io.probe_server says why; pip install --force-reinstall av",
+                kind="machine-fault",
+            ) from error
 
 
 def repair_video(path: str, probe: Probe, target: Path, limits: LimitConfig) -> Probe:

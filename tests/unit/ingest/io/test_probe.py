@@ -1,5 +1,6 @@
 """Probing files of unknown origin: correct facts, and damage limited to the file itself."""
 
+import importlib.util
 import os
 import random
 import signal
@@ -16,9 +17,10 @@ import pytest
 from hostile_folder import imported_names, make_hostile_folder
 
 from uniavgen.ingest.config import LimitConfig
+from uniavgen.ingest.io import probe_client
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.io.media import decode_audio, decode_frames
-from uniavgen.ingest.io.probe_client import probe_video
+from uniavgen.ingest.io.probe_client import check_prober, probe_video
 from uniavgen.ingest.records import Probe
 from uniavgen.shards.errors import UserError
 
@@ -267,3 +269,29 @@ def test_probe_server_imports_nothing_from_the_current_folder(
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("96", "")
     assert imported_names(folder) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_broken_library_of_the_prober_is_found_before_any_source(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package whose shared library is cut off: an error at 0, SIGBUS at half."""
+    package = importlib.util.find_spec("av")
+    assert package is not None
+    assert package.origin is not None
+    whole = Path(package.origin).parent
+    (tmp_path / "av.libs").symlink_to(whole.with_name("av.libs"))
+    (tmp_path / "av").mkdir()
+    for path in whole.iterdir():
+        (tmp_path / "av" / path.name).symlink_to(path)
+    broken = tmp_path / "av" / next(whole.glob("buffer.*.so")).name
+    data = broken.read_bytes()
+    broken.unlink()
+    broken.write_bytes(data[: int(len(data) * share)])
+    check_prober()
+    monkeypatch.setattr(probe_client, "_running", None)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match="files cannot be opened") as caught:
+        check_prober()
+    assert caught.value.kind == "machine-fault"
+    assert "\n" not in str(caught.value)
