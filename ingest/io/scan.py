@@ -255,7 +255,7 @@ def packets(container: Any, *indices: int, end: StreamEnd | None = None) -> Iter
     except EOFError:
         return
     except av.error.FFmpegError as error:
-        end.error = error.strerror
+        end.error = error.strerror or type(error).__name__
 
 
 @dataclass(frozen=True)
