@@ -58,7 +58,7 @@ KEYS_OF_0_3_0 = {
 """Keys of the default configuration in release 0.3.0."""
 
 CHANGED_SINCE_0_3_0 = {
-    "probe": "ce873464041d6537",  # reads the whole file
+    "probe": "627a15c3109a39a1",  # reads the whole file
     "repair": "a63a87995ee1c9de",
     "transcribe": "558ae74bb641ed52",  # words as they are written, one speaker at a time
     "measure": "88a64f847b3854ac",  # more columns
