@@ -19,7 +19,7 @@ from typing import Any
 from uniavgen.ingest.config import PoolConfig, PoolsConfig
 from uniavgen.ingest.engine.progress import Reporter
 from uniavgen.ingest.engine.runner import Runner
-from uniavgen.ingest.engine.step import POOLS, StepGraph
+from uniavgen.ingest.engine.step import POOLS, Step, StepGraph
 from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.records import SourceRecord
 
@@ -139,7 +139,7 @@ def _dataset(
     cpus = float(ray.cluster_resources().get("CPU", 1))
     rows = [{"source": record.to_json()} for record in todo]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    missing = _missing_steps(todo[0], graph, corpus_root)
+    missing = missing_steps(todo[0], graph, corpus_root)
     arguments: dict[str, Any] = {
         "graph": graph,
         "run_dir": run_dir,
@@ -163,10 +163,24 @@ def _dataset(
     return dataset
 
 
-def _missing_steps(record: SourceRecord, graph: StepGraph, corpus_root: Path) -> tuple[str, ...]:
-    """Steps whose results the first source lacks: their models are worth loading before it comes."""
+def missing_steps(record: SourceRecord, graph: StepGraph, corpus_root: Path) -> tuple[str, ...]:
+    """Steps without a stored result of the source, also one of an earlier version that may still be right.
+
+    Of the first source these are the steps whose models are worth loading before it comes.
+    """
     cache = StepCache(corpus_root)
-    return tuple(name for name, key in graph.keys.items() if not cache.has(record.source_id, name, key))
+
+    def stored(kind: type) -> Any:
+        name = graph.step_of(kind)
+        return cache.load(record.source_id, name, graph.key(name, stored), kind)
+
+    def is_stored(step: type[Step]) -> bool:
+        keys = [graph.key(step.name, stored)]
+        if step.earlier_version:
+            keys.append(graph.earlier_key(step.name, stored))
+        return any(cache.has(record.source_id, step.name, key) for key in keys)
+
+    return tuple(step.name for step in graph.steps if not is_stored(step))
 
 
 def _silence(context: Any) -> None:

@@ -1,13 +1,16 @@
 """Ray graph: number and order of workers by CPUs and configuration, and division into graphs."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from uniavgen.ingest.config import IngestConfig, PoolsConfig
-from uniavgen.ingest.engine.ray_graph import finished_sources, worker_groups
-from uniavgen.ingest.engine.step import POOLS, StepGraph
+from uniavgen.ingest.engine.ray_graph import finished_sources, missing_steps, worker_groups
+from uniavgen.ingest.engine.step import POOLS, Step, StepGraph
+from uniavgen.ingest.engine.step_cache import StepCache
 from uniavgen.ingest.records import SourceRecord
 
 
@@ -69,3 +72,40 @@ def test_sources_are_divided_into_graphs_of_limited_size(
     ended = list(finished_sources(todo, StepGraph((), IngestConfig()), tmp_path, tmp_path, None))
     assert [record.uri for record in ended if record] == [record.uri for record in todo]
     assert [len(graph) for graph in graphs] == [4, 4, 2]
+
+
+@dataclass(frozen=True)
+class Shape:
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Passage:
+    text: str
+
+
+class ShapeStep(Step):
+    name, pool, version, has_variants, result = "shape", POOLS[0], "3", True, Shape
+
+
+class PassageStep(Step):
+    name, pool, version, earlier_version, result = "passage", POOLS[1], "2", "1", Passage
+    needs = ("shape",)
+
+
+@pytest.mark.parametrize("variant", ["", "two tracks"])
+@pytest.mark.parametrize("version", ["none", "earlier", "present"])
+def test_models_are_loaded_early_for_missing_results_only(tmp_path: Path, variant: str, version: str) -> None:
+    graph, cache = StepGraph((ShapeStep, PassageStep), IngestConfig()), StepCache(tmp_path)
+    record = SourceRecord("a.mp4", "5" * 32)
+    assert missing_steps(record, graph, tmp_path) == ("shape", "passage")
+    shape = Shape(variant)
+
+    def result_of(kind: type) -> Any:
+        return shape if kind is Shape else None
+
+    cache.save(record.source_id, "shape", graph.keys["shape"], shape)
+    if version != "none":
+        key = {"present": graph.key, "earlier": graph.earlier_key}[version]("passage", result_of)
+        cache.save(record.source_id, "passage", key, Passage("hello"))
+    assert missing_steps(record, graph, tmp_path) == (("passage",) if version == "none" else ())
