@@ -58,7 +58,7 @@ Ticks: <b>s</b>wapped, <b>d</b>isturbed, <b>c</b>odec, <b>r</b>eal.</p>
 <td class="n">{% if s.codec %}{{ s.codec.value | number }}{% endif %}</td>
 <td class="n">{{ s.controls.disturbed | number }}</td>
 <td class="n">{{ s.controls.swapped | number }}</td>
-<td>{{ s.unit }}<br><span class="soft">{{ s.better }} is better</span></td></tr>
+<td class="name">{{ s.unit }}<br><span class="soft">{{ s.better }} is better</span></td></tr>
 {% endfor %}</table></div>{% else %}<p>No metric is reported.</p>{% endif %}
 <h2>Not reported</h2>
 <div class="wide"><table><tr><th>metric</th><th>why</th></tr>
