@@ -18,6 +18,7 @@ from uniavgen.ingest.models.face_reader import (
     FaceReader,
     FaceTracker,
     confirmed_score,
+    find_meshes,
     head_angle_deg,
     head_pose,
     iou,
@@ -224,6 +225,33 @@ def test_noise_and_badges_are_not_faces(reader: FaceReader, photograph: np.ndarr
     for picture in (noise, np.full((384, 384, 3), 128, np.uint8), squares, suit, *pattern([0.0, 1.0])):
         assert reader.read(picture) == []
         assert reader.count(picture, []) == 0
+
+
+@pytest.mark.slow
+def test_meshes_are_those_of_the_whole_bundle(reader: FaceReader, photograph: np.ndarray) -> None:
+    import mediapipe
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    bundle = resolve("face-landmarker") / "face_landmarker.task"
+    options = vision.FaceLandmarkerOptions(
+        base_options=BaseOptions(model_asset_path=str(bundle)),
+        num_faces=4,
+        output_facial_transformation_matrixes=True,
+    )
+    pair = np.concatenate([photograph[:300, 60:400], photograph[:300, 60:400][:, ::-1]], axis=1)
+    pictures = [photograph, pair, np.zeros_like(photograph)]
+    counts = []
+    with vision.FaceLandmarker.create_from_options(options) as whole:
+        for picture in pictures:
+            image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
+            expected, found = whole.detect(image), find_meshes(reader._landmarker, image)
+            counts.append(len(found))
+            for points, (mesh, _) in zip(expected.face_landmarks, found, strict=True):
+                assert mesh.dtype == np.float32
+                np.testing.assert_array_equal(mesh, [(point.x, point.y) for point in points])
+            for matrix, (_, pose) in zip(expected.facial_transformation_matrixes, found, strict=True):
+                np.testing.assert_array_equal(pose, matrix)
+    assert counts == [1, 2, 0]
 
 
 @pytest.mark.slow
