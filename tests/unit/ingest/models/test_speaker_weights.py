@@ -1,4 +1,4 @@
-"""ECAPA's weights without subnormal numbers."""
+"""Speaker embeddings equal those of SpeechBrain's own network with the published weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from uniavgen.ingest.config import DiarizationConfig
 from uniavgen.ingest.models import speaker_embedding
-from uniavgen.ingest.models.speaker_embedding import VoiceEncoder, without_subnormals
+from uniavgen.ingest.models.speaker_embedding import VOICE_SIZE, VoiceEncoder, without_subnormals
+from uniavgen.shards.weights import resolve
 
 
 def test_subnormal_numbers_alone_become_zero() -> None:
@@ -32,3 +33,20 @@ def test_voice_embeddings_are_the_same_with_subnormal_weights(monkeypatch: pytes
     monkeypatch.setattr(speaker_embedding, "without_subnormals", unchanged)
     assert np.array_equal(found, VoiceEncoder(DiarizationConfig()).encode(speech))
     assert any(replaced)  # the published weights have some
+
+
+def test_embeddings_are_those_of_the_unchanged_network() -> None:
+    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
+    plain = ECAPA_TDNN(80, channels=[1024] * 4 + [3072], lin_neurons=VOICE_SIZE).eval()
+    weights = resolve("ecapa") / "embedding_model.ckpt"
+    plain.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    encoder, random = VoiceEncoder(DiarizationConfig()), np.random.default_rng(1)
+    loudness = np.array([[1.0], [1.0], [0.0]])  # the last one is digital silence
+    speech = (random.normal(size=(3, 24_000)) * 0.1 * loudness).astype(np.float32)
+    with torch.inference_mode():
+        features = encoder._features(torch.from_numpy(speech))
+        expected = plain(features - features.mean(dim=1, keepdim=True))[:, 0].numpy()
+    found = encoder.encode(list(speech))
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found / scale, expected / scale, atol=2e-5)
