@@ -75,6 +75,8 @@ def ray_running() -> Iterator[None]:
         # a small /dev/shm, as in containers: Ray then keeps its objects in the temporary folder, and would
         # refuse to on machines with much memory; the rows of ingest are small
         os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+        # Ray would start a worker for each CPU without the variables below, which none of our tasks can use
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # at least 2 CPUs: what ingest's pools and the two training workers of the defaults reserve together
         options |= {"address": "local", "num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
         options["runtime_env"] = {

@@ -8,10 +8,12 @@ drops blocks.
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,13 +85,14 @@ class PoolWorker:
         warm: tuple[str, ...] = (),
     ) -> None:
         """`warm` names the steps whose models are loaded before the first source comes."""
-        if warm:
-            import torch
-
-            torch.set_num_threads(threads)
         self._identifies = POOLS[0] in pools
         self._runner = Runner(graph, pools, run_dir, corpus_root, Reporter(run_state))
-        self._runner.warm(warm)
+        if warm:
+            with _no_collections():
+                import torch
+
+                torch.set_num_threads(threads)
+                self._runner.warm(warm)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         record = SourceRecord.from_json(row["source"])
@@ -97,6 +100,20 @@ class PoolWorker:
             self._runner.identify(record)
         self._runner.run(record)
         return {"source": record.to_json()}
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Load libraries and models without garbage collections, which would look through them again and again.
+
+    What was loaded stays, so later collections leave it out.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def finished_sources(

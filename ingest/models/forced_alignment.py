@@ -91,26 +91,15 @@ class PocketsphinxAligner:
     """pocketsphinx in alignment mode, loaded once. English only."""
 
     def __init__(self) -> None:
-        from pocketsphinx import Decoder
-
-        self._decoders = [
-            Decoder(lm=None, loglevel="FATAL", samprate=AUDIO_RATE, beam=beam, pbeam=beam, wbeam=beam * 1e20)
-            for beam in BEAMS
-        ]
+        self._decoders = [_decoder(BEAMS[0])]
 
     def retime(self, pcm: np.ndarray, words: list[SpokenWord], language: str) -> list[SpokenWord]:
         """The words with aligned times; unchanged where the alignment fails."""
         if language != "en":
             return words
         spoken = [spoken_parts(word.text) for word in words]
-        for part in {part for parts in spoken for part in parts}:
-            for decoder in self._decoders:
-                if not decoder.lookup_word(part):
-                    decoder.add_word(part, spelled_pronunciation(part), True)
         all_parts = [part for parts in spoken for part in parts]
-        times = next(
-            (times for decoder in self._decoders if (times := _align(decoder, pcm, all_parts))), None
-        )
+        times = self._times(pcm, all_parts) if all_parts else None
         if times is None:
             return words
         spans: list[tuple[float, float] | None] = []
@@ -123,6 +112,22 @@ class PocketsphinxAligner:
         return [
             replace(word, start_s=start, end_s=end) for word, (start, end) in zip(words, filled, strict=True)
         ]
+
+    def _times(self, pcm: np.ndarray, parts: list[str]) -> list[tuple[float, float]] | None:
+        """(start, end) in seconds of each part, by the first of `BEAMS` that aligns them."""
+        for number, beam in enumerate(BEAMS):
+            if number == len(self._decoders):  # few sources need it
+                self._decoders.append(_decoder(beam))
+            times = _align(self._decoders[number], pcm, parts)
+            if times is not None:
+                return times
+        return None
+
+
+def _decoder(beam: float) -> Any:
+    from pocketsphinx import Decoder
+
+    return Decoder(lm=None, loglevel="FATAL", samprate=AUDIO_RATE, beam=beam, pbeam=beam, wbeam=beam * 1e20)
 
 
 class Wav2Vec2Aligner:
@@ -192,9 +197,10 @@ class Wav2Vec2Aligner:
 
 
 def _align(decoder: Any, pcm: np.ndarray, parts: list[str]) -> list[tuple[float, float]] | None:
-    """(start, end) in seconds of each part; None if the alignment fails."""
-    if not parts:
-        return None
+    """(start, end) in seconds of each part, one or more; None if the alignment fails."""
+    for part in set(parts):
+        if not decoder.lookup_word(part):
+            decoder.add_word(part, spelled_pronunciation(part), True)
     try:
         decoder.set_align_text(" ".join(parts))
         decoder.start_utt()
