@@ -177,7 +177,10 @@ def graph_child(graph: Any, duration_s: float, limits: LimitConfig) -> Iterator[
     import ffmpeg
 
     command: list[str] = ffmpeg.compile(graph, cmd=ffmpeg_path(limits.ffmpeg), overwrite_output=True)
-    command = [command[0], "-hide_banner", "-loglevel", "error", "-nostdin", *command[1:]]
+    # one thread for filters: workers fill the cores, and dividing small frames among threads costs more CPU
+    # time than most filters
+    options = ["-hide_banner", "-loglevel", "error", "-nostdin", "-filter_complex_threads", "1"]
+    command = [command[0], *options, *command[1:]]
     with bounded_child(command, limits.decode_seconds + limits.decode_factor * duration_s, limits) as child:
         yield child
 
