@@ -18,10 +18,9 @@ from uniavgen.orchestration.tracking.mlflow_runs import create_database, open_ru
 from uniavgen.shards.corpus.tables import Corpus
 
 
-def test_run_is_finished_then_continued_and_failed(tmp_path: Path) -> None:
-    config = TrackingConfig(folder=str(tmp_path / "mlflow"))
-    client = MlflowClient(config.resolved_uri())
-    with open_run(config, tmp_path / "home", "first", "a note") as run:
+def test_run_is_finished_then_continued_and_failed(tmp_path: Path, tracking: TrackingConfig) -> None:
+    client = MlflowClient(tracking.resolved_uri())
+    with open_run(tracking, tmp_path / "home", "first", "a note") as run:
         run.params({"seed": 1})
         run.metrics({"loss": 2.0, "broken": float("nan")}, step=3)
     stored = client.get_run(run.id)
@@ -33,7 +32,7 @@ def test_run_is_finished_then_continued_and_failed(tmp_path: Path) -> None:
     )
     with (
         pytest.raises(ValueError, match="planted"),
-        open_run(config, tmp_path / "home", "first", "a note") as again,
+        open_run(tracking, tmp_path / "home", "first", "a note") as again,
     ):
         raise ValueError("planted")
     assert again.id == run.id
@@ -41,11 +40,12 @@ def test_run_is_finished_then_continued_and_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"uri": "elsewhere"}', ""])
-def test_tracking_file_without_a_run_of_the_store_is_replaced(tmp_path: Path, content: str) -> None:
-    config = TrackingConfig(folder=str(tmp_path / "mlflow"))
+def test_tracking_file_without_a_run_of_the_store_is_replaced(
+    tmp_path: Path, tracking: TrackingConfig, content: str
+) -> None:
     note = tmp_path / "tracking.json"
     note.write_text(content)
-    with open_run(config, tmp_path, "first", "a note") as run:
+    with open_run(tracking, tmp_path, "first", "a note") as run:
         pass
     assert json.loads(note.read_text())["run_id"] == run.id
 

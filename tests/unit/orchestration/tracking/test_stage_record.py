@@ -27,9 +27,8 @@ def dead_address() -> str:
 
 
 @pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRecord:
+def record(tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> StageRecord:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    config = TrackingConfig(folder=str(tmp_path / "mlflow"))
 
     def log_inputs(run: Run) -> None:
         run.params({"stage": "joint"})
@@ -37,9 +36,9 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRecord:
     def note(error: str) -> str:
         return f"so far: {error}"
 
-    parent = Record(config, tmp_path, "training", lambda run: None, note)
+    parent = Record(tracking, tmp_path, "training", lambda run: None, note)
     assert parent.open()
-    return StageRecord(config, tmp_path / "joint", "stage joint", log_inputs, note, parent)
+    return StageRecord(tracking, tmp_path / "joint", "stage joint", log_inputs, note, parent)
 
 
 def test_next_command_sends_a_stage_that_the_tracker_missed(
