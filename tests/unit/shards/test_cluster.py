@@ -25,7 +25,8 @@ def modules():
 
 with ray_running():
     import ray
-    print(json.dumps(ray.get(ray.remote(modules).remote())))
+    services = list(ray._private.worker._global_node.all_processes)
+    print(json.dumps(ray.get(ray.remote(modules).remote()) | {"services": services}))
 """
 
 
@@ -42,6 +43,8 @@ def test_ray_workers_do_not_import_from_the_current_folder(tmp_path: Path) -> No
     assert str(hostile_folder) not in worker["sample"] + worker["random"]
     assert imported_names(hostile_folder) == []
     assert worker["folder"] == str(hostile_folder), "relative paths are those of the driver"
+    assert {"gcs_server", "raylet"} <= set(worker["services"])
+    assert not {"monitor", "log_monitor", "dashboard"} & set(worker["services"]), "they serve clusters only"
 
 
 def test_dead_address_is_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
