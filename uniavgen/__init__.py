@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uniavgen.train.config import SamplingConfig
     from uniavgen.train.generation import Conditions
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = ["Conditions", "Corpus", "Decisions", "Run", "Sample", "SamplingConfig", "UserError", "Video"]
 
