@@ -47,9 +47,10 @@ class LatentBatch:
     video [B, 48, T, h, w]; reference [B, 48, 1, h, w] (one frame of the same person); mel [B, 100, L];
     reference_mel [B, 100, Lr] (the same voice, if possible with other words); caption [B, Lc, Dc] with
     caption_mask bool [B, Lc]; speech_ids int64 [B, Ls] (text to be spoken, as byte ids) with speech_mask bool
-    [B, Ls]; face [B, T, h/2, w/2] in 0..1, share of a video token inside the face oval. Video members are
-    None in audio-only work. mel_lengths int64 [B], in audio-only work alone: mel frames that hold audio, the
-    rest is padding, which is neither attended to nor scored; None: all of them.
+    [B, Ls]; face [B, T, h/2, w/2] in 0..1, share of a video token inside the face oval; mouth [B, T, h, w] in
+    0..1, share of a latent inside the mouth's box, or None. Video members are None in audio-only work.
+    mel_lengths int64 [B], in audio-only work alone: mel frames that hold audio, the rest is padding, which is
+    neither attended to nor scored; None: all of them.
     """
 
     keys: list[str]
@@ -62,6 +63,7 @@ class LatentBatch:
     caption: Tensor | None = None
     caption_mask: Tensor | None = None
     face: Tensor | None = None
+    mouth: Tensor | None = None
     mel_lengths: Tensor | None = None
 
     @property

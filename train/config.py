@@ -1,5 +1,4 @@
-"""Configuration of a training run: model, objective, data, DeepSpeed, and the stages audio -> joint ->
-multitask.
+"""Configuration of a training run: model, objective, data, DeepSpeed, and its stages.
 
 The rooms of `train` keep the parts that they read (`model.config`, `data.config`, `codec.config`,
 `diagnostics.config`). Imports nothing heavy. The defaults are the `tiny` run, which a 2-core machine trains
@@ -20,6 +19,7 @@ from uniavgen.train.data.config import DataConfig
 from uniavgen.train.diagnostics.config import HealthConfig, ValidationConfig
 from uniavgen.train.model.config import FaceConfig, ModelConfig, PretrainedConfig
 from uniavgen.train.optimizer_config import OptimizerConfig, lr_factor_at
+from uniavgen.train.own_options import OwnObjectiveConfig, check_own_options
 from uniavgen.train.tasks import PAPER_MIX, Task
 from uniavgen.train.timestep_config import TimestepConfig
 
@@ -34,7 +34,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ObjectiveConfig(_Frozen):
+class ObjectiveConfig(OwnObjectiveConfig):
     """The loss of one micro-step."""
 
     timestep: TimestepConfig = TimestepConfig()
@@ -394,6 +394,7 @@ class TrainConfig(_Config):
             raise ValueError(
                 f"model.video.in_channels is {video.in_channels}, video latents have {VIDEO_CHANNELS}"
             )
+        check_own_options(self.objective, video, self.data)
         if video.text_dim != codecs.caption_width:
             width = f"captions of {codecs.caption} are {codecs.caption_width} wide"
             raise ValueError(f"model.video.text_dim is {video.text_dim}, {width}")

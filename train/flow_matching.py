@@ -117,14 +117,26 @@ def velocity(data: Tensor, noise: Tensor) -> Tensor:
     return noise - data
 
 
-def velocity_loss(predicted: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+def bounded_weight(t: Tensor, bound: float | None) -> Tensor:
+    """Factor [B] of velocity losses at times t [B] under which an x0 error weighs at most `bound`.
+
+    |v - v'|^2 = |x0 - x0'|^2 / t^2, so min(1 / t^2, bound) of the latter is min(1, bound t^2) of the former.
+    """
+    return torch.ones_like(t) if bound is None else (bound * t.square()).clamp(max=1)
+
+
+def velocity_loss(predicted: Tensor, target: Tensor, scored: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared error of every sample over its scored frames: [B], 0 where none is scored.
 
-    predicted, target [B, c, N, ...]; scored bool [N], or [B, N] if samples differ. Frames that are not scored
-    get no gradient, whatever they hold.
+    predicted, target [B, c, N, ...]; scored bool [N], or [B, N] if samples differ; weight [B, 1, N, ...]
+    makes it a weighted mean. Frames that are not scored get no gradient, whatever they hold.
     """
     rows = scored if scored.dim() == 2 else scored[None]
     keep = rows.view(len(rows), 1, -1, *[1] * (target.dim() - 3))
     error = torch.where(keep, predicted.float() - target.float(), 0.0).square()
+    if weight is not None:
+        weight = torch.where(keep, weight.float(), 0.0)
+        total = weight.flatten(1).sum(1) * target.shape[1]
+        return (error * weight).flatten(1).sum(1) / total.clamp(min=1)
     per_frame = target[0].numel() // target.shape[2]
     return error.flatten(1).sum(1) / (rows.sum(1) * per_frame).clamp(min=1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from uniavgen.shards.errors import UserError
-from uniavgen.shards.sample import Sample
+from uniavgen.shards.sample import FaceTrack, Sample
 from uniavgen.shards.timing import (
     LATENT_STRIDE,
     SAMPLE_RATE,
@@ -28,17 +28,39 @@ from uniavgen.shards.timing import (
 from uniavgen.train.batch import LatentBatch
 from uniavgen.train.checkpoint.trained_model import load_trained
 from uniavgen.train.codec.audio import Vocoder
-from uniavgen.train.codec.registry import Codecs, load_codecs, load_vocoder
+from uniavgen.train.codec.registry import Codecs, load_vocoder
+from uniavgen.train.codec.relative import add_still, encode_still, subtract_still
 from uniavgen.train.codec.text import encode_speech
 from uniavgen.train.codec.video import to_pixels
 from uniavgen.train.config import SamplingConfig
+from uniavgen.train.data.codec_fitting import RUN_CODEC, load_data_codecs
 from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.crops import Focus, box_centre, crop_sample, fit_frame, random_for
+from uniavgen.train.data.face_crop import Placement, cut_crops, paste_back, place_crops
 from uniavgen.train.model.family import family_of
 from uniavgen.train.sampling import continuation_share
 from uniavgen.train.tasks import ClipCondition, Task, clip_condition, task_named
 
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A picture uint8 [H, W, 3] with even sides, and where in it the generated crops belong."""
+
+    image: np.ndarray
+    placement: Placement
+
+
+def portrait_of(image: np.ndarray, face: FaceTrack, data: DataConfig) -> tuple[np.ndarray, Portrait]:
+    """Crop the face of a picture as the run's training did: (reference uint8 [h, w, 3], portrait).
+
+    image uint8 [H, W, 3]; `face` is the track of one frame. Raises UserError of kind `damaged-sample` if it
+    has no face.
+    """
+    placement = place_crops(face, (image.shape[0], image.shape[1]), (data.height, data.width), data.crop)
+    image = image[: len(image) // 2 * 2, : image.shape[1] // 2 * 2]  # as H.264 needs them
+    return cut_crops(image[None], placement)[0], Portrait(image, placement)
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,9 @@ class Conditions:
     whose box (x0, y0, x1, y1), in fractions of the frame, is given (`reference_face`, `frames_face`), else
     around the centre. Media longer than the run's window are cut at its end; shorter ones serve where the
     task needs less (continuation needs the beginning).
+
+    For a run on crops that follow the face, reference and frames are such crops already. `portrait` is then
+    the picture that the reference was cut from (`portrait_of`), and the generated video shows all of it.
     """
 
     caption: str = ""
@@ -61,11 +86,14 @@ class Conditions:
     waveform: np.ndarray | None = None
     reference_face: Box | None = None
     frames_face: Box | None = None
+    portrait: Portrait | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
     """frames uint8 [F, H, W, 3] at 16 fps and waveform float32 [1500 F] at 24 kHz, of the same duration.
+
+    The frames have the portrait's size if the conditions have one, else the run's.
 
     A modality that the task gets complete (video in dubbing, audio in audio-driven) is returned unchanged.
     """
@@ -112,13 +140,14 @@ class ClipGenerator:
         Raises UserError if the run is not trained.
         """
         model, self.config = load_trained(run_dir, stage)
+        self.kept_codec = Path(run_dir) / RUN_CODEC
         self.family = family_of(self.config.model)
         self.model, self.device = model.to(device), device
 
     @cached_property
     def codecs(self) -> Codecs:
         """Raises UserError if weights are missing."""
-        return load_codecs(self.config.data.codecs, device=self.device)
+        return load_data_codecs(self.config.data, self.kept_codec, device=self.device)
 
     @cached_property
     def vocoder(self) -> Vocoder:
@@ -158,7 +187,13 @@ class ClipGenerator:
         assert self.codecs.video is not None
         frames, waveform = fitted.frames, fitted.waveform
         if frames is None or "video" in task.spec.generates:
+            if data.relative:
+                assert fitted.reference is not None
+                reference = torch.from_numpy(fitted.reference)[None, None]
+                video = add_still(video, encode_still(self.codecs.video, reference).to(video))
             frames = to_pixels(self.codecs.video.decode(video))[0].cpu().numpy()
+            if fitted.portrait is not None:
+                frames = paste_back(fitted.portrait.image, frames, fitted.portrait.placement)
         if waveform is None or "audio" in task.spec.generates:
             waveform = self.vocoder.decode(mel, samples_for_frames(data.frames))[0].cpu().numpy()
         return Generated(frames, waveform)
@@ -219,6 +254,8 @@ def fit_conditions(
                 hint="give it, or choose another task",
                 kind="missing-condition",
             )
+    if config.follows_face:
+        _check_cropped(conditions, config)
     condition = given_part(task, config, sampling or SamplingConfig())
     needed = frames_for_latents(condition.latents) if condition.latents else 0
     samples = samples_for_frames(config.frames)
@@ -252,6 +289,19 @@ def fit_conditions(
     )
 
 
+def _check_cropped(conditions: Conditions, config: DataConfig) -> None:
+    """Raise UserError for media that are no crops of the run's size."""
+    given = [("reference", conditions.reference), ("frames", conditions.frames)]
+    for name, pixels in given:
+        if pixels is not None and pixels.shape[-3:-1] != (config.height, config.width):
+            raise UserError(
+                f"the run was trained on {config.crop} crops of {config.width} x {config.height} px, the "
+                f"given {name} is {pixels.shape[-2]} x {pixels.shape[-3]} px",
+                hint="crop it first, with train.generation.portrait_of",
+                kind="bad-size",
+            )
+
+
 def given_part(task: Task, config: DataConfig, sampling: SamplingConfig) -> ClipCondition:
     """The part of a clip of the run's window that a task gets from its media."""
     latents = config.latent_shape[0]
@@ -274,10 +324,14 @@ def encode_conditions(conditions: Conditions, task: Task, config: DataConfig, co
     assert codecs.caption is not None
     assert conditions.reference is not None
     latents, height, width = config.latent_shape
-    reference = codecs.video.encode(torch.from_numpy(conditions.reference)[None, None])
+    pixels = torch.from_numpy(conditions.reference)[None, None]
+    still = encode_still(codecs.video, pixels) if config.relative else codecs.video.encode(pixels)
+    reference = still[:, :, :1]
     video = reference.new_zeros(1, reference.shape[1], latents, height, width)
     if conditions.frames is not None:
         video = codecs.video.encode(torch.from_numpy(conditions.frames)[None])
+        if config.relative:
+            video = subtract_still(video, still)
     mel = reference.new_zeros(1, config.codecs.mel.mels, config.mels)
     if conditions.waveform is not None:
         mel = codecs.mel.encode(torch.from_numpy(conditions.waveform)[None], config.mels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -18,8 +19,8 @@ from uniavgen.shards.read.sample_order import SampleOrder
 from uniavgen.shards.read.sampler import Place
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.checkpoint.run_folder import RunFolder
-from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.config import StageConfig, TrainConfig
+from uniavgen.train.data.codec_fitting import RUN_CODEC, load_data_codecs
 from uniavgen.train.data.loader import make_loader
 from uniavgen.train.data.stage_stream import Begun, begun_stage, open_stream, place_state
 from uniavgen.train.diagnostics.validation import Validation
@@ -54,7 +55,8 @@ class StageData:
         self.lines: list[str] = []
         if checkpoint is not None:
             self.begun, self.lines = begun_stage(state, step, config, stage, self.read_order("train"))
-        codecs = load_codecs(config.data.codecs, with_video=stage.has_video, device=source.device)
+        kept = Path(source.run_dir) / RUN_CODEC
+        codecs = load_data_codecs(config.data, kept, with_video=stage.has_video, device=source.device)
         self.stream = self.open_training_stream(source, step)
         # a checkpoint without the entry was trained on latents encoded on line, which are of other windows
         latents = state.get("latents", "") if checkpoint is not None else None

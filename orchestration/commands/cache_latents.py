@@ -36,6 +36,7 @@ def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
     from uniavgen.orchestration.tracking.corpus_run import record_in_corpus_run
     from uniavgen.shards.corpus.tables import Corpus
     from uniavgen.shards.errors import UserError
+    from uniavgen.train.data.codec_fitting import ensure_codec
     from uniavgen.train.data.latent_caching import cache_latents
 
     corpus, data = Corpus.open(root), settings.train.data
@@ -47,6 +48,7 @@ def cache_corpus_latents(root: Path, settings: Config) -> dict[str, Any]:
             hint="skip cache-latents, or train on one window: train.data.buckets=[]",
             kind="several-windows",
         )
+    ensure_codec(corpus.root / "shards", data, console.print_line)
     with console.progress("latents, by shard") as bar:
         summary = cache_latents(corpus.root / "shards", data, on_progress=bar.update)
     rows = [

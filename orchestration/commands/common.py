@@ -31,7 +31,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON summary on stdout; progress goes to stderr.")
 ]
 PresetOption = Annotated[
-    str, typer.Option("--preset", help="Settings to start from: tiny, laptop or paper.", metavar="NAME")
+    str, typer.Option("--preset", help="Settings to start from: tiny, talk, laptop or paper.", metavar="NAME")
 ]
 CorpusOption = Annotated[Path, typer.Option("--corpus", help="Corpus folder.", metavar="DIR")]
 NameOption = Annotated[

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from uniavgen.ingest.config import FaceConfig
     from uniavgen.orchestration.config import Config
     from uniavgen.shards.sample import Sample
+    from uniavgen.train.data.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,10 @@ def sample_video(
     data = trained_config(run_dir)[1].data
     source = find_sample(str(Corpus.open(root).root / "shards"), clip)
     conditions = conditions_from(source, data, seed)
-    image = read_image(overrides.image) if overrides.image else None
     replaced: dict[str, Any] = {
         "speech": overrides.text,
         "caption": overrides.caption,
-        "reference": image,
-        "reference_face": None if image is None else find_face(image, settings.ingest.faces),
+        **(own_picture(overrides.image, data, settings.ingest.faces) if overrides.image else {}),
     }
     conditions = dataclasses.replace(
         conditions, **{name: value for name, value in replaced.items() if value is not None}
@@ -136,6 +135,23 @@ def sample_video(
     return {"command": "sample", "movie": str(path), "task": task, "clip": source.key, "frames": count}
 
 
+def own_picture(path: Path, data: DataConfig, faces: FaceConfig) -> dict[str, Any]:
+    """The conditions that a picture gives.
+
+    `reference` and the box of its largest face, around which it is cropped; for a run on crops that follow
+    the face, `reference` is such a crop and `portrait` the whole picture. Raises UserError if the file is no
+    image, or if it has not exactly one face and the run needs one.
+    """
+    from uniavgen.orchestration.own_face import face_of, largest_face
+    from uniavgen.train.generation import portrait_of
+
+    image = read_image(path)
+    if not data.follows_face:
+        return {"reference": image, "reference_face": largest_face(image, faces)}
+    reference, portrait = portrait_of(image, face_of(image, faces, path), data)
+    return {"reference": reference, "portrait": portrait}
+
+
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 [H, W, 3] in RGB. Raises UserError if it is not an image."""
     import numpy as np
@@ -148,24 +164,6 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise UserError("the image cannot be read", where=path, hint="give a PNG or JPEG file") from error
-
-
-def find_face(image: np.ndarray, config: FaceConfig) -> tuple[float, float, float, float] | None:
-    """The box of the largest face of an image, so that a crop keeps it; None, and a line, if there is
-    none."""
-    from uniavgen.ingest.models.face_reader import FaceReader
-    from uniavgen.orchestration.output import console
-
-    reader = FaceReader(config)
-    try:
-        faces = reader.read(image)
-    finally:
-        reader.close()
-    if not faces:
-        console.print_line("no face was found in the image: its centre is used", "yellow")
-        return None
-    x0, y0, x1, y1 = faces[0].box
-    return float(x0), float(y0), float(x1), float(y1)
 
 
 def find_sample(shards: str, clip: str | None) -> Sample:

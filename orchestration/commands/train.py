@@ -42,7 +42,10 @@ GUIDANCES = ("none", "modality-aware")
 """Guidance of validation videos."""
 
 
-PRESETS = "tiny (minutes on two CPU cores), laptop (a night on one GPU), paper (a GPU cluster)"
+PRESETS = (
+    "tiny (minutes on two CPU cores), talk (a talking face on two CPU cores), laptop (a night on one GPU), "
+    "paper (a GPU cluster)"
+)
 
 
 def train(
@@ -60,7 +63,9 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", help="Size of the model: tiny, laptop or paper; needed to begin.", metavar="NAME"
+            "--preset",
+            help="Size of the model: tiny, talk, laptop or paper; needed to begin.",
+            metavar="NAME",
         ),
     ] = None,
 ) -> None:
@@ -124,6 +129,8 @@ def train_stages(
     done = check_stages(
         settings.train, names, _shards_url(corpus, settings), run_dir, accept_changes=accept_changes
     )
+    if not done and any(settings.train.stage(name).has_video for name in names):
+        _prepare_codec(_shards_url(corpus, settings), run_dir, settings.train)
     if not done:
         warn(training_restrictions(settings.train))
         console.print_line(f"training with {label}: {describe_size(settings.train, names)}")
@@ -148,6 +155,18 @@ def train_stages(
         "run": str(run_dir),
         "stages": [dataclasses.asdict(result) for result in results],
     }
+
+
+def _prepare_codec(shards_url: str, run_dir: Path, config: TrainConfig) -> None:
+    """Fit the video codec if the configuration names one that is fitted, and keep it in the run folder."""
+    from uniavgen.orchestration.output import console
+    from uniavgen.train.codec.registry import VIDEO_CODECS
+
+    if not VIDEO_CODECS[config.data.codecs.video].fitted:
+        return
+    from uniavgen.train.data.codec_fitting import ensure_codec, keep_in_run
+
+    keep_in_run(ensure_codec(shards_url, config.data, console.print_line), run_dir)
 
 
 def describe_size(config: TrainConfig, stages: Sequence[str]) -> str:

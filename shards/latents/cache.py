@@ -34,6 +34,8 @@ from uniavgen.shards.tar.tar_writer import TarPart, TarSample, write_tar
 
 LATENTS_FOLDER = "latents"
 """Folder of all caches, below `shards`."""
+CODECS_FOLDER = "codecs"
+"""Folder of the codecs that were fitted to the training clips, below `shards`."""
 LATENTS_LOCK = ".latents.lock"
 """Lock file in the corpus folder, held while latents are computed, published or deleted."""
 LATENT_MEMBER = "latent.npz"
@@ -48,9 +50,10 @@ class LatentSample:
     """W windows of one clip: the content of a `.latent.npz`. Floats have the `dtype` of the cache's `fields`.
 
     Per window: start int32 [W], its first pixel frame; video [W, 48, T, h, w]; reference [W, 48, 1, h, w];
-    face [W, T, h/2, w/2] in 0..1; mel [W, M, L]; reference_mel [W, M, Lr]; reference_inside bool [W], true if
-    the reference is from inside the window; speech bytes [W], the words of the window in UTF-8. Per clip:
-    caption [n, Dc], features of its n tokens; caption_mask bool [Lc], their positions.
+    face [W, T, h/2, w/2] in 0..1; mouth [W, T, h, w] in 0..1, if the cache was made with it; mel [W, M, L];
+    reference_mel [W, M, Lr]; reference_inside bool [W], true if the reference is from inside the window;
+    speech bytes [W], the words of the window in UTF-8. Per clip: caption [n, Dc], features of its n tokens;
+    caption_mask bool [Lc], their positions.
     """
 
     start: np.ndarray
@@ -63,11 +66,12 @@ class LatentSample:
     speech: np.ndarray
     caption: np.ndarray
     caption_mask: np.ndarray
+    mouth: np.ndarray | None = None
 
     def to_bytes(self) -> bytes:
         """The content of the member. Equal arrays give equal bytes."""
         out = io.BytesIO()
-        np.savez(out, **vars(self))
+        np.savez(out, **{name: array for name, array in vars(self).items() if array is not None})
         return out.getvalue()
 
     @staticmethod
@@ -75,7 +79,9 @@ class LatentSample:
         """Parse a member. Raises UserError of kind `damaged-sample` that names the clip."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return LatentSample(**{field.name: arrays[field.name] for field in fields(LatentSample)})
+                names = [field.name for field in fields(LatentSample)]
+                present = [name for name in names if name != "mouth" or name in arrays]
+                return LatentSample(**{name: arrays[name] for name in present})
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"latents of {key} are damaged: {error}", where=where, kind="damaged-sample"
@@ -267,9 +273,14 @@ def remove_stale_latents(shards_dir: Path, shards: Mapping[str, str]) -> int:
 def delete_latents(shards_dir: Path, clips: Collection[str]) -> int:
     """Delete every sidecar with one of the clips, unreadable ones, and partial files; returns the count.
 
+    A fitted codec is deleted with any clip, as it may have been fitted to it.
+
     The next `cache-latents` computes the other samples of such a sidecar again, for their rewritten shard.
     """
-    removed = 0
+    codecs = [path for path in (shards_dir / CODECS_FOLDER).glob("*") if clips and path.is_file()]
+    for path in codecs:
+        path.unlink(missing_ok=True)
+    removed = len(codecs)
     for folder in cache_folders(shards_dir):
         removed += remove_partial_files(folder)
         removed += _remove(folder, [tar.name for tar in _sidecars(folder) if _holds(tar, clips)])

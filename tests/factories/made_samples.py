@@ -10,6 +10,8 @@ from made_shards import write_tars
 
 from uniavgen.shards.sample import FaceTrack, Sample, SampleMeta, Word
 from uniavgen.shards.timing import SAMPLE_RATE, VIDEO_FPS
+from uniavgen.train.codec.config import TOKEN_STRIDE
+from uniavgen.train.data.crops import Focus, fitted_ovals, latent_shares
 
 FACE_BOX = (0.25, 0.25, 0.75, 0.75)
 """The face oval is this rectangle, so its raster is known."""
@@ -74,6 +76,19 @@ def make_sample(key: str, frames: int, *, height: int = 64, width: int = 64, see
         versions={},
     )
     return Sample(meta, encode_video(pixels), encode_audio(waveform), face)
+
+
+def face_mask(
+    face: FaceTrack,
+    window: range,
+    source: tuple[int, int],
+    target: tuple[int, int],
+    focus: Focus | None = None,
+) -> np.ndarray:
+    """Share of each video token inside the oval of a frame of size `source` that is fitted to `target`."""
+    frames = slice(window.start, window.stop)
+    oval = fitted_ovals(face.oval[frames], source, target, focus)
+    return latent_shares(oval, face.score[frames], target, TOKEN_STRIDE)
 
 
 def write_shards(folder: Path, samples: list[Sample], split: str = "train") -> Path:

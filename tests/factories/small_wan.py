@@ -48,4 +48,4 @@ def velocity(branch: Branch, data: BranchInput) -> Tensor:
         stream.x = block.attend_self(stream.x, rows, stream.layout, stream.rope)
         stream.x = block.attend_text(stream.x, stream.context, stream.context_mask)
         stream.x = block.feed_forward(stream.x, rows, stream.layout)
-    return branch.finish(stream)
+    return branch.finish(stream, data)

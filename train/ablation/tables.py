@@ -31,7 +31,7 @@ RECIPE = 1
 Raise it if the made data, the training or the measures change: old results are then not reused.
 """
 
-ADDED = {
+ADDED: dict[str, Any] = {
     "positions": "none",
     "video_timestep": None,
     "audio_timestep": None,
@@ -40,6 +40,11 @@ ADDED = {
     "interaction_dropout_text": True,
     "fp32_time": False,
     "audio_shift": None,
+    "prediction": "velocity",
+    "places": None,
+    "weight_bound": None,
+    "mouth_weight": 1.0,
+    "mel_augmentation": {"gain": 0.0, "shift": 0, "noise": 0.0},
 }
 """Fields added after `RECIPE`, with the value that keeps the earlier behaviour.
 

@@ -3,6 +3,7 @@
     OUT/video.safetensors          the video branch under the original Wan names and shapes
     OUT/audio.safetensors          the audio branch, likewise
     OUT/interaction.safetensors    the parts that UniAVGen adds: interaction layers and speech text encoder
+    OUT/video-codec.safetensors    the video codec, if it was fitted to the corpus
     OUT/config.json                configuration of the training, the stage, and the SHA-256 of each file
 
 The weights are the moving average if the stage kept one, in fp32.
@@ -77,17 +78,20 @@ def export_weights(run_dir: str | Path, out: Path, stage: str | None = None) -> 
 
     Raises UserError as `trained_config` does.
     """
+    from uniavgen.train.data.codec_fitting import copy_codec
+
     model, config = load_trained(run_dir, stage)
     stage = trained_config(run_dir, stage)[0]
     out.mkdir(parents=True, exist_ok=True)
     files = family_of(config.model).export_tensors(model)
     for name, tensors in files.items():
         write_tensors(out / name, tensors, {"format": "pt"})
+    codec = copy_codec(run_dir, out)
     description = {
         "export_version": EXPORT_VERSION,
         "stage": stage,
         "parameters": count_parameters(model),
-        "sha256": {name: digest(out / name) for name in files},
+        "sha256": {name: digest(out / name) for name in [*files, *([codec.name] if codec else [])]},
         "config": config.model_dump(mode="json"),
     }
     # written last: a folder without it is no export

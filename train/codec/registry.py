@@ -28,12 +28,15 @@ Load = TypeVar("Load", bound=Callable[..., object])
 class CodecSpec(Generic[Load]):
     """One codec. `load` imports its module and loads it from a weights folder or hub id, "" for none.
 
-    `needs_weights`: the user must name weights. `parameters`: published count, for memory planning. `width`:
-    width Dc of caption features. `flops`: to encode a pixel of a frame, or a token of a caption.
+    `needs_weights`: the user must name weights. `fitted`: the weights are a file that is fitted to the
+    corpus's training clips and kept beside its shards (`train.data.codec_fitting`). `parameters`: published
+    count, for memory planning. `width`: width Dc of caption features. `flops`: to encode a pixel of a frame,
+    or a token of a caption.
     """
 
     load: Load
     needs_weights: bool = False
+    fitted: bool = False
     parameters: float = 0.0
     width: int = 0
     flops: float = 0.0
@@ -43,6 +46,12 @@ def _load_dct(weights: str, device: str) -> VideoCodec:
     from uniavgen.train.codec.video import DctCodec
 
     return DctCodec(device)
+
+
+def _load_fitted(weights: str, device: str) -> VideoCodec:
+    from uniavgen.train.codec.fitted import FittedCodec
+
+    return FittedCodec.load(weights, device)
 
 
 def _load_wan(weights: str, device: str) -> VideoCodec:
@@ -77,6 +86,7 @@ def _load_vocos(weights: str, mel: MelCodec, device: str) -> Vocoder:
 
 VIDEO_CODECS: Mapping[str, CodecSpec[Callable[[str, str], VideoCodec]]] = {
     "dct": CodecSpec(_load_dct, flops=288.0),
+    "fitted": CodecSpec(_load_fitted, needs_weights=True, fitted=True, flops=288.0),
     "wan2.2": CodecSpec(_load_wan, needs_weights=True, parameters=0.705e9, flops=3.51e6),
 }
 CAPTION_ENCODERS: Mapping[str, CodecSpec[Callable[[str, str], CaptionEncoder]]] = {
@@ -106,10 +116,14 @@ class CodecConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     video: VideoCodecName = Field(
-        default="dct", description="`dct` needs no weights and replaces `wan2.2` (paper)"
+        default="dct",
+        description="`dct` needs no weights and replaces `wan2.2` (paper); `fitted` replaces it too, is "
+        "fitted to the training clips and shows only what looks like them",
     )
     video_weights: str = Field(
-        default="", description="folder of AutoencoderKLWan in diffusers layout, for `wan2.2`"
+        default="",
+        description="`wan2.2`: folder of AutoencoderKLWan in diffusers layout; `fitted`: a codec file, empty "
+        "for the one that is fitted and kept beside the shards",
     )
     caption: CaptionEncoderName = Field(
         default="minilm", description="`minilm` is embedded and replaces `umt5` (paper)"

@@ -4,6 +4,7 @@
     latent [B, 48, T, H/16, W/16]  float32 of about unit variance; T = 1 + (F - 1) / 4
 
 `WanCodec` is the paper's VAE. `DctCodec` replaces it: a fixed linear transform without weights.
+`train.codec.fitted` replaces it for one corpus.
 """
 
 from __future__ import annotations

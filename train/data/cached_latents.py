@@ -36,7 +36,7 @@ Raise it with any change that alters a latent.
 """
 
 
-FIELD_DEFAULTS: dict[str, Any] = {"crop": "centre"}
+FIELD_DEFAULTS: dict[str, Any] = {"crop": "centre", "relative": False, "mouth_mask": False}
 """Values of fields that caches of 0.5 and older do not have, so that their digests stay."""
 
 
@@ -50,10 +50,10 @@ def cache_fields(config: DataConfig, codecs: Codecs) -> dict[str, Any]:
     fields |= {"windows": config.cached.windows, "dtype": config.cached.dtype}
     if codecs.video is not None and codecs.caption is not None:
         fields |= {"height": config.height, "width": config.width, "caption_tokens": config.caption_tokens}
-        if config.crop != FIELD_DEFAULTS["crop"]:
-            fields["crop"] = config.crop
         fields["video"] = f"{codecs.video.name} {codecs.video.digest}"
         fields["caption"] = f"{codecs.caption.name} {codecs.caption.digest}"
+        added = {name: getattr(config, name) for name in FIELD_DEFAULTS}
+        fields |= {name: value for name, value in added.items() if value != FIELD_DEFAULTS[name]}
     return fields
 
 
@@ -159,7 +159,8 @@ class CachedWindows:
         """See Windows."""
         texts = [window.speech_text for window in windows]
         speech_ids, speech_mask = encode_speech(texts, self.config.speech_bytes)
-        names = ("mel", "reference_mel", *(("video", "reference", "face") if self.with_video else ()))
+        names = ["mel", "reference_mel", *(("video", "reference", "face") if self.with_video else ())]
+        names += ["mouth"] if self.with_video and self.config.mouth_mask else []
         members = {name: torch.stack([window.tensor(name) for window in windows]) for name in names}
         batch = LatentBatch(
             keys=[window.key for window in windows],

@@ -13,6 +13,8 @@ from uniavgen.shards.timing import latents_for_frames, mels_for_frames
 from uniavgen.train.codec.config import TOKEN_STRIDE
 from uniavgen.train.codec.registry import CodecConfig
 
+CropName = Literal["centre", "face", "tracked", "stabilised"]
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -47,10 +49,22 @@ class DataConfig(_Config):
     )
     height: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 480)")
     width: int = Field(default=128, gt=0, description="px, a multiple of 32 (paper-sized: 832)")
-    crop: Literal["centre", "face"] = Field(
+    crop: CropName = Field(
         default="centre",
-        description="part that is kept of a frame of another shape: its middle (as in runs of 0.5 and "
-        "older), or around the face of the clip (the median of its boxes)",
+        description="part of the frame that is kept. centre: its middle, as in runs of 0.5 and older; face: "
+        "as much of the frame as fits the window, around the face of the clip (the median of its boxes); "
+        "tracked: a crop of one size that follows the face; stabilised: it also turns and scales with the "
+        "head, whose motion leaves the video. tracked and stabilised are ours, not the paper's",
+    )
+    relative: bool = Field(
+        default=False,
+        description="video latents minus those of a still video of the reference frame, which generation "
+        "adds again: the model learns motion, not the person. Ours, not the paper's",
+    )
+    mouth_mask: bool = Field(
+        default=False,
+        description="make the share of each latent that is inside the mouth's box, for "
+        "objective.mouth_weight. Ours, not the paper's",
     )
     reference_frames: int = Field(
         default=17, gt=0, description="length of the reference audio, in pixel frames"
@@ -116,6 +130,11 @@ class DataConfig(_Config):
                 "buckets: latents are cached for one window shape only; set latents to auto or off"
             )
         return self
+
+    @property
+    def follows_face(self) -> bool:
+        """Whether each frame has a crop of its own, which follows the face."""
+        return self.crop in ("tracked", "stabilised")
 
     @property
     def mels(self) -> int:

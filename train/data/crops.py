@@ -19,8 +19,9 @@ from uniavgen.shards.errors import UserError
 from uniavgen.shards.sample import FaceTrack, Sample, Word, decode_audio, decode_video, rasterise_oval
 from uniavgen.shards.text import join_words, word_gaps, word_spans
 from uniavgen.shards.timing import LATENT_STRIDE, SAMPLE_RATE, VIDEO_FPS, samples_for_frames
-from uniavgen.train.codec.config import TOKEN_STRIDE
+from uniavgen.train.codec.config import TOKEN_STRIDE, VIDEO_STRIDE
 from uniavgen.train.data.config import DataConfig
+from uniavgen.train.data.face_crop import crop_ovals, cut_crops, mouth_boxes, place_crops
 from uniavgen.train.data.word_gaps import choose_part, cuts_at_gaps, words_between
 
 REFERENCE_GAP = VIDEO_FPS // 2
@@ -47,11 +48,11 @@ class Crop:
     """One window of a sample, decoded, before the codecs.
 
     frames uint8 [F, H, W, 3], reference_frame uint8 [1, H, W, 3] and face float32 [T, H/32, W/32] are None in
-    audio-only work; waveform float32 [1500 F] and reference_waveform float32 [1500 Fr] are at 24 kHz. `start`
-    is the first frame of the window, `reference_inside` says that a reference had to come from the window
-    itself, `voice_inside` that the reference audio may overlap the window, so that no task may use it,
-    `bucket` is the number of the window's shape, and `audio_samples` the part of the waveform that is not
-    padding (None: all of it).
+    audio-only work; mouth float32 [T, H/16, W/16] is there if `mouth_mask` is set; waveform float32 [1500 F]
+    and reference_waveform float32 [1500 Fr] are at 24 kHz. `start` is the first frame of the window,
+    `reference_inside` says that a reference had to come from the window itself, `voice_inside` that the
+    reference audio may overlap the window, so that no task may use it, `bucket` is the number of the window's
+    shape, and `audio_samples` the part of the waveform that is not padding (None: all of it).
     """
 
     key: str
@@ -63,6 +64,7 @@ class Crop:
     frames: np.ndarray | None = None
     reference_frame: np.ndarray | None = None
     face: np.ndarray | None = None
+    mouth: np.ndarray | None = None
     reference_inside: bool = False
     voice_inside: bool = False
     bucket: int = 0
@@ -244,19 +246,34 @@ def _add_video(
         }
     )
     pixels = decode_video(sample.video, indices)
-    focus = face_focus(sample.face) if config.crop == "face" else None
-    fitted = np.stack([fit_frame(frame, config.height, config.width, focus) for frame in pixels])
+    fitted, oval = fit_video(pixels, indices, sample.face, config)
     row_of = {index: row for row, index in enumerate(indices)}
-    sizes = (pixels.shape[1], pixels.shape[2]), (config.height, config.width)
+    target, score = (config.height, config.width), sample.face.score
     return [
         replace(
             crop,
             frames=fitted[[row_of[index] for index in span]],
             reference_frame=fitted[[row_of[window.reference_frame]]],
-            face=face_mask(sample.face, span, *sizes, focus),
+            face=latent_shares(oval[span], score[span], target, TOKEN_STRIDE),
+            mouth=latent_shares(mouth_boxes(oval[span]), score[span], target, VIDEO_STRIDE)
+            if config.mouth_mask
+            else None,
         )
         for crop, window, span in zip(crops, windows, spans, strict=True)
     ]
+
+
+def fit_video(
+    pixels: np.ndarray, indices: list[int], face: FaceTrack, config: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The frames `indices` in the window's size and crop, and all ovals [F, P, 2] in fractions of it."""
+    source, target = (pixels.shape[1], pixels.shape[2]), (config.height, config.width)
+    if config.follows_face:
+        placement = place_crops(face, source, target, config.crop)
+        return cut_crops(pixels, placement.rows(indices)), crop_ovals(face, placement, source)
+    focus = face_focus(face) if config.crop == "face" else None
+    fitted = np.stack([fit_frame(frame, *target, focus) for frame in pixels])
+    return fitted, fitted_ovals(face.oval, source, target, focus)
 
 
 def face_focus(face: FaceTrack) -> Focus | None:
@@ -283,22 +300,19 @@ def fit_frame(frame: np.ndarray, height: int, width: int, focus: Focus | None = 
     return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def face_mask(
-    face: FaceTrack,
-    window: range,
-    source: tuple[int, int],
-    target: tuple[int, int],
-    focus: Focus | None = None,
+def fitted_ovals(
+    oval: np.ndarray, source: tuple[int, int], target: tuple[int, int], focus: Focus | None = None
 ) -> np.ndarray:
-    """Share of each video token inside the face oval: float32 [T, H/32, W/32], mean over a latent's frames.
-
-    `source` and `target` are (height, width) before and after `fit_frame`, which had the same `focus`.
-    """
+    """Ovals [F, P, 2] of a frame in fractions of what `fit_frame` makes of it, with the same `focus`."""
     scale, (top, left) = _scale_and_offset(source, target, focus)
     size = np.array([source[1], source[0]]) * scale
-    frames = slice(window.start, window.stop)
-    oval = (face.oval[frames] * size - [left, top]) / [target[1], target[0]]
-    per_frame = rasterise_oval(oval, face.score[frames], target[0] // TOKEN_STRIDE, target[1] // TOKEN_STRIDE)
+    fractions: np.ndarray = (oval * size - [left, top]) / [target[1], target[0]]
+    return fractions
+
+
+def latent_shares(oval: np.ndarray, score: np.ndarray, target: tuple[int, int], stride: int) -> np.ndarray:
+    """Share of each cell of `stride` px inside an outline [F, P, 2]: float32 [T, h, w], means a latent."""
+    per_frame = rasterise_oval(oval, score, target[0] // stride, target[1] // stride)
     later = per_frame[1:].reshape(-1, LATENT_STRIDE, *per_frame.shape[1:]).mean(axis=1)
     return np.concatenate([per_frame[:1], later])
 

@@ -43,8 +43,8 @@ from uniavgen.shards.sample import Sample
 from uniavgen.shards.tar.manifest import ShardEntry, read_manifest
 from uniavgen.shards.tar.tar_writer import commit_tar
 from uniavgen.train.batch import LatentBatch, validate_batch
-from uniavgen.train.codec.registry import load_codecs
 from uniavgen.train.data.cached_latents import cache_fields
+from uniavgen.train.data.codec_fitting import codec_path, load_data_codecs
 from uniavgen.train.data.config import DataConfig
 from uniavgen.train.data.crops import Crop, cut_windows, fixed_windows
 from uniavgen.train.data.loader import CropEncoder, prefetched
@@ -201,7 +201,8 @@ class ShardEncoder:
     @cached_property
     def encoder(self) -> CropEncoder:
         """Raises UserError if weights are missing."""
-        return CropEncoder(self.config, load_codecs(self.config.codecs, device=self.device))
+        kept = codec_path(self.shards_dir, self.config)
+        return CropEncoder(self.config, load_data_codecs(self.config, kept, device=self.device))
 
     def describe(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The fields on which the latents depend, and descriptions of the codecs for people."""
@@ -280,7 +281,8 @@ def make_latents(crops: list[Crop], encoder: CropEncoder) -> LatentSample:
     dtype = encoder.config.cached.dtype
     latents = {
         name: _joined(batches, name).astype(dtype)
-        for name in ("video", "reference", "face", "mel", "reference_mel")
+        for name in ("video", "reference", "face", "mouth", "mel", "reference_mel")
+        if getattr(batches[0], name) is not None
     }
     caption, mask = (_joined(batches[:1], name)[0] for name in ("caption", "caption_mask"))
     return LatentSample(

@@ -25,6 +25,7 @@ from uniavgen.shards.read.sampler import Place
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.batch import LatentBatch, validate_batch
 from uniavgen.train.codec.registry import Codecs
+from uniavgen.train.codec.relative import encode_still, subtract_still
 from uniavgen.train.codec.text import encode_speech
 from uniavgen.train.config import StageConfig
 from uniavgen.train.data.cached_latents import find_latents
@@ -275,8 +276,14 @@ class CropEncoder:
             batch.mel_lengths = torch.tensor(frames).clamp(1, config.mels)
         if self.codecs.video is not None:
             batch.video = self.codecs.video.encode(_stack([crop.frames for crop in crops]))
-            batch.reference = self.codecs.video.encode(_stack([crop.reference_frame for crop in crops]))
+            reference = _stack([crop.reference_frame for crop in crops])
+            if config.relative:
+                still = encode_still(self.codecs.video, reference)
+                batch.video, batch.reference = subtract_still(batch.video, still), still[:, :, :1]
+            else:
+                batch.reference = self.codecs.video.encode(reference)
             batch.face = _stack([crop.face for crop in crops])
+            batch.mouth = _stack([crop.mouth for crop in crops]) if config.mouth_mask else None
             batch.caption, batch.caption_mask = self._encode_captions([crop.caption for crop in crops])
         return batch
 

@@ -61,9 +61,9 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], stage: StageConf
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is the weight of a projection, an embedding or a convolution.
 
-    Weights of norms and biases are vectors; offsets of a modulation are a table.
+    Weights of norms and biases are vectors; offsets of a modulation are a table, as are biases per place.
     """
-    return parameter.dim() >= 2 and not name.endswith("modulation.table")
+    return parameter.dim() >= 2 and not name.endswith((".bias", "modulation.table"))
 
 
 def deepspeed_settings(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:

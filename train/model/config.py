@@ -57,6 +57,18 @@ class BranchConfig(_Config):
         "to time. The paper says only that audio has the 1.3B template: audio defaults to "
         "`time`, since it has one row and one column.",
     )
+    prediction: Literal["velocity", "data"] = Field(
+        default="velocity",
+        description="What the network's output is: the velocity (paper, Wan), or the clean latent x0, from "
+        "which the velocity (x_t - x0) / t follows. `data` is ours, for small models: what the target "
+        "looks like does not depend on the noise.",
+    )
+    places: tuple[int, int] | None = Field(
+        default=None,
+        description="Height and width of the token grid, to give each of its places a patch embedding and a "
+        "head projection of its own, biases included. None: one for all (paper, Wan). Ours, for small models "
+        "on aligned crops at one size.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> BranchConfig:
@@ -66,6 +78,8 @@ class BranchConfig(_Config):
             )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
+        if self.places is not None and min(self.places) < 1:
+            raise ValueError(f"places must be at least 1 x 1, got {self.places}")
         return self
 
     @property

@@ -23,6 +23,9 @@ from uniavgen.train.model.config import BranchConfig
 TIME_SCALE = 1000.0
 """Wan scales diffusion time to 0..1000."""
 
+SMALLEST_TIME = 1e-3
+"""Times below it count as it where a velocity is computed from x0: the division would magnify rounding."""
+
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines, each float32 [N * S, head_dim / 2]."""
 
@@ -199,11 +202,22 @@ class Head(nn.Module):
         super().__init__()
         self.eps = config.eps
         self.modulation = Modulation(2, config.dim)
-        self.head = ZeroLinear(config.dim, config.in_channels * math.prod(config.patch))
+        numbers = config.in_channels * math.prod(config.patch)
+        if config.places is None:
+            self.head: nn.Module = ZeroLinear(config.dim, numbers)
+        else:
+            self.head = PlaceLinear(config.dim, numbers, math.prod(config.places), zero=True)
 
     def forward(self, x: Tensor, time_embedding: Tensor, layout: TokenLayout) -> Tensor:
         shift, scale = (per_frame(part, layout) for part in self.modulation(time_embedding.unsqueeze(2)))
         return self.head(torch.addcmul(shift, normalise(x, self.eps), 1 + scale).to(x.dtype))
+
+
+def velocity_from_data(predicted: Tensor, data: BranchInput) -> Tensor:
+    """dx/dt = (x_t - x0) / t from a predicted x0 [B, c, N, h, w], since x_t = (1 - t) x0 + t noise."""
+    state = data.latent.reshape(predicted.shape).float()
+    t = data.timestep.float().clamp(min=SMALLEST_TIME).view(-1, 1, 1, 1, 1)
+    return (state - predicted.float()) / t
 
 
 class ZeroLinear(nn.Linear):
@@ -213,6 +227,33 @@ class ZeroLinear(nn.Linear):
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class PlaceLinear(nn.Module):
+    """A linear layer with its own weight and bias for each of the S tokens of a frame (ours, not Wan's).
+
+    The bias of an embedding is thus an embedding of the place. `zero`: initialised to zero.
+    """
+
+    def __init__(self, inputs: int, outputs: int, places: int, *, zero: bool = False) -> None:
+        super().__init__()
+        self.zero = zero
+        self.weight = nn.Parameter(torch.empty(places, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(places, outputs))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.zero:
+            nn.init.zeros_(self.weight)
+            nn.init.zeros_(self.bias)
+            return
+        bound = self.weight.shape[2] ** -0.5  # as nn.Linear
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, S, inputs] -> [B, N, S, outputs]."""
+        return torch.einsum("bnsi,soi->bnso", x, self.weight) + self.bias
 
 
 class TimeLinear(nn.Linear):
@@ -243,7 +284,11 @@ class Branch(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.patch_embedding = nn.Linear(config.in_channels * math.prod(config.patch), dim)
+        numbers = config.in_channels * math.prod(config.patch)
+        if config.places is None:
+            self.patch_embedding: nn.Module = nn.Linear(numbers, dim)
+        else:
+            self.patch_embedding = PlaceLinear(numbers, dim, math.prod(config.places))
         self.text_embedding = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
         )
@@ -255,7 +300,9 @@ class Branch(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.head.head.weight.dtype
+        weight = self.head.head.weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype
 
     def rope(self, data: BranchInput) -> Rope:
         """Rotary table of an input, from its shape and layout.
@@ -277,7 +324,14 @@ class Branch(nn.Module):
                 f"and a layout of {frames} frames",
                 kind="bad-shape",
             )
-        return rope_table(self.config, data.layout, (height // ph, width // pw), data.latent.device)
+        grid = height // ph, width // pw
+        if self.config.places not in (None, grid):
+            raise UserError(
+                f"the model has places {self.config.places}, the latent a grid of {grid} tokens",
+                where="train.model.video.places",
+                kind="bad-shape",
+            )
+        return rope_table(self.config, data.layout, grid, data.latent.device)
 
     def begin(self, data: BranchInput, text: Tensor, rope: Rope) -> Stream:
         """Embed latent, time and text.
@@ -301,12 +355,16 @@ class Branch(nn.Module):
             None if data.visible is None else token_mask(data.visible, math.prod(grid)),
         )
 
-    def finish(self, stream: Stream) -> Tensor:
-        """Velocity [B, c, N, h, w]; audio has h = w = 1."""
+    def finish(self, stream: Stream, data: BranchInput) -> Tensor:
+        """Velocity [B, c, N, h, w] of the noisy frames; audio has h = w = 1.
+
+        Of clean frames the output is not defined.
+        """
         y = self.head(stream.x, stream.time_embedding, stream.layout)
         (rows, columns), (ph, pw) = stream.grid, self.config.patch
         y = y.unflatten(2, (rows, columns)).unflatten(-1, (ph, pw, -1))
-        return y.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        y = y.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return y if self.config.prediction == "velocity" else velocity_from_data(y, data)
 
     def _patchify(self, latent: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, c, N, h, w] (audio: no h, w) -> [B, N, h/ph * w/pw, c * ph * pw], in convolution order."""

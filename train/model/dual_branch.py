@@ -133,8 +133,8 @@ class DualBranch(nn.Module):
             if mask is not None:
                 masks.append(mask)
         return DualOutput(
-            video=None if v is None else self.video.finish(v),
-            audio=None if a is None else self.audio.finish(a).flatten(2),
+            video=None if v is None or video is None else self.video.finish(v, video),
+            audio=None if a is None or audio is None else self.audio.finish(a, audio).flatten(2),
             face_masks=torch.stack(masks) if masks else None,
         )
 

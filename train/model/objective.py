@@ -30,7 +30,8 @@ from uniavgen.train.batch import (
     on_device,
 )
 from uniavgen.train.config import ObjectiveConfig
-from uniavgen.train.flow_matching import Draw
+from uniavgen.train.flow_matching import Draw, bounded_weight
+from uniavgen.train.mel_augmentation import augment_mel
 from uniavgen.train.model.config import FaceConfig
 from uniavgen.train.tasks import ClipCondition, Task, clip_condition
 from uniavgen.train.timestep_config import TimestepConfig
@@ -44,8 +45,9 @@ class TaskInputs:
     """Branch inputs, velocity targets of the full sequence (zero where clean), bool [N] of scored frames.
 
     audio_scored is bool [B, N] where samples have padding. face [B, N, S]: share of each video token inside
-    the face; face_scored bool [N]. gate [B]: 0 for samples without interaction; None: all have it. Members
-    are None with their branch.
+    the face; face_scored bool [N]; video_weight [B, 1, N, h, w]: weight of each latent in the loss, None for
+    an even mean. gate [B]: 0 for samples without interaction; None: all have it. Members are None with their
+    branch.
     """
 
     video: BranchInput | None
@@ -56,6 +58,7 @@ class TaskInputs:
     audio_scored: Tensor
     face: Tensor | None = None
     face_scored: Tensor | None = None
+    video_weight: Tensor | None = None
     gate: Tensor | None = None
 
 
@@ -119,13 +122,18 @@ def compute_losses(
     out = model(inputs.video, inputs.audio, checkpointing=checkpointing, **extra)
     assert out.audio is not None
     per_sample: dict[str, Tensor] = {} if details is None else details
+    bound = objective.weight_bound
     per_sample["audio"] = flow_matching.velocity_loss(out.audio, inputs.audio_target, inputs.audio_scored)
+    per_sample["audio"] = per_sample["audio"] * bounded_weight(inputs.audio.timestep, bound)
     per_sample["audio_time"] = inputs.audio.timestep
     audio, tokens = per_sample["audio"].mean(), len(batch.mel) * inputs.audio.latent.shape[2]
     video, mask = torch.zeros_like(audio), torch.zeros_like(audio)
     if out.video is not None and inputs.video_target is not None and inputs.video_scored is not None:
         assert inputs.video is not None
-        per_sample["video"] = flow_matching.velocity_loss(out.video, inputs.video_target, inputs.video_scored)
+        per_sample["video"] = flow_matching.velocity_loss(
+            out.video, inputs.video_target, inputs.video_scored, inputs.video_weight
+        )
+        per_sample["video"] = per_sample["video"] * bounded_weight(inputs.video.timestep, bound)
         per_sample["video_time"] = inputs.video.timestep
         video = per_sample["video"].mean()
     if out.face_masks is not None and inputs.face is not None and inputs.face_scored is not None:
@@ -155,6 +163,7 @@ def prepare_inputs(
     condition = draw_condition(batch, task, draw, objective, mels_per_frame)
     gate = draw_gate(batch, draw, objective)
     batch = drop_text(batch, draw, objective, gate if objective.interaction_dropout_text else None)
+    batch = augment_mel(batch, task, draw, objective.mel_augmentation)
     of_video, of_audio = objective.timesteps
     purpose = "timestep" if objective.shared_timestep else "video-timestep"
     video_time = _draw_times(draw, of_video, purpose, batch.tokens[0], batch.mel.device)
@@ -183,6 +192,7 @@ def prepare_inputs(
         inputs.video_target = _target(batch.video, video_noise, video.layout)
         inputs.video_scored = role_mask(video.layout, NOISY, device=batch.video.device)
         inputs.face, inputs.face_scored = _face_target(batch, video.layout, face)
+        inputs.video_weight = _mouth_weight(batch, video.layout, objective.mouth_weight)
     return inputs
 
 
@@ -326,6 +336,17 @@ def _face_target(
     shares = torch.cat([shares.new_zeros(len(shares), before, shares.shape[2]), shares], dim=1)
     roles = (NOISY,) if face.supervise == "noisy" else (NOISY, CONDITION)
     return shares, role_mask(layout, *roles, device=shares.device)
+
+
+def _mouth_weight(batch: LatentBatch, layout: TokenLayout, weight: float) -> Tensor | None:
+    """Weight [B, 1, N, h, w] of every latent: `weight` inside the mouth's box, 1 outside; None if even."""
+    if weight == 1:
+        return None
+    if batch.mouth is None:
+        raise UserError("batch.mouth is missing, which mouth_weight needs", kind="bad-shape")
+    before = sum(s.length for s in layout) - batch.mouth.shape[1]
+    shares = F.pad(batch.mouth, (0, 0, 0, 0, before, 0))
+    return (1 + (weight - 1) * shares).unsqueeze(1)
 
 
 def _draw_times(

@@ -106,7 +106,7 @@ def load_branch(
             continue
         if name not in shapes:
             raise UserError(f"unknown key {key} in the checkpoint", where=path, kind="unknown-key")
-        if name == "patch_embedding.weight":
+        if name == "patch_embedding.weight" and branch.config.places is None:
             tensor = tensor.flatten(1)
         if tensor.shape != shapes[name]:
             raise UserError(
@@ -168,11 +168,14 @@ def branch_key(key: str) -> str:
 
 
 def wan_state_dict(branch: Branch) -> dict[str, Tensor]:
-    """A branch's weights under the original Wan names and shapes; the inverse of loading them."""
+    """A branch's weights under the original Wan names and shapes; the inverse of loading them.
+
+    Wan has no weights per place: with `places` they keep our shape.
+    """
     ph, pw = branch.config.patch
     state = {}
     for name, value in branch.state_dict().items():
-        if name == "patch_embedding.weight":
+        if name == "patch_embedding.weight" and branch.config.places is None:
             value = value.unflatten(1, (branch.config.in_channels, 1, ph, pw))
         state[name.replace("modulation.table", "modulation")] = value
     return state

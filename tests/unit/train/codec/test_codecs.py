@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from uniavgen.shards.errors import UserError
 from uniavgen.shards.timing import latents_for_frames, mels_for_frames, samples_for_frames
-from uniavgen.train.codec import audio, text, video
+from uniavgen.train.codec import audio, fitted, text, video
 from uniavgen.train.codec.config import MelConfig
 from uniavgen.train.codec.registry import (
     CAPTION_ENCODERS,
@@ -30,12 +30,12 @@ def test_registry_names_are_the_choices_of_the_configuration() -> None:
     assert get_args(CodecConfig.model_fields["video"].annotation) == tuple(VIDEO_CODECS)
     assert get_args(CodecConfig.model_fields["caption"].annotation) == tuple(CAPTION_ENCODERS)
     assert get_args(CodecConfig.model_fields["vocoder"].annotation) == tuple(VOCODERS)
-    with pytest.raises(ValidationError, match="'dct' or 'wan2.2'"):
+    with pytest.raises(ValidationError, match="'dct', 'fitted' or 'wan2.2'"):
         CodecConfig(video="other")
 
 
 def test_registry_names_are_the_names_of_the_classes() -> None:
-    assert [video.DctCodec.name, video.WanCodec.name] == list(VIDEO_CODECS)
+    assert [video.DctCodec.name, fitted.FittedCodec.name, video.WanCodec.name] == list(VIDEO_CODECS)
     assert [audio.GriffinLim.name, audio.Vocos.name] == list(VOCODERS)
 
 

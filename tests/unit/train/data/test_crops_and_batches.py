@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_samples import encode_audio, level_of_frame, make_sample
+from made_samples import encode_audio, face_mask, level_of_frame, make_sample
 from texts import texts
 
 from uniavgen.shards.errors import UserError
@@ -27,7 +27,6 @@ from uniavgen.train.data.crops import (
     choose_reference_audio,
     choose_reference_frame,
     crop_sample,
-    face_mask,
     fit_frame,
     random_for,
     words_in_window,
