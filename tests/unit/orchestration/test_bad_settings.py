@@ -37,6 +37,6 @@ def test_contradicting_settings_are_named(assignments: list[str], message: str) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "laptop", "paper"])
+@pytest.mark.parametrize("preset", ["tiny", "talk", "laptop", "paper"])
 def test_presets_have_no_contradictions(preset: str) -> None:
     assert load_config(preset).train.stages

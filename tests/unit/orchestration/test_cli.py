@@ -151,7 +151,7 @@ def test_misspelt_command_is_answered_with_the_nearest_one() -> None:
         (("sample", "--corpus", "corpus", "--run", "r", "--task", "sing"), 2, "dubbing"),
         (("sample", "--corpus", "corpus", "--run", "r"), 1, "uniavgen train"),
         (("curate", "--corpus", "corpus", "--set", "curate.policie=x"), 2, "did you mean curate.policy"),
-        (("doctor", "--preset", "huge"), 2, "laptop, paper, tiny"),
+        (("doctor", "--preset", "huge"), 2, "laptop, paper, talk, tiny"),
         (("ui",), 1, "uniavgen demo"),
         (("train", "all", "--corpus", "corpus", "--run", "r"), 2, "tiny (minutes on two CPU cores)"),
         (("forget", "show.mp4", "--corpus", "corpus", "--dry-run"), 1, "no such source"),

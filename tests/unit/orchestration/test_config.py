@@ -83,7 +83,7 @@ def test_error_in_a_file_names_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="laptop, paper, tiny"):
+    with pytest.raises(UsageError, match="laptop, paper, talk, tiny"):
         load_config("huge")
 
 
