@@ -134,7 +134,7 @@ def test_talk_preset_has_every_option_and_paper_preset_has_none() -> None:
     for name in ("weight_bound", "mouth_weight", "mel_augmentation"):
         assert getattr(talk.objective, name) != getattr(defaults, name)
         assert getattr(paper.objective, name) == getattr(defaults, name)
-    assert (paper.data.crop, paper.data.relative, paper.data.mouth_mask) == ("centre", False, False)
+    assert (paper.data.follows_face, paper.data.relative, paper.data.mouth_mask) == (False, False, False)
     assert (paper.model.video.places, paper.model.video.prediction) == (None, "velocity")
     assert flow_matching.timestep_for(0, 0, 0, talk.objective.timestep) > 0
 

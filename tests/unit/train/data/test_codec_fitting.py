@@ -15,7 +15,7 @@ from uniavgen.shards.latents.cache import CODECS_FOLDER, delete_latents
 from uniavgen.shards.read.stream import SampleStream
 from uniavgen.train.codec.fitted import FittedCodec
 from uniavgen.train.codec.registry import CodecConfig
-from uniavgen.train.data.cached_latents import cache_fields, differing_fields, find_latents
+from uniavgen.train.data.cached_latents import FIELD_DEFAULTS, cache_fields, differing_fields, find_latents
 from uniavgen.train.data.codec_fitting import (
     RUN_CODEC,
     clip_blocks,
@@ -181,7 +181,9 @@ def test_caches_of_other_crops_do_not_fit(fitted_shards: Path) -> None:
         "relative",
         "mouth_mask",
     ]
-    assert [text.split()[0] for text in differing_fields(fields["ours"], fields["plain"])] == [
+    assert [
+        text.split()[0] for text in differing_fields(fields["ours"], FIELD_DEFAULTS | fields["plain"])
+    ] == [
         "crop",
         "relative",
         "mouth_mask",
