@@ -9,6 +9,7 @@ import torch
 
 from uniavgen.shards.errors import UserError
 from uniavgen.train.batch import NOISY, REFERENCE, BranchInput, Segment
+from uniavgen.train.engine.deepspeed_engine import is_matrix
 from uniavgen.train.model.config import ModelConfig
 from uniavgen.train.model.dit import SMALLEST_TIME, PlaceLinear, velocity_from_data
 from uniavgen.train.model.dual_branch import DualBranch
@@ -47,6 +48,15 @@ def test_tokens_of_equal_content_differ_by_their_place(make_config, randomised) 
         model = randomised(with_video(make_config(), places=places))
         embedded = model.video.begin(data, data.text, model.video.rope(data)).x
         assert bool((embedded[:, :, 0] - embedded[:, :, 3]).abs().max() > 1e-3) == differs
+
+
+def test_biases_per_place_do_not_decay_with_matrices(make_config) -> None:
+    named = dict(DualBranch(with_video(make_config(), places=(2, 2))).video.named_parameters())
+    for layer in ("patch_embedding", "head.head"):
+        weight, bias = named[f"{layer}.weight"], named[f"{layer}.bias"]
+        assert (weight.dim(), bias.dim()) == (3, 2)
+        assert is_matrix(f"{layer}.weight", weight)
+        assert not is_matrix(f"{layer}.bias", bias)
 
 
 def test_latents_of_another_grid_are_refused(make_config) -> None:
