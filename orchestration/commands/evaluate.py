@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from uniavgen.orchestration.config import Config
+    from uniavgen.orchestration.evaluation.controls import CodecPass
     from uniavgen.orchestration.evaluation.results import Result
     from uniavgen.orchestration.evaluation.summary import MetricScore
     from uniavgen.orchestration.evaluation.videos import Item
@@ -87,7 +88,6 @@ def evaluate_videos(
     """Measure videos and controls, write table, scores and page into `folder`, and record them in MLflow."""
     from rich.markup import escape
 
-    from uniavgen.orchestration.evaluation.controls import CodecPass
     from uniavgen.orchestration.evaluation.evaluator import Evaluator, build_meters
     from uniavgen.orchestration.evaluation.features import feature_scores, read_features
     from uniavgen.orchestration.evaluation.results import ResultStore
@@ -101,7 +101,7 @@ def evaluate_videos(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", "another evaluation writes here"):
         store = ResultStore(folder)
-        codec = CodecPass(_codecs(run, settings)) if settings.evaluate.codec else None
+        codec = codec_pass(run, settings) if settings.evaluate.codec else None
         evaluator = Evaluator(meters, settings.ingest, settings.evaluate, store, codec)
         with contextlib.closing(evaluator):
             with console.progress("evaluate: videos", len(items)) as bar:
@@ -212,10 +212,18 @@ def _face_voice(
     return face_voice_score(results, training_pairs(kept_clips(corpus), persons), VOICE_SIZE)
 
 
-def _codecs(run: Path | None, settings: Config) -> Any:
+def codec_pass(run: Path | None, settings: Config) -> CodecPass | None:
+    """The codecs of the run; None, and a line, if they take no whole clips."""
+    from uniavgen.orchestration.evaluation.controls import CodecPass
+    from uniavgen.orchestration.output import console
     from uniavgen.train.checkpoint.trained_model import trained_config
+    from uniavgen.train.codec.registry import VIDEO_CODECS
 
-    return (trained_config(run)[1] if run else settings.train).data.codecs
+    codecs = (trained_config(run)[1] if run else settings.train).data.codecs
+    if VIDEO_CODECS[codecs.video].fitted:
+        console.print_line(f"ceiling through the codec: not measured, codec {codecs.video} takes crops only")
+        return None
+    return CodecPass(codecs)
 
 
 def _write(folder: Path, summary: dict[str, Any], results: Sequence[Result], items: Sequence[Item]) -> Path:

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from uniavgen.orchestration import cli
+from uniavgen.orchestration.commands.evaluate import codec_pass
+from uniavgen.orchestration.config import load_config
 from uniavgen.orchestration.output.video_file import write_video
 
 
@@ -96,3 +98,9 @@ def test_command_writes_scores_table_and_page_and_continues(tmp_path: Path) -> N
     again = CliRunner().invoke(cli.typer_app("evaluate"), words)
     assert json.loads(again.stdout)["scores"] == summary["scores"]
     assert (out / "results.jsonl").read_bytes() == before
+
+
+def test_codec_that_takes_crops_only_has_no_ceiling_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert codec_pass(None, load_config("talk")) is None
+    assert "not measured" in capsys.readouterr().out
+    assert codec_pass(None, load_config("tiny")) is not None
