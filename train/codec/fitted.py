@@ -110,10 +110,10 @@ class FittedCodec:
                 version = described.pop("format_version")
                 parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             fit = FitDescription(**{**described, "shards": tuple(described["shards"])})
-            bases = [
+            first, rest = (
                 BlockBasis(*(parts[f"{name}.{part}"].float() for part in BlockBasis._fields))
                 for name in ("first", "rest")
-            ]
+            )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the fitted codec is damaged: {str(error).splitlines()[0] if str(error) else error!r}",
@@ -128,7 +128,7 @@ class FittedCodec:
                 hint=f"delete it, then {hint}",
                 kind="wrong-version",
             )
-        codec = FittedCodec(*bases, fit, device)
+        codec = FittedCodec(first, rest, fit, device)
         codec.check_shapes(path)
         return codec
 
@@ -208,9 +208,9 @@ def fit_basis(blocks: Tensor, depth: int) -> BlockBasis:
     places = blocks.shape[2] // VIDEO_STRIDE * (blocks.shape[3] // VIDEO_STRIDE)
     for place in range(places):
         row, column = divmod(place, blocks.shape[3] // VIDEO_STRIDE)
-        at = (slice(row * VIDEO_STRIDE, (row + 1) * VIDEO_STRIDE),)
-        at += (slice(column * VIDEO_STRIDE, (column + 1) * VIDEO_STRIDE),)
-        fitted.append(_components(to_unit(blocks[:, :, at[0], at[1]]).flatten(1), place))
+        top, left = row * VIDEO_STRIDE, column * VIDEO_STRIDE
+        seen = blocks[:, :, top : top + VIDEO_STRIDE, left : left + VIDEO_STRIDE]
+        fitted.append(_components(to_unit(seen).flatten(1), place))
     mean, basis, deviation = (torch.stack(parts) for parts in zip(*fitted, strict=True))
     spread = deviation.clamp(min=PIXEL_NOISE) ** WHITENING
     # one factor for all, so that latents have about unit variance and keep their relative sizes

@@ -72,10 +72,14 @@ def test_added_field_at_its_earlier_value_keeps_the_key() -> None:
         assert training["model"]["interaction"].pop("positions") == "none"
         for branch in ("video", "audio"):
             assert training["model"][branch].pop("fp32_time") is False
+            assert training["model"][branch].pop("prediction") == "velocity"
+            assert training["model"][branch].pop("places") is None
         objective = training["objective"]
         assert [objective.pop(f"{branch}_timestep") for branch in ("video", "audio")] == [None, None]
         assert (objective.pop("interaction_dropout"), objective.pop("interaction_dropout_text")) == (0, True)
         assert objective["timestep"].pop("shift_tokens") == 0
+        assert (objective.pop("weight_bound"), objective.pop("mouth_weight")) == (None, 1)
+        assert objective.pop("mel_augmentation") == {"gain": 0, "shift": 0, "noise": 0}
     sampler = document["sampler"]
     assert (sampler["shift"], sampler.pop("audio_shift")) == (None, None)
     sampler["shift"] = 1.0
