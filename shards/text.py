@@ -66,9 +66,11 @@ def word_spans(text: str, edges: Iterable[int] | None = None) -> list[tuple[int,
         if has_letters(text[start:end]):
             words.append((start if opening is None else opening, end))
             opening = None
+        elif opening is not None:
+            continue  # belongs to the next word too: it stands behind an opening symbol
         elif words and not _OPENING.fullmatch(text[start:end]):
             words[-1] = (words[-1][0], end)
-        elif opening is None:
+        else:
             opening = start
     if opening is not None and words:
         words[-1] = (words[-1][0], runs[-1][1])

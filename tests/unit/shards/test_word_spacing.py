@@ -4,7 +4,7 @@ import itertools
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from texts import SENTENCES, texts
 
@@ -121,3 +121,10 @@ def test_plain_text_keeps_vowel_signs() -> None:
     assert plain_text("हिन्दी, กำลัง!") == "हिन्दी กำลัง"
     assert plain_text("It's  DONE.") == "its done"
     assert plain_text(unicodedata.normalize("NFD", "Été")) == "été"
+
+
+@given(st.text(alphabet="0a « :»“.日", max_size=30))
+@example("0 0 « : 0")
+def test_words_never_overlap(text: str) -> None:
+    ends = [0, *(end for _, end in word_spans(text))]
+    assert all(before <= start for before, (start, _) in zip(ends, word_spans(text), strict=False))
