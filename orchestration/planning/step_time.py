@@ -16,7 +16,6 @@ from uniavgen.train.config import StageConfig, TrainConfig
 from uniavgen.train.planning import (
     planned_window,
     sample_flops,
-    stage_activations,
     stage_operations,
     stage_parameters,
 )
@@ -39,10 +38,7 @@ START_S = 90.0
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and its host. `overlaps`: the host runs ahead of the device, as with CUDA.
-
-    `traffic_gb_s`: memory bandwidth of element-wise operations where `mfu` does not cover them; 0: it does.
-    """
+    """A device and its host. `overlaps`: the host runs ahead of the device, as with CUDA."""
 
     tflops: float
     mfu: float
@@ -50,7 +46,6 @@ class Machine:
     codec_tflops: float
     operation_s: float = OPERATION_S
     overlaps: bool = True
-    traffic_gb_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,8 +83,6 @@ def step_time(
     passes = share / config.micro_batch(stage, workers)
     compute = share * sample_flops(config, stage) / (machine.tflops * 1e12 * machine.mfu)
     launches = passes * stage_operations(config, stage) * machine.operation_s
-    if machine.traffic_gb_s:
-        compute += passes * traffic_bytes(config, stage, workers) / (machine.traffic_gb_s * 1e9)
     trained = stage_parameters(config, stage)[1]
     sharded = workers if config.deepspeed.zero_stage else 1
     optimizer = OPTIMIZER_BYTES * trained / sharded / (machine.bandwidth_gb_s * 1e9)
@@ -97,15 +90,6 @@ def step_time(
     loader = share * (0.0 if cached else load_seconds(config, stage))
     device = (max(compute, launches) if machine.overlaps else compute + launches) + codecs + optimizer
     return StepTime(compute, launches, codecs, optimizer, loader, max(device, loader))
-
-
-def traffic_bytes(config: TrainConfig, stage: StageConfig, workers: int) -> float:
-    """Bytes that element-wise operations of one micro-step read and write.
-
-    Each activation that is kept is written, read in the backward pass, and its gradient written and read.
-    """
-    kept = stage_activations(config, stage, config.micro_batch(stage, workers))
-    return 4 * (sum(kept.by_layer) + kept.ends)
 
 
 def codec_flops(config: TrainConfig, stage: StageConfig) -> float:

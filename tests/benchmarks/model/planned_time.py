@@ -2,10 +2,10 @@
 
     python tests/benchmarks/model/planned_time.py [--steps 12]
 
-The machine is calibrated first: rate of matrix products and bandwidth of element-wise operations, forward and
-backward, without a model; seconds of an operation from a step of a model so narrow that nothing else counts.
-The plan then uses these numbers in place of a GPU's. One thread; CPU time, so that the load of the machine
-counts little. Prints planned / measured for each model and stage.
+The machine is calibrated first: seconds of an operation from a step of a model so narrow that nothing else
+counts, and the FLOP/s that a step of another model reaches. The plan then uses these numbers in place of a
+GPU's. One thread; CPU time, so that the load of the machine counts little. Prints planned / measured for each
+model and stage.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from uniavgen.train.flow_matching import Draw
 from uniavgen.train.model.config import BranchConfig, ModelConfig
 from uniavgen.train.model.family import family_of
 from uniavgen.train.model.objective import compute_losses
-from uniavgen.train.planning import stage_operations
+from uniavgen.train.planning import sample_flops, stage_operations
 from uniavgen.train.tasks import Task
 
-TOKENS, WIDTH, LARGE = 512, 256, 2**20
-"""Rows and columns of the calibrating products; elements of an element-wise operation."""
+BANDWIDTH_GB_S = 10.0
+"""Memory bandwidth of one core, for the optimizer."""
 
 
 def small_model(width: int, layers: int) -> ModelConfig:
@@ -82,30 +82,15 @@ def seconds_of(action: Callable[[], object], turns: int) -> float:
 
 
 def calibrated() -> Machine:
-    """This machine's figures, from small graphs without a model."""
-    x, weight = torch.randn(TOKENS, WIDTH, requires_grad=True), torch.randn(WIDTH, WIDTH, requires_grad=True)
-
-    def products() -> None:
-        (x @ weight @ weight @ weight @ weight).sum().backward()
-
-    def chain(size: int, length: int) -> Callable[[], None]:
-        start = torch.randn(size, requires_grad=True)
-
-        def run() -> None:
-            value = start
-            for _ in range(length):
-                value = value * value
-            value.sum().backward()
-
-        return run
-
-    rate = 3 * 4 * 2 * TOKENS * WIDTH**2 / seconds_of(products, 30)
+    """This machine's figures, from a narrow model and from one of another depth."""
     narrow, stage = case_of(small_model(48, 4), "joint", 17, 2)
     operation = measured(narrow, stage, 10) / stage_operations(narrow, stage)
-    traffic = 20 * 4 * 3 * 4 * LARGE / seconds_of(chain(LARGE, 20), 10)
-    return Machine(
-        rate / 1e12, 1.0, traffic / 1e9, rate / 1e12, operation, overlaps=False, traffic_gb_s=traffic / 1e9
+    wide, stage = case_of(small_model(384, 3), "joint", 33, 2)
+    rest = step_time(
+        wide, stage, 1, Machine(1e9, 1.0, BANDWIDTH_GB_S, 1.0, operation, overlaps=False), cached=True
     )
+    rate = stage.batch * sample_flops(wide, stage) / (measured(wide, stage, 10) - rest.total)
+    return Machine(rate / 1e12, 1.0, BANDWIDTH_GB_S, rate / 1e12, operation, overlaps=False)
 
 
 def measured(config: TrainConfig, stage: StageConfig, steps: int) -> float:
@@ -136,10 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     join_group()
     machine = calibrated()
-    print(
-        f"{machine.tflops * 1e3:.1f} GFLOP/s, {machine.operation_s * 1e6:.1f} us per operation, "
-        f"{machine.traffic_gb_s:.1f} GB/s element-wise"
-    )
+    print(f"{machine.tflops * 1e3:.1f} GFLOP/s, {machine.operation_s * 1e6:.1f} us per operation")
     for name, (model, stage_name, frames, batch) in CASES.items():
         config, stage = case_of(model, stage_name, frames, batch)
         planned, real = step_time(config, stage, 1, machine, cached=True), measured(config, stage, steps)
