@@ -26,6 +26,7 @@ from uniavgen.ingest.ffmpeg_check import check_ffmpeg
 from uniavgen.ingest.io.ffmpeg import ffmpeg_path
 from uniavgen.ingest.measures.registry import STEPS
 from uniavgen.ingest.pipeline import ingest as run_ingest
+from uniavgen.orchestration.output.ingest_display import show_summary
 from uniavgen.shards.cluster import ray_running
 from uniavgen.shards.corpus.tables import Corpus
 from uniavgen.shards.errors import UserError
@@ -299,6 +300,89 @@ def test_broken_ffmpeg_stops_the_run_and_charges_no_source(
     assert len(Corpus.open(root).read("failures")) == 0
     broken.unlink()
     assert run_ingest(good, root, config).sources == 2
+
+
+CUT_WRONGLY = """#!{python} -SE
+import os, subprocess, sys
+from pathlib import Path
+
+# names of clips have 20 signs, those of the self-test fewer
+folder, program, words = Path({folder!r}), {program!r}, sys.argv[1:]
+audios = [word.removeprefix("file:") for word in words if word.endswith(".flac")]
+clips = dict((Path(audio).stem, audio) for audio in audios if len(Path(audio).stem) == 20)
+names = ("differs", "fails")
+chosen = dict((name, (folder / name).read_text()) for name in names if (folder / name).exists())
+if (folder / "wrong").exists():
+    if len(clips) > 1 and not clips.keys() & set(chosen.values()):
+        second, own = list(clips)[1], folder / str(os.getpid())
+        own.write_text(second)
+        for name in names:
+            try:
+                os.link(own, folder / name)
+            except FileExistsError:
+                continue
+            chosen[name] = second
+            break
+    if chosen.get("fails") in clips:
+        sys.exit("no luck with this clip")
+    if chosen.get("differs") in clips:
+        audio = clips[chosen["differs"]]
+        subprocess.run([program, *words], check=True)
+        backwards = ["-v", "error", "-i", audio, "-af", "areverse", audio + ".new.flac"]
+        subprocess.run([program, *backwards], check=True)
+        sys.exit(os.replace(audio + ".new.flac", audio))
+os.execv(program, [program, *words])
+"""
+"""An ffmpeg that fails at the second clip of one source, and writes other audio for that of another."""
+
+
+def clip_failures(corpus: Corpus) -> dict[str, tuple[str, int]]:
+    """Failed clips of ingest: kind and attempts by clip_id. Checks that their sources kept other clips."""
+    rows = corpus.query("SELECT * FROM failures WHERE uri LIKE 'clip:%'").to_pylist()
+    kept = set(corpus.query("SELECT source_id FROM clips")["source_id"].to_pylist())
+    assert {row["source_id"] for row in rows} <= kept
+    assert {row["stage"] for row in rows} <= {"cut"}
+    return {row["uri"].removeprefix("clip:"): (row["error_type"], row["attempts"]) for row in rows}
+
+
+def test_failed_clips_cost_themselves_alone_and_are_retried(
+    videos: Path,
+    undisturbed: tuple[Corpus, IngestSummary, list[Progress]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, wrapper, wrong = tmp_path / "corpus", tmp_path / "ffmpeg", tmp_path / "wrong"
+    shutil.copytree(undisturbed[0].root, root)  # with stored measurements: only short clips are new
+    wrapper.write_text(CUT_WRONGLY.format(python=sys.executable, folder=str(tmp_path), program=ffmpeg_path()))
+    wrapper.chmod(0o755)
+    wrong.touch()
+    changes = {"limits": {"ffmpeg": str(wrapper)}, "clips": {"min_s": 0.5, "max_s": 1.0}}
+    config = IngestConfig.model_validate(changes)
+    named = [str(videos / f"spoken{index}.mp4") for index in range(SPOKEN)]
+    summary = run_ingest(named, root, config)
+    differs, fails = ((tmp_path / name).read_text() for name in ("differs", "fails"))
+    corpus = Corpus.open(root)
+    assert clip_failures(corpus) == {differs: ("clip-differs", 1), fails: ("cut-failed", 1)}
+    assert (summary.sources, summary.failures, set(summary.failed_clips)) == (SPOKEN, {}, {differs, fails})
+    kept = {row[0] for row in contents(corpus)[1]}
+    assert not kept & {differs, fails}
+    assert len(kept) == summary.clips
+    show_summary(summary, named, str(root))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 clips failed" in said
+    assert "its sound is not the analysed one: lag" in said
+    assert "no luck with this clip" in said
+    assert "--retry" in said
+
+    again = run_ingest(named, root, config)
+    assert (again.sources, again.skipped_done, again.skipped_failed_clips) == (0, SPOKEN, 2)
+    still = run_ingest(named, root, config, retry=True, step="cut")
+    assert (still.sources, set(still.failed_clips)) == (2, {differs, fails})
+    assert clip_failures(corpus) == {differs: ("clip-differs", 2), fails: ("cut-failed", 2)}
+    wrong.unlink()
+    healed = run_ingest(named, root, config, retry=True)
+    assert (healed.sources, healed.failed_clips, clip_failures(corpus)) == (2, {}, {})
+    assert {row[0] for row in contents(corpus)[1]} == kept | {differs, fails}
 
 
 def test_full_disk_is_one_error_and_next_run_completes(
