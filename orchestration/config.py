@@ -50,7 +50,7 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings that stand in a part of a file: below the keys `location`."""
+    """Settings of the section `location` of a file."""
 
     settings: dict[Any, Any]
     path: Path

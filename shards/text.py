@@ -1,4 +1,4 @@
-"""Words of a text: where they lie, what stands between them, how many they are.
+"""Words of a text: where they lie, what lies between them, how many they are.
 
 Most scripts write white space between words. Han, kana, Thai, Lao, Khmer, Myanmar, Tibetan and some others do
 not. A text in them is divided where speech recognition divides it, or at every character, but never inside
@@ -67,7 +67,7 @@ def word_spans(text: str, edges: Iterable[int] | None = None) -> list[tuple[int,
             words.append((start if opening is None else opening, end))
             opening = None
         elif opening is not None:
-            continue  # belongs to the next word too: it stands behind an opening symbol
+            continue  # it follows an opening symbol, so it belongs to the next word too
         elif words and not _OPENING.fullmatch(text[start:end]):
             words[-1] = (words[-1][0], end)
         else:
@@ -121,7 +121,7 @@ def word_gaps(text: str, words: Sequence[str]) -> list[str]:
 
 
 def script_gap(before: str, after: str) -> str:
-    """What usually stands between two words: nothing in scripts without spaces, else a space."""
+    """What is usually between two words: nothing in scripts without spaces, else a space."""
     left, right = _LETTER.findall(before), _LETTER.findall(after)
     return "" if left and right and _UNSPACED.match(left[-1]) and _UNSPACED.match(right[0]) else " "
 

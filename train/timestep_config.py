@@ -3,7 +3,7 @@
     t = s u / (1 + (s - 1) u)        more noise for s > 1 (Esser et al. 2024, Stable Diffusion 3, eq. 23; Wan)
     s(n) = s * sqrt(n / n_0)         for n tokens, if s fits n_0 tokens (the same, sqrt(m / n))
 
-The more tokens a clip has, the more of them tell the same, so the more noise it takes to hide it. The paper
+Tokens of one clip repeat information: a clip of more tokens needs more noise to hide it. The paper
 names neither distribution nor shift.
 """
 

@@ -51,7 +51,7 @@ MAX_DIFFERENCE = 6.0
 
 MAX_MOTION_ERROR, MIN_MOTION = 0.5, 1.0
 """Largest difference of two movements, as a share of the larger one, and the movement in levels (RMS) below
-which pictures stand still."""
+which frames do not move."""
 
 NOISE = 0.05
 """Mean difference in levels that does not tell two neighbouring frames apart."""
@@ -112,7 +112,7 @@ class PictureProof:
     def fault(self) -> str:
         error = self.motion_error
         wrong = max(self.first, self.last) > MAX_DIFFERENCE or (error or 0.0) > MAX_MOTION_ERROR
-        moves = "both stand still" if error is None else f"difference of movement {error:.0%}"
+        moves = "neither moves" if error is None else f"difference of movement {error:.0%}"
         figures = f"first {self.first:.1f}, last {self.last:.1f} of 255 levels, {moves}"
         return f"its pictures are not the analysed ones: {figures}" if wrong else ""
 

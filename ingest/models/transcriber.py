@@ -2,7 +2,7 @@
 
 Input is an `AudioFile` and the speakers' turns; one chunk of audio is in memory at a time. Results are
 passages (a chunk's text with its language, log-probability and no-speech probability) and words, which with
-what stands between them are the passage's text. A word's score is Whisper's probability of its tokens. Times
+what is between them are the passage's text. A word's score is Whisper's probability of its tokens. Times
 come from `forced_alignment`; where that fails, from Whisper's cross-attention, which starts words 65-110 ms
 early.
 """

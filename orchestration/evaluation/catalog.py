@@ -12,8 +12,8 @@ class MetricSpec:
     """One metric.
 
     `network` names what measures it. `column` is the published column with the same definition and network,
-    "" where no published number may stand beside it. `better` is the direction of quality, also for motion,
-    whose order is only used by its controls. `of_set`: one value for a set of clips, not one for each.
+    "" where it must not be compared with a published number. `better` is the direction of quality, also for
+    motion, whose order is only used by its controls. `of_set`: one value for a set of clips, not one for each.
     """
 
     network: str

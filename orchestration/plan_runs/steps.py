@@ -1,7 +1,7 @@
 """The steps of a plan: what each reads, writes and depends on, and the command body that it calls.
 
-What a step depends on is told by small identities (versions of tables, hashes of manifests), not by content:
-looking at them takes less than a second for a corpus of any size.
+Whether an input of a step changed is read from versions of tables and hashes of manifests, not from the
+content. This takes less than a second for a corpus of any size.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class InputProjection(nn.Module):
 
 
 class Empty(nn.Module):
-    """Features [rows, channels] that stand for a missing input: one learned row, or frozen rows (a buffer).
+    """Features [rows, channels] used instead of a missing input: one learned row, or frozen rows (a buffer).
 
     A buffer, because training unfreezes parameters; it is saved and loaded with the weights.
     """
