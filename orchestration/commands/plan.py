@@ -91,9 +91,9 @@ def _show_answer(config: TrainConfig, summary: dict[str, Any]) -> None:
 
     cluster, fits = summary["cluster"], summary["fits"]
     gpus = f"{cluster['gpus']} x {cluster['name']}"
-    console.print_line(f"{_describe_bill(summary)} on {gpus}", style="bold")
+    console.print_line(f"{_describe_totals(summary)} on {gpus}", style="bold")
     if summary["with_cached_latents"] and any(stage["step"]["codecs"] for stage in summary["stages"]):
-        cached = _describe_bill(summary["with_cached_latents"])
+        cached = _describe_totals(summary["with_cached_latents"])
         console.print_line(f"with cached latents (uniavgen cache-latents): {cached}")
     missing = [stage.name for stage in config.stages if not fits[stage.name]]
     if missing:
@@ -102,10 +102,10 @@ def _show_answer(config: TrainConfig, summary: dict[str, Any]) -> None:
         console.print_line("every stage fits in memory as configured")
 
 
-def _describe_bill(bill: dict[str, Any]) -> str:
-    days, price = bill["days"], "" if bill["usd"] is None else f", {bill['usd']:,.0f} USD"
+def _describe_totals(totals: dict[str, Any]) -> str:
+    days, price = totals["days"], "" if totals["usd"] is None else f", {totals['usd']:,.0f} USD"
     time = f"{days:.1f} days" if days >= 1 else f"{days * 24:.1f} hours"
-    return f"{time}, {bill['gpu_hours']:,.0f} GPU-hours{price}"
+    return f"{time}, {totals['gpu_hours']:,.0f} GPU-hours{price}"
 
 
 def _show_time(summary: dict[str, Any]) -> None:

@@ -106,15 +106,15 @@ def plan_training(
         "memory": {stage.name: memory_table(config, stage, workers) for stage in config.stages},
         "fits": fits,
         "stages": [asdict(cost) for cost in planned],
-        **bill(planned, usd_per_hour),
-        "with_cached_latents": None if required else bill(costs(True), usd_per_hour),
+        **totals(planned, usd_per_hour),
+        "with_cached_latents": None if required else totals(costs(True), usd_per_hour),
         "data": data,
         "smallest_cluster": {stage.name: cluster_summary(config, stage, card) for stage in config.stages},
         "deepspeed": {stage.name: deepspeed_config(config, stage, workers) for stage in config.stages},
     }
 
 
-def bill(costs: list[StageCost], usd_per_hour: float | None) -> dict[str, Any]:
+def totals(costs: list[StageCost], usd_per_hour: float | None) -> dict[str, Any]:
     """Days, GPU-hours and, with a price per GPU-hour, US dollars of the stages together."""
     hours = sum(cost.gpu_hours for cost in costs)
     price = None if usd_per_hour is None else hours * usd_per_hour
