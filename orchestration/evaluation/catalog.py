@@ -13,7 +13,7 @@ class MetricSpec:
 
     `network` names what measures it. `column` is the published column with the same definition and network,
     "" where it must not be compared with a published number. `better` is the direction of quality, also for
-    motion, whose order is only used by its controls. `of_set`: one value for a set of clips, not one for each.
+    motion, whose order is only used by its controls. `of_set`: one value for a set of clips, not for each.
     """
 
     network: str
